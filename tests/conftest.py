@@ -1,0 +1,42 @@
+"""The strictest JAX there is: what passes here passes in a user's script.
+
+Rank promotion raises, dtype promotion is strict, warnings are errors, annotations are checked
+and there are 8 simulated devices on the CPU.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+import jaxtyping
+import pytest
+
+# Annotations are checked in the tests only: users pay nothing for them.
+jaxtyping.install_import_hook("ddpm_jax", "beartype.beartype")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="takes more than a minute; run pytest --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def without_annotation_checks():
+    """Lets a wrong argument reach the library's own guards."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
