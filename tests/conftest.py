@@ -25,7 +25,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+CORE = {
+    f"test_{room}"
+    for room in (
+        "schedules",
+        "gaussians",
+        "forward",
+        "timesteps",
+        "losses",
+        "likelihood",
+        "samplers",
+        "core_contract",
+        "models",
+        "architecture",
+    )
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in CORE:
+            item.add_marker("core")
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="takes more than a minute; run pytest --slow")

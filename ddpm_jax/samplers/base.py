@@ -44,11 +44,11 @@ class Sampler(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The finished images, and the steps that led there if they were asked for."""
+    """The finished images, and what was kept of the steps that led there."""
 
     x0: Float[Array, "batch *data"]
-    trajectory: StepInfo | None
-    """Each field `[steps, batch, ...]`, in the order of the steps."""
+    trajectory: Any
+    """What `keep` returned, stacked over the steps; None if nothing was to be kept."""
 
 
 def sample(
@@ -57,7 +57,7 @@ def sample(
     shape: tuple[int, ...],
     times: Int[Array, " steps"],
     *,
-    trajectory: bool = False,
+    keep: Callable[[StepInfo], Any] | None = None,
 ) -> Samples:
     """Runs `sampler` down the falling `times` and onto the data, as one compiled scan.
 
@@ -69,7 +69,8 @@ def sample(
         key: typed random key.
         shape: `[batch, ...]` of the images.
         times: falling times in [0, T); `time_grid` makes them.
-        trajectory: also return every step's StepInfo.
+        keep: what to keep of each step's StepInfo: `lambda info: info` for all of it,
+            `lambda info: info.x_s[:8]` for the way of eight images.
 
     Raises:
         TypeError, ValueError: `key` is not a typed key, or `times` is not a vector of integers.
@@ -85,11 +86,11 @@ def sample(
     def step(state: SamplerState, pair: tuple[Array, Array]) -> tuple[SamplerState, Any]:
         t, s = pair
         state, info = sampler.step(jax.random.fold_in(steps_key, t), state, t, s)
-        return state, info if trajectory else None
+        return state, None if keep is None else keep(info)
 
     following = jnp.append(times[1:], jnp.asarray(-1, times.dtype))
-    state, infos = jax.lax.scan(step, sampler.init(init_key, shape), (times, following))
-    return Samples(state.x_t, infos)
+    state, kept = jax.lax.scan(step, sampler.init(init_key, shape), (times, following))
+    return Samples(state.x_t, kept)
 
 
 def time_grid(schedule: Schedule, num_steps: int) -> Int[Array, " steps"]:

@@ -1,0 +1,53 @@
+"""Scikit-learn's handwritten digits: 1,797 real 8x8 images with 17 grey levels, in no download.
+
+    ddpm-jax train configs/digits.py
+
+Why this schedule. A likelihood is paid for in every octave of noise between the grid of grey
+levels and pure noise, and the levels here are 2/16 apart. A textbook schedule starts far below
+that spacing: cosine at T = 1000 ends at 3.4 to 3.7 bits/dim, worse than a per-pixel histogram
+(2.43), because its KL terms pay for detail that rounding throws away. Noise that starts at about
+a quarter of the spacing (log SNR 7) loses nothing, and a log SNR that falls linearly weighs all
+KL terms alike, so that T = 250 is enough. Start at log SNR 5 instead, and the decoder alone costs
+2.1 bits/dim. Training on the ELBO itself, with stratified times, does the rest.
+"""
+
+from ddpm_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """The run that the README shows."""
+    return Config(
+        data=DataConfig(name="digits"),
+        schedule=ScheduleConfig(
+            name="linear_log_snr", num_steps=250, log_snr_max=7.0, log_snr_min=-8.0
+        ),
+        model=ModelConfig(
+            channels=16,
+            multipliers=(1, 2),
+            num_blocks=1,
+            attention_resolutions=(4,),
+            dropout=0.0,
+            norm_groups=8,
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, decay="cosine", b2=0.99),
+        train=TrainConfig(
+            steps=2500,
+            batch_size=64,
+            objective="elbo",
+            times="stratified",
+            ema_decay=0.995,
+            log_every=50,
+            save_every=250,
+            draw_every=1250,
+        ),
+        evaluation=EvaluationConfig(batch_size=120, num_samples=64),
+        workdir="runs/digits",
+    )

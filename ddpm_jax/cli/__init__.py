@@ -1,0 +1,3 @@
+"""The `ddpm-jax` command."""
+
+from ddpm_jax.cli.main import main as main

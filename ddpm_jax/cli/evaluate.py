@@ -1,0 +1,31 @@
+"""`ddpm-jax evaluate RUN`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from ddpm_jax.cli.restored import ParamsName, restore_run
+from ddpm_jax.cli.results import print_results
+from ddpm_jax.experiment import evaluate
+
+__all__ = ["run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Bits per dimension of a finished or running run on held-out images."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    params: ParamsName = "ema"
+    """The moving average of the parameters, or the raw ones."""
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+    """Measures and prints; writes nothing."""
+    asked = tyro.cli(Arguments, prog="ddpm-jax evaluate", args=arguments)
+    experiment, params, step = restore_run(asked.run, asked.params)
+    print_results(console, {"step": step, **evaluate(experiment, params)})

@@ -1,0 +1,70 @@
+"""The `ddpm-jax` command: finds the subcommand, and turns what a person can mend into one line."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.loop import DivergenceError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "train": "train a config, or go on with it, then evaluate and draw",
+    "sample": "draw images from a run",
+    "evaluate": "bits per dimension of a run on held-out images, beside baselines",
+    "inspect": "the network of a config as a table: shapes, parameters, FLOPs",
+}
+
+EXIT_DIVERGED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit code.
+
+    0 done, 1 training diverged, 2 something in the arguments or files that a person can mend,
+    130 interrupted with ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else EXIT_USAGE
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        return _fail(f"the command is {command!r}; it has to be one of {known}", EXIT_USAGE)
+    # Orbax and grain warn through absl about what is handled here.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        module = importlib.import_module(f"ddpm_jax.cli.{command}")
+        module.run(rest, Console())
+    except UserError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except DivergenceError as error:
+        return _fail(str(error), EXIT_DIVERGED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"  ddpm-jax {name:<10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ddpm-jax COMMAND ...   (ddpm-jax COMMAND --help tells more)",
+            "",
+            *lines,
+            "",
+            "  ddpm-jax train configs/digits.py --train.steps 500 --workdir runs/a",
+        ]
+    )
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"ddpm-jax: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,31 @@
+"""The final figures as a table for people."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_results"]
+
+
+def print_results(console: Console, results: dict[str, Any]) -> None:
+    """Bits per dimension beside the two baselines, and the parts of the ELBO."""
+    table = Table(
+        title=f"{results['dataset']}, {results['images']} held-out images, step {results['step']}"
+    )
+    table.add_column("code")
+    table.add_column("bits/dim", justify="right")
+    table.add_row(f"uniform, log2 {results['levels']}", f"{results['uniform']:.3f}")
+    table.add_row(
+        "histogram of each pixel, fitted on the training images",
+        f"{results['histogram']:.3f}",
+        end_section=True,
+    )
+    table.add_row("  prior", f"{results['prior']:.4f}")
+    table.add_row(f"  {results['num_steps'] - 1} KL terms", f"{results['kl']:.3f}")
+    table.add_row("  decoder", f"{results['decoder']:.3f}")
+    table.add_row(
+        f"this model, full ELBO over T = {results['num_steps']}",
+        f"[bold]{results['bits_per_dim']:.3f}[/] +- {results['standard_error']:.3f}",
+    )
+    console.print(table)

@@ -1,0 +1,59 @@
+"""`ddpm-jax sample RUN --num 64 --sampler ddim --steps 50 --out grid.png`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from ddpm_jax.cli.restored import ParamsName, restore_run
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import image_grid, save_png
+from ddpm_jax.experiment import make_drawer
+from ddpm_jax.experiment.measure import SamplerName
+
+__all__ = ["run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Draws images from a finished or running run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    num: int = 64
+    """How many images."""
+    sampler: SamplerName = "ancestral"
+    steps: int | None = None
+    """Steps of the sampler, evenly spread over the chain; by default all T."""
+    out: Path = Path("samples.png")
+    """A .png for a grid, a .npz for the uint8 grey levels as array `images`."""
+    seed: int = 0
+    params: ParamsName = "ema"
+    """The moving average of the parameters, or the raw ones."""
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+    """Draws and writes one file."""
+    asked = tyro.cli(Arguments, prog="ddpm-jax sample", args=arguments)
+    if asked.out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out is {str(asked.out)!r}; its name has to end in .png or .npz")
+    if not asked.out.parent.is_dir():
+        raise UserError(f"--out is {str(asked.out)!r}; there is no folder {asked.out.parent}")
+    if asked.num < 1:
+        raise UserError(f"--num is {asked.num}; it has to be 1 or more")
+    experiment, params, step = restore_run(asked.run, asked.params)
+    num_steps = experiment.schedule.num_steps
+    if asked.steps is not None and not 1 <= asked.steps <= num_steps:
+        raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")
+    drawer = make_drawer(experiment, num=asked.num, sampler=asked.sampler, steps=asked.steps)
+    images = drawer(params, jax.random.key(asked.seed)).images
+    levels = experiment.images.levels
+    if asked.out.suffix == ".png":
+        save_png(asked.out, image_grid(images, levels=levels))
+    else:
+        np.savez_compressed(asked.out, images=images, levels=levels)
+    console.print(f"{asked.num} images of step {step} in {asked.out}", highlight=False)

@@ -1,0 +1,329 @@
+"""The typed configuration of an experiment: what `configs/*.py` return and `--a.b value` changes.
+
+Frozen dataclasses of plain values: what they say can be printed, compared and stored as JSON.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import operator
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ddpm_jax import schedules
+from ddpm_jax.errors import UserError
+from ddpm_jax.forward import Predicts
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.training.objective import Objective, Times
+from ddpm_jax.training.optimizer import Decay
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "Difference",
+    "EvaluationConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "differences",
+    "from_json",
+    "load",
+    "make_schedule",
+    "to_json",
+    "validate",
+]
+
+
+class ConfigError(UserError):
+    """A configuration that cannot work, told before anything is built."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    name: str = "digits"
+    """"digits" (scikit-learn's), or a dataset of TensorFlow Datasets: cifar10, fashion_mnist."""
+    dir: str | None = None
+    """Where prepared TensorFlow Datasets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    flip: bool = False
+    """Mirror each training image left to right half of the time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """How noise grows over the chain."""
+
+    name: Literal["linear", "cosine", "linear_log_snr"] = "linear"
+    num_steps: int = 1000
+    """T, the length of the chain."""
+    beta_min: float = 1e-4
+    """First beta of the linear schedule."""
+    beta_max: float = 0.02
+    """Last beta of the linear schedule."""
+    log_snr_max: float = 7.0
+    """log SNR at t = 0 of the linear_log_snr schedule."""
+    log_snr_min: float = -8.0
+    """log SNR at t = T - 1 of the linear_log_snr schedule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The U-Net; see `ddpm_jax.models.UNet`."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    norm_groups: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation inside the network; parameters are float32 either way."""
+    predicts: Predicts = "eps"
+    """What the network's output stands for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam."""
+
+    learning_rate: float = 2e-4
+    warmup_steps: int = 5000
+    decay: Decay = "constant"
+    """What the learning rate does after the warm-up."""
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+    """The gradient's global norm is cut to this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run."""
+
+    steps: int = 800_000
+    batch_size: int = 128
+    """Over all devices and processes."""
+    objective: Objective = "simple"
+    """"simple": mean squared error; "elbo": minus the ELBO, in bits per dimension."""
+    times: Times = "uniform"
+    """How t is drawn."""
+    ema_decay: float = 0.9999
+    log_every: int = 100
+    save_every: int = 5000
+    draw_every: int = 10_000
+    keep_latest: int = 2
+    """Checkpoints kept: this many of the newest ..."""
+    keep_best: int = 1
+    """... and this many of those with the lowest held-out loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is drawn and measured, during training and at its end."""
+
+    batch_size: int = 128
+    """Images in one compiled call, over all devices."""
+    num_samples: int = 64
+    """Images in a sample grid."""
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    sampler_steps: int | None = None
+    """Steps of the sampler; by default all T."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices."""
+
+    data: int = -1
+    """Devices that share each batch; -1 for all there are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    """Of everything random: parameters, data order, noise, samples."""
+    workdir: str = "runs/run"
+    """Where checkpoints, metrics and pictures go; the same command goes on from there."""
+
+
+def load(path: Path) -> Config:
+    """The `get_config()` of the Python file at `path`.
+
+    Raises:
+        ConfigError: no such file, it cannot be run, or it has no get_config that returns a Config.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the config {str(path)!r} does not exist; configs/ holds some")
+    spec = importlib.util.spec_from_file_location(f"ddpm_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"the config {str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise ConfigError(
+            f"the config {str(path)!r} fails with {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"get_config() of {str(path)!r} returns a {type(config).__name__}; it has to return"
+            " a ddpm_jax.config.Config"
+        )
+    return config
+
+
+def validate(config: Config) -> None:
+    """Raises ConfigError for the first value that cannot work, before anything is built."""
+    make_schedule(config.schedule)
+    for field, (holds, wanted) in _RULES.items():
+        _require(holds(operator.attrgetter(field)(config)), config, field, wanted)
+    channels, num_steps = config.model.channels, config.schedule.num_steps
+    _require(
+        channels % config.model.norm_groups == 0,
+        config,
+        "model.norm_groups",
+        f"a divisor of model.channels, {channels}",
+    )
+    _require(
+        (config.evaluation.sampler_steps or 1) <= num_steps,
+        config,
+        "evaluation.sampler_steps",
+        f"at most schedule.num_steps, {num_steps}",
+    )
+
+
+_COUNT = (lambda value: value >= 1, "1 or more")
+_NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+_POSITIVE = (lambda value: value > 0.0, "positive")
+_FRACTION = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.channels": (lambda value: value >= 4 and value % 2 == 0, "an even number, 4 or more"),
+    "model.multipliers": (
+        lambda values: len(values) > 0 and min(values) > 0,
+        "a positive number for each level",
+    ),
+    "model.num_blocks": _COUNT,
+    "model.norm_groups": _COUNT,
+    "model.dropout": _FRACTION,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_steps": _NOT_NEGATIVE,
+    "optimizer.clip_norm": _POSITIVE,
+    "optimizer.b1": _FRACTION,
+    "optimizer.b2": _FRACTION,
+    "train.steps": _COUNT,
+    "train.batch_size": _COUNT,
+    "train.ema_decay": _FRACTION,
+    "train.log_every": _COUNT,
+    "train.save_every": _COUNT,
+    "train.draw_every": _COUNT,
+    "train.keep_latest": _COUNT,
+    "train.keep_best": _NOT_NEGATIVE,
+    "evaluation.batch_size": _COUNT,
+    "evaluation.num_samples": _COUNT,
+    "evaluation.sampler_steps": (lambda value: value is None or value >= 1, "1 or more"),
+    "seed": (lambda value: 0 <= value < 2**32, "in [0, 2^32)"),
+}
+"""What each field has to be on its own, in the order in which it is checked."""
+
+
+def make_schedule(config: ScheduleConfig) -> Schedule:
+    """The schedule that `config` names.
+
+    Raises:
+        ConfigError: T below 2, a beta outside (0, 1), or log SNR that does not fall.
+    """
+    try:
+        match config.name:
+            case "linear":
+                return schedules.linear(config.num_steps, config.beta_min, config.beta_max)
+            case "cosine":
+                return schedules.cosine(config.num_steps)
+            case "linear_log_snr":
+                return schedules.linear_log_snr(
+                    config.num_steps, config.log_snr_max, config.log_snr_min
+                )
+    except ValueError as error:
+        raise ConfigError(f"schedule: {error}") from error
+
+
+class Difference(NamedTuple):
+    """A field of two configs, by its dotted name, and its two values."""
+
+    field: str
+    first: Any
+    second: Any
+
+
+def differences(first: Config, second: Config) -> list[Difference]:
+    """The fields in which two configs differ, in the order of their declaration."""
+    flat_first, flat_second = _flatten(to_json(first)), _flatten(to_json(second))
+    return [
+        Difference(field, value, flat_second[field])
+        for field, value in flat_first.items()
+        if value != flat_second[field]
+    ]
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Nested plain values, as `json.dumps` likes them and as they come back from it."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """The inverse of `to_json`.
+
+    Raises:
+        ConfigError: a field that this version does not know, or one that it misses.
+    """
+    return _from_json(Config, values, prefix="")
+
+
+def _from_json(kind: Any, values: dict[str, Any], *, prefix: str) -> Any:
+    fields = typing.get_type_hints(kind)
+    for name in sorted(fields.keys() ^ values.keys()):
+        what = "misses" if name in fields else "has an unknown"
+        raise ConfigError(
+            f"the stored config {what} field {prefix}{name}; another version wrote it"
+        )
+    built = {}
+    for name, hint in fields.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            value = _from_json(hint, value, prefix=f"{prefix}{name}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[name] = value
+    return kind(**built)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _require(holds: bool, config: Config, field: str, wanted: str) -> None:
+    if not holds:
+        value = operator.attrgetter(field)(config)
+        raise ConfigError(f"{field} is {value}; it has to be {wanted}")

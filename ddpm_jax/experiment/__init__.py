@@ -1,0 +1,14 @@
+"""An experiment: what a config stands for, its folder, and the commands' common ground."""
+
+from ddpm_jax.experiment.build import Experiment as Experiment
+from ddpm_jax.experiment.build import abstract_state as abstract_state
+from ddpm_jax.experiment.build import build as build
+from ddpm_jax.experiment.build import initial_state as initial_state
+from ddpm_jax.experiment.build import make_loss as make_loss
+from ddpm_jax.experiment.build import make_model as make_model
+from ddpm_jax.experiment.directory import RunDirectory as RunDirectory
+from ddpm_jax.experiment.directory import RunDirectoryError as RunDirectoryError
+from ddpm_jax.experiment.measure import evaluate as evaluate
+from ddpm_jax.experiment.measure import make_drawer as make_drawer
+from ddpm_jax.experiment.report import save_drawn as save_drawn
+from ddpm_jax.experiment.train import train as train

@@ -1,0 +1,155 @@
+"""From a config to the things it names, put together once for every command alike."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax import parallel, training
+from ddpm_jax.config import Config, ConfigError, make_schedule, validate
+from ddpm_jax.data import ImageSet, load, to_model_range
+from ddpm_jax.models import UNet
+from ddpm_jax.samplers import Predict
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.training.objective import LossFn
+
+__all__ = ["Experiment", "abstract_state", "build", "initial_state", "make_loss", "make_model"]
+
+
+class Experiment(NamedTuple):
+    """Everything that a config stands for. Making one compiles nothing."""
+
+    config: Config
+    images: ImageSet
+    schedule: Schedule
+    model: UNet
+    learning_rate: optax.Schedule
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+
+    def bind(self, params: Any) -> Predict:
+        """`(x_t, t) -> prediction` with these parameters, dropout off."""
+
+        def predict(
+            x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]
+        ) -> Float[Array, "batch *data"]:
+            prediction: Array = self.model.apply(params, x_t, t)
+            return prediction
+
+        return predict
+
+    def key(self, purpose: str) -> Array:
+        """The root key of one use of randomness, so that no two uses share noise."""
+        purposes = ("parameters", "training", "held out", "samples", "bits per dim")
+        return jax.random.fold_in(jax.random.key(self.config.seed), purposes.index(purpose))
+
+
+def build(config: Config) -> Experiment:
+    """Checks `config` against itself, the images and the devices, and puts its parts together.
+
+    Raises:
+        UserError: a value that cannot work, a missing dataset, images that the network's levels
+            do not divide, or a batch that the mesh does not divide.
+    """
+    validate(config)
+    mesh = parallel.make_mesh(config.mesh.data)
+    if config.train.batch_size % mesh.size:
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size}; the {mesh.size} devices of the mesh"
+            f" have to divide it ({_multiples_near(config.train.batch_size, mesh.size)} would)"
+        )
+    images = load(config.data.name, config.data.dir)
+    _check_size(images, config.model.multipliers)
+    optimizer = config.optimizer
+    learning_rate = training.learning_rate_schedule(
+        optimizer.learning_rate,
+        warmup_steps=optimizer.warmup_steps,
+        decay=optimizer.decay,
+        total_steps=config.train.steps,
+    )
+    return Experiment(
+        config=config,
+        images=images,
+        schedule=make_schedule(config.schedule),
+        model=make_model(config),
+        learning_rate=learning_rate,
+        optimizer=training.make_optimizer(
+            learning_rate, b1=optimizer.b1, b2=optimizer.b2, clip_norm=optimizer.clip_norm
+        ),
+        mesh=mesh,
+    )
+
+
+def make_model(config: Config) -> UNet:
+    """The network that `config.model` describes."""
+    model = config.model
+    return UNet(
+        channels=model.channels,
+        multipliers=model.multipliers,
+        num_blocks=model.num_blocks,
+        attention_resolutions=model.attention_resolutions,
+        dropout=model.dropout,
+        norm_groups=model.norm_groups,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
+    """`(params, key, uint8 images) -> loss [batch]`: images are scaled on the device."""
+    config, levels = experiment.config, experiment.images.levels
+    loss_fn = training.make_loss(
+        experiment.model.apply,
+        experiment.schedule,
+        objective=config.train.objective,
+        predicts=config.model.predicts,
+        levels=levels,
+        times=config.train.times,
+        train=train,
+    )
+    return lambda params, key, images: loss_fn(params, key, to_model_range(images, levels))
+
+
+def initial_state(experiment: Experiment) -> training.TrainState:
+    """The state before the first step, born on the mesh."""
+    return _born(experiment)()
+
+
+def abstract_state(experiment: Experiment) -> training.TrainState:
+    """Shapes, dtypes and shardings of the state, for a restore; computes nothing."""
+    everywhere = parallel.replicated(experiment.mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(_born(experiment)),
+    )
+
+
+def _born(experiment: Experiment) -> Callable[[], training.TrainState]:
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(experiment.mesh))
+    def born() -> training.TrainState:
+        shape = (1, *experiment.images.train.shape[1:])
+        x_t, t = jnp.zeros(shape, jnp.float32), jnp.zeros((1,), jnp.int32)
+        params = experiment.model.init(experiment.key("parameters"), x_t, t)
+        return training.init_state(params, experiment.optimizer, experiment.key("training"))
+
+    return born
+
+
+def _check_size(images: ImageSet, multipliers: tuple[int, ...]) -> None:
+    _, height, width, _ = images.train.shape
+    factor = 2 ** (len(multipliers) - 1)
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"model.multipliers is {multipliers}, {len(multipliers)} levels that halve the image"
+            f" {len(multipliers) - 1} times; the images of {images.name!r} are {height}x{width},"
+            f" which {factor} does not divide, so take fewer levels"
+        )
+
+
+def _multiples_near(value: int, factor: int) -> str:
+    below = value // factor * factor
+    return f"{below} or {below + factor}" if below else str(factor)

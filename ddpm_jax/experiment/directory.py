@@ -1,0 +1,132 @@
+"""The folder of one run: what is in it, whose it is, and that only one process trains in it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax import config as configs
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+
+__all__ = ["RunDirectory", "RunDirectoryError"]
+
+_MAY_DIFFER = {"workdir", "mesh.data", "data.dir"}
+"""Fields that do not change the numbers: where things are, and how many devices share them."""
+
+
+class RunDirectoryError(UserError):
+    """A run directory that cannot be used as asked."""
+
+
+class RunDirectory:
+    """Names of the files of a run.
+
+    config.json     the run's config
+    metrics.jsonl   one line for each log, the same bytes however often the run was interrupted
+    results.json    the final evaluation; its presence says that the run is finished
+    checkpoints/    one folder a saved step
+    pictures/       sample grids and denoising strips
+    tensorboard/    the same as events, and the speed
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.results = self.path / "results.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
+        self.tensorboard = self.path / "tensorboard"
+
+    def read_config(self) -> Config:
+        """The config of the run that is here.
+
+        Raises:
+            RunDirectoryError: there is no run here, or its config cannot be read.
+        """
+        if not self.config.is_file():
+            raise RunDirectoryError(
+                f"{str(self.path)!r} is no run directory: it has no config.json"
+                " (ddpm-jax train makes one)"
+            )
+        try:
+            return configs.from_json(json.loads(self.config.read_text()))
+        except json.JSONDecodeError as error:
+            raise RunDirectoryError(f"{str(self.config)!r} is not JSON: {error}") from error
+
+    def read_results(self) -> dict[str, Any] | None:
+        """The final evaluation, or None if the run is not finished."""
+        if not self.results.is_file():
+            return None
+        results: dict[str, Any] = json.loads(self.results.read_text())
+        return results
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        _write(self.results, json.dumps(results, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def claim(self, config: Config) -> Iterator[None]:
+        """Makes the directory `config`'s own while the context lasts.
+
+        Raises:
+            RunDirectoryError: it belongs to another config, is no directory, holds files of
+                something else, or another process trains in it.
+        """
+        self._check_owner(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"workdir {str(self.path)!r} cannot be made: {error}") from None
+        # The kernel lets go of the lock when the process ends, however it ends.
+        with (self.path / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunDirectoryError(
+                    f"another process is training in {str(self.path)!r}; wait for it, or give"
+                    " another --workdir"
+                ) from None
+            if not self.config.is_file():
+                _write(self.config, json.dumps(configs.to_json(config), indent=2) + "\n")
+            yield
+
+    def _check_owner(self, config: Config) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
+        if not self.config.is_file():
+            others = sorted(item.name for item in self.path.glob("*") if item.name != "lock")
+            if others:
+                raise RunDirectoryError(
+                    f"workdir {str(self.path)!r} holds other things ({', '.join(others[:3])});"
+                    " give an empty or a new one"
+                )
+            return
+        stored = self.read_config()
+        different = [
+            difference
+            for difference in configs.differences(stored, config)
+            if difference.field not in _MAY_DIFFER
+        ]
+        if different:
+            fields = "; ".join(
+                f"{field} was {before} and is {now}" for field, before, now in different
+            )
+            raise RunDirectoryError(
+                f"workdir {str(self.path)!r} belongs to a run with another config ({fields});"
+                " give another --workdir or the same values"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    """All of `text` or nothing, also if the process dies half way."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

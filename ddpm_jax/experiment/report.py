@@ -1,0 +1,153 @@
+"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard, pictures."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from ddpm_jax.evaluation import image_grid, save_png
+from ddpm_jax.experiment.directory import RunDirectory
+from ddpm_jax.experiment.measure import Drawn
+
+__all__ = ["MetricsLog", "TrainingDisplay", "save_drawn"]
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events of one run, continued after `resumed_at` steps.
+
+    The lines hold only what follows from config and seed, so that an interrupted run writes the
+    same bytes as an uninterrupted one; lines past `resumed_at` are dropped and written again.
+    Speed goes to TensorBoard alone.
+    """
+
+    def __init__(self, run: RunDirectory, *, resumed_at: int) -> None:
+        kept = [line for line in _lines(run.metrics) if line["step"] <= resumed_at]
+        partial = run.metrics.with_name(run.metrics.name + ".partial")
+        partial.write_text("".join(_as_line(line) for line in kept))
+        partial.replace(run.metrics)
+        self._file = run.metrics.open("a")
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, on disk before this returns, and one scalar each for TensorBoard."""
+        self._file.write(_as_line({"step": step, **values}))
+        self._file.flush()
+        self.scalars(step, values)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """TensorBoard only."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """TensorBoard only; uint8 `[height, width, channel]`."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._writer.flush()
+
+
+class TrainingDisplay:
+    """Loss, steps/s, images/s and time left: a bar on a terminal, a plain line elsewhere."""
+
+    def __init__(self, console: Console, *, start: int, steps: int, batch_size: int) -> None:
+        self._console = console
+        self._steps = steps
+        self._batch_size = batch_size
+        self._last: tuple[int, float] | None = None
+        self._bar = Progress(
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=start, told="compiling")
+
+    def __enter__(self) -> "TrainingDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """A step was dispatched; the first of a process was compiled before that."""
+        if self._last is None:
+            self._last = step, time.perf_counter()
+        self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, loss: float) -> dict[str, float]:
+        """Shows the loss and the speed since the last call; returns the speed."""
+        now = time.perf_counter()
+        before, then = self._last or (step - 1, now)
+        self._last = step, now
+        steps_per_second = max(step - before, 1) / max(now - then, 1e-9)
+        images_per_second = steps_per_second * self._batch_size
+        left = (self._steps - step) / steps_per_second
+        told = f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {images_per_second:.0f} images/s"
+        self._bar.update(self._task, told=told)
+        if not self._console.is_terminal:
+            self.say(f"step {step}/{self._steps}  {told}  {_minutes(left)} left")
+        return {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def save_drawn(directory: Path, name: str, drawn: Drawn, *, levels: int) -> dict[str, np.ndarray]:
+    """`samples_NAME.png` and `strip_NAME.png`; returns the two pictures."""
+    few, columns = drawn.strip.shape[:2]
+    frames = drawn.strip.reshape(few * columns, *drawn.strip.shape[2:])
+    pictures = {
+        "samples": image_grid(drawn.images, levels=levels),
+        "strip": image_grid(frames, levels=levels, columns=columns),
+    }
+    for kind, picture in pictures.items():
+        save_png(directory / f"{kind}_{name}.png", picture)
+    return pictures
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; the last may have been cut off by a kill."""
+    if not path.is_file():
+        return []
+    whole = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in whole]
+
+
+def _as_line(values: dict[str, Any]) -> str:
+    return json.dumps(values) + "\n"
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

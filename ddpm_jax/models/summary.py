@@ -1,0 +1,69 @@
+"""A network as a table: its layers, their shapes, parameters and FLOPs."""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Layer", "layer_table"]
+
+
+class Layer(NamedTuple):
+    """One row."""
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    """Shape of the output for one image."""
+    parameters: int
+    flops: int
+    """Of the forward pass for one image, as XLA counts them."""
+
+
+def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
+    """The direct children of `model` in the order in which they run, and a last row for the whole.
+
+    Everything is traced and nothing is computed. FLOPs are XLA's own count of the lowered layer;
+    what the network does between its layers is in the last row only.
+    """
+    x_t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(model.init, key, x_t, t)
+    calls: list[tuple[nn.Module, Any, Any, Any]] = []
+
+    def record(
+        call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> jax.Array:
+        output: jax.Array = call(*args, **kwargs)
+        if context.method_name == "__call__" and len(context.module.path) == 1:
+            calls.append((context.module, args, kwargs, output))
+        return output
+
+    with nn.intercept_methods(record):
+        output = jax.eval_shape(model.apply, variables, x_t, t)
+    params = variables["params"]
+    rows = [_row(module, params[module.name], *call) for module, *call in calls]
+    return [*rows, _row(model, params, (x_t, t), {}, output)._replace(name="total")]
+
+
+def _row(module: nn.Module, params: Any, args: Any, kwargs: Any, output: Any) -> Layer:
+    detached = module.clone(parent=None)
+    arrays, rest = [], []
+    for argument in args:
+        (arrays if hasattr(argument, "shape") else rest).append(argument)
+    abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
+
+    def forward(params: Any, *arrays: jax.Array) -> Any:
+        return detached.apply({"params": params}, *arrays, *rest, **kwargs)
+
+    cost = jax.jit(forward).lower(params, *abstract).cost_analysis()
+    return Layer(
+        name=module.name or "",
+        kind=type(module).__name__,
+        output=tuple(output.shape[1:]),
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        flops=round((cost or {}).get("flops", 0)),
+    )

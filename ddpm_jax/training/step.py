@@ -1,0 +1,77 @@
+"""One training step, a pure function: the caller compiles and shards it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.training import ema
+from ddpm_jax.training.objective import LossFn
+from ddpm_jax.training.state import TrainState, Window
+
+__all__ = ["StepMetrics", "make_train_step"]
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step. They stay on the device until somebody prints them."""
+
+    loss: Float[Array, ""]
+    """Mean over the window since the last log."""
+    gradient_norm: Float[Array, ""]
+    """Global norm before clipping, mean over the same window."""
+    first_bad_step: Int[Array, ""]
+    """As in TrainState: 0 while everything is finite."""
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    window_steps: int,
+) -> Callable[[TrainState, Array], tuple[TrainState, StepMetrics]]:
+    """A pure `train_step(state, batch) -> (state, metrics)`.
+
+    Args:
+        loss_fn: `(params, key, batch) -> loss [batch]`; the mean over the batch is descended.
+        optimizer: an optax transformation.
+        ema_decay: final decay of the parameters' moving average, in [0, 1).
+        window_steps: steps that a log line averages; the window empties itself after as many.
+    """
+
+    def train_step(state: TrainState, batch: Array) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        loss, gradient = jax.value_and_grad(lambda params: jnp.mean(loss_fn(params, key, batch)))(
+            state.params
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        done = state.step + 1
+        gradient_norm = optax.tree.norm(gradient)
+        window = _add(state.window, loss, gradient_norm, fresh=state.step % window_steps == 0)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+        first_bad_step = jnp.where((state.first_bad_step == 0) & bad, done, state.first_bad_step)
+
+        metrics = StepMetrics(
+            window.loss / window.count, window.gradient_norm / window.count, first_bad_step
+        )
+        new_state = state._replace(
+            step=done,
+            params=params,
+            ema_params=ema.update(state.ema_params, params, ema.decay_at(state.step, ema_decay)),
+            opt_state=opt_state,
+            window=window,
+            first_bad_step=first_bad_step,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def _add(window: Window, loss: Array, gradient_norm: Array, *, fresh: Array) -> Window:
+    before = jax.tree.map(lambda total: jnp.where(fresh, 0.0, total), window)
+    return Window(before.loss + loss, before.gradient_norm + gradient_norm, before.count + 1.0)

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Sets up an environment of its own in .venv, once, and runs one of the project's commands in it.
+
+    python3 start.py digits    train on handwritten digits, evaluate, draw (overrides may follow)
+    python3 start.py test      the whole test suite (pytest's options may follow)
+    python3 start.py lint      ruff and mypy
+
+It needs Python 3.11 to 3.13 and nothing else: the system's Python is left alone. Any Python 3 can
+run this file; it looks for a supported one.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+SUPPORTED = ((3, 13), (3, 12), (3, 11))
+
+COMMANDS = {
+    "digits": ([], [["ddpm-jax", "train", "configs/digits.py"]]),
+    "test": (["test"], [["python", "-m", "pytest"]]),
+    "lint": (
+        ["test", "dev"],
+        [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    ),
+}
+"""Each command: the extras of setup.cfg that it wants, and what runs."""
+
+
+def main():
+    arguments = sys.argv[1:]
+    venv = ROOT / ".venv"
+    if arguments[:1] == ["--venv"] and len(arguments) > 1:
+        venv, arguments = Path(arguments[1]).resolve(), arguments[2:]
+    if not arguments or arguments[0] not in COMMANDS:
+        print(__doc__)
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    extras, commands = COMMANDS[arguments[0]]
+    set_up(venv, extras)
+    os.chdir(str(ROOT))
+    for command in commands[:-1]:
+        code = subprocess.call([str(venv / "bin" / command[0]), *command[1:]])
+        if code:
+            return code
+    last = [str(venv / "bin" / commands[-1][0]), *commands[-1][1:], *arguments[1:]]
+    sys.stdout.flush()
+    os.execv(last[0], last)
+
+
+def set_up(venv, extras):
+    """Installs the project and `extras` into `venv`, unless that was done already."""
+    stamp = venv / ("installed" + "".join("-" + extra for extra in extras))
+    state = fingerprint(venv)
+    if stamp.is_file() and stamp.read_text() == state:
+        return
+    python = find_python()
+    print(f"setting up {venv} with {python} (once; some minutes and 2 GB)", flush=True)
+    pip = make_venv(venv, python)
+    what = f".[{','.join(extras)}]" if extras else "."
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    if subprocess.call([*pip, "install", *quiet, "--editable", what], cwd=str(ROOT)):
+        sys.exit("start.py: the installation failed; what pip printed above says why")
+    stamp.write_text(fingerprint(venv))
+
+
+def fingerprint(venv):
+    """What the installation depends on: the metadata, and where the folder is."""
+    digest = hashlib.sha256(str(venv).encode())
+    for name in ("setup.cfg", "pyproject.toml"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def make_venv(venv, python):
+    """The pip command of a virtual environment at `venv`, made if there is none that works."""
+    inside = [str(venv / "bin" / "python"), "-m", "pip"]
+    if works(inside):
+        return inside
+    if venv.exists() and not (venv / "pyvenv.cfg").is_file():
+        sys.exit(f"start.py: {venv} exists and is no virtual environment; move it away")
+    shutil.rmtree(str(venv), ignore_errors=True)
+    if subprocess.call([python, "-m", "venv", str(venv)], stdout=subprocess.DEVNULL) == 0:
+        return inside
+    # Some systems ship Python without ensurepip. Its pip, if there is one, can serve from outside.
+    outside = [python, "-m", "pip", "--python", inside[0]]
+    shutil.rmtree(str(venv), ignore_errors=True)
+    made = subprocess.call([python, "-m", "venv", "--without-pip", str(venv)])
+    if made == 0 and works(outside):
+        return outside
+    sys.exit(
+        f"start.py: {python} can make no virtual environment with pip in it; install its venv"
+        " module (on Debian and Ubuntu: apt install python3-venv)"
+    )
+
+
+def works(pip):
+    try:
+        return subprocess.run([*pip, "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def find_python():
+    """This Python if it is supported, else the newest supported one on PATH."""
+    if sys.version_info[:2] in SUPPORTED:
+        return sys.executable
+    for major, minor in SUPPORTED:
+        found = shutil.which(f"python{major}.{minor}")
+        # A launcher may stand in for a version that is not installed: ask it.
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    version = ".".join(map(str, sys.version_info[:2]))
+    sys.exit(f"start.py: this is Python {version}; Python 3.11, 3.12 or 3.13 is needed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
