@@ -1,9 +1,9 @@
 """Reads an image data set that TensorFlow Datasets prepared, without TensorFlow.
 
 TensorFlow is needed to prepare a data set, on any machine, and never to read it here: records come
-through array_record, and PNG or JPEG bytes are decoded by Pillow whatever other decoders are
-installed, so that every machine sees the same pixels. A data set is found by its files alone; its
-own code, which may download, is not run.
+through array_record, and PNG or JPEG bytes are decoded by Pillow, so that pixels do not depend on
+whether OpenCV is there. A data set is known by its files; its own code, which may download, is not
+asked to prepare it.
 """
 
 import difflib
