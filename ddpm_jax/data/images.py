@@ -1,0 +1,171 @@
+"""What a set of images is, and how grey levels become numbers a network sees.
+
+On the host images are uint8 `[n, height, width, channel]`, values 0 to levels - 1: 256 levels for
+8-bit pictures, 17 for scikit-learn's digits. They stay uint8 until they are inside the compiled
+step, so that a quarter of the bytes travels to the device, and become there
+
+    x = 2 u / (levels - 1) - 1,   float32 in [-1, 1]
+
+whose grid, `levels` values 2 / (levels - 1) apart, is the one the discretized likelihood of the
+ELBO's last term integrates over.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, UInt8
+
+from ddpm_jax.checks import check_float
+
+__all__ = ["DataError", "ImageSet", "check_images", "check_labels", "to_levels", "to_model_range"]
+
+
+class DataError(ValueError):
+    """Data that cannot be used, told in one sentence: what, its value, and what would do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images to train on and images held out, with labels where there are any.
+
+    Everything is checked when it is made, every pixel and every label.
+
+    Raises:
+        DataError: see `check_images` and `check_labels`; or the two parts differ in image shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax.data import ImageSet
+        >>> black = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> ImageSet("black", train=black[:2], held_out=black[2:], levels=256).image_shape
+        (8, 8, 1)
+    """
+
+    name: str
+    train: UInt8[np.ndarray, "train height width channel"]
+    held_out: UInt8[np.ndarray, "held_out height width channel"]
+    levels: int
+    """Number of grey levels: values are 0 to levels - 1."""
+    train_labels: Integer[np.ndarray, " train"] | None = None
+    held_out_labels: Integer[np.ndarray, " held_out"] | None = None
+
+    def __post_init__(self) -> None:
+        check_images("train", self.train, self.levels)
+        check_images("held_out", self.held_out, self.levels)
+        if self.held_out.shape[1:] != self.train.shape[1:]:
+            raise DataError(
+                f"held_out has images of shape {self.held_out.shape[1:]} and train of"
+                f" {self.train.shape[1:]}; both have to be the same"
+            )
+        if self.train_labels is not None:
+            check_labels("train_labels", self.train_labels, len(self.train))
+        if self.held_out_labels is not None:
+            check_labels("held_out_labels", self.held_out_labels, len(self.held_out))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channel) of every image."""
+        height, width, channel = self.train.shape[1:]
+        return height, width, channel
+
+
+def check_images(name: str, images: np.ndarray, levels: int = 256) -> None:
+    """Raises DataError unless `images` is uint8 [n, height, width, 1 or 3] with values < levels."""
+    _check_levels(levels)
+    _check_array(name, images)
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"{name} has dtype {images.dtype}; images are uint8, grey levels 0 to {levels - 1}"
+        )
+    if images.ndim != 4:
+        raise DataError(
+            f"{name} has shape {images.shape}; images are [n, height, width, channel], with a"
+            " channel axis of 1 for grey ones"
+        )
+    if images.size == 0:
+        raise DataError(f"{name} has shape {images.shape}; it has to hold at least one image")
+    if images.shape[3] not in (1, 3):
+        raise DataError(
+            f"{name} has {images.shape[3]} channels, in shape {images.shape}; it has to be 1 (grey)"
+            " or 3 (RGB), last"
+        )
+    if int(images.max()) >= levels:
+        index = tuple(int(i) for i in np.unravel_index(np.argmax(images >= levels), images.shape))
+        raise DataError(
+            f"{name}{list(index)} is {images[index]}; with levels = {levels} values are 0 to"
+            f" {levels - 1}"
+        )
+
+
+def check_labels(name: str, labels: np.ndarray, count: int) -> None:
+    """Raises DataError unless `labels` is `count` integers, none negative."""
+    _check_array(name, labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{name} has dtype {labels.dtype}; labels are integers, 0 or more")
+    if labels.shape != (count,):
+        raise DataError(
+            f"{name} has shape {labels.shape}; it has to be ({count},), one label per image"
+        )
+    negative = np.flatnonzero(labels < 0)
+    if negative.size:
+        index = int(negative[0])
+        raise DataError(f"{name}[{index}] is {labels[index]}; labels are 0 or more")
+
+
+def to_model_range(
+    images: UInt8[Array | np.ndarray, "*shape"], levels: int
+) -> Float[Array, "*shape"]:
+    """Grey levels to float32 in [-1, 1]: 2 u / (levels - 1) - 1; meant for inside the jit.
+
+    Raises:
+        DataError: `images` not uint8, or `levels` outside 2 to 256.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax.data import to_model_range
+        >>> to_model_range(np.array([0, 8, 16], np.uint8), 17).tolist()
+        [-1.0, 0.0, 1.0]
+    """
+    _check_levels(levels)
+    _check_array("images", images)
+    if images.dtype != jnp.uint8:
+        raise DataError(
+            f"images has dtype {images.dtype}; only grey levels, uint8 from 0 to {levels - 1}, are"
+            " scaled"
+        )
+    # 2 u - (levels - 1) is exact, so one rounded product gives the same bits with and without jit,
+    # which would turn a division into a product and fuse it with the - 1.
+    return (2.0 * jnp.asarray(images).astype(jnp.float32) - (levels - 1)) * (1.0 / (levels - 1))
+
+
+def to_levels(x: Float[Array, "*shape"], levels: int) -> UInt8[Array, "*shape"]:
+    """The nearest grey level to each value, clipped to 0 to levels - 1.
+
+    Undoes `to_model_range` exactly; computed in float32 whatever the dtype of `x`.
+
+    Raises:
+        TypeError: `x` not floating point.
+        DataError: `levels` outside 2 to 256.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.data import to_levels
+        >>> to_levels(jnp.array([-1.2, 0.0, 0.99]), 17).tolist()
+        [0, 8, 16]
+    """
+    _check_levels(levels)
+    check_float("x", x)
+    nearest = jnp.round((x.astype(jnp.float32) + 1.0) * 0.5 * (levels - 1))
+    return jnp.clip(nearest, 0, levels - 1).astype(jnp.uint8)
+
+
+def _check_levels(levels: int) -> None:
+    if not 2 <= levels <= 256:
+        raise DataError(f"levels is {levels}; grey levels held in uint8 are 2 to 256")
+
+
+def _check_array(name: str, value: object) -> None:
+    if not isinstance(value, np.ndarray | jax.Array):
+        raise DataError(f"{name} is a {type(value).__name__}; it has to be an array")
