@@ -129,10 +129,9 @@ def test_another_network_is_a_sentence(tmp_path):
     save(tmp_path / "c", [(2, 1.0)])
     with (
         Checkpoints(tmp_path / "c") as checkpoints,
-        pytest.raises(CheckpointError, match="cannot be read") as caught,
+        pytest.raises(CheckpointError, match=r"b is float32\[5\] there and float32\[6\] here"),
     ):
         checkpoints.restore(make_state(width=6))
-    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_step_names_the_known_ones(tmp_path):

@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
 from ddpm_jax.checks import check_float
+from ddpm_jax.errors import UserError
 
 __all__ = ["DataError", "ImageSet", "check_images", "check_labels", "to_levels", "to_model_range"]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used, told in one sentence: what, its value, and what would do."""
 
 

@@ -16,7 +16,7 @@ import PIL.Image
 
 from ddpm_jax.data.images import DataError, ImageSet
 
-__all__ = ["read_prepared"]
+__all__ = ["declared_shape", "read_prepared"]
 
 _READ_AT_ONCE = 1000
 """Records asked for at a time; each request costs a round trip through a thread pool."""
@@ -43,6 +43,26 @@ def read_prepared(name: str, directory: pathlib.Path) -> ImageSet:
         train_labels=train_labels,
         held_out_labels=labels,
     )
+
+
+def declared_shape(name: str, directory: pathlib.Path) -> tuple[int, int, int]:
+    """(height, width, channel) as the data set declares them; it need not be prepared."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = _open(name, directory)
+    except DataError as error:
+        try:
+            builder = tfds.builder(name, data_dir=str(directory))
+        except Exception:
+            raise error from None
+    shape = dict(builder.info.features.items())["image"].shape
+    if None in shape:
+        raise DataError(
+            f"data set {name!r} declares images of shape {shape}; it has to be one size"
+        )
+    height, width, channel = shape
+    return height, width, channel
 
 
 def _open(name: str, directory: pathlib.Path) -> Any:

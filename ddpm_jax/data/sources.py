@@ -10,14 +10,15 @@ import pathlib
 import numpy as np
 
 from ddpm_jax.data.images import ImageSet
-from ddpm_jax.data.prepared import read_prepared
+from ddpm_jax.data.prepared import declared_shape, read_prepared
 
-__all__ = ["load"]
+__all__ = ["image_shape", "load"]
 
 DIGITS_TRAIN = 1437
 """Digits to train on; the other 360 of 1,797 are held out."""
 DIGITS_SPLIT_SEED = 0
 DIGITS_LEVELS = 17
+DIGITS_SHAPE = (8, 8, 1)
 
 
 def load(name: str, data_dir: str | None = None) -> ImageSet:
@@ -47,10 +48,26 @@ def load(name: str, data_dir: str | None = None) -> ImageSet:
         >>> digits.train.shape, digits.held_out.shape, digits.levels
         ((1437, 8, 8, 1), (360, 8, 8, 1), 17)
     """
-    if name == "digits":
-        return _digits()
+    return _digits() if name == "digits" else read_prepared(name, _directory(data_dir))
+
+
+def image_shape(name: str, data_dir: str | None = None) -> tuple[int, int, int]:
+    """(height, width, channel) of the images called `name`, which need not be there yet.
+
+    Raises:
+        DataError: an unknown name, or images that are not of one size.
+
+    Example:
+        >>> from ddpm_jax.data import image_shape
+        >>> image_shape("digits")
+        (8, 8, 1)
+    """
+    return DIGITS_SHAPE if name == "digits" else declared_shape(name, _directory(data_dir))
+
+
+def _directory(data_dir: str | None) -> pathlib.Path:
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return read_prepared(name, pathlib.Path(given).expanduser())
+    return pathlib.Path(given).expanduser()
 
 
 def _digits() -> ImageSet:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,7 @@ class Experiment(NamedTuple):
         def predict(
             x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]
         ) -> Float[Array, "batch *data"]:
-            prediction: Array = self.model.apply(params, x_t, t)
-            return prediction
+            return cast(Array, self.model.apply(params, x_t, t))
 
         return predict
 

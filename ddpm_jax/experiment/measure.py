@@ -76,7 +76,8 @@ def _bits_per_dim(experiment: Experiment, params: Any) -> BitsPerDim:
         key = jax.random.fold_in(experiment.key("bits per dim"), index)
         terms = jax.device_get(terms_of(params, key, filled))
         parts.append(BitsPerDim(*(term[..., :count] for term in terms)))
-    return BitsPerDim(*(np.concatenate(terms, axis=-1) for terms in zip(*parts, strict=True)))
+    joined: BitsPerDim = jax.tree.map(lambda *terms: np.concatenate(terms, axis=-1), *parts)
+    return joined
 
 
 def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
@@ -109,7 +110,7 @@ def make_drawer(
     """
     schedule, images, mesh = experiment.schedule, experiment.images, experiment.mesh
     times = samplers.time_grid(schedule, steps or schedule.num_steps)
-    make = {"ancestral": samplers.ancestral, "ddim": samplers.ddim}[sampler]
+    make: Callable[..., samplers.Sampler] = getattr(samplers, sampler)
     # Threefry noise of a larger batch begins with that of a smaller one: the surplus is cut off
     # below, and the images do not depend on the mesh.
     shape = (_round_up(num, mesh.size), *images.train.shape[1:])

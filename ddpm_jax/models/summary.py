@@ -51,9 +51,8 @@ def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
 
 def _row(module: nn.Module, params: Any, args: Any, kwargs: Any, output: Any) -> Layer:
     detached = module.clone(parent=None)
-    arrays, rest = [], []
-    for argument in args:
-        (arrays if hasattr(argument, "shape") else rest).append(argument)
+    arrays = [argument for argument in args if hasattr(argument, "shape")]
+    rest = [argument for argument in args if not hasattr(argument, "shape")]
     abstract = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
 
     def forward(params: Any, *arrays: jax.Array) -> Any:

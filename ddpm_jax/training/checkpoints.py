@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -123,13 +124,26 @@ class Checkpoints:
         """Steps whose checkpoints are complete, rising. A folder without its commit mark is not."""
         return sorted(int(folder.name) for folder in self._folders() if _is_complete(folder))
 
+    def _check_arrays(self, step: int, like: TrainState) -> None:
+        """Orbax would say that the structures differ, but not where."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = _shapes(checkpointer.metadata(self.directory / str(step) / _ITEMS[0]))
+        wanted = _shapes(jax.tree.map(_without_key_type, like))
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"the checkpoint {self.directory / str(step)} is of another network or"
+                    f" optimizer: {name} is {stored.get(name, 'absent')} there and"
+                    f" {wanted.get(name, 'absent')} here"
+                )
+
     def _folders(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
         return [folder for folder in self.directory.iterdir() if folder.name.isdigit()]
 
     def _move_incomplete_aside(self) -> None:
-        """Orbax would take such a folder for the latest step and silently save nothing before it."""
+        """Orbax takes such a folder for the latest step, and silently skips all saves before it."""
         for folder in self._folders():
             if not _is_complete(folder):
                 folder.rename(folder.with_name(f"{folder.name}.incomplete-{time.time_ns()}"))
@@ -156,12 +170,15 @@ class Checkpoints:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
+            self._check_arrays(step, like)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
+        except CheckpointError:
+            raise
         except Exception as error:
             others = [other for other in steps if other != step]
             raise CheckpointError(
@@ -174,6 +191,22 @@ class Checkpoints:
 
 def _is_complete(folder: Path) -> bool:
     return all((folder / part).exists() for part in (_COMMITTED, *_ITEMS))
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """`params/w -> float32[3, 5]` for each array of a tree or of Orbax's description of one."""
+    tree = getattr(getattr(tree, "item_metadata", tree), "tree", tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _without_key_type(leaf: Any) -> Any:
+    """A typed key is stored as the numbers that it is made of."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return leaf
 
 
 def _held_out_loss(metrics: dict[str, float]) -> float:

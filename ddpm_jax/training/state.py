@@ -19,7 +19,7 @@ class Window(NamedTuple):
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
-    count: Float[Array, ""]
+    steps: Float[Array, ""]
 
 
 class TrainState(NamedTuple):

@@ -47,7 +47,8 @@ def make_train_step(
         loss, gradient = jax.value_and_grad(lambda params: jnp.mean(loss_fn(params, key, batch)))(
             state.params
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
         done = state.step + 1
@@ -57,7 +58,7 @@ def make_train_step(
         first_bad_step = jnp.where((state.first_bad_step == 0) & bad, done, state.first_bad_step)
 
         metrics = StepMetrics(
-            window.loss / window.count, window.gradient_norm / window.count, first_bad_step
+            window.loss / window.steps, window.gradient_norm / window.steps, first_bad_step
         )
         new_state = state._replace(
             step=done,
@@ -74,4 +75,4 @@ def make_train_step(
 
 def _add(window: Window, loss: Array, gradient_norm: Array, *, fresh: Array) -> Window:
     before = jax.tree.map(lambda total: jnp.where(fresh, 0.0, total), window)
-    return Window(before.loss + loss, before.gradient_norm + gradient_norm, before.count + 1.0)
+    return Window(before.loss + loss, before.gradient_norm + gradient_norm, before.steps + 1.0)

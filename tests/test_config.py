@@ -1,0 +1,123 @@
+"""Configs: what is refused and how, and that they survive being stored."""
+
+import dataclasses
+import json
+import operator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ddpm_jax import config as configs
+from ddpm_jax.config import Config, ConfigError
+from ddpm_jax.experiment import make_model
+
+ROOT = Path(__file__).parents[1]
+
+
+def with_value(field, value, config=None):
+    """`config` with the dotted `field` changed."""
+    config = config or Config()
+    section, _, name = field.rpartition(".")
+    if not section:
+        return dataclasses.replace(config, **{name: value})
+    changed = dataclasses.replace(getattr(config, section), **{name: value})
+    return dataclasses.replace(config, **{section: changed})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_shipped_config_is_valid_and_says_how_to_run_it(path):
+    config = configs.load(path)
+    configs.validate(config)
+    assert f"ddpm-jax train configs/{path.name}" in path.read_text()
+    assert configs.from_json(json.loads(json.dumps(configs.to_json(config)))) == config
+
+
+def test_cifar10_has_the_papers_network():
+    model = make_model(configs.load(ROOT / "configs" / "cifar10.py"))
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1, jnp.int32)
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 35_746_307
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("schedule.num_steps", 1, "num_steps is 1; a schedule has at least T = 2 steps"),
+        ("schedule.beta_max", 1.5, r"betas\[\d+\] is 1\.\d+; every beta has to be inside \(0, 1\)"),
+        ("schedule.beta_min", 0.0, r"betas\[0\] is 0"),
+        ("model.channels", 7, "model.channels is 7; it has to be an even number"),
+        ("model.multipliers", (), "model.multipliers"),
+        ("model.multipliers", (1, 0), "model.multipliers"),
+        ("model.num_blocks", 0, "model.num_blocks is 0"),
+        ("model.dropout", 1.0, r"model.dropout is 1.0; it has to be in \[0, 1\)"),
+        ("model.norm_groups", 33, "model.norm_groups is 33; it has to be a divisor"),
+        ("optimizer.learning_rate", 0.0, "optimizer.learning_rate"),
+        ("optimizer.warmup_steps", -1, "optimizer.warmup_steps"),
+        ("optimizer.clip_norm", 0.0, "optimizer.clip_norm"),
+        ("optimizer.b2", 1.0, "optimizer.b2"),
+        ("train.steps", 0, "train.steps is 0; it has to be 1 or more"),
+        ("train.batch_size", 0, "train.batch_size"),
+        ("train.ema_decay", 1.0, "train.ema_decay"),
+        ("train.save_every", 0, "train.save_every"),
+        ("train.keep_latest", 0, "train.keep_latest"),
+        ("evaluation.num_samples", 0, "evaluation.num_samples"),
+        ("evaluation.sampler_steps", 1001, "at most schedule.num_steps, 1000"),
+        ("evaluation.sampler_steps", 0, "evaluation.sampler_steps is 0"),
+        ("seed", -1, "seed is -1"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(field, value, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        configs.validate(with_value(field, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_log_snr_has_to_fall():
+    config = with_value("schedule.name", "linear_log_snr")
+    with pytest.raises(ConfigError, match="log_snr_max has to be the larger"):
+        configs.validate(with_value("schedule.log_snr_max", -9.0, config))
+
+
+def test_differences_are_named_by_their_field():
+    changed = with_value("model.multipliers", (1, 2), with_value("train.steps", 7))
+    assert configs.differences(Config(), changed) == [
+        ("model.multipliers", [1, 2, 2, 2], [1, 2]),
+        ("train.steps", 800_000, 7),
+    ]
+    assert configs.differences(changed, changed) == []
+
+
+def test_a_stored_config_of_another_version_is_a_sentence():
+    stored = configs.to_json(Config())
+    del stored["train"]["steps"]
+    with pytest.raises(ConfigError, match=r"misses field train\.steps"):
+        configs.from_json(stored)
+    stored = configs.to_json(Config()) | {"colour": "blue"}
+    with pytest.raises(ConfigError, match="has an unknown field colour"):
+        configs.from_json(stored)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not exist"),
+        ("def get_config(): return 3", "returns a int"),
+        ("x = 3", "AttributeError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def broken(", "SyntaxError"),
+    ],
+)
+def test_a_config_file_that_is_none_is_a_sentence(tmp_path, text, said):
+    path = tmp_path / "some.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        configs.load(path)
+
+
+def test_every_field_of_the_rules_exists():
+    for field in configs._RULES:
+        operator.attrgetter(field)(Config())
