@@ -75,6 +75,6 @@ def test_strip_times_are_distinct_and_hold_both_ends(num_steps):
 def test_png_comes_back(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, (6, 7, channels), dtype=np.uint8)
     save_png(tmp_path / "new" / "a.png", image)
-    read = np.asarray(Image.open(tmp_path / "new" / "a.png")).reshape(image.shape)
-    np.testing.assert_array_equal(read, image)
+    with Image.open(tmp_path / "new" / "a.png") as read:
+        np.testing.assert_array_equal(np.asarray(read).reshape(image.shape), image)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]

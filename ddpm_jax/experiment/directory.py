@@ -77,7 +77,7 @@ class RunDirectory:
             RunDirectoryError: it belongs to another config, is no directory, holds files of
                 something else, or another process trains in it.
         """
-        self._check_owner(config)
+        self.check_owner(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -95,7 +95,8 @@ class RunDirectory:
                 _write(self.config, json.dumps(configs.to_json(config), indent=2) + "\n")
             yield
 
-    def _check_owner(self, config: Config) -> None:
+    def check_owner(self, config: Config) -> None:
+        """Raises RunDirectoryError unless the directory is free or belongs to `config`."""
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
         if not self.config.is_file():

@@ -38,12 +38,13 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     """
     run = RunDirectory(config.workdir)
     validate(config)
+    run.check_owner(config)
+    results = run.read_results()
+    if results is not None:
+        console.print(f"{run.path} is finished; nothing left to train", highlight=False)
+        return results
+    experiment = build(config)  # what it refuses has not claimed the directory
     with run.claim(config):
-        results = run.read_results()
-        if results is not None:
-            console.print(f"{run.path} is finished; nothing left to train", highlight=False)
-            return results
-        experiment = build(config)
         state = _train(experiment, run, console)
         console.print("evaluating", highlight=False)
         results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}

@@ -1,0 +1,154 @@
+"""Putting an experiment together, its folder, and what it measures."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ddpm_jax import experiment as experiments
+from ddpm_jax.config import ConfigError, DataConfig, MeshConfig
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
+from ddpm_jax.experiment.measure import evaluate
+from ddpm_jax.experiment.report import MetricsLog
+from ddpm_jax.likelihood import BitsPerDim
+
+
+def replace(config, section, **values):
+    changed = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: changed})
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build(tiny.get_config())
+
+
+def test_levels_that_do_not_divide_the_image_are_refused():
+    config = replace(tiny.get_config(), "model", multipliers=(1, 1, 1, 1, 1))
+    with pytest.raises(ConfigError, match="8x8, which 16 does not divide, so take fewer levels"):
+        build(config)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+    config = replace(tiny.get_config(), "train", batch_size=12)
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 12; the 8 devices .*8 or 16"):
+        build(config)
+    assert build(dataclasses.replace(config, mesh=MeshConfig(data=4))).mesh.size == 4
+
+
+def test_an_unknown_dataset_is_refused(tmp_path):
+    config = dataclasses.replace(
+        tiny.get_config(), data=DataConfig(name="digit", dir=str(tmp_path))
+    )
+    with pytest.raises(UserError, match="did you mean 'digits'"):
+        build(config)
+
+
+def test_abstract_state_is_that_of_the_real_one(experiment):
+    abstract = experiments.abstract_state(experiment)
+    real = experiments.initial_state(experiment)
+    described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), real)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), abstract) == described
+
+
+def test_no_two_uses_of_randomness_share_a_key(experiment):
+    purposes = ("parameters", "training", "held out", "samples", "bits per dim")
+    keys = {jax.random.key_data(experiment.key(purpose)).tobytes() for purpose in purposes}
+    assert len(keys) == len(purposes)
+
+
+def test_bits_per_dim_do_not_count_the_filling_of_the_last_batch(experiment, monkeypatch):
+    """A fake ELBO that is the image's own mean: 360 images in batches of 128 leave 104 over."""
+
+    def mean_level(schedule, predict, key, x0, *, predicts, levels):
+        mean = x0.mean(axis=(1, 2, 3))
+        return BitsPerDim(mean, mean, mean, mean, mean[None])
+
+    monkeypatch.setattr("ddpm_jax.experiment.measure.bits_per_dim", mean_level)
+    results = evaluate(experiment, {})
+    means = experiment.images.held_out.mean(axis=(1, 2, 3)) / 8.0 - 1.0
+    assert results["bits_per_dim"] == pytest.approx(means.mean(), abs=1e-6)
+    assert results["standard_error"] == pytest.approx(means.std(ddof=1) / 360**0.5, rel=1e-4)
+
+
+class TestRunDirectory:
+    def test_is_claimed_again_by_the_same_config(self, tmp_path):
+        run, config = RunDirectory(tmp_path / "run"), tiny.get_config()
+        for _ in range(2):
+            with run.claim(config):
+                assert run.read_config() == config
+
+    def test_names_the_fields_that_differ_and_writes_nothing(self, tmp_path):
+        run, config = RunDirectory(tmp_path / "run"), tiny.get_config()
+        with run.claim(config):
+            pass
+        before = {path: path.read_bytes() for path in run.path.iterdir()}
+        other = dataclasses.replace(replace(config, "train", steps=7), seed=3)
+        with (
+            pytest.raises(RunDirectoryError, match=r"train\.steps was 24 and is 7; seed was 0"),
+            run.claim(other),
+        ):
+            pass
+        assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+    def test_may_be_gone_on_with_on_another_mesh(self, tmp_path):
+        run, config = RunDirectory(tmp_path / "run"), tiny.get_config()
+        for devices in (1, 8):
+            with run.claim(dataclasses.replace(config, mesh=MeshConfig(data=devices))):
+                pass
+
+    def test_is_refused_while_another_process_trains_in_it(self, tmp_path):
+        run, config = RunDirectory(tmp_path / "run"), tiny.get_config()
+        with (
+            run.claim(config),
+            pytest.raises(RunDirectoryError, match="another process is training"),
+            RunDirectory(tmp_path / "run").claim(config),
+        ):
+            pass
+
+    def test_is_refused_where_other_things_are(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("chapter 1")
+        with (
+            pytest.raises(RunDirectoryError, match=r"holds other things \(thesis\.tex\)"),
+            RunDirectory(tmp_path).claim(tiny.get_config()),
+        ):
+            pass
+        with (
+            pytest.raises(RunDirectoryError, match="is a file"),
+            RunDirectory(tmp_path / "thesis.tex").claim(tiny.get_config()),
+        ):
+            pass
+
+    def test_that_is_none_is_a_sentence(self, tmp_path):
+        with pytest.raises(RunDirectoryError, match=r"is no run directory"):
+            RunDirectory(tmp_path / "absent").read_config()
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(RunDirectoryError, match="is not JSON"):
+            RunDirectory(tmp_path).read_config()
+
+
+class TestMetricsLog:
+    def test_drops_what_is_past_the_checkpoint_and_what_was_cut_off(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        with MetricsLog(run, resumed_at=0) as log:
+            for step in (5, 10, 15):
+                log.write(step, {"loss": step / 7})
+        kept = run.metrics.read_bytes().splitlines(keepends=True)[:2]
+        with run.metrics.open("a") as file:
+            file.write('{"step": 20, "lo')
+        with MetricsLog(run, resumed_at=10):
+            pass
+        assert run.metrics.read_bytes() == b"".join(kept)
+        with MetricsLog(run, resumed_at=0):
+            pass
+        assert run.metrics.read_bytes() == b""
+
+    def test_floats_come_back_exactly(self, tmp_path):
+        run, value = RunDirectory(tmp_path), float(np.float32(1 / 3))
+        with MetricsLog(run, resumed_at=0) as log:
+            log.write(1, {"loss": value})
+        assert json.loads(run.metrics.read_text()) == {"step": 1, "loss": value}

@@ -1,0 +1,126 @@
+"""Kill -9 at any moment, run the same command again: the same bits as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+
+
+def start(arguments, cache):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        # Compile once for all the processes of a test: what is tested is what they compute.
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [*COMMAND, "train", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(arguments, cache):
+    process = start(arguments, cache)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return out
+
+
+def contents(run):
+    """Everything that has to agree: the final state, the metrics and the results, as bytes."""
+    import jax
+    import numpy as np
+
+    from ddpm_jax.experiment import RunDirectory, abstract_state, build
+    from ddpm_jax.training import Checkpoints
+
+    directory = RunDirectory(run)
+    experiment = build(directory.read_config())
+    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract_state(experiment))
+    state = restored.state._replace(key=jax.random.key_data(restored.state.key))
+    return {
+        "step": restored.step,
+        "data": restored.data_state,
+        "state": jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), state),
+        "metrics": directory.metrics.read_bytes(),
+        "results": directory.results.read_bytes(),
+        "pictures": {p.name: p.read_bytes() for p in directory.pictures.iterdir()},
+    }
+
+
+def kill_and_resume(arguments, run, cache, *, kills, rng, longest):
+    """Starts the run and kills it `kills` times, each at a random moment; then lets it finish."""
+    resumed_from = []
+    for _ in range(kills):
+        process = start([*arguments, "--workdir", str(run)], cache)
+        time.sleep(rng.uniform(0.0, longest))
+        process.send_signal(signal.SIGKILL)
+        out, _ = process.communicate()
+        resumed_from += [line for line in out.splitlines() if line.startswith("going on from")]
+    out = finish([*arguments, "--workdir", str(run)], cache)
+    resumed_from += [line for line in out.splitlines() if line.startswith("going on from")]
+    return resumed_from
+
+
+def test_two_kills_change_nothing(tmp_path):
+    arguments = [str(ROOT / "tests" / "tiny.py"), "--train.steps", "60", "--train.save-every", "4"]
+    cache = tmp_path / "cache"
+    began = time.monotonic()
+    finish([*arguments, "--workdir", str(tmp_path / "whole")], cache)
+    process = start([*arguments, "--workdir", str(tmp_path / "killed")], cache)
+    # The first kill waits for a checkpoint, so that there is something to go on from.
+    while not (tmp_path / "killed" / "checkpoints" / "8").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    longest = (time.monotonic() - began) / 3
+    resumed = kill_and_resume(
+        arguments, tmp_path / "killed", cache, kills=1, rng=random.Random(0), longest=longest
+    )
+    assert resumed, "no process went on from a checkpoint"
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow  # ten processes that compile or load, and two whole runs: some minutes
+def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
+    arguments = [str(ROOT / "configs" / "digits.py"), "--train.steps", "400"]
+    arguments += ["--train.save-every", "20", "--train.draw-every", "200"]
+    cache = tmp_path / "cache"
+    finish([*arguments, "--workdir", str(tmp_path / "first")], cache)
+    began = time.monotonic()
+    finish([*arguments, "--workdir", str(tmp_path / "whole")], cache)
+    longest = 0.6 * (time.monotonic() - began)
+    resumed = kill_and_resume(
+        arguments, tmp_path / "killed", cache, kills=10, rng=random.Random(1), longest=longest
+    )
+    print("\n".join(resumed))
+    assert len(resumed) >= 5
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == whole
+    assert contents(tmp_path / "first") == whole
+
+
+def test_interrupt_is_a_sentence_and_the_run_can_go_on(tmp_path):
+    arguments = [str(ROOT / "tests" / "tiny.py"), "--train.steps", "100000"]
+    arguments += ["--workdir", str(tmp_path / "run")]
+    process = start(arguments, tmp_path / "cache")
+    while not (tmp_path / "run" / "checkpoints" / "4").is_dir() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "the same command goes on from the last checkpoint" in out
+    assert "Traceback" not in out
