@@ -14,11 +14,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+import hypothesis
 import jaxtyping
 import pytest
 
 # Annotations are checked in the tests only: users pay nothing for them.
 jaxtyping.install_import_hook("ddpm_jax", "beartype.beartype")
+
+# The same examples in every run, and no time limit that the first compilation would break.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, max_examples=30
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
