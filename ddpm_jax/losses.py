@@ -125,7 +125,8 @@ def vlb_terms(
     # Where the decoder is meant, any finite weight does; inf would turn its gradient into NaN.
     weight = kl_weight(schedule, jnp.maximum(t, 1), predicts=predicts)
 
-    x0_hat = convert(schedule, prediction, x_t, t, source=predicts, target="x0")
+    # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
+    x0_hat = convert(schedule, prediction, x_t, jnp.zeros_like(t), source=predicts, target="x0")
     deviation = jnp.broadcast_to(jnp.sqrt(schedule.betas[0]).astype(x0.dtype), x0.shape)
     log_likelihood = discretized_log_likelihood(x0, x0_hat, deviation, levels=levels)
     decoder = -jnp.sum(log_likelihood, axis=_data_axes(x0))
