@@ -149,7 +149,7 @@ def _log_ndtr_jvp(
 
 
 def _excess_minus_log(excess: jax.Array, ratio: jax.Array) -> jax.Array:
-    """r - 1 - log r, told both r - 1 and r: near r = 1 the one has the digits, far off the other."""
+    """r - 1 - log r from r - 1, which has the digits near r = 1, and r, which has them far off."""
     # With x = r - 1 and z = x / (2 + x): log r = 2 artanh z, x - 2 z = x z, and no difference
     # of rounded numbers is left.
     x = jnp.clip(excess, -0.5, 0.5)

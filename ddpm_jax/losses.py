@@ -77,7 +77,7 @@ def kl_weight(
         case "eps":
             return 0.5 * excess
         case "x0":
-            return 0.5 * excess * jnp.exp(schedule.log_snr_at(t))
+            return 0.5 * excess * jnp.square(schedule.signal(t)) / schedule.noise_variance(t)
         case "v":
             return 0.5 * excess * jnp.square(schedule.signal(t))
         case _:
