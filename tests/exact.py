@@ -1,6 +1,7 @@
 """What the tests compare with, written without the library: 50 digits and closed forms."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,15 +53,12 @@ def chain(name: str, num_steps: int) -> Chain:
                 for i in range(num_steps + 1)
             ]
             cut = mp.mpf(0.999)
-            return _from_betas(
-                [min(1 - b / a, cut) for a, b in zip(curve, curve[1:], strict=False)]
-            )
+            return _from_betas([min(1 - b / a, cut) for a, b in itertools.pairwise(curve)])
         case "linear_log_snr":
             log_snr = [7 - mp.mpf(15) * t / last for t in range(num_steps)]
             alpha_bar = [1 / (1 + mp.exp(-value)) for value in log_snr]
             noise = [1 / (1 + mp.exp(value)) for value in log_snr]
-            pairs = zip([mp.mpf(1), *alpha_bar], alpha_bar, strict=False)
-            betas = [1 - b / a for a, b in pairs]
+            betas = [1 - b / a for a, b in itertools.pairwise([mp.mpf(1), *alpha_bar])]
             return Chain(betas, alpha_bar, noise, [mp.log(a) for a in alpha_bar], log_snr)
     raise ValueError(name)
 
@@ -86,6 +84,24 @@ def ulps(actual, expected: Sequence) -> np.ndarray:
         raise TypeError(actual.dtype)
     errors = [abs(mp.mpf(float(a)) - e) for a, e in zip(actual, expected, strict=True)]
     return float64(errors) / np.spacing(np.abs(float64(expected)).astype(np.float32))
+
+
+def log_probability_and_slope(x, mean, deviation, levels):
+    """log p of the grey level `x` under a Gaussian cut into bins, and its derivative in `mean`."""
+    x, mean, deviation = (mp.mpf(float(value)) for value in (x, mean, deviation))
+    half_bin = mp.mpf(1) / (levels - 1)
+    low, high = (x - half_bin - mean) / deviation, (x + half_bin - mean) / deviation
+    if x > 1 - half_bin:
+        high = mp.inf
+    elif x < -1 + half_bin:
+        low = -mp.inf
+    if low + high > 0:  # in the lower tail the two probabilities are small and do not cancel
+        low, high, sign = -high, -low, -1
+    else:
+        sign = 1
+    probability = mp.erfc(-high / mp.sqrt(2)) / 2 - mp.erfc(-low / mp.sqrt(2)) / 2
+    slope = sign * (mp.npdf(low) - mp.npdf(high)) / deviation / probability
+    return mp.log(probability), slope
 
 
 def gaussian_denoiser(alpha_bar: np.ndarray, mean: float, deviation: float, predicts: str):

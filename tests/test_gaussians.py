@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from exact import float64, ulps
+from exact import float64, log_probability_and_slope, ulps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,24 +69,6 @@ def test_kl_to_standard_normal_down_to_nothing(mean, one_minus_variance):
 
 DEVIATIONS = [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 MEANS = np.float32([-50, -3, -1, -0.998, -0.3, 0, 1e-3, 0.5, 1, 1.2, 7, 1000])
-
-
-def log_probability_and_slope(x, mean, deviation, levels):
-    """The logarithm and its derivative in `mean`, in 50 digits."""
-    x, mean, deviation = (mp.mpf(float(value)) for value in (x, mean, deviation))
-    half_bin = mp.mpf(1) / (levels - 1)
-    low, high = (x - half_bin - mean) / deviation, (x + half_bin - mean) / deviation
-    if x > 1 - half_bin:
-        high = mp.inf
-    elif x < -1 + half_bin:
-        low = -mp.inf
-    if low + high > 0:  # in the lower tail the two probabilities are small and do not cancel
-        low, high, sign = -high, -low, -1
-    else:
-        sign = 1
-    probability = mp.erfc(-high / mp.sqrt(2)) / 2 - mp.erfc(-low / mp.sqrt(2)) / 2
-    slope = sign * (mp.npdf(low) - mp.npdf(high)) / deviation / probability
-    return mp.log(probability), slope
 
 
 @pytest.fixture(scope="module")
