@@ -71,7 +71,7 @@ def kl_weight(
     Raises:
         TypeError, ValueError: `t` of the wrong dtype or shape, or an unknown `predicts`.
     """
-    check_times("t", t, t.shape[0] if t.ndim else 0)
+    check_times("t", t, t.shape[0] if getattr(t, "ndim", 0) else 0)
     excess = jnp.expm1(-schedule.log_snr_difference(t, t - 1))  # SNR_{t-1} / SNR_t - 1
     match predicts:
         case "eps":

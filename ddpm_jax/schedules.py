@@ -229,7 +229,12 @@ def _check_num_steps(num_steps: int) -> None:
 
 def _look_up(table: jax.Array, t: jax.Array, *, before: float) -> jax.Array:
     """`table[t]`; `before` at t = -1; NaN, which nobody overlooks, outside [-1, T)."""
-    values = table.at[..., t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    values = table.at[t].get(
+        mode="fill",
+        fill_value=jnp.nan,
+        wrap_negative_indices=False,
+        out_sharding=jax.typeof(t).sharding,  # an explicit mesh wants to be told
+    )
     return jnp.where(t == -1, jnp.float32(before), values)
 
 
