@@ -168,7 +168,8 @@ def test_elbo_loss_over_all_times_is_bits_per_dim():
     eps = jnp.concatenate([jax.random.normal(k, x0.shape) for k in keys])
     every_x0, times = jnp.tile(x0, (num_steps, 1)), jnp.repeat(jnp.arange(num_steps), 2)
     x_t = q_sample(schedule, every_x0, times, eps)
-    loss = elbo_loss(
+    compiled = jax.jit(elbo_loss, static_argnames=("predicts", "levels"))
+    loss = compiled(
         schedule, predict(x_t, times), every_x0, x_t, times, predicts="eps", levels=LEVELS
     )
     by_time = loss.reshape(num_steps, 2)
