@@ -147,8 +147,16 @@ def test_unknown_kinds_are_named(without_annotation_checks, source, target):
         convert(schedules.linear(10), x, x, jnp.array([0]), source=source, target=target)
 
 
-@pytest.mark.parametrize("data", [(), (2,), (2, 3), (2, 3, 1), (2, 3, 1, 2)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        ((), jnp.float32),
+        ((2,), jnp.bfloat16),
+        ((2, 3), jnp.float32),
+        ((2, 3, 1), jnp.bfloat16),
+        ((2, 3, 1, 2), jnp.float32),
+    ],
+)
 def test_any_rank_and_dtype_go_through(data, dtype):
     schedule, t = schedules.linear(10), jnp.array([0, 4, 9])
     rng = np.random.default_rng(0)
