@@ -7,6 +7,7 @@ dimensions it means. That keeps a per-pixel map of an ELBO term one call away.
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
+from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from ddpm_jax.checks import check_float, check_same_shape
@@ -34,8 +35,9 @@ def kl_diagonal(
     check_same_shape("variance_q", variance_q, "mean_q", mean_q)
     check_same_shape("mean_p", mean_p, "mean_q", mean_q)
     check_same_shape("variance_p", variance_p, "mean_q", mean_q)
+    ratio = variance_q / variance_p
     excess = (variance_q - variance_p) / variance_p  # r - 1, without the cancellation
-    return 0.5 * (excess - jnp.log1p(excess) + jnp.square(mean_q - mean_p) / variance_p)
+    return 0.5 * (_excess_minus_log(excess, ratio) + jnp.square(mean_q - mean_p) / variance_p)
 
 
 def kl_to_standard_normal(
@@ -52,7 +54,7 @@ def kl_to_standard_normal(
     check_float("mean", mean)
     check_same_shape("one_minus_variance", one_minus_variance, "mean", mean)
     m = one_minus_variance
-    return 0.5 * (jnp.square(mean) - m - jnp.log1p(-m))
+    return 0.5 * (jnp.square(mean) + _excess_minus_log(-m, 1.0 - m))
 
 
 def discretized_log_likelihood(
@@ -102,21 +104,56 @@ def discretized_log_likelihood(
     offset = -jnp.abs(x - mean)
     lower = (offset - half_bin) / standard_deviation
     upper = (offset + half_bin) / standard_deviation
-    closed = _log_ndtr_difference(lower, upper)
+    closed = _log_ndtr_difference(lower, upper, 2.0 * half_bin / standard_deviation)
     # x sits on a grid of spacing 2 h, so a quarter of that tells the outer levels apart safely.
     at_bottom = x < -1.0 + 0.5 * half_bin
     at_top = x > 1.0 - 0.5 * half_bin
-    below_bottom = log_ndtr((x + half_bin - mean) / standard_deviation)
-    above_top = log_ndtr((mean - x + half_bin) / standard_deviation)
+    below_bottom = _log_ndtr((x + half_bin - mean) / standard_deviation)
+    above_top = _log_ndtr((mean - x + half_bin) / standard_deviation)
     return jnp.where(at_bottom, below_bottom, jnp.where(at_top, above_top, closed))
 
 
-def _log_ndtr_difference(lower: jax.Array, upper: jax.Array) -> jax.Array:
-    """log[Phi(upper) - Phi(lower)] for lower < upper with lower + upper <= 0."""
-    log_lower, log_upper = log_ndtr(lower), log_ndtr(upper)
+def _log_ndtr_difference(lower: jax.Array, upper: jax.Array, width: jax.Array) -> jax.Array:
+    """log[Phi(upper) - Phi(lower)] for upper = lower + width with lower + upper <= 0."""
+    log_lower, log_upper = _log_ndtr(lower), _log_ndtr(upper)
+    # Far out both ends round to the same number; log Phi, concave with a slope above -upper
+    # there, still tells how far apart they are.
+    gap = jnp.maximum(log_upper - log_lower, -upper * width)
     # log(1 - exp(-gap)) loses digits on one side of log 2 with either of the two ways to write it.
-    gap = log_upper - log_lower
     near = gap < jnp.log(2.0).astype(gap.dtype)
     from_near = jnp.log(-jnp.expm1(-jnp.where(near, gap, 1.0)))
     from_far = jnp.log1p(-jnp.exp(-jnp.where(near, 1.0, gap)))
     return log_upper + jnp.where(near, from_near, from_far)
+
+
+@jax.custom_jvp
+def _log_ndtr(x: jax.Array) -> jax.Array:
+    """log Phi(x) with a derivative that holds in the tail."""
+    return log_ndtr(x)
+
+
+@_log_ndtr.defjvp
+def _log_ndtr_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """phi / Phi. JAX's exp(log phi - log Phi) is a difference of squares, lost below x = -1000."""
+    (x,), (dx,) = primals, tangents
+    near = jnp.maximum(x, -4.0)
+    ratio_near = jnp.exp(norm.logpdf(near) - log_ndtr(near))
+    # Laplace's continued fraction, y + 1 / (y + 2 / (y + 3 / ...)) at y = -x.
+    y = jnp.maximum(-x, 4.0)
+    ratio_far = y
+    for k in range(10, 0, -1):
+        ratio_far = y + k / ratio_far
+    return log_ndtr(x), jnp.where(x < -4.0, ratio_far, ratio_near) * dx
+
+
+def _excess_minus_log(excess: jax.Array, ratio: jax.Array) -> jax.Array:
+    """r - 1 - log r from r - 1, which has the digits near r = 1, and r, which has them far off."""
+    # With x = r - 1 and z = x / (2 + x): log r = 2 artanh z, x - 2 z = x z, and no difference
+    # of rounded numbers is left.
+    x = jnp.clip(excess, -0.5, 0.5)
+    z = x / (2.0 + x)
+    series = sum(jnp.square(z) ** k / (2 * k + 3) for k in range(7))
+    near = x * z - 2.0 * z**3 * series
+    return jnp.where(jnp.abs(excess) < 0.5, near, excess - jnp.log(ratio))

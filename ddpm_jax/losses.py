@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.checks import check_float, check_same_shape, check_times
-from ddpm_jax.forward import Predicts, convert, per_example, q_sample
+from ddpm_jax.forward import Predicts, convert, per_example
 from ddpm_jax.gaussians import discretized_log_likelihood, kl_to_standard_normal
 from ddpm_jax.schedules import Schedule
 
@@ -55,8 +55,18 @@ def simple_loss(
     """
     check_float("x0", x0)
     check_same_shape("prediction", prediction, "x0", x0)
-    x_t = q_sample(schedule, x0, t, eps)
-    target = eps if predicts == "eps" else _target(schedule, x0, x_t, t, predicts)
+    check_same_shape("eps", eps, "x0", x0)
+    check_times("t", t, x0.shape[0])
+    match predicts:
+        case "eps":
+            target = eps
+        case "x0":
+            target = x0
+        case "v":
+            target = per_example(schedule.signal(t), x0) * eps
+            target = target - per_example(schedule.noise(t), x0) * x0
+        case _:
+            raise ValueError(f"predicts is {predicts!r}; it is one of 'eps', 'x0', 'v'")
     return jnp.mean(jnp.square(target - prediction), axis=_data_axes(x0))
 
 
@@ -71,13 +81,13 @@ def kl_weight(
     Raises:
         TypeError, ValueError: `t` of the wrong dtype or shape, or an unknown `predicts`.
     """
-    check_times("t", t, t.shape[0] if t.ndim else 0)
+    check_times("t", t, t.shape[0] if getattr(t, "ndim", 0) else 0)
     excess = jnp.expm1(-schedule.log_snr_difference(t, t - 1))  # SNR_{t-1} / SNR_t - 1
     match predicts:
         case "eps":
             return 0.5 * excess
         case "x0":
-            return 0.5 * excess * jnp.exp(schedule.log_snr_at(t))
+            return 0.5 * excess * jnp.square(schedule.signal(t)) / schedule.noise_variance(t)
         case "v":
             return 0.5 * excess * jnp.square(schedule.signal(t))
         case _:
@@ -125,7 +135,8 @@ def vlb_terms(
     # Where the decoder is meant, any finite weight does; inf would turn its gradient into NaN.
     weight = kl_weight(schedule, jnp.maximum(t, 1), predicts=predicts)
 
-    x0_hat = convert(schedule, prediction, x_t, t, source=predicts, target="x0")
+    # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
+    x0_hat = convert(schedule, prediction, x_t, jnp.zeros_like(t), source=predicts, target="x0")
     deviation = jnp.broadcast_to(jnp.sqrt(schedule.betas[0]).astype(x0.dtype), x0.shape)
     log_likelihood = discretized_log_likelihood(x0, x0_hat, deviation, levels=levels)
     decoder = -jnp.sum(log_likelihood, axis=_data_axes(x0))

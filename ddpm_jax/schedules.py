@@ -71,10 +71,6 @@ class Schedule:
         """1 - alpha_bar at `t`; 0 at t = -1."""
         return _look_up(self.one_minus_alpha_bar, t, before=0.0)
 
-    def log_snr_at(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """log SNR at `t`; inf at t = -1."""
-        return _look_up(self.log_snr, t, before=jnp.inf)
-
     def log_snr_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
@@ -229,7 +225,12 @@ def _check_num_steps(num_steps: int) -> None:
 
 def _look_up(table: jax.Array, t: jax.Array, *, before: float) -> jax.Array:
     """`table[t]`; `before` at t = -1; NaN, which nobody overlooks, outside [-1, T)."""
-    values = table.at[..., t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    values = table.at[t].get(
+        mode="fill",
+        fill_value=jnp.nan,
+        wrap_negative_indices=False,
+        out_sharding=jax.typeof(t).sharding,  # an explicit mesh wants to be told
+    )
     return jnp.where(t == -1, jnp.float32(before), values)
 
 

@@ -21,11 +21,18 @@ jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+import hypothesis
 import jaxtyping
 import pytest
 
 # Annotations are checked in the tests only: users pay nothing for them.
 jaxtyping.install_import_hook("ddpm_jax", "beartype.beartype")
+
+# The same examples in every run, and no time limit that the first compilation would break.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, max_examples=30
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

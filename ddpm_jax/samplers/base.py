@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_key
@@ -109,8 +110,8 @@ def time_grid(schedule: Schedule, num_steps: int) -> Int[Array, " steps"]:
     last = schedule.num_steps - 1
     if not 1 <= num_steps <= schedule.num_steps:
         raise ValueError(f"num_steps is {num_steps}; a chain of T = {last + 1} has 1 to {last + 1}")
-    index = jnp.arange(num_steps, dtype=jnp.int32)
-    return last - index * last // max(num_steps - 1, 1)
+    index = np.arange(num_steps, dtype=np.int64)  # index * last outgrows int32 at T = 46342
+    return jnp.asarray(last - index * last // max(num_steps - 1, 1), dtype=jnp.int32)
 
 
 def standard_normal_init(key: Array, shape: tuple[int, ...]) -> SamplerState:

@@ -1,0 +1,296 @@
+"""One table of the core's public functions, and what every one of them owes its callers.
+
+Each runs under jit, vmap, grad and a sharded mesh of 8 devices with the same values, and refuses
+an argument of the wrong dtype or shape by its name, while JAX traces.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import ddpm_jax
+from ddpm_jax import forward, gaussians, likelihood, losses, samplers, schedules, timesteps
+
+BATCH = 8
+SCHEDULE = schedules.cosine(12)
+LEVELS = 17
+
+
+class Case(NamedTuple):
+    """A public function with what is static bound, and its arrays by name."""
+
+    function: Callable
+    arrays: dict
+    like: str | None = None
+    """The array whose shape the others have to have; a wrong one is theirs to report."""
+
+
+def image(seed):
+    return 0.5 * jax.random.normal(jax.random.key(seed), (BATCH, 3, 2))
+
+
+def on_grid(seed):
+    levels = jax.random.randint(jax.random.key(seed), (BATCH, 3, 2), 0, LEVELS)
+    return jnp.linspace(-1.0, 1.0, LEVELS)[levels]
+
+
+def positive(seed):
+    return 0.5 + jnp.square(image(seed))
+
+
+def bind(function, **static):
+    """`function` of the schedule and named arrays."""
+    return lambda **arrays: function(SCHEDULE, **arrays, **static)
+
+
+def draw_images(sampler):
+    times = samplers.time_grid(SCHEDULE, 4)
+    return lambda key: samplers.sample(sampler, key, (BATCH, 3, 2), times).x0
+
+
+def look_up(name):
+    return lambda **times: getattr(SCHEDULE, name)(**times)
+
+
+t, s = jnp.arange(BATCH, dtype=jnp.int32) + 2, jnp.arange(BATCH, dtype=jnp.int32) - 1
+key = jax.random.key(5)
+prediction = {"prediction": image(2), "x0": on_grid(0)}
+
+CASES = {
+    "q_sample": Case(bind(forward.q_sample), {"x0": image(0), "t": t, "eps": image(1)}, "x0"),
+    "q_step": Case(bind(forward.q_step), {"x_prev": image(0), "t": t, "eps": image(1)}, "x_prev"),
+    "q_chain": Case(bind(forward.q_chain, num_steps=3), {"key": key, "x0": image(0)}, "x0"),
+    "q_posterior": Case(
+        bind(forward.q_posterior), {"x0": image(0), "x_t": image(1), "t": t, "s": s}, "x0"
+    ),
+    "convert": Case(
+        bind(forward.convert, source="eps", target="v"),
+        {"value": image(0), "x_t": image(1), "t": t},
+        "value",
+    ),
+    "kl_diagonal": Case(
+        gaussians.kl_diagonal,
+        {
+            "mean_q": image(0),
+            "variance_q": positive(1),
+            "mean_p": image(2),
+            "variance_p": positive(3),
+        },
+        "mean_q",
+    ),
+    "kl_to_standard_normal": Case(
+        gaussians.kl_to_standard_normal,
+        {"mean": image(0), "one_minus_variance": 0.3 * positive(1)},
+        "mean",
+    ),
+    "discretized_log_likelihood": Case(
+        lambda **arrays: gaussians.discretized_log_likelihood(**arrays, levels=LEVELS),
+        {"x": on_grid(0), "mean": image(1), "standard_deviation": positive(2)},
+        "x",
+    ),
+    "simple_loss": Case(
+        bind(losses.simple_loss, predicts="v"), {**prediction, "t": t, "eps": image(1)}, "x0"
+    ),
+    "kl_weight": Case(bind(losses.kl_weight, predicts="eps"), {"t": t}, "t"),
+    "vlb_terms": Case(
+        bind(losses.vlb_terms, predicts="eps", levels=LEVELS),
+        {**prediction, "x_t": image(1), "t": t - 2},
+        "x0",
+    ),
+    "elbo_loss": Case(
+        bind(losses.elbo_loss, predicts="v", levels=LEVELS),
+        {**prediction, "x_t": image(1), "t": t - 2},
+        "x0",
+    ),
+    "prior_term": Case(bind(losses.prior_term), {"x0": on_grid(0)}, "x0"),
+    "bits_per_dim": Case(
+        lambda **arrays: (
+            likelihood.bits_per_dim(
+                SCHEDULE, lambda x_t, t: 0.3 * x_t, **arrays, predicts="eps", levels=LEVELS
+            ).total
+        ),
+        {"key": key, "x0": on_grid(0)},
+        "x0",
+    ),
+    "uniform": Case(lambda key: timesteps.uniform(key, BATCH, 12), {"key": key}),
+    "stratified": Case(lambda key: timesteps.stratified(key, BATCH, 12), {"key": key}),
+    "sample, ancestral": Case(
+        draw_images(samplers.ancestral(SCHEDULE, lambda x_t, t: 0.3 * x_t)), {"key": key}
+    ),
+    "sample, ddim": Case(
+        draw_images(samplers.ddim(SCHEDULE, lambda x_t, t: 0.3 * x_t, eta=0.5)), {"key": key}
+    ),
+}
+
+# Those that take no arrays, or make what does.
+STATIC = {
+    *("linear", "cosine", "linear_log_snr", "from_betas", "time_grid", "ancestral", "ddim"),
+    "per_example",  # between rooms only
+}
+
+COMPILED = {name: jax.jit(case.function) for name, case in CASES.items()}
+
+every_function = pytest.mark.parametrize("name", CASES)
+
+
+def is_key(array):
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def named_arrays(select):
+    return [
+        pytest.param(case, array, id=f"{case}-{array}")
+        for case in CASES
+        for array in CASES[case].arrays
+        if select(CASES[case], array)
+    ]
+
+
+def is_float(case, array):
+    return jnp.issubdtype(case.arrays[array].dtype, jnp.floating)
+
+
+def is_time(case, array):
+    return jnp.issubdtype(case.arrays[array].dtype, jnp.integer)
+
+
+def assert_close(actual, expected):
+    """Equal but for the rounding of operations that a compiler fuses."""
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def value():
+    """What each case gives, called plainly."""
+    return {name: case.function(**case.arrays) for name, case in CASES.items()}
+
+
+def test_the_table_is_complete():
+    rooms = (schedules, gaussians, forward, timesteps, losses, likelihood, samplers)
+    public = {
+        name
+        for room in rooms
+        for name in getattr(room, "__all__", vars(room))
+        if inspect.isfunction(getattr(room, name))
+    }
+    assert public == {name.split(",")[0] for name in CASES} | STATIC
+    handed_out = {name for name, item in vars(ddpm_jax).items() if inspect.isfunction(item)}
+    assert handed_out <= public
+
+
+@every_function
+def test_jit(name, value):
+    assert_close(COMPILED[name](**CASES[name].arrays), value[name])
+
+
+@every_function
+def test_vmap(name):
+    case = CASES[name]
+    keys = jax.random.split(key, 2)
+    stacked = {
+        name: keys if is_key(array) else jnp.stack([array, array[::-1]])
+        for name, array in case.arrays.items()
+    }
+    mapped = jax.jit(jax.vmap(lambda arrays: case.function(**arrays)))(stacked)
+    for i in range(2):
+        alone = COMPILED[name](**{name: array[i] for name, array in stacked.items()})
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), alone)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if any(is_float(case, a) for a in case.arrays)]
+)
+def test_grad(name):
+    """The slope in each float array, along one direction, is that of central differences."""
+    case = CASES[name]
+    floats = {array: case.arrays[array] for array in case.arrays if is_float(case, array)}
+    rest = {array: value for array, value in case.arrays.items() if array not in floats}
+    if name in ("vlb_terms", "elbo_loss", "bits_per_dim"):
+        floats["x0"] = 0.9 * floats["x0"]  # off the border, where the outer bins open
+    if name == "discretized_log_likelihood":
+        floats["x"] = 0.9 * floats["x"]
+
+    def total(floats):
+        leaves = jax.tree.leaves(case.function(**rest, **floats))
+        return sum(jnp.mean(leaf) for leaf in leaves)
+
+    compiled, step = jax.jit(jax.value_and_grad(total)), 2e-3
+    slopes = compiled(floats)[1]
+    for array, at in floats.items():
+        direction = jnp.cos(jnp.arange(at.size, dtype=at.dtype)).reshape(at.shape)
+        slope = jnp.vdot(slopes[array], direction)
+        ahead, behind = (
+            compiled(floats | {array: at + sign * step * direction})[0] for sign in (1, -1)
+        )
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-2, atol=2e-3)
+        assert slope != 0.0
+
+
+@every_function
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_sharded_over_eight_devices(name, axis_type, value):
+    case = CASES[name]
+    mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(axis_type,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    placed = {
+        name: jax.device_put(array, whole if is_key(array) else split)
+        for name, array in case.arrays.items()
+    }
+    result = jax.jit(case.function, out_shardings=split)(**placed)
+    for leaf in jax.tree.leaves(result):
+        assert len(leaf.sharding.device_set) == BATCH
+        assert leaf.addressable_shards[0].data.shape[0] == 1
+    assert_close(result, value[name])
+
+
+def refuses(name, array, wrong, error):
+    """While tracing, and by the argument's own name."""
+    case = CASES[name]
+    with pytest.raises(error, match=rf"\b{array} (has|is)"):
+        jax.eval_shape(case.function, **(case.arrays | {array: wrong}))
+
+
+@pytest.mark.parametrize(("name", "array"), named_arrays(is_float))
+def test_integers_are_no_images(without_annotation_checks, name, array):
+    pixels = jnp.zeros(CASES[name].arrays[array].shape, jnp.uint8)
+    refuses(name, array, pixels, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    named_arrays(lambda case, array: is_float(case, array) and array != case.like),
+)
+def test_shapes_that_would_broadcast_are_refused(without_annotation_checks, name, array):
+    for shape in [(BATCH, 3, 1), (1, 3, 2), (3, 2), ()]:
+        refuses(name, array, jnp.zeros(shape), ValueError)
+
+
+@pytest.mark.parametrize(("name", "array"), named_arrays(is_time))
+def test_times_are_integers_one_per_example(without_annotation_checks, name, array):
+    refuses(name, array, jnp.zeros(BATCH), TypeError)
+    for shape in [(), (BATCH, 1)] + [(BATCH + 1,)] * (array != CASES[name].like):
+        refuses(name, array, jnp.zeros(shape, jnp.int32), ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"), named_arrays(lambda case, array: is_key(case.arrays[array]))
+)
+def test_keys_are_typed_and_single(without_annotation_checks, name, array):
+    refuses(name, array, jax.random.PRNGKey(0), TypeError)
+    refuses(name, array, jax.random.split(jax.random.key(0), 2), ValueError)
+
+
+@every_function
+def test_python_numbers_are_no_arrays(without_annotation_checks, name):
+    case = CASES[name]
+    for array in case.arrays:
+        with pytest.raises(TypeError, match=f"{array} is a int; it has to be an array"):
+            case.function(**(case.arrays | {array: 3}))

@@ -1,0 +1,169 @@
+"""Tables against 50 digits, look-ups outside the chain, and arguments that cannot be."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact import chain, float64, ulps
+
+from ddpm_jax import schedules
+
+NAMES = ("linear", "cosine", "linear_log_snr")
+CHAINS = [(name, num_steps) for name in NAMES for num_steps in (2, 10, 1000, 4000)]
+
+
+def build(name, num_steps):
+    return getattr(schedules, name)(num_steps)
+
+
+@pytest.mark.parametrize("table", ["betas", "alpha_bar", "one_minus_alpha_bar", "log_snr"])
+@pytest.mark.parametrize(("name", "num_steps"), CHAINS)
+def test_every_entry_is_the_nearest_float32(name, num_steps, table):
+    values, expected = getattr(build(name, num_steps), table), chain(name, num_steps)
+    # 0.5 would be perfect; float64 underneath is allowed a thousandth of a float32's last place.
+    assert ulps(values, getattr(expected, table)).max() < 0.501
+
+
+@pytest.mark.parametrize(("name", "num_steps"), CHAINS)
+def test_two_float32_parts_hold_a_float64_logarithm(name, num_steps):
+    schedule, expected = build(name, num_steps), chain(name, num_steps)
+    for parts, table in (
+        (schedule.log_alpha_bar, expected.log_alpha_bar),
+        (schedule.log_snr_parts, expected.log_snr),
+    ):
+        total = np.asarray(parts, np.float64).sum(axis=0)
+        # log SNR crosses zero, hence the absolute part. The cosine's last angles, within 1e-4 of
+        # pi / 2, take most of what is allowed; the other schedules stay below 1e-14.
+        np.testing.assert_allclose(total, float64(table), rtol=1e-13, atol=2e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("difference", ["log_snr", "log_alpha_bar"])
+def test_differences_of_neighbours_keep_all_digits(name, difference):
+    num_steps = 4000
+    t = jnp.arange(1, num_steps)
+    table = getattr(chain(name, num_steps), difference)
+    expected = [later - earlier for earlier, later in itertools.pairwise(table)]
+    differences = getattr(build(name, num_steps), f"{difference}_difference")(t, t - 1)
+    assert ulps(differences, expected).max() < 1.0
+
+
+def test_differences_across_the_chain():
+    times = [(999, 0), (999, 500), (700, 3), (1, 0), (0, 999)]
+    t, s = jnp.array(times).T
+    schedule, expected = schedules.linear(1000), chain("linear", 1000)
+    for name in ("log_snr", "log_alpha_bar"):
+        table = getattr(expected, name)
+        differences = getattr(schedule, f"{name}_difference")(t, s)
+        assert ulps(differences, [table[i] - table[j] for i, j in times]).max() < 2.0
+
+
+@pytest.mark.parametrize(
+    ("look_up", "limit"),
+    [("signal", 1.0), ("noise", 0.0), ("noise_variance", 0.0)],
+)
+def test_minus_one_is_the_data_and_beyond_is_nan(look_up, limit):
+    t = jnp.array([-1, -2, -1000, 10, 11, 2**31 - 1])
+    values = np.asarray(getattr(schedules.linear(10), look_up)(t))
+    np.testing.assert_array_equal(values, [limit] + [np.nan] * 5)
+
+
+def test_no_step_leads_to_the_data():
+    assert np.isnan(schedules.linear(10).beta(jnp.array([-1, -2, 10]))).all()
+
+
+def test_differences_reach_the_data_and_are_nan_beyond():
+    schedule = schedules.linear(10)
+    t, s = jnp.array([3, 3, 10]), jnp.array([-1, -2, 3])
+    np.testing.assert_array_equal(schedule.log_snr_difference(t, s), [-np.inf, np.nan, np.nan])
+    to_data = schedule.log_alpha_bar_difference(t, s)
+    assert ulps(to_data[:1], chain("linear", 10).log_alpha_bar[3:4]).max() <= 0.5
+    assert np.isnan(to_data[1:]).all()
+
+
+def test_look_ups_inside():
+    schedule, expected = schedules.cosine(1000), chain("cosine", 1000)
+    t = [0, 1, 500, 999]
+    a, b = zip(*[expected.signal_and_noise(i) for i in t], strict=True)
+    assert ulps(schedule.signal(jnp.array(t)), a).max() < 1.0
+    assert ulps(schedule.noise(jnp.array(t)), b).max() < 1.0
+    assert ulps(schedule.beta(jnp.array(t)), [expected.betas[i] for i in t]).max() < 1.0
+
+
+def test_a_schedule_is_a_pytree_of_float32():
+    schedule = schedules.linear(10)
+    leaves, structure = jax.tree.flatten(schedule)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    rebuilt = jax.tree.unflatten(structure, leaves)
+    assert rebuilt.num_steps == 10
+    chex.assert_trees_all_equal(rebuilt, schedule)
+
+
+def test_a_schedule_is_an_argument_like_any_other():
+    traces = []
+
+    @jax.jit
+    def noise(schedule, t):
+        traces.append(None)
+        return schedule.noise(t)
+
+    t = jnp.array([0, 5, 9])
+    for schedule in (schedules.linear(10), schedules.cosine(10)):
+        np.testing.assert_array_equal(noise(schedule, t), schedule.noise(t))
+        np.testing.assert_array_equal(jax.vmap(schedule.noise)(t[:, None])[:, 0], schedule.noise(t))
+    assert len(traces) == 1
+
+
+def test_schedules_stack_under_vmap(without_annotation_checks):
+    both = jax.tree.map(lambda *x: jnp.stack(x), schedules.linear(10), schedules.cosine(10))
+    t = jnp.array([0, 9])
+    stacked = jax.vmap(lambda schedule: schedule.signal(t))(both)
+    np.testing.assert_array_equal(stacked[1], schedules.cosine(10).signal(t))
+
+
+def test_given_betas_are_kept():
+    betas = np.array([0.5, 1e-12, 1.0 - 1e-9, 0.25])
+    np.testing.assert_array_equal(schedules.from_betas(betas).betas, betas.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.1, 0.2, 0.0, 1.5], r"betas\[2\] is 0;"),
+        ([0.1, 1.0], r"betas\[1\] is 1;"),
+        ([-0.1, 0.2], r"betas\[0\] is -0.1;"),
+        ([0.1, np.nan], r"betas\[1\] is nan;"),
+        ([0.1], "num_steps is 1; .* T = 2"),
+        ([], "num_steps is 0"),
+        (0.1, r"betas has shape \(\)"),
+        ([[0.1, 0.2]], r"betas has shape \(1, 2\)"),
+    ],
+)
+def test_betas_that_cannot_be(betas, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.from_betas(np.array(betas))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("linear", {"num_steps": 1}, "num_steps is 1"),
+        ("linear", {"num_steps": 10, "beta_min": 0.0}, r"betas\[0\] is 0;"),
+        ("linear", {"num_steps": 10, "beta_max": 1.0}, r"betas\[9\] is 1;"),
+        ("linear", {"num_steps": 10, "beta_max": np.nan}, r"betas\[\d\] is nan;"),
+        ("cosine", {"num_steps": 0}, "num_steps is 0"),
+        ("cosine", {"num_steps": 10, "offset": -0.1}, "offset is -0.1"),
+        ("cosine", {"num_steps": 10, "offset": np.nan}, "offset is nan"),
+        ("cosine", {"num_steps": 10, "max_beta": 1.0}, "max_beta is 1.0"),
+        ("cosine", {"num_steps": 10, "max_beta": 0.0}, "max_beta is 0.0"),
+        ("linear_log_snr", {"num_steps": -3}, "num_steps is -3"),
+        ("linear_log_snr", {"num_steps": 10, "log_snr_max": -8.0}, "log_snr_max is -8.0"),
+        ("linear_log_snr", {"num_steps": 10, "log_snr_min": -np.inf}, "log_snr_min is -inf"),
+    ],
+)
+def test_arguments_that_cannot_be(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(schedules, name)(**arguments)
