@@ -200,7 +200,7 @@ def test_divergence_stops_with_the_step_and_keeps_good_checkpoints(tmp_path, cap
     """A learning rate that overflows float32 at its first full use, after one save."""
     run = tmp_path / "run"
     arguments = ["--optimizer.learning-rate", "1e38", "--optimizer.warmup-steps", "6"]
-    arguments += ["--train.save-every", "1", "--model.multipliers", "1", "--workdir", str(run)]
+    arguments += ["--train.save-every", "1", "--workdir", str(run)]
     code, error = failing(capsys, "train", TINY, *arguments)
     assert code == 1
     assert "NaN or Inf at step" in error
