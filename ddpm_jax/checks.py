@@ -4,6 +4,9 @@ Every check looks at shapes and dtypes only, so it runs while JAX traces and cos
 afterwards. A failed check names the argument, what it was, and what would do.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,48 +17,34 @@ __all__ = ["check_float", "check_key", "check_same_shape", "check_times"]
 def check_float(name: str, value: jax.Array) -> None:
     """Raises TypeError unless `value` is an array of floats."""
     _check_array(name, value)
-    chex.assert_type(
-        value,
-        jnp.floating,
-        custom_message=f"{name} has dtype {value.dtype}; it has to be floating point"
-        " (images are scaled to [-1, 1] by ddpm_jax.data.to_model_range)",
-        include_default_message=False,
-        exception_type=TypeError,
+    error = TypeError(
+        f"{name} has dtype {value.dtype}; it has to be floating point (images are scaled to [-1, 1]"
+        " by ddpm_jax.data.to_model_range)"
     )
+    _assert(error, chex.assert_type, value, jnp.floating)
 
 
 def check_same_shape(name: str, value: jax.Array, like_name: str, like: jax.Array) -> None:
     """Raises TypeError or ValueError unless `value` is an array of floats shaped as `like`."""
     check_float(name, value)
-    chex.assert_shape(
-        value,
-        like.shape,
-        custom_message=f"{name} has shape {value.shape}; it has to be that of {like_name},"
-        f" {like.shape}",
-        include_default_message=False,
-        exception_type=ValueError,
+    error = ValueError(
+        f"{name} has shape {value.shape}; it has to be that of {like_name}, {like.shape}"
     )
+    _assert(error, chex.assert_shape, value, like.shape)
 
 
 def check_times(name: str, times: jax.Array, batch: int) -> None:
     """Raises TypeError or ValueError unless `times` is an integer array of shape [batch]."""
     _check_array(name, times)
-    chex.assert_type(
-        times,
-        jnp.integer,
-        custom_message=f"{name} has dtype {times.dtype}; times are integers"
-        " (jnp.int32), one per example",
-        include_default_message=False,
-        exception_type=TypeError,
+    error: Exception = TypeError(
+        f"{name} has dtype {times.dtype}; times are integers (jnp.int32), one per example"
     )
-    chex.assert_shape(
-        times,
-        (batch,),
-        custom_message=f"{name} has shape {times.shape}; it has to be ({batch},), one time per"
-        f" example (jnp.full(({batch},), value) gives all the same one)",
-        include_default_message=False,
-        exception_type=ValueError,
+    _assert(error, chex.assert_type, times, jnp.integer)
+    error = ValueError(
+        f"{name} has shape {times.shape}; it has to be ({batch},), one time per example"
+        f" (jnp.full({batch}, value) gives all the same one)"
     )
+    _assert(error, chex.assert_shape, times, (batch,))
 
 
 def check_key(name: str, key: jax.Array) -> None:
@@ -70,3 +59,11 @@ def check_key(name: str, key: jax.Array) -> None:
 def _check_array(name: str, value: object) -> None:
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
         raise TypeError(f"{name} is a {type(value).__name__}; it has to be an array")
+
+
+def _assert(error: Exception, assertion: Callable[..., None], *arguments: Any) -> None:
+    """Chex decides; what is said names the argument, which chex does not know."""
+    try:
+        assertion(*arguments)
+    except AssertionError:
+        raise error from None

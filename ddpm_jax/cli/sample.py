@@ -12,7 +12,7 @@ from rich.console import Console
 from ddpm_jax.cli.restored import ParamsName, restore_run
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
-from ddpm_jax.experiment import make_drawer
+from ddpm_jax.experiment import make_drawer, say
 from ddpm_jax.experiment.measure import SamplerName
 
 __all__ = ["run"]
@@ -56,4 +56,4 @@ def run(arguments: Sequence[str], console: Console) -> None:
         save_png(asked.out, image_grid(images, levels=levels))
     else:
         np.savez_compressed(asked.out, images=images, levels=levels)
-    console.print(f"{asked.num} images of step {step} in {asked.out}", highlight=False)
+    say(console, f"{asked.num} images of step {step} in {asked.out}")

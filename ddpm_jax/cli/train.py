@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.cli.results import print_results
-from ddpm_jax.experiment import RunDirectory, train
+from ddpm_jax.experiment import RunDirectory, say, train
 from ddpm_jax.training import DivergenceError
 
 __all__ = ["run"]
@@ -19,7 +19,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     try:
         results = train(config, console)
     except KeyboardInterrupt:
-        console.print("\nthe same command goes on from the last checkpoint", highlight=False)
+        say(console, "the same command goes on from the last checkpoint")
         raise
     except DivergenceError as error:
         raise DivergenceError(
@@ -28,6 +28,6 @@ def run(arguments: Sequence[str], console: Console) -> None:
             " would repeat it: lower --optimizer.learning-rate, with another --workdir",
         ) from None
     print_results(console, results)
-    console.print(f"pictures   {directory.pictures}", highlight=False)
-    console.print(f"metrics    {directory.metrics}", highlight=False)
-    console.print(f"curves     tensorboard --logdir {directory.tensorboard}", highlight=False)
+    say(console, f"pictures   {directory.pictures}")
+    say(console, f"metrics    {directory.metrics}")
+    say(console, f"curves     tensorboard --logdir {directory.tensorboard}")

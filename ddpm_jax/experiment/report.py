@@ -15,7 +15,7 @@ from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.measure import Drawn
 
-__all__ = ["MetricsLog", "TrainingDisplay", "save_drawn"]
+__all__ = ["MetricsLog", "TrainingDisplay", "save_drawn", "say"]
 
 
 class MetricsLog:
@@ -119,7 +119,12 @@ class TrainingDisplay:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
+
+
+def say(console: Console, text: str) -> None:
+    """One line exactly as it is: paths are neither wrapped nor coloured."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def save_drawn(directory: Path, name: str, drawn: Drawn, *, levels: int) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from ddpm_jax.experiment.build import (
 )
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.measure import evaluate, held_out_loss, make_drawer
-from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn
+from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn, say
 
 __all__ = ["train"]
 
@@ -41,12 +41,12 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     run.check_owner(config)
     results = run.read_results()
     if results is not None:
-        console.print(f"{run.path} is finished; nothing left to train", highlight=False)
+        say(console, f"{run.path} is finished; nothing left to train")
         return results
     experiment = build(config)  # what it refuses has not claimed the directory
     with run.claim(config):
         state = _train(experiment, run, console)
-        console.print("evaluating", highlight=False)
+        say(console, "evaluating")
         results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
         run.write_results(results)
         return results
@@ -71,7 +71,7 @@ def _train(experiment: Experiment, run: RunDirectory, console: Console) -> train
         else:
             start, state = restored.step, restored.state
             data.set_state(restored.data_state)
-            console.print(f"going on from step {start}", highlight=False)
+            say(console, f"going on from step {start}")
         with (
             MetricsLog(run, resumed_at=start) as log,
             TrainingDisplay(

@@ -88,7 +88,12 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         """Waits for a save that is under way."""
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as failure:
+            raise CheckpointError(
+                f"the last save in {self.directory} failed ({_first_line(failure)})"
+            ) from failure
 
     def save(
         self, step: int, state: TrainState, data_state: dict[str, Any], *, held_out_loss: float
@@ -127,7 +132,10 @@ class Checkpoints:
     def _check_arrays(self, step: int, like: TrainState) -> None:
         """Orbax would say that the structures differ, but not where."""
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = _shapes(checkpointer.metadata(self.directory / str(step) / _ITEMS[0]))
+            described = checkpointer.metadata(self.directory / str(step) / _ITEMS[0]).item_metadata
+        if described is None:
+            raise ValueError("what describes its arrays is damaged")
+        stored = _shapes(described.tree)
         wanted = _shapes(jax.tree.map(_without_key_type, like))
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
@@ -194,8 +202,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-    """`params/w -> float32[3, 5]` for each array of a tree or of Orbax's description of one."""
-    tree = getattr(getattr(tree, "item_metadata", tree), "tree", tree)
+    """`params/w -> float32[3, 5]` for each array of a tree."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

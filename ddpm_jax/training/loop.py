@@ -29,11 +29,11 @@ class Hooks(Protocol):
     def log(self, step: int, metrics: StepMetrics) -> None:
         """Metrics of `step` arrived on the host, all finite; steps come in order."""
 
-    def save(self, step: int, state: TrainState) -> None:
-        """`state` is finite, and everything up to `step` is logged."""
-
     def draw(self, step: int, state: TrainState) -> None:
-        """Time for pictures."""
+        """Time for pictures; `state` is finite."""
+
+    def save(self, step: int, state: TrainState) -> None:
+        """`state` is finite, and everything up to `step` is logged and drawn."""
 
 
 def fit(
@@ -50,9 +50,9 @@ def fit(
 ) -> TrainState:
     """Trains from step `start` to step `steps` and returns the last state.
 
-    Metrics are copied to the host while the next step runs. Before a save they are waited for:
-    a state with a NaN in its past is never handed to `hooks.save`. The last step is always
-    logged, saved and drawn.
+    Metrics are copied to the host while the next step runs. Before a picture or a save they are
+    waited for: a state with a NaN in its past is never handed on. A save comes last, so that a run
+    resumed from it misses nothing. The last step is always logged, drawn and saved.
 
     Raises:
         DivergenceError: with the number of the first bad step; that state is not saved.
@@ -63,27 +63,29 @@ def fit(
         nonlocal pending
         if pending is not None:
             (step, metrics), pending = pending, None
-            if bad := int(metrics.first_bad_step):
-                raise DivergenceError(bad)
+            _raise_if_bad(metrics)
             hooks.log(step, metrics)
 
     for step in range(start + 1, steps + 1):
         state, metrics = train_step(state, next(batches))
         hooks.advance(step)
         arrive()  # of an earlier step: this one keeps the device busy meanwhile
-
-        def due(every: int, step: int = step) -> bool:
-            return step % every == 0 or step == steps
-
-        if due(log_every):
+        log_due, draw_due, save_due = (
+            step % every == 0 or step == steps for every in (log_every, draw_every, save_every)
+        )
+        if log_due:
             jax.tree.map(lambda scalar: scalar.copy_to_host_async(), metrics)
             pending = step, metrics
-        if due(save_every):
+        if draw_due or save_due:
             arrive()
-            if bad := int(metrics.first_bad_step):
-                raise DivergenceError(bad)
-            hooks.save(step, state)
-        if due(draw_every):
+            _raise_if_bad(metrics)
+        if draw_due:
             hooks.draw(step, state)
-    arrive()
+        if save_due:
+            hooks.save(step, state)
     return state
+
+
+def _raise_if_bad(metrics: StepMetrics) -> None:
+    if bad := int(metrics.first_bad_step):
+        raise DivergenceError(bad)
