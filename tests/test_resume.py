@@ -96,18 +96,19 @@ def test_two_kills_change_nothing(tmp_path):
 
 @pytest.mark.slow  # ten processes that compile or load, and two whole runs: some minutes
 def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
-    arguments = [str(ROOT / "configs" / "digits.py"), "--train.steps", "400"]
-    arguments += ["--train.save-every", "20", "--train.draw-every", "200"]
+    arguments = [str(ROOT / "configs" / "digits.py"), "--train.steps", "1200"]
+    arguments += ["--train.save-every", "20", "--train.draw-every", "500"]
     cache = tmp_path / "cache"
     finish([*arguments, "--workdir", str(tmp_path / "first")], cache)
     began = time.monotonic()
     finish([*arguments, "--workdir", str(tmp_path / "whole")], cache)
-    longest = 0.6 * (time.monotonic() - began)
+    # Long enough to reach training past imports and loading, short enough to leave some for ten.
+    longest = 0.4 * (time.monotonic() - began)
     resumed = kill_and_resume(
         arguments, tmp_path / "killed", cache, kills=10, rng=random.Random(1), longest=longest
     )
     print("\n".join(resumed))
-    assert len(resumed) >= 5
+    assert len(set(resumed)) >= 4, "the kills were not spread over the run"
     whole = contents(tmp_path / "whole")
     assert contents(tmp_path / "killed") == whole
     assert contents(tmp_path / "first") == whole

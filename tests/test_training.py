@@ -177,7 +177,7 @@ def test_a_run_compiles_one_step_and_moves_nothing_to_the_host(small_run, on_eig
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():
-    with pytest.raises(UserError, match=r"mesh\.data is 9; there are 8 devices"):
+    with pytest.raises(UserError, match=r"mesh\.data is 9; this machine has 8, so 1 to 8 will do"):
         parallel.make_mesh(9)
 
 
