@@ -38,6 +38,15 @@ def finish(arguments, cache):
     return out
 
 
+def wait_for_checkpoint(process, run, step):
+    """Until one of `step` or later is there."""
+    while process.poll() is None:
+        saved = (run / "checkpoints").glob("*")
+        if any(folder.name.isdigit() and int(folder.name) >= step for folder in saved):
+            return
+        time.sleep(0.01)
+
+
 def contents(run):
     """Everything that has to agree: the final state, the metrics and the results, as bytes."""
     import jax
@@ -82,8 +91,7 @@ def test_two_kills_change_nothing(tmp_path):
     finish([*arguments, "--workdir", str(tmp_path / "whole")], cache)
     process = start([*arguments, "--workdir", str(tmp_path / "killed")], cache)
     # The first kill waits for a checkpoint, so that there is something to go on from.
-    while not (tmp_path / "killed" / "checkpoints" / "8").is_dir() and process.poll() is None:
-        time.sleep(0.01)
+    wait_for_checkpoint(process, tmp_path / "killed", 8)
     process.kill()
     process.communicate()
     longest = (time.monotonic() - began) / 3
@@ -118,8 +126,7 @@ def test_interrupt_is_a_sentence_and_the_run_can_go_on(tmp_path):
     arguments = [str(ROOT / "tests" / "tiny.py"), "--train.steps", "100000"]
     arguments += ["--workdir", str(tmp_path / "run")]
     process = start(arguments, tmp_path / "cache")
-    while not (tmp_path / "run" / "checkpoints" / "4").is_dir() and process.poll() is None:
-        time.sleep(0.05)
+    wait_for_checkpoint(process, tmp_path / "run", 4)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
