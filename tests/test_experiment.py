@@ -1,19 +1,21 @@
 """Putting an experiment together, its folder, and what it measures."""
 
 import dataclasses
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from rich.console import Console
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError, DataConfig, MeshConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
 from ddpm_jax.experiment.measure import evaluate
-from ddpm_jax.experiment.report import MetricsLog
+from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay
 from ddpm_jax.likelihood import BitsPerDim
 
 
@@ -123,12 +125,38 @@ class TestRunDirectory:
         ):
             pass
 
+    def test_is_claimed_after_a_claim_that_was_killed_half_way(self, tmp_path):
+        for name in ("lock", "config.json.partial"):
+            (tmp_path / name).write_text("{")
+        with RunDirectory(tmp_path).claim(tiny.get_config()):
+            pass
+
     def test_that_is_none_is_a_sentence(self, tmp_path):
         with pytest.raises(RunDirectoryError, match=r"is no run directory"):
             RunDirectory(tmp_path / "absent").read_config()
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(RunDirectoryError, match="is not JSON"):
             RunDirectory(tmp_path).read_config()
+
+
+class TestTrainingDisplay:
+    def lines(self, steps, *, start=0):
+        out = io.StringIO()
+        console = Console(file=out, width=200)
+        with TrainingDisplay(console, start=start, steps=10, batch_size=4) as display:
+            for step in steps:
+                display.advance(step)
+                display.log(step, loss=0.5)
+        return out.getvalue().splitlines()
+
+    def test_is_plain_lines_where_there_is_no_terminal(self, monkeypatch):
+        clock = iter([0.0, 0.0, 2.0, 4.0])
+        monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+        first, second, last = self.lines([1, 5, 10])
+        # The first step says nothing of the speed: it was compiled before it was timed.
+        assert first == "step 1/10  loss 0.5000  0.0 steps/s  0 images/s  -:-- left"
+        assert second == "step 5/10  loss 0.5000  2.0 steps/s  8 images/s  0:02 left"
+        assert last == "step 10/10  loss 0.5000  2.5 steps/s  10 images/s  0:00 left"
 
 
 class TestMetricsLog:

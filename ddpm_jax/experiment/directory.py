@@ -16,6 +16,7 @@ __all__ = ["RunDirectory", "RunDirectoryError"]
 
 _MAY_DIFFER = {"workdir", "mesh.data", "data.dir"}
 """Fields that do not change the numbers: where things are, and how many devices share them."""
+_PARTIAL = ".partial"
 
 
 class RunDirectoryError(UserError):
@@ -100,7 +101,9 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
         if not self.config.is_file():
-            others = sorted(item.name for item in self.path.glob("*") if item.name != "lock")
+            # What a claim that was killed half way leaves is no other thing.
+            own = {"lock", self.config.name + _PARTIAL}
+            others = sorted({item.name for item in self.path.glob("*")} - own)
             if others:
                 raise RunDirectoryError(
                     f"workdir {str(self.path)!r} holds other things ({', '.join(others[:3])});"
@@ -125,7 +128,7 @@ class RunDirectory:
 
 def _write(path: Path, text: str) -> None:
     """All of `text` or nothing, also if the process dies half way."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + _PARTIAL)
     with partial.open("w") as file:
         file.write(text)
         file.flush()

@@ -1,6 +1,7 @@
 """What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard, pictures."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,14 @@ class TrainingDisplay:
     def log(self, step: int, loss: float) -> dict[str, float]:
         """Shows the loss and the speed since the last call; returns the speed."""
         now = time.perf_counter()
-        before, then = self._last or (step - 1, now)
+        before, then = self._last or (step, now)
         self._last = step, now
-        steps_per_second = max(step - before, 1) / max(now - then, 1e-9)
+        steps_per_second = (step - before) / (now - then) if step > before else 0.0
         images_per_second = steps_per_second * self._batch_size
-        left = (self._steps - step) / steps_per_second
         told = f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {images_per_second:.0f} images/s"
         self._bar.update(self._task, told=told)
         if not self._console.is_terminal:
+            left = (self._steps - step) / steps_per_second if steps_per_second else math.inf
             self.say(f"step {step}/{self._steps}  {told}  {_minutes(left)} left")
         return {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
 
@@ -142,6 +143,8 @@ def _as_line(values: dict[str, Any]) -> str:
 
 
 def _minutes(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "-:--"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

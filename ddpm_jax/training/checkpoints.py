@@ -63,7 +63,12 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         if not read_only:
             self._move_incomplete_aside()
-        best = BestN(get_metric_fn=_held_out_loss, reverse=True, n=keep_best)
+        best = BestN(
+            get_metric_fn=_held_out_loss,
+            reverse=True,
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
