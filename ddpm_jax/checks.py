@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["check_float", "check_key", "check_same_shape", "check_times"]
+__all__ = ["check_float", "check_key", "check_kind", "check_same_shape", "check_times"]
 
 
 def check_float(name: str, value: jax.Array) -> None:
@@ -54,6 +54,12 @@ def check_key(name: str, key: jax.Array) -> None:
         raise TypeError(f"{name} has dtype {key.dtype}; make a typed key with jax.random.key(seed)")
     if key.shape != ():
         raise ValueError(f"{name} has shape {key.shape}; it has to be a single key")
+
+
+def check_kind(name: str, kind: str) -> None:
+    """Raises ValueError unless `kind` is one of the three things a network can predict."""
+    if kind not in ("eps", "x0", "v"):
+        raise ValueError(f"{name} is {kind!r}; it is one of 'eps', 'x0', 'v'")
 
 
 def _check_array(name: str, value: object) -> None:

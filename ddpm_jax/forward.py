@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key, check_same_shape, check_times
+from ddpm_jax.checks import check_float, check_key, check_kind, check_same_shape, check_times
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["Predicts", "convert", "per_example", "q_chain", "q_posterior", "q_sample", "q_step"]
@@ -169,9 +169,8 @@ def convert(
     check_float("value", value)
     check_same_shape("x_t", x_t, "value", value)
     check_times("t", t, value.shape[0])
-    for name, kind in (("source", source), ("target", target)):
-        if kind not in ("eps", "x0", "v"):
-            raise ValueError(f"{name} is {kind!r}; it is one of 'eps', 'x0', 'v'")
+    check_kind("source", source)
+    check_kind("target", target)
     a = per_example(schedule.signal(t), x_t)
     b = per_example(schedule.noise(t), x_t)
     match (source, target):

@@ -23,7 +23,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.checks import check_float, check_same_shape, check_times
+from ddpm_jax.checks import check_float, check_kind, check_same_shape, check_times
 from ddpm_jax.forward import Predicts, convert, per_example
 from ddpm_jax.gaussians import discretized_log_likelihood, kl_to_standard_normal
 from ddpm_jax.schedules import Schedule
@@ -57,6 +57,7 @@ def simple_loss(
     check_same_shape("prediction", prediction, "x0", x0)
     check_same_shape("eps", eps, "x0", x0)
     check_times("t", t, x0.shape[0])
+    check_kind("predicts", predicts)
     match predicts:
         case "eps":
             target = eps
@@ -65,8 +66,6 @@ def simple_loss(
         case "v":
             target = per_example(schedule.signal(t), x0) * eps
             target = target - per_example(schedule.noise(t), x0) * x0
-        case _:
-            raise ValueError(f"predicts is {predicts!r}; it is one of 'eps', 'x0', 'v'")
     return jnp.mean(jnp.square(target - prediction), axis=_data_axes(x0))
 
 
@@ -82,6 +81,7 @@ def kl_weight(
         TypeError, ValueError: `t` of the wrong dtype or shape, or an unknown `predicts`.
     """
     check_times("t", t, t.shape[0] if getattr(t, "ndim", 0) else 0)
+    check_kind("predicts", predicts)
     excess = jnp.expm1(-schedule.log_snr_difference(t, t - 1))  # SNR_{t-1} / SNR_t - 1
     match predicts:
         case "eps":
@@ -90,8 +90,6 @@ def kl_weight(
             return 0.5 * excess * jnp.square(schedule.signal(t)) / schedule.noise_variance(t)
         case "v":
             return 0.5 * excess * jnp.square(schedule.signal(t))
-        case _:
-            raise ValueError(f"predicts is {predicts!r}; it is one of 'eps', 'x0', 'v'")
 
 
 def vlb_terms(
