@@ -158,6 +158,7 @@ def test_inspect_prints_the_network(capsys):
         (["train", TINY, "--model.multipliers", "1", "1", "1", "1", "1"], ["8x8"]),
         (["train", TINY, "--data.name", "digitz"], ["'digitz'", "did you mean 'digits'"]),
         (["train", TINY, "--mesh.data", "64"], ["mesh.data is 64"]),
+        (["inspect", TINY, "--model.multipliers", "1", "1", "1", "1", "1"], ["8x8"]),
         (["sample", "absent"], ["'absent' is no run directory"]),
         (["evaluate", "absent"], ["'absent' is no run directory"]),
     ],

@@ -8,7 +8,7 @@ from rich.table import Table
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.config import validate
 from ddpm_jax.data import image_shape
-from ddpm_jax.experiment import make_model
+from ddpm_jax.experiment import check_image_size, make_model
 from ddpm_jax.models import layer_table
 
 __all__ = ["run"]
@@ -19,6 +19,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     config = parse_config("inspect", arguments)
     validate(config)
     shape = image_shape(config.data.name, config.data.dir)
+    check_image_size(config, shape)
     layers = layer_table(make_model(config), shape)
     table = Table(title=f"{config.data.name}: one {'x'.join(map(str, shape))} image")
     table.add_column("layer")

@@ -18,7 +18,15 @@ from ddpm_jax.samplers import Predict
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.training.objective import LossFn
 
-__all__ = ["Experiment", "abstract_state", "build", "initial_state", "make_loss", "make_model"]
+__all__ = [
+    "Experiment",
+    "abstract_state",
+    "build",
+    "check_image_size",
+    "initial_state",
+    "make_loss",
+    "make_model",
+]
 
 
 class Experiment(NamedTuple):
@@ -63,7 +71,7 @@ def build(config: Config) -> Experiment:
             f" have to divide it ({_multiples_near(config.train.batch_size, mesh.size)} would)"
         )
     images = load(config.data.name, config.data.dir)
-    _check_size(images, config.model.multipliers)
+    check_image_size(config, images.image_shape)
     optimizer = config.optimizer
     learning_rate = training.learning_rate_schedule(
         optimizer.learning_rate,
@@ -82,6 +90,18 @@ def build(config: Config) -> Experiment:
         ),
         mesh=mesh,
     )
+
+
+def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Raises ConfigError unless the network's levels divide the image."""
+    multipliers, (height, width, _) = config.model.multipliers, image_shape
+    factor = 2 ** (len(multipliers) - 1)
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"model.multipliers is {multipliers}, {len(multipliers)} levels that halve the image"
+            f" {len(multipliers) - 1} times; the images of {config.data.name!r} are"
+            f" {height}x{width}, which {factor} does not divide, so take fewer levels"
+        )
 
 
 def make_model(config: Config) -> UNet:
@@ -130,23 +150,12 @@ def abstract_state(experiment: Experiment) -> training.TrainState:
 def _born(experiment: Experiment) -> Callable[[], training.TrainState]:
     @functools.partial(jax.jit, out_shardings=parallel.replicated(experiment.mesh))
     def born() -> training.TrainState:
-        shape = (1, *experiment.images.train.shape[1:])
+        shape = (1, *experiment.images.image_shape)
         x_t, t = jnp.zeros(shape, jnp.float32), jnp.zeros((1,), jnp.int32)
         params = experiment.model.init(experiment.key("parameters"), x_t, t)
         return training.init_state(params, experiment.optimizer, experiment.key("training"))
 
     return born
-
-
-def _check_size(images: ImageSet, multipliers: tuple[int, ...]) -> None:
-    _, height, width, _ = images.train.shape
-    factor = 2 ** (len(multipliers) - 1)
-    if height % factor or width % factor:
-        raise ConfigError(
-            f"model.multipliers is {multipliers}, {len(multipliers)} levels that halve the image"
-            f" {len(multipliers) - 1} times; the images of {images.name!r} are {height}x{width},"
-            f" which {factor} does not divide, so take fewer levels"
-        )
 
 
 def _multiples_near(value: int, factor: int) -> str:

@@ -113,7 +113,7 @@ def make_drawer(
     make: Callable[..., samplers.Sampler] = getattr(samplers, sampler)
     # Threefry noise of a larger batch begins with that of a smaller one: the surplus is cut off
     # below, and the images do not depend on the mesh.
-    shape = (_round_up(num, mesh.size), *images.train.shape[1:])
+    shape = (_round_up(num, mesh.size), *images.image_shape)
 
     few = min(num, _STRIP_ROWS)
 
