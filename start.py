@@ -88,8 +88,8 @@ def make_venv(venv, python):
     outside = [python, "-m", "pip", "--python", inside[0]]
     shutil.rmtree(str(venv), ignore_errors=True)
     made = subprocess.call([python, "-m", "venv", "--without-pip", str(venv)])
-    if made == 0 and works(outside):
-        return outside
+    if made == 0 and works(outside) and subprocess.call([*outside, "install", "-q", "pip"]) == 0:
+        return inside
     sys.exit(
         f"start.py: {python} can make no virtual environment with pip in it; install its venv"
         " module (on Debian and Ubuntu: apt install python3-venv)"

@@ -6,6 +6,7 @@ Frozen dataclasses of plain values: what they say can be printed, compared and s
 import dataclasses
 import importlib.util
 import json
+import math
 import operator
 import typing
 from collections.abc import Callable
@@ -168,7 +169,8 @@ def load(path: Path) -> Config:
         ConfigError: no such file, it cannot be run, or it has no get_config that returns a Config.
     """
     if not path.is_file():
-        raise ConfigError(f"the config {str(path)!r} does not exist; configs/ holds some")
+        what = "is no file" if path.exists() else "does not exist"
+        raise ConfigError(f"the config {str(path)!r} {what}; configs/ holds some")
     spec = importlib.util.spec_from_file_location(f"ddpm_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"the config {str(path)!r} is not a Python file")
@@ -176,7 +178,7 @@ def load(path: Path) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"the config {str(path)!r} fails with {type(error).__name__}: {error}"
         ) from error
@@ -190,9 +192,9 @@ def load(path: Path) -> Config:
 
 def validate(config: Config) -> None:
     """Raises ConfigError for the first value that cannot work, before anything is built."""
-    make_schedule(config.schedule)
     for field, (holds, wanted) in _RULES.items():
         _require(holds(operator.attrgetter(field)(config)), config, field, wanted)
+    make_schedule(config.schedule)
     channels, num_steps = config.model.channels, config.schedule.num_steps
     _require(
         channels % config.model.norm_groups == 0,
@@ -206,13 +208,20 @@ def validate(config: Config) -> None:
         "evaluation.sampler_steps",
         f"at most schedule.num_steps, {num_steps}",
     )
+    _require(
+        config.train.times != "stratified" or config.train.batch_size * num_steps < 2**30,
+        config,
+        "train.batch_size",
+        f"below 2^30 / schedule.num_steps = {2**30 // num_steps} where train.times is 'stratified'",
+    )
 
 
 _COUNT = (lambda value: value >= 1, "1 or more")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
-_POSITIVE = (lambda value: value > 0.0, "positive")
+_POSITIVE = (lambda value: 0.0 < value < math.inf, "positive and finite")
 _FRACTION = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "schedule.num_steps": (lambda value: value <= 1_000_000, "at most 1,000,000"),
     "model.channels": (lambda value: value >= 4 and value % 2 == 0, "an even number, 4 or more"),
     "model.multipliers": (
         lambda values: len(values) > 0 and min(values) > 0,
@@ -296,6 +305,8 @@ def from_json(values: dict[str, Any]) -> Config:
 
 
 def _from_json(kind: Any, values: dict[str, Any], *, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"the stored config holds {values!r} where fields have to be")
     fields = typing.get_type_hints(kind)
     for name in sorted(fields.keys() ^ values.keys()):
         what = "misses" if name in fields else "has an unknown"

@@ -198,6 +198,7 @@ def _from_logs(
     one_minus_alpha_bar = -np.expm1(log_alpha_bar)
     if betas is None:
         betas = -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
+    _check_float32(betas, one_minus_alpha_bar)
     if log_snr is None:
         log_snr = log_alpha_bar - np.log(one_minus_alpha_bar)
     return Schedule(
@@ -207,6 +208,17 @@ def _from_logs(
         log_alpha_bar=_two_parts(log_alpha_bar),
         log_snr_parts=_two_parts(log_snr),
     )
+
+
+def _check_float32(betas: np.ndarray, one_minus_alpha_bar: np.ndarray) -> None:
+    rounded = betas.astype(np.float32)
+    inside = (rounded > 0.0) & (rounded < 1.0) & (one_minus_alpha_bar.astype(np.float32) > 0.0)
+    if not inside.all():
+        t = int(np.argmin(inside))
+        raise ValueError(
+            f"at t = {t} beta is {betas[t]:.17g} and 1 - alpha_bar {one_minus_alpha_bar[t]:.17g};"
+            " rounded to float32, both have to be above 0 and beta below 1"
+        )
 
 
 def _float32(table: np.ndarray) -> jax.Array:

@@ -1,6 +1,7 @@
 """The command as people type it: what it prints, writes, and leaves with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -179,6 +180,9 @@ def test_bad_input_is_a_sentence_and_leaves_nothing(arguments, said, tmp_path, c
         (["--out", "grid.jpeg"], "has to end in .png or .npz"),
         (["--out", "absent/grid.png"], "there is no folder absent"),
         (["--num", "0"], "--num is 0"),
+        (["--out", ".png"], "has to end in"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
         (["--steps", "9"], "--steps is 9; the chain has 1 to T = 8"),
         (["--sampler", "euler"], "euler"),
     ],
@@ -211,6 +215,28 @@ def test_divergence_stops_with_the_step_and_keeps_good_checkpoints(tmp_path, cap
         assert steps
         assert steps[-1] < stopped
     assert not (run / "results.json").exists()
+
+
+def test_a_run_of_another_mesh_can_be_sampled(run, tmp_path):
+    """Trained on more devices than there are here, with a batch that this machine cannot split."""
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["mesh"]["data"], config["train"]["batch_size"] = 512, 511
+    (moved / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "grid.png"
+    assert main(["sample", str(moved), "--num", "4", "--steps", "2", "--out", str(out)]) == 0
+
+
+def test_what_the_system_refuses_is_a_line(run, tmp_path, capsys):
+    (tmp_path / "out.png").mkdir()
+    code, error = failing(capsys, "sample", run, "--out", tmp_path / "out.png")
+    assert (code, "which is a folder" in error) == (2, True)
+    (tmp_path / "file").write_text("")
+    code, error = failing(capsys, "train", TINY, "--workdir", tmp_path / "file" / "run")
+    assert code == 2
+    assert "cannot be made" in error
+    assert "Traceback" not in error
 
 
 def test_nothing_is_compiled_before_a_refusal(tmp_path, capsys, monkeypatch):

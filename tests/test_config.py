@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import operator
 from pathlib import Path
 
@@ -67,12 +68,21 @@ def test_cifar10_has_the_papers_network():
         ("evaluation.sampler_steps", 1001, "at most schedule.num_steps, 1000"),
         ("evaluation.sampler_steps", 0, "evaluation.sampler_steps is 0"),
         ("seed", -1, "seed is -1"),
+        ("optimizer.learning_rate", math.inf, "positive and finite"),
+        ("schedule.num_steps", 10**9, "at most 1,000,000"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(field, value, said):
     with pytest.raises(ConfigError, match=said) as caught:
         configs.validate(with_value(field, value))
     assert "\n" not in str(caught.value)
+
+
+def test_stratified_times_have_to_fit_their_lattice():
+    config = with_value("train.times", "stratified", with_value("schedule.num_steps", 500_000))
+    config = with_value("train.batch_size", 4096, config)
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 4096; .* below 2\^30"):
+        configs.validate(config)
 
 
 def test_log_snr_has_to_fall():
@@ -108,6 +118,7 @@ def test_a_stored_config_of_another_version_is_a_sentence():
         ("x = 3", "AttributeError"),
         ("1 / 0", "ZeroDivisionError"),
         ("def broken(", "SyntaxError"),
+        ("import sys; sys.exit(3)", "SystemExit"),
     ],
 )
 def test_a_config_file_that_is_none_is_a_sentence(tmp_path, text, said):

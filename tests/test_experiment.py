@@ -38,8 +38,16 @@ def test_levels_that_do_not_divide_the_image_are_refused():
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
     config = replace(tiny.get_config(), "train", batch_size=12)
     with pytest.raises(ConfigError, match=r"train\.batch_size is 12; the 8 devices .*8 or 16"):
+        experiments.check_batch(config)
+    on_four = dataclasses.replace(config, mesh=MeshConfig(data=4))
+    experiments.check_batch(on_four)
+    assert build(on_four).mesh.size == 4
+
+
+def test_attention_where_no_level_is_refused():
+    config = replace(tiny.get_config(), "model", attention_resolutions=(5,))
+    with pytest.raises(ConfigError, match=r"holds 5; the levels have the heights \[8\]"):
         build(config)
-    assert build(dataclasses.replace(config, mesh=MeshConfig(data=4))).mesh.size == 4
 
 
 def test_an_unknown_dataset_is_refused(tmp_path):
@@ -134,9 +142,15 @@ class TestRunDirectory:
     def test_that_is_none_is_a_sentence(self, tmp_path):
         with pytest.raises(RunDirectoryError, match=r"is no run directory"):
             RunDirectory(tmp_path / "absent").read_config()
-        (tmp_path / "config.json").write_text("{")
-        with pytest.raises(RunDirectoryError, match="is not JSON"):
-            RunDirectory(tmp_path).read_config()
+        damaged = (("{", "is not JSON"), ("[]", "holds a list"), ('{"a": 1}', "unknown field a"))
+        for text, said in damaged:
+            ("{", "is not JSON"),
+            ("[]", "holds a list"),
+            ('{"a": 1}', "unknown field a"),
+        ):
+            (tmp_path / "config.json").write_text(text)
+            with pytest.raises(UserError, match=said):
+                RunDirectory(tmp_path).read_config()
 
 
 class TestTrainingDisplay:
@@ -148,6 +162,17 @@ class TestTrainingDisplay:
                 display.advance(step)
                 display.log(step, loss=0.5)
         return out.getvalue().splitlines()
+
+    def test_does_not_count_what_else_took_time(self, monkeypatch):
+        clock = iter([0.0, 2.0, 90.0, 91.0])
+        monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+        out = io.StringIO()
+        display = TrainingDisplay(Console(file=out, width=200), start=0, steps=10, batch_size=4)
+        display.advance(1)
+        assert display.log(5, loss=0.5)["steps_per_second"] == 2.0
+        display.pause()
+        display.advance(6)
+        assert display.log(8, loss=0.5)["steps_per_second"] == 2.0
 
     def test_is_plain_lines_where_there_is_no_terminal(self, monkeypatch):
         clock = iter([0.0, 0.0, 2.0, 4.0])
@@ -174,6 +199,13 @@ class TestMetricsLog:
         with MetricsLog(run, resumed_at=0):
             pass
         assert run.metrics.read_bytes() == b""
+
+    @pytest.mark.parametrize("line", ["nonsense", "[3]", '{"loss": 1.0}'])
+    def test_a_damaged_line_is_a_sentence(self, tmp_path, line):
+        run = RunDirectory(tmp_path)
+        run.metrics.write_text(f"{line}\n")
+        with pytest.raises(RunDirectoryError, match="is damaged"):
+            MetricsLog(run, resumed_at=0)
 
     def test_floats_come_back_exactly(self, tmp_path):
         run, value = RunDirectory(tmp_path), float(np.float32(1 / 3))

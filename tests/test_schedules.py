@@ -125,7 +125,7 @@ def test_schedules_stack_under_vmap(without_annotation_checks):
 
 
 def test_given_betas_are_kept():
-    betas = np.array([0.5, 1e-12, 1.0 - 1e-9, 0.25])
+    betas = np.array([0.5, 1e-12, 1.0 - 1e-6, 0.25])
     np.testing.assert_array_equal(schedules.from_betas(betas).betas, betas.astype(np.float32))
 
 
@@ -167,3 +167,16 @@ def test_betas_that_cannot_be(betas, message):
 def test_arguments_that_cannot_be(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(schedules, name)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.linear_log_snr(10, 1000.0, -1000.0),
+        lambda: schedules.from_betas(np.array([0.1, 1.0 - 1e-9])),
+        lambda: schedules.from_betas(np.array([1e-60, 0.1])),
+    ],
+)
+def test_what_float32_rounds_out_of_range_is_refused(make):
+    with pytest.raises(ValueError, match=r"at t = \d beta is .* rounded to float32"):
+        make()

@@ -22,10 +22,12 @@ class Arguments:
     """The run directory."""
     params: ParamsName = "ema"
     """The moving average of the parameters, or the raw ones."""
+    data_dir: str | None = None
+    """Where the dataset is, if not where the run found it."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures and prints; writes nothing."""
     asked = tyro.cli(Arguments, prog="ddpm-jax evaluate", args=arguments)
-    experiment, params, step = restore_run(asked.run, asked.params)
+    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir)
     print_results(console, {"step": step, **evaluate(experiment, params)})

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"ddpm_jax.cli.{command}")
         module.run(rest, Console())
-    except UserError as error:
+    except (UserError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
     except DivergenceError as error:
         return _fail(str(error), EXIT_DIVERGED)

@@ -34,6 +34,8 @@ class Arguments:
     seed: int = 0
     params: ParamsName = "ema"
     """The moving average of the parameters, or the raw ones."""
+    data_dir: str | None = None
+    """Where the dataset is, if not where the run found it."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -43,9 +45,13 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError(f"--out is {str(asked.out)!r}; its name has to end in .png or .npz")
     if not asked.out.parent.is_dir():
         raise UserError(f"--out is {str(asked.out)!r}; there is no folder {asked.out.parent}")
+    if asked.out.is_dir():
+        raise UserError(f"--out is {str(asked.out)!r}, which is a folder")
+    if not 0 <= asked.seed < 2**32:
+        raise UserError(f"--seed is {asked.seed}; it has to be in [0, 2^32)")
     if asked.num < 1:
         raise UserError(f"--num is {asked.num}; it has to be 1 or more")
-    experiment, params, step = restore_run(asked.run, asked.params)
+    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir)
     num_steps = experiment.schedule.num_steps
     if asked.steps is not None and not 1 <= asked.steps <= num_steps:
         raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")

@@ -56,7 +56,8 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int, int, int]:
             builder = tfds.builder(name, data_dir=str(directory))
         except Exception:
             raise error from None
-    shape = dict(builder.info.features.items())["image"].shape
+    _check_features(f"data set {name!r}", builder.info.features)
+    shape = builder.info.features["image"].shape
     if None in shape:
         raise DataError(
             f"data set {name!r} declares images of shape {shape}; it has to be one size"

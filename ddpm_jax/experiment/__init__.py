@@ -3,6 +3,7 @@
 from ddpm_jax.experiment.build import Experiment as Experiment
 from ddpm_jax.experiment.build import abstract_state as abstract_state
 from ddpm_jax.experiment.build import build as build
+from ddpm_jax.experiment.build import check_batch as check_batch
 from ddpm_jax.experiment.build import check_image_size as check_image_size
 from ddpm_jax.experiment.build import initial_state as initial_state
 from ddpm_jax.experiment.build import make_loss as make_loss

@@ -22,6 +22,7 @@ __all__ = [
     "Experiment",
     "abstract_state",
     "build",
+    "check_batch",
     "check_image_size",
     "initial_state",
     "make_loss",
@@ -60,16 +61,11 @@ def build(config: Config) -> Experiment:
     """Checks `config` against itself, the images and the devices, and puts its parts together.
 
     Raises:
-        UserError: a value that cannot work, a missing dataset, images that the network's levels
-            do not divide, or a batch that the mesh does not divide.
+        UserError: a value that cannot work, a missing dataset, or images that the network's levels
+            do not divide.
     """
     validate(config)
     mesh = parallel.make_mesh(config.mesh.data)
-    if config.train.batch_size % mesh.size:
-        raise ConfigError(
-            f"train.batch_size is {config.train.batch_size}; the {mesh.size} devices of the mesh"
-            f" have to divide it ({_multiples_near(config.train.batch_size, mesh.size)} would)"
-        )
     images = load(config.data.name, config.data.dir)
     check_image_size(config, images.image_shape)
     optimizer = config.optimizer
@@ -92,8 +88,18 @@ def build(config: Config) -> Experiment:
     )
 
 
+def check_batch(config: Config) -> None:
+    """Raises UserError unless the mesh is there and divides the training batch."""
+    devices = parallel.make_mesh(config.mesh.data).size
+    if config.train.batch_size % devices:
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size}; the {devices} devices of the mesh"
+            f" have to divide it ({_multiples_near(config.train.batch_size, devices)} would)"
+        )
+
+
 def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
-    """Raises ConfigError unless the network's levels divide the image."""
+    """Raises ConfigError unless the levels divide the image and have the heights for attention."""
     multipliers, (height, width, _) = config.model.multipliers, image_shape
     factor = 2 ** (len(multipliers) - 1)
     if height % factor or width % factor:
@@ -102,6 +108,13 @@ def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
             f" {len(multipliers) - 1} times; the images of {config.data.name!r} are"
             f" {height}x{width}, which {factor} does not divide, so take fewer levels"
         )
+    heights = [height // 2**level for level in range(len(multipliers))]
+    for resolution in config.model.attention_resolutions:
+        if resolution not in heights:
+            raise ConfigError(
+                f"model.attention_resolutions holds {resolution}; the levels have the heights"
+                f" {heights}"
+            )
 
 
 def make_model(config: Config) -> UNet:

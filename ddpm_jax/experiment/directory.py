@@ -15,7 +15,7 @@ from ddpm_jax.errors import UserError
 __all__ = ["RunDirectory", "RunDirectoryError"]
 
 _MAY_DIFFER = {"workdir", "mesh.data", "data.dir"}
-"""Fields that do not change the numbers: where things are, and how many devices share them."""
+"""Where things are, and how many devices share them: they change no more than rounding."""
 _PARTIAL = ".partial"
 
 
@@ -54,17 +54,13 @@ class RunDirectory:
                 f"{str(self.path)!r} is no run directory: it has no config.json"
                 " (ddpm-jax train makes one)"
             )
-        try:
-            return configs.from_json(json.loads(self.config.read_text()))
-        except json.JSONDecodeError as error:
-            raise RunDirectoryError(f"{str(self.config)!r} is not JSON: {error}") from error
+        return configs.from_json(_read(self.config))
 
     def read_results(self) -> dict[str, Any] | None:
         """The final evaluation, or None if the run is not finished."""
         if not self.results.is_file():
             return None
-        results: dict[str, Any] = json.loads(self.results.read_text())
-        return results
+        return _read(self.results)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Marks the run as finished."""
@@ -124,6 +120,16 @@ class RunDirectory:
                 f"workdir {str(self.path)!r} belongs to a run with another config ({fields});"
                 " give another --workdir or the same values"
             )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunDirectoryError(f"{str(path)!r} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise RunDirectoryError(f"{str(path)!r} holds a {type(values).__name__}, not an object")
+    return values
 
 
 def _write(path: Path, text: str) -> None:

@@ -43,7 +43,7 @@ def evaluate(experiment: Experiment, params: Any) -> dict[str, Any]:
         "levels": images.levels,
         "num_steps": experiment.schedule.num_steps,
         "bits_per_dim": float(np.mean(terms.total)),
-        "standard_error": float(np.std(terms.total, ddof=1) / math.sqrt(len(terms.total))),
+        "standard_error": _standard_error(np.asarray(terms.total)),
         "prior": float(np.mean(terms.prior)),
         "kl": float(np.mean(terms.kl)),
         "decoder": float(np.mean(terms.decoder)),
@@ -129,6 +129,11 @@ def make_drawer(
         return Drawn(np.asarray(finished)[:num], np.asarray(shown).swapaxes(0, 1))
 
     return drawer
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Of the mean; 0 where one value tells nothing of the spread."""
+    return float(np.std(values, ddof=min(1, len(values) - 1)) / math.sqrt(len(values)))
 
 
 def _round_up(value: int, factor: int) -> int:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from ddpm_jax.evaluation import image_grid, save_png
-from ddpm_jax.experiment.directory import RunDirectory
+from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
 from ddpm_jax.experiment.measure import Drawn
 
 __all__ = ["MetricsLog", "TrainingDisplay", "save_drawn", "say"]
@@ -42,7 +42,7 @@ class MetricsLog:
         self._writer.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, on disk before this returns, and one scalar each for TensorBoard."""
+        """One line, which survives the process when this returns, and scalars for TensorBoard."""
         self._file.write(_as_line({"step": step, **values}))
         self._file.flush()
         self.scalars(step, values)
@@ -88,7 +88,7 @@ class TrainingDisplay:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """A step was dispatched; the first of a process was compiled before that."""
+        """A step was dispatched; the first of a process was compiled before that, untimed."""
         if self._last is None:
             self._last = step, time.perf_counter()
         self._bar.update(self._task, completed=step)
@@ -106,6 +106,10 @@ class TrainingDisplay:
             left = (self._steps - step) / steps_per_second if steps_per_second else math.inf
             self.say(f"step {step}/{self._steps}  {told}  {_minutes(left)} left")
         return {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
+
+    def pause(self) -> None:
+        """Something else took its time; the speed is measured anew from the next step."""
+        self._last = None
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
@@ -135,7 +139,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     whole = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in whole]
+    try:
+        lines = [json.loads(line) for line in whole]
+        return [line for line in lines if isinstance(line["step"], int)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{str(path)!r} is damaged ({error}); delete it to go on without its past"
+        ) from error
 
 
 def _as_line(values: dict[str, Any]) -> str:

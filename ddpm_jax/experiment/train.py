@@ -1,6 +1,7 @@
 """A whole run: train or go on training, then evaluate and draw."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from ddpm_jax.experiment.build import (
     Experiment,
     abstract_state,
     build,
+    check_batch,
     initial_state,
     make_loss,
 )
@@ -38,6 +40,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     """
     run = RunDirectory(config.workdir)
     validate(config)
+    check_batch(config)
     run.check_owner(config)
     results = run.read_results()
     if results is not None:
@@ -141,10 +144,13 @@ class _Hooks:
 
     def save(self, step: int, state: training.TrainState) -> None:
         loss = self.held_out_loss(state.ema_params)
-        # On disk before the checkpoint is: a resumed run never misses the line of its own step.
+        if not math.isfinite(loss):
+            raise training.DivergenceError(step)
+        # Written before the checkpoint is: a resumed run never misses the line of its own step.
         self.metrics_log.write(step, {"held_out_loss": loss})
         self.checkpoints.save(step, state, self.data.get_state(), held_out_loss=loss)
         self.display.say(f"step {step}: held-out loss {loss:.4f}, checkpoint saved")
+        self.display.pause()
 
     def draw(self, step: int, state: training.TrainState) -> None:
         drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
@@ -154,3 +160,4 @@ class _Hooks:
         for kind, picture in pictures.items():
             self.metrics_log.picture(step, kind, picture)
         self.display.say(f"step {step}: pictures in {self.run.pictures}")
+        self.display.pause()

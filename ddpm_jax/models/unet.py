@@ -41,7 +41,7 @@ class UNet(nn.Module):
         norm_groups: groups of each group norm; divides every level's width.
         dtype: of the computation inside; parameters are float32 whatever it is.
 
-    Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.config.validate`
+    Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.experiment`
     checks it before anything is built.
     """
 

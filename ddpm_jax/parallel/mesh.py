@@ -24,8 +24,8 @@ def make_mesh(data: int = -1) -> Mesh:
     size = available if data == -1 else data
     if not 1 <= size <= available:
         raise UserError(
-            f"mesh.data is {data}; this machine has {available}, so 1 to"
-            f" {available} will do, or -1 for all"
+            f"mesh.data is {data}; of the devices here, {available}, it can take 1 to {available},"
+            " or -1 for all"
         )
     devices = jax.devices()[:size]
     return jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,), devices=devices)

@@ -12,10 +12,10 @@ __all__ = ["DivergenceError", "Hooks", "fit"]
 
 
 class DivergenceError(RuntimeError):
-    """The loss or its gradient turned NaN or Inf."""
+    """The loss, its gradient or the parameters turned NaN or Inf."""
 
     def __init__(self, step: int, advice: str = "") -> None:
-        super().__init__(f"the loss or its gradient turned NaN or Inf at step {step}{advice}")
+        super().__init__(f"the loss or the parameters turned NaN or Inf at step {step}{advice}")
         self.step = step
 
 

@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
     """Root of all randomness in training; never changes."""
     window: Window
     first_bad_step: Int[Array, ""]
-    """The first step with a loss or gradient that was NaN or Inf, counted from 1; 0 if none."""
+    """The first step whose loss, gradient or result was NaN or Inf, counted from 1; 0 if none."""
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, key: Array) -> TrainState:

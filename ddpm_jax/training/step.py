@@ -54,7 +54,9 @@ def make_train_step(
         done = state.step + 1
         gradient_norm = optax.tree.norm(gradient)
         window = _add(state.window, loss, gradient_norm, fresh=state.step % window_steps == 0)
-        bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+        # A finite gradient can still overflow the parameters; their norm tells.
+        watched = jnp.stack([loss, gradient_norm, optax.tree.norm(params)])
+        bad = ~jnp.all(jnp.isfinite(watched))
         first_bad_step = jnp.where((state.first_bad_step == 0) & bad, done, state.first_bad_step)
 
         metrics = StepMetrics(
