@@ -142,8 +142,7 @@ class TestRunDirectory:
     def test_that_is_none_is_a_sentence(self, tmp_path):
         with pytest.raises(RunDirectoryError, match=r"is no run directory"):
             RunDirectory(tmp_path / "absent").read_config()
-        damaged = (("{", "is not JSON"), ("[]", "holds a list"), ('{"a": 1}', "unknown field a"))
-        for text, said in damaged:
+        for text, said in (
             ("{", "is not JSON"),
             ("[]", "holds a list"),
             ('{"a": 1}', "unknown field a"),
