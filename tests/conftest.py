@@ -24,6 +24,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 import hypothesis
 import jaxtyping
 import pytest
+from rooms import CORE
 
 # Annotations are checked in the tests only: users pay nothing for them.
 jaxtyping.install_import_hook("ddpm_jax", "beartype.beartype")
@@ -39,26 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-CORE = {
-    f"test_{room}"
-    for room in (
-        "schedules",
-        "gaussians",
-        "forward",
-        "timesteps",
-        "losses",
-        "likelihood",
-        "samplers",
-        "core_contract",
-        "models",
-        "architecture",
-    )
-}
+CORE_TESTS = {f"test_{room}" for room in (*CORE, "core_contract", "models", "architecture")}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in CORE:
+        if item.path.stem in CORE_TESTS:
             item.add_marker("core")
     if config.getoption("--slow"):
         return

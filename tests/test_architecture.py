@@ -6,28 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from rooms import CORE, ROOMS
 
 import ddpm_jax
 import ddpm_jax.samplers
 
 PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-
-CORE = (
-    "errors",
-    "checks",
-    "schedules",
-    "gaussians",
-    "forward",
-    "timesteps",
-    "losses",
-    "likelihood",
-    "samplers",
-)
-ROOMS = (
-    *CORE,
-    *("models", "parallel", "training", "data", "evaluation", "config", "experiment", "cli"),
-)
 
 PUBLIC = {
     *("gaussians", "losses", "samplers", "schedules", "timesteps"),

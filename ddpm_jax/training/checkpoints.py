@@ -103,7 +103,13 @@ class Checkpoints:
             CheckpointError: there is a later checkpoint already, or the disk refuses.
         """
         try:
-            saved = self._save(step, state, data_state, held_out_loss)
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+                ),
+                metrics={_METRIC: held_out_loss},
+            )
         except Exception as error:
             raise CheckpointError(
                 f"step {step} cannot be saved in {self.directory} ({_first_line(error)})"
@@ -112,17 +118,6 @@ class Checkpoints:
             raise CheckpointError(
                 f"step {step} is not saved: {self.directory} holds steps {self.steps()}"
             )
-
-    def _save(
-        self, step: int, state: TrainState, data_state: dict[str, Any], held_out_loss: float
-    ) -> bool:
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
-            ),
-            metrics={_METRIC: held_out_loss},
-        )
 
     def steps(self) -> list[int]:
         """Steps whose checkpoints are complete, rising. A folder without its commit mark is not."""

@@ -1,0 +1,17 @@
+"""The rooms of the house, from the ground up: each imports only from those before it."""
+
+CORE = (
+    "errors",
+    "checks",
+    "schedules",
+    "gaussians",
+    "forward",
+    "timesteps",
+    "losses",
+    "likelihood",
+    "samplers",
+)
+ROOMS = (
+    *CORE,
+    *("models", "parallel", "training", "data", "evaluation", "config", "experiment", "cli"),
+)
