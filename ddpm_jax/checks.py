@@ -11,7 +11,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["check_float", "check_key", "check_kind", "check_same_shape", "check_times"]
+__all__ = [
+    "check_choice",
+    "check_float",
+    "check_key",
+    "check_kind",
+    "check_quantity",
+    "check_same_shape",
+    "check_times",
+    "check_vector",
+]
 
 
 def check_float(name: str, value: jax.Array) -> None:
@@ -47,6 +56,11 @@ def check_times(name: str, times: jax.Array, batch: int) -> None:
     _assert(error, chex.assert_shape, times, (batch,))
 
 
+def check_vector(name: str, times: jax.Array) -> None:
+    """Raises TypeError or ValueError unless `times` is a vector of integers, of any length."""
+    check_times(name, times, times.shape[0] if getattr(times, "ndim", 0) else 0)
+
+
 def check_key(name: str, key: jax.Array) -> None:
     """Raises TypeError or ValueError unless `key` is one typed random key."""
     _check_array(name, key)
@@ -58,8 +72,18 @@ def check_key(name: str, key: jax.Array) -> None:
 
 def check_kind(name: str, kind: str) -> None:
     """Raises ValueError unless `kind` is one of the three things a network can predict."""
-    if kind not in ("eps", "x0", "v"):
-        raise ValueError(f"{name} is {kind!r}; it is one of 'eps', 'x0', 'v'")
+    check_choice(name, kind, ("eps", "x0", "v"))
+
+
+def check_quantity(name: str, quantity: str) -> None:
+    """Raises ValueError unless `quantity` is something that x_t and the data determine."""
+    check_choice(name, quantity, ("eps", "x0", "v", "score"))
+
+
+def check_choice(name: str, choice: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless `choice` is one of `choices`."""
+    if choice not in choices:
+        raise ValueError(f"{name} is {choice!r}; it is one of {', '.join(map(repr, choices))}")
 
 
 def _check_array(name: str, value: object) -> None:

@@ -8,11 +8,14 @@ Everything follows from the chain q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1},
              a        = sqrt(alpha_bar_s) (1 - r)
              b        = sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t)
              variance = (1 - alpha_bar_s) (1 - r)
-    (3)  v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+    (3)  q(x_t | x_s) = N(sqrt(r_a) x_s, 1 - r_a),  r_a = alpha_bar_t / alpha_bar_s
+    (4)  v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+    (5)  score = grad log q(x_t | x_0) = -eps / sqrt(1 - alpha_bar_t)
 
 (1) and (2) at s = t - 1 are Ho et al. 2020, eq. 4 and 6 to 7 (https://arxiv.org/abs/2006.11239);
-any s is Kingma et al. 2021, appendix A.2 (https://arxiv.org/abs/2107.00630); (3) is Salimans & Ho
-2022 (https://arxiv.org/abs/2202.00512). The shortcut (1) holds because each step is linear in x,
+any s and (3) are Kingma et al. 2021, appendix A (https://arxiv.org/abs/2107.00630); (4) is
+Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), (5) Song et al. 2021
+(https://arxiv.org/abs/2011.13456). The shortcut (1) holds because each step is linear in x,
 its noise is Gaussian, and one scalar beta_t serves every dimension. `q_chain` is the loop that it
 replaces, and the reference to test it against.
 
@@ -26,13 +29,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key, check_kind, check_same_shape, check_times
+from ddpm_jax.checks import (
+    check_float,
+    check_key,
+    check_quantity,
+    check_same_shape,
+    check_times,
+    check_vector,
+)
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["Predicts", "convert", "per_example", "q_chain", "q_posterior", "q_sample", "q_step"]
+__all__ = [
+    "Predicts",
+    "Quantity",
+    "convert",
+    "data_axes",
+    "per_example",
+    "q_chain",
+    "q_posterior",
+    "q_posterior_variance",
+    "q_sample",
+    "q_step",
+    "q_transition",
+    "widened",
+]
 
 Predicts = Literal["eps", "x0", "v"]
 """What a network's output stands for: the noise, the data, or Salimans & Ho's v."""
+
+Quantity = Literal["eps", "x0", "v", "score"]
+"""What `convert` knows: these three, and the gradient of log q(x_t)."""
 
 
 def q_sample(
@@ -86,6 +112,29 @@ def q_step(
     return per_example(keep, x_prev) * x_prev + per_example(add, x_prev) * eps
 
 
+def q_transition(
+    schedule: Schedule,
+    x_s: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    s: Int[Array, " batch"],
+    eps: Float[Array, "batch *data"],
+) -> Float[Array, "batch *data"]:
+    """x_t given x_s in one expression, eq. (3): `q_step` over any number of steps.
+
+    -1 <= s < t < T; from `s = -1`, the data, it is `q_sample`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+    """
+    check_float("x_s", x_s)
+    check_times("t", t, x_s.shape[0])
+    check_times("s", s, x_s.shape[0])
+    check_same_shape("eps", eps, "x_s", x_s)
+    log_ratio = schedule.log_alpha_bar_difference(t, s)
+    keep, add = jnp.exp(0.5 * log_ratio), jnp.sqrt(-jnp.expm1(log_ratio))
+    return per_example(keep, x_s) * x_s + per_example(add, x_s) * eps
+
+
 def q_chain(
     schedule: Schedule,
     key: Key[Array, ""],
@@ -134,8 +183,7 @@ def q_posterior(
     check_same_shape("x_t", x_t, "x0", x0)
     check_times("t", t, x0.shape[0])
     check_times("s", s, x0.shape[0])
-    log_ratio = schedule.log_snr_difference(t, s)  # log r <= 0, -inf at s = -1
-    one_minus_ratio = -jnp.expm1(log_ratio)
+    one_minus_ratio = -jnp.expm1(schedule.log_snr_difference(t, s))  # 1 - r, and 1 at s = -1
     variance_s, variance_t = schedule.noise_variance(s), schedule.noise_variance(t)
     weight_x0 = schedule.signal(s) * one_minus_ratio
     signal_ratio = jnp.exp(0.5 * schedule.log_alpha_bar_difference(t, s))
@@ -144,18 +192,44 @@ def q_posterior(
     return mean, variance_s * one_minus_ratio
 
 
+def q_posterior_variance(
+    schedule: Schedule, t: Int[Array, " batch"], s: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """The variance of q(x_s | x_t, x_0) alone, eq. (2); 0 at `s = -1`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+    """
+    check_vector("t", t)
+    check_times("s", s, t.shape[0])
+    return schedule.noise_variance(s) * -jnp.expm1(schedule.log_snr_difference(t, s))
+
+
 def convert(
     schedule: Schedule,
     value: Float[Array, "batch *data"],
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     *,
-    source: Predicts,
-    target: Predicts,
+    source: Quantity,
+    target: Quantity,
 ) -> Float[Array, "batch *data"]:
-    """The `target` (eps, x0 or v) that `value`, read as the `source`, means at `x_t`.
+    """The `target` (eps, x0, v or score) that `value`, read as the `source`, means at `x_t`.
 
-    Eq. (1) and (3) solved for each of the three; with a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar).
+    Eq. (1), (4) and (5) solved for each of the four; a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar).
+    Nothing is clamped. Where alpha_bar is 0, eps and score say nothing about the data: x0 and v
+    made of them are not finite there.
+
+    Args:
+        schedule: the tables.
+        value: what is converted.
+        x_t: the noised data at which it holds.
+        t: times in [0, T).
+        source: what `value` is.
+        target: what is wanted.
+
+    Returns:
+        Shaped as `x_t`, in its dtype.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or an unknown name.
@@ -169,27 +243,48 @@ def convert(
     check_float("value", value)
     check_same_shape("x_t", x_t, "value", value)
     check_times("t", t, value.shape[0])
-    check_kind("source", source)
-    check_kind("target", target)
+    check_quantity("source", source)
+    check_quantity("target", target)
+    value = value.astype(x_t.dtype)
+    if source == target:
+        return value
     a = per_example(schedule.signal(t), x_t)
     b = per_example(schedule.noise(t), x_t)
+    if source == "score":
+        source, value = "eps", -b * value
     match (source, target):
+        case ("eps", "eps"):
+            return value
         case ("eps", "x0"):
             return (x_t - b * value) / a
-        case ("v", "x0"):
-            return a * x_t - b * value
-        case ("x0", "eps"):
-            return (x_t - a * value) / b
-        case ("v", "eps"):
-            return b * x_t + a * value
-        case ("x0", "v"):
-            return (a * x_t - value) / b
         case ("eps", "v"):
             return (value - b * x_t) / a
-        case _:
-            return value
+        case ("eps", "score"):
+            return -value / b
+        case ("x0", "eps"):
+            return (x_t - a * value) / b
+        case ("x0", "v"):
+            return (a * x_t - value) / b
+        case ("x0", "score"):
+            return (a * value - x_t) / per_example(schedule.noise_variance(t), x_t)
+        case ("v", "eps"):
+            return b * x_t + a * value
+        case ("v", "x0"):
+            return a * x_t - b * value
+        case _:  # v to score
+            return -x_t - (a / b) * value
 
 
 def per_example(values: Float[Array, " batch"], like: jax.Array) -> jax.Array:
     """`values` as a column that broadcasts over the data axes of `like`, in its dtype."""
     return values.astype(like.dtype).reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def data_axes(x: jax.Array) -> tuple[int, ...]:
+    """All axes but the batch's."""
+    return tuple(range(1, x.ndim))
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -12,7 +12,13 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.checks import check_float, check_same_shape
 
-__all__ = ["discretized_log_likelihood", "kl_diagonal", "kl_to_standard_normal"]
+__all__ = [
+    "discretized_log_likelihood",
+    "kl_diagonal",
+    "kl_standardized",
+    "kl_to_standard_normal",
+    "log_density_diagonal",
+]
 
 
 def kl_diagonal(
@@ -55,6 +61,25 @@ def kl_to_standard_normal(
     check_same_shape("one_minus_variance", one_minus_variance, "mean", mean)
     m = one_minus_variance
     return 0.5 * (jnp.square(mean) + _excess_minus_log(-m, 1.0 - m))
+
+
+def kl_standardized(
+    error: Float[Array, "*shape"], log_variance_ratio: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """A placeholder until the package of gaussians arrives."""
+    check_float("error", error)
+    check_same_shape("log_variance_ratio", log_variance_ratio, "error", error)
+    return 0.5 * (jnp.expm1(log_variance_ratio) - log_variance_ratio + jnp.square(error))
+
+
+def log_density_diagonal(
+    x: Float[Array, "*shape"], mean: Float[Array, "*shape"], variance: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """A placeholder until the package of gaussians arrives."""
+    check_float("x", x)
+    check_same_shape("mean", mean, "x", x)
+    check_same_shape("variance", variance, "x", x)
+    return -0.5 * (jnp.square(x - mean) / variance + jnp.log(2.0 * jnp.pi * variance))
 
 
 def discretized_log_likelihood(

@@ -62,7 +62,7 @@ def bits_per_dim(
         times = jnp.broadcast_to(t, x0.shape[:1])
         eps = jax.random.normal(jax.random.fold_in(key, t), x0.shape, x0.dtype)
         x_t = q_sample(schedule, x0, times, eps)
-        prediction = predict(x_t, times)
+        prediction = predict(x_t, schedule.network_time(times))
         return None, vlb_terms(
             schedule, prediction, x0, x_t, times, predicts=predicts, levels=levels
         )

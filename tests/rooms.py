@@ -6,6 +6,7 @@ CORE = (
     "schedules",
     "gaussians",
     "forward",
+    "reverse",
     "timesteps",
     "losses",
     "likelihood",

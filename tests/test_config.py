@@ -47,8 +47,8 @@ def test_cifar10_has_the_papers_network():
     ("field", "value", "said"),
     [
         ("schedule.num_steps", 1, "num_steps is 1; a schedule has at least T = 2 steps"),
-        ("schedule.beta_max", 1.5, r"betas\[\d+\] is 1\.\d+; every beta has to be inside \(0, 1\)"),
-        ("schedule.beta_min", 0.0, r"betas\[0\] is 0"),
+        ("schedule.beta_max", 1.5, r"beta_max is 1\.5; it has to be inside \(0, 1\)"),
+        ("schedule.beta_min", 0.0, "beta_min is 0.0"),
         ("model.channels", 7, "model.channels is 7; it has to be an even number"),
         ("model.multipliers", (), "model.multipliers"),
         ("model.multipliers", (1, 0), "model.multipliers"),

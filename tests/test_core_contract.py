@@ -15,7 +15,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ddpm_jax
-from ddpm_jax import forward, gaussians, likelihood, losses, samplers, schedules, timesteps
+from ddpm_jax import (
+    forward,
+    gaussians,
+    likelihood,
+    losses,
+    reverse,
+    samplers,
+    schedules,
+    timesteps,
+)
 
 BATCH = 8
 SCHEDULE = schedules.cosine(12)
@@ -60,7 +69,8 @@ def look_up(name):
 
 t, s = jnp.arange(BATCH, dtype=jnp.int32) + 2, jnp.arange(BATCH, dtype=jnp.int32) - 1
 key = jax.random.key(5)
-prediction = {"prediction": image(2), "x0": on_grid(0)}
+grey = on_grid(0)
+prediction = {"prediction": image(2), "x0": grey}
 
 CASES = {
     "q_sample": Case(bind(forward.q_sample), {"x0": image(0), "t": t, "eps": image(1)}, "x0"),
@@ -69,10 +79,25 @@ CASES = {
     "q_posterior": Case(
         bind(forward.q_posterior), {"x0": image(0), "x_t": image(1), "t": t, "s": s}, "x0"
     ),
+    "q_posterior_variance": Case(bind(forward.q_posterior_variance), {"t": t, "s": s}, "t"),
+    "q_transition": Case(
+        bind(forward.q_transition), {"x_s": image(0), "t": t, "s": s, "eps": image(1)}, "x_s"
+    ),
     "convert": Case(
         bind(forward.convert, source="eps", target="v"),
         {"value": image(0), "x_t": image(1), "t": t},
         "value",
+    ),
+    "convert, score": Case(
+        bind(forward.convert, source="score", target="x0"),
+        {"value": image(0), "x_t": image(1), "t": t},
+        "value",
+    ),
+    "fixed_variance": Case(bind(reverse.fixed_variance, variance="large"), {"t": t, "s": s}, "t"),
+    "learned_log_variance": Case(
+        bind(reverse.learned_log_variance),
+        {"interpolation": image(0), "t": t, "s": s},
+        "interpolation",
     ),
     "kl_diagonal": Case(
         gaussians.kl_diagonal,
@@ -83,6 +108,14 @@ CASES = {
             "variance_p": positive(3),
         },
         "mean_q",
+    ),
+    "kl_standardized": Case(
+        gaussians.kl_standardized, {"error": image(0), "log_variance_ratio": image(1)}, "error"
+    ),
+    "log_density_diagonal": Case(
+        gaussians.log_density_diagonal,
+        {"x": image(0), "mean": image(1), "variance": positive(2)},
+        "x",
     ),
     "kl_to_standard_normal": Case(
         gaussians.kl_to_standard_normal,
@@ -97,10 +130,34 @@ CASES = {
     "simple_loss": Case(
         bind(losses.simple_loss, predicts="v"), {**prediction, "t": t, "eps": image(1)}, "x0"
     ),
+    "weighted_loss": Case(
+        bind(losses.weighted_loss, predicts="v", weighting=losses.min_snr()),
+        {**prediction, "t": t, "eps": image(1)},
+        "x0",
+    ),
+    "error_weight": Case(
+        bind(losses.error_weight, predicts="eps", weighting=losses.p2()), {"t": t}, "t"
+    ),
     "kl_weight": Case(bind(losses.kl_weight, predicts="eps"), {"t": t}, "t"),
     "vlb_terms": Case(
         bind(losses.vlb_terms, predicts="eps", levels=LEVELS),
         {**prediction, "x_t": image(1), "t": t - 2},
+        "x0",
+    ),
+    "vlb_terms, learned range": Case(
+        bind(losses.vlb_terms, predicts="v", levels=LEVELS, variance="learned_range"),
+        {**prediction, "x_t": image(1), "t": t - 2, "interpolation": image(3)},
+        "x0",
+    ),
+    "hybrid_loss": Case(
+        bind(losses.hybrid_loss, predicts="x0", levels=LEVELS, vlb_weight=0.5),
+        {
+            **prediction,
+            "interpolation": image(3),
+            "x_t": image(1),
+            "t": t - 2,
+            "eps": image(4),
+        },
         "x0",
     ),
     "elbo_loss": Case(
@@ -108,14 +165,14 @@ CASES = {
         {**prediction, "x_t": image(1), "t": t - 2},
         "x0",
     ),
-    "prior_term": Case(bind(losses.prior_term), {"x0": on_grid(0)}, "x0"),
+    "prior_term": Case(bind(losses.prior_term), {"x0": grey}, "x0"),
     "bits_per_dim": Case(
         lambda **arrays: (
             likelihood.bits_per_dim(
                 SCHEDULE, lambda x_t, t: 0.3 * x_t, **arrays, predicts="eps", levels=LEVELS
             ).total
         ),
-        {"key": key, "x0": on_grid(0)},
+        {"key": key, "x0": grey},
         "x0",
     ),
     "uniform": Case(lambda key: timesteps.uniform(key, BATCH, 12), {"key": key}),
@@ -130,8 +187,12 @@ CASES = {
 
 # Those that take no arrays, or make what does.
 STATIC = {
-    *("linear", "cosine", "linear_log_snr", "from_betas", "time_grid", "ancestral", "ddim"),
-    "per_example",  # between rooms only
+    *("linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr"),
+    *("from_betas", "from_alpha_bar", "from_log_snr"),
+    *("zero_terminal_snr", "shifted", "respaced"),
+    *("constant", "min_snr", "p2", "truncated_snr"),
+    *("time_grid", "ancestral", "ddim"),
+    *("per_example", "data_axes", "widened", "check_predicts"),  # between rooms only
 }
 
 COMPILED = {name: jax.jit(case.function) for name, case in CASES.items()}
@@ -173,7 +234,7 @@ def value():
 
 
 def test_the_table_is_complete():
-    rooms = (schedules, gaussians, forward, timesteps, losses, likelihood, samplers)
+    rooms = (schedules, gaussians, forward, reverse, timesteps, losses, likelihood, samplers)
     public = {
         name
         for room in rooms
@@ -212,8 +273,10 @@ def test_grad(name):
     case = CASES[name]
     floats = {array: case.arrays[array] for array in case.arrays if is_float(case, array)}
     rest = {array: value for array, value in case.arrays.items() if array not in floats}
-    if name in ("vlb_terms", "elbo_loss", "bits_per_dim"):
+    if case.arrays.get("x0") is grey:
         floats["x0"] = 0.9 * floats["x0"]  # off the border, where the outer bins open
+    if name == "hybrid_loss":
+        rest["prediction"] = floats.pop("prediction")  # its gradient stops, on purpose
     if name == "discretized_log_likelihood":
         floats["x"] = 0.9 * floats["x"]
 

@@ -140,10 +140,10 @@ def test_conversions_follow_the_definitions(source, target):
     np.testing.assert_allclose(back, f32[source], rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize(("source", "target"), [("noise", "x0"), ("x0", "score")])
+@pytest.mark.parametrize(("source", "target"), [("noise", "x0"), ("x0", "mean")])
 def test_unknown_kinds_are_named(without_annotation_checks, source, target):
-    x, unknown = jnp.ones((1, 1)), "noise" if source == "noise" else "score"
-    with pytest.raises(ValueError, match=f"is '{unknown}'; it is one of 'eps', 'x0', 'v'"):
+    x, unknown = jnp.ones((1, 1)), "noise" if source == "noise" else "mean"
+    with pytest.raises(ValueError, match=f"is '{unknown}'; it is one of 'eps', 'x0', 'v', 'score'"):
         convert(schedules.linear(10), x, x, jnp.array([0]), source=source, target=target)
 
 

@@ -96,7 +96,7 @@ def test_look_ups_inside():
 def test_a_schedule_is_a_pytree_of_float32():
     schedule = schedules.linear(10)
     leaves, structure = jax.tree.flatten(schedule)
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    assert sorted({leaf.dtype.name for leaf in leaves}) == ["float32", "int32"]
     rebuilt = jax.tree.unflatten(structure, leaves)
     assert rebuilt.num_steps == 10
     chex.assert_trees_all_equal(rebuilt, schedule)
@@ -133,7 +133,7 @@ def test_given_betas_are_kept():
     ("betas", "message"),
     [
         ([0.1, 0.2, 0.0, 1.5], r"betas\[2\] is 0;"),
-        ([0.1, 1.0], r"betas\[1\] is 1;"),
+        ([1.0, 0.1], r"betas\[0\] is 1;"),
         ([-0.1, 0.2], r"betas\[0\] is -0.1;"),
         ([0.1, np.nan], r"betas\[1\] is nan;"),
         ([0.1], "num_steps is 1; .* T = 2"),
@@ -151,9 +151,9 @@ def test_betas_that_cannot_be(betas, message):
     ("name", "arguments", "message"),
     [
         ("linear", {"num_steps": 1}, "num_steps is 1"),
-        ("linear", {"num_steps": 10, "beta_min": 0.0}, r"betas\[0\] is 0;"),
-        ("linear", {"num_steps": 10, "beta_max": 1.0}, r"betas\[9\] is 1;"),
-        ("linear", {"num_steps": 10, "beta_max": np.nan}, r"betas\[\d\] is nan;"),
+        ("linear", {"num_steps": 10, "beta_min": 0.0}, "beta_min is 0.0"),
+        ("linear", {"num_steps": 10, "beta_max": 1.0}, "beta_max is 1.0"),
+        ("linear", {"num_steps": 10, "beta_max": np.nan}, "beta_max is nan"),
         ("cosine", {"num_steps": 0}, "num_steps is 0"),
         ("cosine", {"num_steps": 10, "offset": -0.1}, "offset is -0.1"),
         ("cosine", {"num_steps": 10, "offset": np.nan}, "offset is nan"),

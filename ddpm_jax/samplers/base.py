@@ -129,5 +129,7 @@ def predict_x0(
     clip: bool,
 ) -> Array:
     """x0_hat at one time `t` `[batch]`, kept inside [-1, 1] if `clip`."""
-    x0_hat = convert(schedule, predict(x_t, t), x_t, t, source=predicts, target="x0")
+    x0_hat = convert(
+        schedule, predict(x_t, schedule.network_time(t)), x_t, t, source=predicts, target="x0"
+    )
     return jnp.clip(x0_hat, -1.0, 1.0) if clip else x0_hat

@@ -41,7 +41,9 @@ def make_loss(
         t = draw(times_key, x0.shape[0], schedule.num_steps)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         x_t = q_sample(schedule, x0, t, eps)
-        prediction: Array = apply(params, x_t, t, train=train, rngs={"dropout": dropout_key})
+        prediction: Array = apply(
+            params, x_t, schedule.network_time(t), train=train, rngs={"dropout": dropout_key}
+        )
         if objective == "simple":
             return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
         return elbo_loss(schedule, prediction, x0, x_t, t, predicts=predicts, levels=levels)

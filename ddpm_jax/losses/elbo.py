@@ -1,0 +1,264 @@
+r"""The evidence lower bound: its terms, the weight to which a KL collapses, and losses made of it.
+
+The ELBO of a chain of T steps (Ho et al. 2020, eq. 5, https://arxiv.org/abs/2006.11239), in nats:
+
+    -log p(x_0) <= KL(q(x_T|x_0) || p(x_T))                          the prior term
+                   + sum_{t=1}^{T-1} KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t))
+                   - log p(x_0 | x at t = 0)                          the decoder
+
+Every KL is between Gaussians. With p given the posterior's own variance, it collapses to a
+weighted squared error (the KL shortcut; `kl_weight` is the weight):
+
+    KL_t = w_eps |eps - eps_hat|^2 = w_x0 |x_0 - x0_hat|^2 = w_v |v - v_hat|^2
+    w_eps = (SNR_{t-1} / SNR_t - 1) / 2
+    w_x0  = (SNR_{t-1} - SNR_t) / 2
+    w_v   = w_x0 (1 - alpha_bar_t)
+
+It holds exactly as long as the two variances are equal and one scalar serves all dimensions. With
+another variance (large, or learned) and d = log of the posterior's variance over p's, the generic
+KL of two Gaussians remains, here per dimension, of which w |error|^2 is one part:
+
+    KL_t = w |error|^2 e^d + (e^d - 1 - d) / 2
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.checks import check_choice, check_float, check_same_shape, check_times, check_vector
+from ddpm_jax.forward import (
+    Predicts,
+    convert,
+    data_axes,
+    per_example,
+    q_posterior_variance,
+    widened,
+)
+from ddpm_jax.gaussians import (
+    discretized_log_likelihood,
+    kl_standardized,
+    kl_to_standard_normal,
+    log_density_diagonal,
+)
+from ddpm_jax.losses.weighted import simple_loss
+from ddpm_jax.reverse import Variance, check_predicts, learned_log_variance
+from ddpm_jax.schedules import Schedule
+
+__all__ = ["elbo_loss", "hybrid_loss", "kl_weight", "prior_term", "vlb_terms"]
+
+
+def kl_weight(
+    schedule: Schedule, t: Int[Array, " batch"], *, predicts: Predicts
+) -> Float[Array, " batch"]:
+    """The w in KL_t = w |error|^2, in nats, for the step from `t` to `t - 1`.
+
+    The equations stand at the head of this module. `t` in [1, T); at t = 0, where the decoder
+    takes the KL's place, the weight is inf.
+
+    Raises:
+        TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, or eps with a
+            schedule of zero terminal SNR.
+    """
+    check_vector("t", t)
+    check_predicts(schedule, predicts)
+    log_ratio = schedule.log_snr_difference(t, t - 1)  # log(SNR_t / SNR_{t-1}) < 0
+    if predicts == "eps":
+        return 0.5 * jnp.expm1(-log_ratio)
+    weight_x0 = 0.5 * schedule.snr(t - 1) * -jnp.expm1(log_ratio)
+    return weight_x0 if predicts == "x0" else weight_x0 * schedule.noise_variance(t)
+
+
+def vlb_terms(
+    schedule: Schedule,
+    prediction: Float[Array, "batch *data"],
+    x0: Float[Array, "batch *data"],
+    x_t: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    *,
+    predicts: Predicts,
+    levels: int | None,
+    variance: Variance = "small",
+    interpolation: Float[Array, "batch *data"] | None = None,
+) -> Float[Array, " batch"]:
+    """The ELBO's term at `t`, in nats, summed over the data's dimensions.
+
+    For t >= 1 the KL between the true and the predicted posterior of x_{t-1}; with the small
+    variance, by the shortcut. For t = 0 the decoder: minus the log likelihood of `x0`'s grey
+    levels under a Gaussian at x0_hat, cut into bins (Ho et al. 2020, eq. 13 with
+    sigma_1^2 = beta_1, or the learned variance).
+
+    Args:
+        schedule: the tables.
+        prediction: the network's output at `(x_t, t)`.
+        x0: data on the grid of `levels` values in [-1, 1].
+        x_t: its noised version.
+        t: times in [0, T).
+        predicts: what the output stands for.
+        levels: grey levels of the data, at least 2; None for continuous data, whose decoder is
+            the density of that Gaussian.
+        variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
+        interpolation: the network's second output, for the learned range and for nothing else.
+
+    Returns:
+        `[batch]`. Plus the `prior_term`, T times its mean over uniform t is the ELBO.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
+            eps with a schedule of zero terminal SNR, or an interpolation that is missing or idle.
+    """
+    check_float("x0", x0)
+    check_same_shape("prediction", prediction, "x0", x0)
+    check_same_shape("x_t", x_t, "x0", x0)
+    check_times("t", t, x0.shape[0])
+    check_predicts(schedule, predicts)
+    check_choice("variance", variance, ("small", "large", "learned_range"))
+    _check_interpolation(variance, interpolation, x0)
+    prediction, x0, x_t = widened(prediction), widened(x0), widened(x_t)
+
+    # Where the decoder is meant, the KL's terms are those of t = 1: inf would turn gradients NaN.
+    step = jnp.maximum(t, 1)
+    target = convert(schedule, x0, x_t, t, source="x0", target=predicts)
+    weight = kl_weight(schedule, step, predicts=predicts)
+    if interpolation is not None:
+        log_variance = learned_log_variance(schedule, interpolation, t, t - 1)
+    elif variance == "large":
+        log_variance = _fill(jnp.log(schedule.beta(t)), x0)
+    else:  # the posterior's own, and beta_0 at the decoder
+        log_variance = None
+    if log_variance is None:
+        squared_error = jnp.sum(jnp.square(target - prediction), axis=data_axes(x0))
+        kl = weight * squared_error
+        decoder_variance = _fill(schedule.beta(jnp.zeros_like(t)), x0)
+    else:
+        posterior = jnp.log(q_posterior_variance(schedule, step, step - 1))
+        difference = _fill(posterior, x0) - log_variance
+        scale = per_example(jnp.sqrt(2.0 * weight), x0) * jnp.exp(0.5 * difference)
+        kl = kl_standardized(scale * (target - prediction), difference)
+        kl = jnp.sum(kl, axis=data_axes(x0))
+        decoder_variance = jnp.exp(log_variance)
+
+    # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
+    x0_hat = convert(schedule, prediction, x_t, jnp.zeros_like(t), source=predicts, target="x0")
+    if levels is None:
+        log_likelihood = log_density_diagonal(x0, x0_hat, decoder_variance)
+    else:
+        deviation = jnp.sqrt(decoder_variance)
+        log_likelihood = discretized_log_likelihood(x0, x0_hat, deviation, levels=levels)
+    decoder = -jnp.sum(log_likelihood, axis=data_axes(x0))
+
+    return jnp.where(t == 0, decoder, kl)
+
+
+def prior_term(schedule: Schedule, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
+    """KL(q(x_{T-1} | x_0) || N(0, I)) in nats `[batch]`: what the chain leaves of the data.
+
+    Raises:
+        TypeError: `x0` is not floating point.
+    """
+    check_float("x0", x0)
+    x0 = widened(x0)
+    last = jnp.full(x0.shape[:1], schedule.num_steps - 1, dtype=jnp.int32)
+    mean = per_example(schedule.signal(last), x0) * x0
+    alpha_bar = jnp.broadcast_to(schedule.alpha_bar[-1].astype(x0.dtype), x0.shape)
+    return jnp.sum(kl_to_standard_normal(mean, alpha_bar), axis=data_axes(x0))
+
+
+def elbo_loss(
+    schedule: Schedule,
+    prediction: Float[Array, "batch *data"],
+    x0: Float[Array, "batch *data"],
+    x_t: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    *,
+    predicts: Predicts,
+    levels: int | None,
+    variance: Variance = "small",
+    interpolation: Float[Array, "batch *data"] | None = None,
+) -> Float[Array, " batch"]:
+    """Single-time estimate of minus the ELBO in **bits per dimension**, `[batch]`.
+
+    (prior + T L_t) / (dimensions log 2), unbiased when each t is uniform on [0, T). Arguments and
+    errors are those of `vlb_terms`.
+    """
+    term = vlb_terms(
+        schedule,
+        prediction,
+        x0,
+        x_t,
+        t,
+        predicts=predicts,
+        levels=levels,
+        variance=variance,
+        interpolation=interpolation,
+    )
+    return (prior_term(schedule, x0) + schedule.num_steps * term) / _nats_per_bit_dim(x0)
+
+
+def hybrid_loss(
+    schedule: Schedule,
+    prediction: Float[Array, "batch *data"],
+    interpolation: Float[Array, "batch *data"],
+    x0: Float[Array, "batch *data"],
+    x_t: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    eps: Float[Array, "batch *data"],
+    *,
+    predicts: Predicts,
+    levels: int | None,
+    vlb_weight: float = 1e-3,
+) -> Float[Array, " batch"]:
+    """L_simple + vlb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), `[batch]`.
+
+    L_vlb = T L_t in bits per dimension, without the prior term, which no parameter moves. Its
+    gradient stops at the prediction: the simple loss alone teaches the mean, the bound alone the
+    variance (https://arxiv.org/abs/2102.09672, section 3.1). For a respaced or short chain the
+    weight goes with the sum over T terms, not with each of them.
+
+    Args:
+        schedule: the tables.
+        prediction: the network's output at `(x_t, t)`.
+        interpolation: its second output, see `ddpm_jax.reverse.learned_log_variance`.
+        x0: data on the grid of `levels` values in [-1, 1].
+        x_t: q_sample(schedule, x0, t, eps).
+        t: times in [0, T).
+        eps: the noise.
+        predicts: what the output stands for.
+        levels: as in `vlb_terms`.
+        vlb_weight: lambda of the paper.
+
+    Raises:
+        TypeError, ValueError: as `simple_loss` and `vlb_terms`.
+    """
+    simple = simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
+    term = vlb_terms(
+        schedule,
+        jax.lax.stop_gradient(prediction),
+        x0,
+        x_t,
+        t,
+        predicts=predicts,
+        levels=levels,
+        variance="learned_range",
+        interpolation=interpolation,
+    )
+    return simple + vlb_weight * schedule.num_steps * term / _nats_per_bit_dim(x0)
+
+
+def _check_interpolation(variance: Variance, interpolation: Array | None, x0: Array) -> None:
+    if variance == "learned_range" and interpolation is None:
+        raise ValueError("interpolation is missing; the learned range is made of it")
+    if variance != "learned_range" and interpolation is not None:
+        raise ValueError(f"interpolation is given, and variance is {variance!r}, which ignores it")
+    if interpolation is not None:
+        check_same_shape("interpolation", interpolation, "x0", x0)
+
+
+def _fill(values: Array, like: Array) -> Array:
+    return jnp.broadcast_to(per_example(values, like), like.shape)
+
+
+def _nats_per_bit_dim(x: Array) -> float:
+    """Nats in one bit per dimension."""
+    return math.prod(x.shape[1:]) * math.log(2.0)

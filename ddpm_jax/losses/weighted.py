@@ -1,0 +1,196 @@
+r"""Mean squared errors, and weights that mean the same whatever the network predicts.
+
+A squared error in one of eps, x0 and v is one in the others, times a factor that depends on the
+signal-to-noise ratio alone (`forward`, eq. 1 and 4):
+
+    |x_0 - x0_hat|^2 = |eps - eps_hat|^2 / SNR_t = (1 - alpha_bar_t) |v - v_hat|^2
+
+So a weighting is said once, as the factor w(t) on |x_0 - x0_hat|^2, and `error_weight` tells what
+that is for each kind of prediction. Published ones, in these terms:
+
+    constant       SNR^1, 1 or SNR + 1: weight one on the error of eps, of x0 or of v
+    min_snr        min(SNR, gamma)         Hang et al. 2023, https://arxiv.org/abs/2303.09556
+    p2             SNR / (k + SNR)^gamma   Choi et al. 2022, https://arxiv.org/abs/2204.00227
+    truncated_snr  max(SNR, 1)             Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.checks import check_float, check_kind, check_same_shape, check_times, check_vector
+from ddpm_jax.forward import Predicts, data_axes, per_example, widened
+from ddpm_jax.reverse import check_predicts
+from ddpm_jax.schedules import Schedule
+
+__all__ = [
+    "Weighting",
+    "constant",
+    "error_weight",
+    "min_snr",
+    "p2",
+    "simple_loss",
+    "truncated_snr",
+    "weighted_loss",
+]
+
+Weighting = Callable[[Schedule, Array], Array]
+"""`(schedule, t) -> w`, both `[batch]`: the factor on the squared error of x0, unitless."""
+
+
+def simple_loss(
+    schedule: Schedule,
+    prediction: Float[Array, "batch *data"],
+    x0: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    eps: Float[Array, "batch *data"],
+    *,
+    predicts: Predicts,
+) -> Float[Array, " batch"]:
+    """Mean squared error of the prediction (L_simple of Ho et al. 2020, eq. 14), unitless.
+
+    Args:
+        schedule: the tables.
+        prediction: the network's output at q_sample(schedule, x0, t, eps).
+        x0: data.
+        t: times in [0, T).
+        eps: the noise that input was made of.
+        predicts: what the output stands for; the error is taken in that quantity.
+
+    Returns:
+        `[batch]`, the mean over the data's dimensions, float32 for narrower images too.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name, or eps with a
+            schedule of zero terminal SNR.
+    """
+    check_float("x0", x0)
+    check_same_shape("prediction", prediction, "x0", x0)
+    check_same_shape("eps", eps, "x0", x0)
+    check_times("t", t, x0.shape[0])
+    check_predicts(schedule, predicts)
+    prediction, x0, eps = widened(prediction), widened(x0), widened(eps)
+    match predicts:
+        case "eps":
+            target = eps
+        case "x0":
+            target = x0
+        case "v":
+            target = per_example(schedule.signal(t), x0) * eps
+            target = target - per_example(schedule.noise(t), x0) * x0
+    return jnp.mean(jnp.square(target - prediction), axis=data_axes(x0))
+
+
+def weighted_loss(
+    schedule: Schedule,
+    prediction: Float[Array, "batch *data"],
+    x0: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    eps: Float[Array, "batch *data"],
+    *,
+    predicts: Predicts,
+    weighting: Weighting,
+) -> Float[Array, " batch"]:
+    """w(t) times the mean squared error of x0_hat, whatever the network predicts, unitless.
+
+    Arguments, result and errors are those of `simple_loss`, which is the weighting
+    `constant(predicts)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> x0, eps, v_hat = jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros((1, 2))
+        >>> loss = losses.weighted_loss(
+        ...     schedules.cosine(10), v_hat, x0, jnp.array([3]), eps,
+        ...     predicts="v", weighting=losses.min_snr(5.0))
+    """
+    error = simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
+    return error_weight(schedule, t, predicts=predicts, weighting=weighting) * error
+
+
+def error_weight(
+    schedule: Schedule, t: Int[Array, " batch"], *, predicts: Predicts, weighting: Weighting
+) -> Float[Array, " batch"]:
+    """The factor on the squared error of what the network predicts, `[batch]`.
+
+    `t` in [0, T).
+
+    Raises:
+        TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, or eps with a
+            schedule of zero terminal SNR.
+    """
+    check_vector("t", t)
+    check_predicts(schedule, predicts)
+    weight = weighting(schedule, t)
+    match predicts:
+        case "eps":
+            return weight / schedule.snr(t)
+        case "x0":
+            return weight
+        case "v":
+            return weight * schedule.noise_variance(t)
+
+
+def constant(of: Predicts) -> Weighting:
+    """Weight one on the squared error of `of`: SNR, 1 or SNR + 1 on that of x0.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    check_kind("of", of)
+
+    def weighting(schedule: Schedule, t: Array) -> Array:
+        match of:
+            case "eps":
+                return schedule.snr(t)
+            case "x0":
+                return jnp.ones_like(schedule.snr(t))
+            case "v":
+                return 1.0 / schedule.noise_variance(t)
+
+    return weighting
+
+
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(SNR, gamma) on the squared error of x0 (Hang et al. 2023, section 3.4).
+
+    Raises:
+        ValueError: `gamma` is not above 0.
+    """
+    _check_positive("gamma", gamma)
+    return lambda schedule, t: jnp.minimum(schedule.snr(t), gamma)
+
+
+def p2(k: float = 1.0, gamma: float = 1.0) -> Weighting:
+    """1 / (k + SNR)^gamma on the squared error of eps (Choi et al. 2022, eq. 8).
+
+    Raises:
+        ValueError: `k` is not above 0, or `gamma` is below 0.
+    """
+    _check_positive("k", k)
+    if not gamma >= 0.0:
+        raise ValueError(f"gamma is {gamma}; it has to be 0 or more")
+
+    def weighting(schedule: Schedule, t: Array) -> Array:
+        snr = schedule.snr(t)
+        return snr / (k + snr) ** gamma
+
+    return weighting
+
+
+def truncated_snr(minimum: float = 1.0) -> Weighting:
+    """max(SNR, minimum) on the squared error of x0 (Salimans & Ho 2022, section 4).
+
+    With the paper's minimum of 1 it is the larger of the errors of x0 and eps.
+
+    Raises:
+        ValueError: `minimum` is not above 0.
+    """
+    _check_positive("minimum", minimum)
+    return lambda schedule, t: jnp.maximum(schedule.snr(t), minimum)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0.0:
+        raise ValueError(f"{name} is {value}; it has to be above 0")

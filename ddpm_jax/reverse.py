@@ -1,0 +1,101 @@
+r"""p, the reverse process: what a network's outputs say of the way back, beyond its mean.
+
+p(x_s | x_t) is a Gaussian. Its mean is that of `forward.q_posterior` with the network's x0_hat in
+the place of x_0. For its variance there are three choices:
+
+    small          (1 - alpha_bar_s)(1 - SNR_t / SNR_s), the posterior's own
+    large          1 - alpha_bar_t / alpha_bar_s, the beta of the step
+    learned_range  exp(u log large + (1 - u) log small), u the network's second output
+
+The first two are right for data of no variance and of unit variance and bound what is right for
+others (Ho et al. 2020, section 3.2, https://arxiv.org/abs/2006.11239); the third is Nichol &
+Dhariwal 2021, eq. 15 (https://arxiv.org/abs/2102.09672).
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.checks import check_choice, check_float, check_kind, check_times, check_vector
+from ddpm_jax.forward import per_example, q_posterior_variance
+from ddpm_jax.schedules import Schedule
+
+__all__ = ["Variance", "check_predicts", "fixed_variance", "learned_log_variance"]
+
+Variance = Literal["small", "large", "learned_range"]
+"""Where the variance of p(x_s | x_t) comes from."""
+
+
+def check_predicts(schedule: Schedule, predicts: str) -> None:
+    """Refuses a network that cannot serve the schedule, when the two are put together.
+
+    Raises:
+        ValueError: an unknown kind, or eps with a schedule that leaves no signal at T - 1.
+    """
+    check_kind("predicts", predicts)
+    if predicts == "eps" and schedule.zero_terminal_snr:
+        raise ValueError(
+            "predicts is 'eps', and the schedule leaves no signal at t = T - 1: x_t is the noise"
+            " itself there, and says nothing about the data; predict 'v' or 'x0'"
+        )
+
+
+def fixed_variance(
+    schedule: Schedule,
+    t: Int[Array, " batch"],
+    s: Int[Array, " batch"],
+    *,
+    variance: Literal["small", "large"],
+) -> Float[Array, " batch"]:
+    """The "small" or the "large" variance of p(x_s | x_t), `[batch]`, for any s < t.
+
+    At `s = -1`, the data, the small one is 0 and the large one 1 - alpha_bar_t.
+
+    Raises:
+        TypeError, ValueError: a time of the wrong dtype or shape, or an unknown `variance`.
+    """
+    check_vector("t", t)
+    check_times("s", s, t.shape[0])
+    check_choice("variance", variance, ("small", "large"))
+    if variance == "small":
+        return q_posterior_variance(schedule, t, s)
+    return -jnp.expm1(schedule.log_alpha_bar_difference(t, s))
+
+
+def learned_log_variance(
+    schedule: Schedule,
+    interpolation: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    s: Int[Array, " batch"],
+) -> Float[Array, "batch *data"]:
+    """log of the learned variance of p(x_s | x_t), between small and large in the logarithm.
+
+    Nichol & Dhariwal 2021, eq. 15. At `s = -1`, where the small one is 0, the small one of the
+    step from t = 1 to s = 0 takes its place.
+
+    Args:
+        schedule: the tables.
+        interpolation: u in the equation, a network's second output: 0 is the small variance, 1 the
+            large one, and nothing keeps it between. Networks that give it in [-1, 1], as some
+            published ones do, are read as (output + 1) / 2.
+        t: times in [0, T).
+        s: earlier times.
+
+    Returns:
+        Shaped as `interpolation`, at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+    """
+    check_float("interpolation", interpolation)
+    check_times("t", t, interpolation.shape[0])
+    check_times("s", s, interpolation.shape[0])
+    onto_data = s < 0
+    large = fixed_variance(schedule, t, s, variance="large")
+    small = fixed_variance(
+        schedule, jnp.where(onto_data, 1, t), jnp.where(onto_data, 0, s), variance="small"
+    )
+    u = interpolation.astype(jnp.promote_types(interpolation.dtype, jnp.float32))
+    log_large, log_small = per_example(jnp.log(large), u), per_example(jnp.log(small), u)
+    return u * log_large + (1.0 - u) * log_small

@@ -1,0 +1,19 @@
+"""Noise schedules: how much signal and how much noise there is at each time.
+
+`tables` is the `Schedule` itself, `constructors` makes one from a formula or from given tables,
+`transforms` makes another of one.
+"""
+
+from ddpm_jax.schedules.constructors import constant as constant
+from ddpm_jax.schedules.constructors import cosine as cosine
+from ddpm_jax.schedules.constructors import from_alpha_bar as from_alpha_bar
+from ddpm_jax.schedules.constructors import from_betas as from_betas
+from ddpm_jax.schedules.constructors import from_log_snr as from_log_snr
+from ddpm_jax.schedules.constructors import linear as linear
+from ddpm_jax.schedules.constructors import linear_log_snr as linear_log_snr
+from ddpm_jax.schedules.constructors import quadratic as quadratic
+from ddpm_jax.schedules.constructors import sigmoid as sigmoid
+from ddpm_jax.schedules.tables import Schedule as Schedule
+from ddpm_jax.schedules.transforms import respaced as respaced
+from ddpm_jax.schedules.transforms import shifted as shifted
+from ddpm_jax.schedules.transforms import zero_terminal_snr as zero_terminal_snr

@@ -1,0 +1,277 @@
+"""Schedules from a formula, and from tables that somebody has already.
+
+Every constructor works in float64 on the host and refuses arguments that make no chain.
+"""
+
+import math
+
+import numpy as np
+
+from ddpm_jax.schedules.tables import Schedule, build, check_num_steps
+
+__all__ = [
+    "constant",
+    "cosine",
+    "from_alpha_bar",
+    "from_betas",
+    "from_log_snr",
+    "linear",
+    "linear_log_snr",
+    "quadratic",
+    "sigmoid",
+]
+
+
+def linear(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
+    """Betas evenly spaced from `beta_min` to `beta_max` (Ho et al. 2020, section 4).
+
+    The defaults are the paper's, made for `num_steps` = 1000; they are not rescaled for another T.
+
+    Args:
+        num_steps: T, at least 2.
+        beta_min: the first beta, in (0, 1).
+        beta_max: the last beta, in (0, 1).
+
+    Raises:
+        ValueError: T below 2, or a beta outside (0, 1).
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> schedules.linear(1000).num_steps
+        1000
+    """
+    check_num_steps(num_steps)
+    _check_inside("beta_min", beta_min)
+    _check_inside("beta_max", beta_max)
+    return from_betas(np.linspace(beta_min, beta_max, num_steps, dtype=np.float64))
+
+
+def quadratic(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
+    """Square roots of the betas evenly spaced; some codebases call it scaled linear.
+
+    beta_t = (sqrt(beta_min) + t / (T - 1) (sqrt(beta_max) - sqrt(beta_min)))^2. Latent diffusion
+    (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) has beta_min = 0.00085 and
+    beta_max = 0.012 at T = 1000.
+
+    Args:
+        num_steps: T, at least 2.
+        beta_min: the first beta, in (0, 1).
+        beta_max: the last beta, in (0, 1).
+
+    Raises:
+        ValueError: T below 2, or a beta outside (0, 1).
+    """
+    check_num_steps(num_steps)
+    _check_inside("beta_min", beta_min)
+    _check_inside("beta_max", beta_max)
+    return from_betas(np.linspace(math.sqrt(beta_min), math.sqrt(beta_max), num_steps) ** 2)
+
+
+def constant(num_steps: int, beta: float) -> Schedule:
+    """The same `beta` at every step, so that alpha_bar_t = (1 - beta)^(t + 1).
+
+    Args:
+        num_steps: T, at least 2.
+        beta: in (0, 1).
+
+    Raises:
+        ValueError: T below 2, or `beta` outside (0, 1).
+    """
+    check_num_steps(num_steps)
+    _check_inside("beta", beta)
+    betas = np.full(num_steps, beta, dtype=np.float64)
+    return build(np.log1p(-betas) * np.arange(1, num_steps + 1), betas=betas)
+
+
+def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """alpha_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+
+    alpha_bar(u) = cos^2(pi/2 (u + offset) / (1 + offset)), normalized to 1 at u = 0, read at
+    u = (t + 1) / T; betas above `max_beta` are cut to it, as in https://arxiv.org/abs/2102.09672.
+
+    Args:
+        num_steps: T, at least 2.
+        offset: keeps the first betas from vanishing; at least 0.
+        max_beta: the largest beta, in (0, 1).
+
+    Raises:
+        ValueError: T below 2, a negative offset, or `max_beta` outside (0, 1).
+    """
+    check_num_steps(num_steps)
+    if not (offset >= 0.0 and math.isfinite(offset)):
+        raise ValueError(f"offset is {offset}; it has to be 0 or more")
+    _check_inside("max_beta", max_beta)
+    # Half-angle form: log cos^2 loses every digit of 1 - cos^2 near u = 0, sin^2 does not.
+    angle = 0.5 * math.pi * (np.arange(num_steps + 1) / num_steps + offset) / (1.0 + offset)
+    step = np.diff(angle)
+    # cos^2(a + d) / cos^2(a) = (cos d - tan a sin d)^2, so beta = (1 - r)(1 + r) with small 1 - r.
+    one_minus_ratio = 2.0 * np.sin(0.5 * step) ** 2 + np.tan(angle[:-1]) * np.sin(step)
+    betas = one_minus_ratio * (2.0 - one_minus_ratio)
+    return from_betas(np.minimum(betas, max_beta))
+
+
+def sigmoid(
+    num_steps: int,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+    min_alpha_bar: float = 1e-9,
+) -> Schedule:
+    """alpha_bar follows a sigmoid (Jabri et al. 2023, https://arxiv.org/abs/2212.11972).
+
+    With x(u) = (start + u (end - start)) / tau and u = (t + 1) / T,
+
+        alpha_bar(u) = (sigmoid(x(1)) - sigmoid(x(u))) / (sigmoid(x(1)) - sigmoid(x(0))),
+
+    which falls from 1 to 0 and is cut off at `min_alpha_bar` (Chen 2023, algorithm 1,
+    https://arxiv.org/abs/2301.10972). `zero_terminal_snr` takes what the cut leaves.
+
+    Args:
+        num_steps: T, at least 2.
+        start: where on the sigmoid the chain begins.
+        end: where it ends, above `start`.
+        tau: temperature, above 0; a larger one is closer to a straight line.
+        min_alpha_bar: the least alpha_bar, in (0, 1).
+
+    Raises:
+        ValueError: T below 2, or arguments outside these ranges.
+    """
+    check_num_steps(num_steps)
+    _check_inside("min_alpha_bar", min_alpha_bar)
+    if not (math.isfinite(tau) and tau > 0.0):
+        raise ValueError(f"tau is {tau}; it has to be above 0")
+    if not (math.isfinite(start) and math.isfinite(end) and start < end):
+        raise ValueError(f"start is {start} and end is {end}; end has to be the larger")
+    u = np.arange(1, num_steps + 1) / num_steps
+    first, last, width = start / tau, end / tau, (end - start) / tau
+    x = first + u * width
+    # sigmoid(a) - sigmoid(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): no cancellation.
+    scale = math.sinh(0.5 * width) * np.cosh(0.5 * x)
+    alpha_bar = np.sinh(0.5 * width * (num_steps - np.arange(1, num_steps + 1)) / num_steps)
+    alpha_bar = np.maximum(alpha_bar * math.cosh(0.5 * first) / scale, min_alpha_bar)
+    one_minus_alpha_bar = np.sinh(0.5 * width * u) * math.cosh(0.5 * last) / scale
+    near_one = one_minus_alpha_bar < 0.5
+    log_alpha_bar = np.where(
+        near_one, np.log1p(-np.where(near_one, one_minus_alpha_bar, 0.0)), np.log(alpha_bar)
+    )
+    return build(log_alpha_bar)
+
+
+def linear_log_snr(num_steps: int, log_snr_max: float = 7.0, log_snr_min: float = -8.0) -> Schedule:
+    """log SNR falls linearly from `log_snr_max` at t = 0 to `log_snr_min` at t = T - 1.
+
+    The KL terms of the ELBO then all carry the same weight on the squared error of eps, because
+    that weight depends on the step in log SNR alone (Kingma et al. 2021, eq. 14,
+    https://arxiv.org/abs/2107.00630). `log_snr_max` is best set from the data's grid: noise far
+    below the spacing of the grey levels is paid for in KL terms and buys nothing.
+
+    Args:
+        num_steps: T, at least 2.
+        log_snr_max: log SNR after one step, natural logarithm; above `log_snr_min`.
+        log_snr_min: log SNR of the prior.
+
+    Raises:
+        ValueError: T below 2, or values that are not finite and falling.
+    """
+    check_num_steps(num_steps)
+    if not (math.isfinite(log_snr_max) and math.isfinite(log_snr_min)):
+        raise ValueError(
+            f"log_snr_max is {log_snr_max} and log_snr_min is {log_snr_min}; both have to be finite"
+        )
+    if log_snr_max <= log_snr_min:
+        raise ValueError(
+            f"log_snr_max is {log_snr_max}, log_snr_min is {log_snr_min}; noise grows with t, so"
+            " log_snr_max has to be the larger"
+        )
+    return from_log_snr(np.linspace(log_snr_max, log_snr_min, num_steps, dtype=np.float64))
+
+
+def from_betas(betas: np.ndarray) -> Schedule:
+    """The schedule of a given chain, betas `[T]` each in (0, 1), read in float64.
+
+    The last may be exactly 1: a chain that leaves no signal.
+
+    Raises:
+        ValueError: not one-dimensional, T below 2, or a beta outside (0, 1), told by its index.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax import schedules
+        >>> schedules.from_betas(np.array([0.1, 0.2])).alpha_bar.tolist()
+        [0.8999999761581421, 0.7200000286102295]
+    """
+    betas = _vector("betas", betas)
+    inside = (betas > 0.0) & (betas < 1.0)
+    inside[-1] |= betas[-1] == 1.0
+    if not inside.all():
+        index = int(np.argmin(inside))
+        raise ValueError(f"betas[{index}] is {betas[index]:g}; every beta has to be inside (0, 1)")
+    with np.errstate(divide="ignore"):
+        return build(np.cumsum(np.log1p(-betas)), betas=betas)
+
+
+def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
+    """The schedule of given alpha_bar `[T]`, falling inside (0, 1), read in float64.
+
+    The last may be exactly 0: a chain that leaves no signal.
+
+    Raises:
+        ValueError: not one-dimensional, T below 2, outside (0, 1) or not falling, by index.
+    """
+    alpha_bar = _vector("alpha_bar", alpha_bar)
+    inside = (alpha_bar > 0.0) & (alpha_bar < 1.0)
+    inside[-1] |= alpha_bar[-1] == 0.0
+    if not inside.all():
+        index = int(np.argmin(inside))
+        raise ValueError(
+            f"alpha_bar[{index}] is {alpha_bar[index]:g}; it has to be inside (0, 1), and only the"
+            " last may be 0"
+        )
+    _check_falling("alpha_bar", alpha_bar)
+    before = np.concatenate([[1.0], alpha_bar[:-1]])
+    with np.errstate(divide="ignore"):
+        return build(np.log(alpha_bar), betas=(before - alpha_bar) / before)
+
+
+def from_log_snr(log_snr: np.ndarray) -> Schedule:
+    """The schedule of given log SNR `[T]`, falling, natural logarithm, read in float64.
+
+    alpha_bar = sigmoid(log_snr). The last may be -inf: a chain that leaves no signal.
+
+    Raises:
+        ValueError: not one-dimensional, T below 2, not finite or not falling, by index.
+    """
+    log_snr = _vector("log_snr", log_snr)
+    finite = np.isfinite(log_snr)
+    finite[-1] |= np.isneginf(log_snr[-1])
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise ValueError(
+            f"log_snr[{index}] is {log_snr[index]:g}; it has to be finite, and only the last may be"
+            " -inf"
+        )
+    _check_falling("log_snr", log_snr)
+    return build(-np.logaddexp(0.0, -log_snr), log_snr=log_snr)
+
+
+def _vector(name: str, values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"{name} has shape {values.shape}; it has to be one-dimensional, (T,)")
+    check_num_steps(values.shape[0])
+    return values
+
+
+def _check_inside(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} is {value}; it has to be inside (0, 1)")
+
+
+def _check_falling(name: str, values: np.ndarray) -> None:
+    falls = np.diff(values) < 0.0
+    if not falls.all():
+        index = int(np.argmin(falls)) + 1
+        raise ValueError(
+            f"{name}[{index}] is {values[index]:g} after {values[index - 1]:g}; noise grows with t,"
+            f" so {name} has to fall"
+        )

@@ -1,0 +1,197 @@
+r"""A schedule's tables, and how they are read.
+
+A schedule of T steps is the chain q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) of
+Ho et al. 2020 (https://arxiv.org/abs/2006.11239, eq. 2), told by its tables. Times run from
+t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands for the data themselves.
+
+    alpha_bar_t = prod_{i <= t} (1 - beta_i)
+    log_snr_t   = log(alpha_bar_t / (1 - alpha_bar_t))
+
+Tables are built on the host in float64 from log(alpha_bar), which keeps full relative precision
+at both ends, and are stored in float32. Differences of two logarithms, which every posterior and
+every ELBO weight is made of, would lose most of their digits in float32 between neighbouring
+times. The two log tables therefore carry a second float32 table, the part that rounding took
+away, and `log_snr_difference` and `log_alpha_bar_difference` use both.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+__all__ = ["Schedule", "build", "check_num_steps", "on_host"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The tables of one noise schedule, each float32 `[T]`: a frozen pytree, safe to pass to jit.
+
+    Make one with a constructor of `ddpm_jax.schedules` (`linear`, `cosine`, `from_betas`, ...),
+    which checks its arguments; the class itself does not.
+    """
+
+    betas: Float[Array, " T"]
+    """Variance added by each step, beta_t."""
+    alpha_bar: Float[Array, " T"]
+    """Signal power left at t, prod(1 - beta)."""
+    one_minus_alpha_bar: Float[Array, " T"]
+    """Noise power at t; kept apart because 1 - alpha_bar cancels near t = 0."""
+    log_alpha_bar: Float[Array, "2 T"]
+    """log(alpha_bar): row 0 rounded to float32, row 1 what the rounding left over."""
+    log_snr_parts: Float[Array, "2 T"]
+    """log(alpha_bar / (1 - alpha_bar)), in the same two parts."""
+    network_times: Int[Array, " T"]
+    """The time that a network is told at t: t itself, unless the schedule was `respaced`."""
+    zero_terminal_snr: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether no signal at all is left at T - 1. A network cannot predict eps then."""
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.betas.shape[-1]
+
+    @property
+    def log_snr(self) -> Float[Array, " T"]:
+        """log(alpha_bar / (1 - alpha_bar)), natural logarithm."""
+        return self.log_snr_parts[0]
+
+    def signal(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """sqrt(alpha_bar) at `t`; 1 at t = -1."""
+        return jnp.sqrt(self.signal_variance(t))
+
+    def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """alpha_bar at `t`; 1 at t = -1."""
+        return _look_up(self.alpha_bar, t, before=1.0)
+
+    def noise(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """sqrt(1 - alpha_bar) at `t`; 0 at t = -1."""
+        return jnp.sqrt(self.noise_variance(t))
+
+    def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """1 - alpha_bar at `t`; 0 at t = -1."""
+        return _look_up(self.one_minus_alpha_bar, t, before=0.0)
+
+    def beta(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """beta at `t`, the variance that the step to `t` adds."""
+        return _look_up(self.betas, t, before=jnp.nan)
+
+    def snr(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """alpha_bar / (1 - alpha_bar) at `t`; inf at t = -1."""
+        return self.signal_variance(t) / self.noise_variance(t)
+
+    def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
+        """What a network is told at `t`: the time of the schedule that it was trained with."""
+        return self.network_times.at[t].get(mode="clip", out_sharding=jax.typeof(t).sharding)
+
+    def log_snr_difference(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """log SNR(t) - log SNR(s), to float32's full precision; -inf where s = -1."""
+        return _difference(self.log_snr_parts, t, s, before=jnp.inf)
+
+    def log_alpha_bar_difference(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """log alpha_bar(t) - log alpha_bar(s), to float32's full precision."""
+        return _difference(self.log_alpha_bar, t, s, before=0.0)
+
+
+def build(
+    log_alpha_bar: np.ndarray,
+    *,
+    betas: np.ndarray | None = None,
+    log_snr: np.ndarray | None = None,
+    network_times: np.ndarray | None = None,
+) -> Schedule:
+    """All tables from log(alpha_bar) in float64; tables that are given are kept as they are.
+
+    -inf at the end is a chain that leaves no signal.
+
+    Raises:
+        ValueError: tables that float32 rounds out of their range.
+    """
+    one_minus_alpha_bar = -np.expm1(log_alpha_bar)
+    if betas is None:
+        betas = -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
+    if log_snr is None:
+        log_snr = log_alpha_bar - np.log(one_minus_alpha_bar)
+    if network_times is None:
+        network_times = np.arange(len(log_alpha_bar))
+    zero_terminal_snr = bool(np.isneginf(log_alpha_bar[-1]))
+    _check_float32(betas, one_minus_alpha_bar, zero_terminal_snr)
+    return Schedule(
+        betas=_float32(betas),
+        alpha_bar=_float32(np.exp(log_alpha_bar)),
+        one_minus_alpha_bar=_float32(one_minus_alpha_bar),
+        log_alpha_bar=_two_parts(log_alpha_bar),
+        log_snr_parts=_two_parts(log_snr),
+        network_times=jnp.asarray(network_times.astype(np.int32)),
+        zero_terminal_snr=zero_terminal_snr,
+    )
+
+
+def on_host(parts: jax.Array) -> np.ndarray:
+    """A table of two parts as one float64 array.
+
+    Raises:
+        TypeError: the table is traced; schedules are made and transformed outside of `jit`.
+    """
+    if isinstance(parts, jax.core.Tracer):
+        raise TypeError(
+            "schedule is an argument of the function being traced; a schedule is transformed, and"
+            " its times are chosen, outside of jit"
+        )
+    return np.asarray(parts, np.float64).sum(axis=0)
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Raises ValueError unless there are at least two steps."""
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}; a schedule has at least T = 2 steps")
+
+
+def _check_float32(
+    betas: np.ndarray, one_minus_alpha_bar: np.ndarray, zero_terminal_snr: bool
+) -> None:
+    rounded = betas.astype(np.float32)
+    inside = (rounded > 0.0) & (rounded < 1.0) & (one_minus_alpha_bar.astype(np.float32) > 0.0)
+    if zero_terminal_snr:
+        inside[-1] = True  # the last beta is 1
+    if not inside.all():
+        t = int(np.argmin(inside))
+        raise ValueError(
+            f"at t = {t} beta is {betas[t]:.17g} and 1 - alpha_bar {one_minus_alpha_bar[t]:.17g};"
+            " rounded to float32, both have to be above 0 and beta below 1"
+        )
+
+
+def _float32(table: np.ndarray) -> jax.Array:
+    return jnp.asarray(table.astype(np.float32))
+
+
+def _two_parts(table: np.ndarray) -> jax.Array:
+    rounded = table.astype(np.float32)
+    left_over = np.zeros_like(table)
+    np.subtract(table, rounded, out=left_over, where=np.isfinite(table))
+    return _float32(np.stack([rounded, left_over]))
+
+
+def _look_up(table: jax.Array, t: jax.Array, *, before: float) -> jax.Array:
+    """`table[t]`; `before` at t = -1; NaN, which nobody overlooks, outside [-1, T)."""
+    values = table.at[t].get(
+        mode="fill",
+        fill_value=jnp.nan,
+        wrap_negative_indices=False,
+        out_sharding=jax.typeof(t).sharding,  # an explicit mesh wants to be told
+    )
+    return jnp.where(t == -1, jnp.float32(before), values)
+
+
+def _difference(parts: jax.Array, t: jax.Array, s: jax.Array, *, before: float) -> jax.Array:
+    """table(t) - table(s); the leading parts are close, so their difference is exact."""
+    rounded_t, left_over_t = _look_up(parts[0], t, before=before), _look_up(parts[1], t, before=0.0)
+    rounded_s, left_over_s = _look_up(parts[0], s, before=before), _look_up(parts[1], s, before=0.0)
+    return (rounded_t - rounded_s) + (left_over_t - left_over_s)

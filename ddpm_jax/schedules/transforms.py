@@ -1,0 +1,114 @@
+"""Schedules made of another schedule, on the host, from its float64 logarithms."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from ddpm_jax.schedules.tables import Schedule, build, check_num_steps, on_host
+
+__all__ = ["respaced", "shifted", "zero_terminal_snr"]
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule bent so that no signal is left at T - 1 (Lin et al. 2023, algorithm 1).
+
+    sqrt(alpha_bar) is shifted and scaled: the first stays, the last becomes 0
+    (https://arxiv.org/abs/2305.08891). A network for it predicts x0 or v: pure noise at T - 1 says
+    nothing about the data, so eps would be known there and x0_hat = 0 / 0.
+
+    Raises:
+        TypeError: the schedule is traced.
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> float(schedules.zero_terminal_snr(schedules.linear(1000)).alpha_bar[-1])
+        0.0
+    """
+    log_signal = 0.5 * on_host(schedule.log_alpha_bar)
+    first, last = log_signal[0], log_signal[-1]
+    if np.isneginf(last):
+        return schedule
+    # With s = sqrt(alpha_bar): s'_t = (s_t - s_last) s_0 / (s_0 - s_last). Every difference is
+    # taken by expm1 of a difference of logs, and 1 - s' is a sum of two that are not negative.
+    stretch = -1.0 / math.expm1(last - first)
+    fallen = -math.exp(first) * np.expm1(log_signal - first)  # s_0 - s_t
+    one_minus_signal = -math.expm1(first) + fallen * stretch
+    signal = math.exp(last) * np.expm1(log_signal - last) * stretch
+    near_one = one_minus_signal < 0.5
+    with np.errstate(divide="ignore"):
+        log_alpha_bar = 2.0 * np.where(
+            near_one, np.log1p(-np.where(near_one, one_minus_signal, 0.0)), np.log(signal)
+        )
+    return build(log_alpha_bar, network_times=np.asarray(schedule.network_times))
+
+
+def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Schedule:
+    """log SNR lowered for larger images (Hoogeboom et al. 2023, section 3.1).
+
+    log_snr + 2 log(reference / resolution): averaged down to `reference` pixels a side, an image
+    of `resolution` pixels then carries the noise that `schedule` gives to an image of `reference`
+    (https://arxiv.org/abs/2301.11093).
+
+    Args:
+        schedule: made for images of `reference` pixels a side.
+        resolution: pixels a side of the images at hand, at least 1.
+        reference: pixels a side, at least 1.
+
+    Raises:
+        ValueError: a side below 1.
+        TypeError: the schedule is traced.
+    """
+    for name, side in (("resolution", resolution), ("reference", reference)):
+        if side < 1:
+            raise ValueError(f"{name} is {side}; images have at least 1 pixel a side")
+    log_snr = on_host(schedule.log_snr_parts) + 2.0 * math.log(reference / resolution)
+    return build(
+        -np.logaddexp(0.0, -log_snr),
+        log_snr=log_snr,
+        network_times=np.asarray(schedule.network_times),
+    )
+
+
+def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) -> Schedule:
+    """The chain that visits `times` only, with its true betas (Nichol & Dhariwal 2021, eq. 19).
+
+    alpha_bar at the kept times stays, beta_i = 1 - alpha_bar_i / alpha_bar_{i-1} over what is
+    kept, and `network_times` remembers what the network is told. Everything that takes a schedule
+    takes this one: its ELBO is that of the shorter chain, and is looser.
+
+    Args:
+        schedule: the chain, itself respaced or not.
+        times: rising times in [0, T), at least two; from `samplers.time_grid`, turned round.
+
+    Raises:
+        TypeError: times that are not integers, or a traced schedule.
+        ValueError: not one-dimensional, not rising, or outside [0, T).
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> schedules.respaced(schedules.linear(1000), range(99, 1000, 100)).num_steps
+        10
+    """
+    times = np.asarray(times)
+    if times.ndim != 1:
+        raise ValueError(f"times has shape {times.shape}; it has to be one-dimensional")
+    check_num_steps(len(times))
+    if not np.issubdtype(times.dtype, np.integer):
+        raise TypeError(f"times has dtype {times.dtype}; times are integers")
+    if times.min() < 0 or times.max() >= schedule.num_steps:
+        raise ValueError(
+            f"times go from {times.min()} to {times.max()}; they lie in [0, {schedule.num_steps})"
+        )
+    rises = np.diff(times) > 0
+    if not rises.all():
+        index = int(np.argmin(rises)) + 1
+        raise ValueError(
+            f"times[{index}] is {times[index]} after {times[index - 1]}; times have to rise"
+        )
+    return build(
+        on_host(schedule.log_alpha_bar)[times],
+        log_snr=on_host(schedule.log_snr_parts)[times],
+        network_times=np.asarray(schedule.network_times)[times],
+    )
