@@ -150,7 +150,7 @@ CASES = {
         "x0",
     ),
     "hybrid_loss": Case(
-        bind(losses.hybrid_loss, predicts="x0", levels=LEVELS, vlb_weight=0.5),
+        bind(losses.hybrid_loss, predicts="v", levels=LEVELS, vlb_weight=0.5),
         {
             **prediction,
             "interpolation": image(3),
