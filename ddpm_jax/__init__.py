@@ -4,6 +4,7 @@ The core, importable without Flax, files or a command line:
 
     schedules   tables of a chain
     forward     q: noising in one expression, posteriors, conversions
+    reverse     p: the variance of the way back, fixed or learned
     gaussians   KL and log likelihoods
     timesteps   how t is drawn
     losses      simple loss and the ELBO's terms
@@ -15,6 +16,7 @@ Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `ex
 
 from ddpm_jax import gaussians as gaussians
 from ddpm_jax import losses as losses
+from ddpm_jax import reverse as reverse
 from ddpm_jax import samplers as samplers
 from ddpm_jax import schedules as schedules
 from ddpm_jax import timesteps as timesteps
@@ -23,11 +25,14 @@ from ddpm_jax.forward import q_chain as q_chain
 from ddpm_jax.forward import q_posterior as q_posterior
 from ddpm_jax.forward import q_sample as q_sample
 from ddpm_jax.forward import q_step as q_step
+from ddpm_jax.forward import q_transition as q_transition
 from ddpm_jax.likelihood import bits_per_dim as bits_per_dim
 from ddpm_jax.losses import elbo_loss as elbo_loss
+from ddpm_jax.losses import hybrid_loss as hybrid_loss
 from ddpm_jax.losses import kl_weight as kl_weight
 from ddpm_jax.losses import simple_loss as simple_loss
 from ddpm_jax.losses import vlb_terms as vlb_terms
+from ddpm_jax.losses import weighted_loss as weighted_loss
 from ddpm_jax.schedules import Schedule as Schedule
 
 __version__ = "0.1.0"

@@ -287,4 +287,4 @@ def data_axes(x: jax.Array) -> tuple[int, ...]:
 
 def widened(x: jax.Array) -> jax.Array:
     """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

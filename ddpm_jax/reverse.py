@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.checks import check_choice, check_float, check_kind, check_times, check_vector
-from ddpm_jax.forward import per_example, q_posterior_variance
+from ddpm_jax.forward import per_example, q_posterior_variance, widened
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["Variance", "check_predicts", "fixed_variance", "learned_log_variance"]
@@ -96,6 +96,6 @@ def learned_log_variance(
     small = fixed_variance(
         schedule, jnp.where(onto_data, 1, t), jnp.where(onto_data, 0, s), variance="small"
     )
-    u = interpolation.astype(jnp.promote_types(interpolation.dtype, jnp.float32))
+    u = widened(interpolation)
     log_large, log_small = per_example(jnp.log(large), u), per_example(jnp.log(small), u)
     return u * log_large + (1.0 - u) * log_small

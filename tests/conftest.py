@@ -40,7 +40,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-CORE_TESTS = {f"test_{room}" for room in (*CORE, "core_contract", "models", "architecture")}
+CORE_TESTS = {
+    f"test_{stem}"
+    for stem in (
+        *CORE,
+        *("architecture", "core_contract", "models"),
+        *("learned_variance", "weighted_losses"),
+    )
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

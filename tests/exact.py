@@ -1,4 +1,4 @@
-"""What the tests compare with, written without the library: 50 digits and closed forms."""
+"""What the tests compare with, 50 digits and closed forms: only `build` calls the library."""
 
 import functools
 import itertools
@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
+
+from ddpm_jax import schedules
 
 mp.mp.dps = 50
 
@@ -40,20 +42,42 @@ class Chain(NamedTuple):
 
 @functools.cache
 def chain(name: str, num_steps: int) -> Chain:
-    """The schedule `name` of the library with its default arguments."""
+    """The schedule `name` of the library with its default arguments; "constant" has beta 0.01.
+
+    "zero_terminal_snr" and "shifted" are made of the cosine, "respaced" of the linear one of
+    twice as many steps.
+    """
     last = num_steps - 1
     match name:
         case "linear":
             low, high = mp.mpf(1e-4), mp.mpf(0.02)
             return _from_betas([low + (high - low) * t / last for t in range(num_steps)])
+        case "quadratic":
+            low, high = mp.sqrt(mp.mpf(1e-4)), mp.sqrt(mp.mpf(0.02))
+            return _from_betas([(low + (high - low) * t / last) ** 2 for t in range(num_steps)])
+        case "constant":
+            return _from_betas([mp.mpf(0.01)] * num_steps)
+        case "sigmoid":
+            ends = [1 / (1 + mp.exp(-x)) for x in (-3, 3)]
+            x = [mp.mpf(6) * (t + 1) / num_steps - 3 for t in range(num_steps)]
+            curve = [(ends[1] - 1 / (1 + mp.exp(-x))) / (ends[1] - ends[0]) for x in x]
+            return _cut([mp.mpf(1), *curve])
+        case "zero_terminal_snr":
+            signal = [mp.sqrt(a) for a in chain("cosine", num_steps).alpha_bar]
+            scale = signal[0] / (signal[0] - signal[-1])
+            return _from_alpha_bar([((value - signal[-1]) * scale) ** 2 for value in signal])
+        case "shifted":
+            snr = [mp.exp(value) / 4 for value in chain("cosine", num_steps).log_snr]
+            return _from_alpha_bar([value / (1 + value) for value in snr])
+        case "respaced":
+            return _from_alpha_bar(chain("linear", 2 * num_steps).alpha_bar[1::2])
         case "cosine":
             offset = mp.mpf(0.008)
             curve = [
                 mp.cos(mp.pi / 2 * (mp.mpf(i) / num_steps + offset) / (1 + offset)) ** 2
                 for i in range(num_steps + 1)
             ]
-            cut = mp.mpf(0.999)
-            return _from_betas([min(1 - b / a, cut) for a, b in itertools.pairwise(curve)])
+            return _cut(curve)
         case "linear_log_snr":
             log_snr = [7 - mp.mpf(15) * t / last for t in range(num_steps)]
             alpha_bar = [1 / (1 + mp.exp(-value)) for value in log_snr]
@@ -69,21 +93,54 @@ def _from_betas(betas: list) -> Chain:
         product *= 1 - beta
         alpha_bar.append(product)
     noise = [1 - a for a in alpha_bar]
-    log_snr = [mp.log(a / b) for a, b in zip(alpha_bar, noise, strict=True)]
-    return Chain(betas, alpha_bar, noise, [mp.log(a) for a in alpha_bar], log_snr)
+    log_snr = [_log(a) - mp.log(b) for a, b in zip(alpha_bar, noise, strict=True)]
+    return Chain(betas, alpha_bar, noise, [_log(a) for a in alpha_bar], log_snr)
+
+
+def _log(value):
+    return mp.log(value) if value else -mp.inf
+
+
+def _cut(curve: list) -> Chain:
+    return _from_betas([min(1 - b / a, mp.mpf(0.999)) for a, b in itertools.pairwise(curve)])
+
+
+def _from_alpha_bar(alpha_bar: list) -> Chain:
+    return _from_betas([1 - b / a for a, b in itertools.pairwise([mp.mpf(1), *alpha_bar])])
+
+
+def build(name: str, num_steps: int) -> schedules.Schedule:
+    """The library's schedule that `chain(name, num_steps)` is the reference of."""
+    match name:
+        case "constant":
+            return schedules.constant(num_steps, 0.01)
+        case "zero_terminal_snr":
+            return schedules.zero_terminal_snr(schedules.cosine(num_steps))
+        case "shifted":
+            return schedules.shifted(schedules.cosine(num_steps), resolution=128, reference=64)
+        case "respaced":
+            return schedules.respaced(schedules.linear(2 * num_steps), range(1, 2 * num_steps, 2))
+    return getattr(schedules, name)(num_steps)
 
 
 def float64(values: Sequence) -> np.ndarray:
     return np.array([float(value) for value in values])
 
 
-def ulps(actual, expected: Sequence) -> np.ndarray:
-    """Errors of a float32 array in units of its last place, against mpmath numbers."""
+def ulps(actual, expected: Sequence, floor: float = 0.0) -> np.ndarray:
+    """Errors of a float32 array in units of its last place, against mpmath numbers.
+
+    Values below `floor` count as that large: a logarithm that crosses zero has no last place.
+    """
     actual = np.asarray(actual)
     if actual.dtype != np.float32:
         raise TypeError(actual.dtype)
-    errors = [abs(mp.mpf(float(a)) - e) for a, e in zip(actual, expected, strict=True)]
-    return float64(errors) / np.spacing(np.abs(float64(expected)).astype(np.float32))
+    errors = [
+        mp.mpf(0) if float(a) == e else abs(mp.mpf(float(a)) - e)  # where both are -inf, too
+        for a, e in zip(actual, expected, strict=True)
+    ]
+    size = np.maximum(np.abs(float64(expected)), floor).astype(np.float32)
+    return float64(errors) / np.spacing(np.where(np.isfinite(size), size, np.float32(1.0)))
 
 
 def log_probability_and_slope(x, mean, deviation, levels):

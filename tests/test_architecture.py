@@ -15,9 +15,10 @@ PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
-    *("gaussians", "losses", "samplers", "schedules", "timesteps"),
-    *("Schedule", "convert", "q_chain", "q_posterior", "q_sample", "q_step"),
-    *("bits_per_dim", "elbo_loss", "kl_weight", "simple_loss", "vlb_terms"),
+    *("gaussians", "losses", "reverse", "samplers", "schedules", "timesteps"),
+    *("Schedule", "convert", "q_chain", "q_posterior", "q_sample", "q_step", "q_transition"),
+    *("bits_per_dim", "elbo_loss", "hybrid_loss", "kl_weight", "simple_loss", "vlb_terms"),
+    "weighted_loss",
 }
 PUBLIC_SAMPLERS = {
     *("ancestral", "ddim", "sample", "time_grid"),

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
-from exact import chain, float64, ulps
+from exact import build, chain, float64, ulps
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ddpm_jax import convert, q_chain, q_posterior, q_sample, q_step, schedules
+from ddpm_jax import convert, q_chain, q_posterior, q_sample, q_step, q_transition, schedules
+from ddpm_jax.forward import q_posterior_variance
 
-KINDS = ("eps", "x0", "v")
+KINDS = ("eps", "x0", "v", "score")
+SCHEDULES = ("linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr")
+TRANSFORMED = ("zero_terminal_snr", "shifted", "respaced")
 
 
 def test_q_sample_is_the_isotropic_shortcut():
@@ -67,7 +72,7 @@ def test_a_chain_has_no_more_steps_than_its_schedule(num_steps):
 
 def posterior_weights(name, num_steps, pairs):
     """The library's weights of x_0 and of x_t, and its variance, each `[pairs]`."""
-    schedule = getattr(schedules, name)(num_steps)
+    schedule = build(name, num_steps)
     t, s = jnp.array(pairs).T
     one, zero = jnp.ones((len(pairs), 1)), jnp.zeros((len(pairs), 1))
     weight_x0, variance = q_posterior(schedule, one, zero, t, s)
@@ -79,15 +84,16 @@ NEIGHBOURS = [(t, t - 1) for t in (1, 2, 10, 100, 1000, 2000, 3000, 3998, 3999)]
 STRIDES = [(3999, 0), (3999, 2000), (2000, 1), (500, 480), (20, 3)]
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "linear_log_snr"])
+@pytest.mark.parametrize("name", SCHEDULES + TRANSFORMED)
 def test_the_posterior_is_bayes_rule(name):
     pairs = NEIGHBOURS + STRIDES
     expected = zip(*[chain(name, 4000).posterior(t, s) for t, s in pairs], strict=True)
     for actual, exact in zip(posterior_weights(name, 4000, pairs), expected, strict=True):
-        assert ulps(actual, exact).max() < 8
+        # The exponential of a float32 logarithm of -50 is known to 16 last places, others to 8.
+        assert ulps(actual, exact).max() < 16
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "linear_log_snr"])
+@pytest.mark.parametrize("name", SCHEDULES + TRANSFORMED)
 def test_averaged_over_x_t_the_posterior_is_q_of_x_s(name):
     pairs, tables = NEIGHBOURS + STRIDES, chain(name, 4000)
     weight_x0, weight_x_t, variance = (
@@ -98,6 +104,39 @@ def test_averaged_over_x_t_the_posterior_is_q_of_x_s(name):
     )
     np.testing.assert_allclose(weight_x0 + weight_x_t * a_t, a_s, rtol=1e-6)
     np.testing.assert_allclose(weight_x_t**2 * b_t**2 + variance, b_s**2, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES + TRANSFORMED)
+def test_the_posterior_variance_alone(name):
+    pairs = [*NEIGHBOURS, *STRIDES, (0, -1), (3999, -1)]
+    t, s = jnp.array(pairs).T
+    variance = q_posterior_variance(build(name, 4000), t, s)
+    tables = chain(name, 4000)
+    assert ulps(variance, [tables.posterior(*pair)[2] for pair in pairs]).max() < 8
+
+
+@pytest.mark.parametrize("name", SCHEDULES + TRANSFORMED)
+def test_transitions_over_any_number_of_steps(name):
+    pairs = [*NEIGHBOURS, *STRIDES, (0, -1), (3999, -1)]
+    t, s = jnp.array(pairs).T
+    one, zero = jnp.ones((len(pairs), 1)), jnp.zeros((len(pairs), 1))
+    schedule, tables = build(name, 4000), chain(name, 4000)
+    ratio = [tables.alpha_bar[t] / (tables.alpha_bar[s] if s >= 0 else 1) for t, s in pairs]
+    keep = q_transition(schedule, one, t, s, zero)[:, 0]
+    add = q_transition(schedule, zero, t, s, one)[:, 0]
+    # A logarithm of -50 in float32 is known to 2e-6, and so is its exponential; the rest is exact.
+    np.testing.assert_allclose(keep, float64([mp.sqrt(r) for r in ratio]), rtol=5e-6)
+    assert ulps(add, [mp.sqrt(1 - r) for r in ratio]).max() < 2
+
+
+def test_transitions_are_the_steps_and_the_shortcut():
+    schedule, rng = schedules.cosine(100), np.random.default_rng(0)
+    x, eps = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+    t = jnp.array([0, 50, 99])
+    by_step, at_once = q_step(schedule, x, t, eps), q_sample(schedule, x, t, eps)
+    np.testing.assert_allclose(q_transition(schedule, x, t, t - 1, eps), by_step, atol=1e-5)
+    data = jnp.full(3, -1)
+    np.testing.assert_allclose(q_transition(schedule, x, t, data, eps), at_once, atol=1e-5)
 
 
 def test_the_posterior_of_the_data_is_the_data():
@@ -120,13 +159,14 @@ def test_conversions_follow_the_definitions(source, target):
     t = [0, 10, 500, 990]
     x0, eps = mp.mpf("0.25"), mp.mpf("-1.5")
     tables = chain("linear", 1000)
-    values = {"x_t": [], "x0": [], "eps": [], "v": []}
+    values = {"x_t": [], "x0": [], "eps": [], "v": [], "score": []}
     for a, b in map(tables.signal_and_noise, t):
         for name, value in (
             ("x_t", a * x0 + b * eps),
             ("x0", x0),
             ("eps", eps),
             ("v", a * eps - b * x0),
+            ("score", -eps / b),
         ):
             values[name].append(value)
     f32 = {
@@ -135,9 +175,53 @@ def test_conversions_follow_the_definitions(source, target):
     schedule, times = schedules.linear(1000), jnp.array(t)
     converted = convert(schedule, f32[source], f32["x_t"], times, source=source, target=target)
     # x_t in float32 knows eps to 1 / b of its last places (100 at t = 0), x0 to 1 / a (130 at 990).
-    np.testing.assert_allclose(converted, f32[target], rtol=0, atol=3e-5)
+    # A score is known to that over b once more.
+    b = np.sqrt(float64([tables.one_minus_alpha_bar[i] for i in t]))[:, None]
+    tolerance = {"eps": 3e-5, "x0": 3e-5, "v": 3e-5, "score": 3e-5 / b}
+    assert (np.abs(converted - f32[target]) <= tolerance[target]).all()
     back = convert(schedule, converted, f32["x_t"], times, source=target, target=source)
-    np.testing.assert_allclose(back, f32[source], rtol=0, atol=3e-5)
+    assert (np.abs(back - f32[source]) <= tolerance[source]).all()
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from(KINDS),
+    st.sampled_from(["linear", "cosine", "sigmoid", "linear_log_snr"]),
+    st.sampled_from([jnp.float32, jnp.bfloat16]),
+    st.integers(0, 49),
+    st.sampled_from([(), (3,), (2, 1, 2)]),
+    st.integers(0, 2**31),
+)
+def test_conversions_there_and_back(source, target, name, dtype, t, data, seed):
+    # Two conversions lose what the smaller of a and b leaves of x_t's last place, twice for scores.
+    schedule, times = build(name, 50), jnp.full(2, t)
+    rng = np.random.default_rng(seed)
+    x_t, value = jnp.asarray(rng.normal(size=(2, 2, *data)), jnp.float32).astype(dtype)
+    there = convert(schedule, value, x_t, times, source=source, target=target)
+    back = convert(schedule, there, x_t, times, source=target, target=source)
+    assert there.dtype == back.dtype == dtype
+    assert there.shape == x_t.shape
+    a, b = map(float, chain(name, 50).signal_and_noise(t))
+    last_place = float(jnp.finfo(dtype).eps)
+    scale = 1 + np.abs(np.asarray(x_t, np.float64)) + np.abs(np.asarray(value, np.float64))
+    loss = 16 * last_place / min(a, b) ** 2 * scale
+    assert (np.abs(np.asarray(back - value, np.float64)) <= loss).all()
+
+
+def test_conversions_where_no_signal_is_left():
+    schedule, t = schedules.zero_terminal_snr(schedules.linear(1000)), jnp.array([999])
+    x0, eps = jnp.full((1, 2), 0.25), jnp.full((1, 2), -1.5)
+    values = {"x0": x0, "eps": eps, "v": -x0, "score": -eps}
+    for source in ("x0", "v"):
+        for target in KINDS:
+            found = convert(schedule, values[source], eps, t, source=source, target=target)
+            np.testing.assert_array_equal(found, values[target])
+    for target in ("eps", "score"):
+        found = convert(schedule, eps, eps, t, source="eps", target=target)
+        np.testing.assert_array_equal(found, values[target])
+    for source in ("eps", "score"):
+        lost = convert(schedule, values[source], eps, t, source=source, target="x0")
+        assert not np.isfinite(lost).any()
 
 
 @pytest.mark.parametrize(("source", "target"), [("noise", "x0"), ("x0", "mean")])
@@ -158,7 +242,7 @@ def test_unknown_kinds_are_named(without_annotation_checks, source, target):
     ],
 )
 def test_any_rank_and_dtype_go_through(data, dtype):
-    schedule, t = schedules.linear(10), jnp.array([0, 4, 9])
+    schedule, t = schedules.linear(10), jnp.array([1, 4, 9])
     rng = np.random.default_rng(0)
     x, y = jnp.asarray(rng.normal(size=(2, 3, *data)), jnp.float32).astype(dtype)
 
@@ -171,6 +255,7 @@ def test_any_rank_and_dtype_go_through(data, dtype):
             q_chain(schedule, jax.random.key(0), x, 2),
             mean,
             convert(schedule, x, y, t, source="eps", target="v"),
+            q_transition(schedule, x, t, t - 2, y),
         ]
 
     variance, results = everything(x, y)

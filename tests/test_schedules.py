@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import chain, float64, ulps
+from exact import build, chain, float64, ulps
 
 from ddpm_jax import schedules
 
-NAMES = ("linear", "cosine", "linear_log_snr")
-CHAINS = [(name, num_steps) for name in NAMES for num_steps in (2, 10, 1000, 4000)]
-
-
-def build(name, num_steps):
-    return getattr(schedules, name)(num_steps)
+NAMES = ("linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr")
+TRANSFORMED = ("zero_terminal_snr", "shifted", "respaced")
+CHAINS = [(name, T) for name in NAMES + TRANSFORMED for T in (2, 10, 1000, 4000)]
 
 
 @pytest.mark.parametrize("table", ["betas", "alpha_bar", "one_minus_alpha_bar", "log_snr"])
@@ -24,7 +21,8 @@ def build(name, num_steps):
 def test_every_entry_is_the_nearest_float32(name, num_steps, table):
     values, expected = getattr(build(name, num_steps), table), chain(name, num_steps)
     # 0.5 would be perfect; float64 underneath is allowed a thousandth of a float32's last place.
-    assert ulps(values, getattr(expected, table)).max() < 0.501
+    floor = 1e-6 if table == "log_snr" else 0.0
+    assert ulps(values, getattr(expected, table), floor).max() < 0.501
 
 
 @pytest.mark.parametrize(("name", "num_steps"), CHAINS)
@@ -36,11 +34,11 @@ def test_two_float32_parts_hold_a_float64_logarithm(name, num_steps):
     ):
         total = np.asarray(parts, np.float64).sum(axis=0)
         # log SNR crosses zero, hence the absolute part. The cosine's last angles, within 1e-4 of
-        # pi / 2, take most of what is allowed; the other schedules stay below 1e-14.
+        # pi / 2, take most of what is allowed; schedules not made of it stay below 1e-14.
         np.testing.assert_allclose(total, float64(table), rtol=1e-13, atol=2e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + TRANSFORMED)
 @pytest.mark.parametrize("difference", ["log_snr", "log_alpha_bar"])
 def test_differences_of_neighbours_keep_all_digits(name, difference):
     num_steps = 4000
@@ -91,6 +89,109 @@ def test_look_ups_inside():
     assert ulps(schedule.signal(jnp.array(t)), a).max() < 1.0
     assert ulps(schedule.noise(jnp.array(t)), b).max() < 1.0
     assert ulps(schedule.beta(jnp.array(t)), [expected.betas[i] for i in t]).max() < 1.0
+
+
+def test_snr_and_signal_variance():
+    schedule, expected = schedules.linear(1000), chain("linear", 1000)
+    t = [0, 1, 500, 999]
+    snr = [expected.alpha_bar[i] / expected.one_minus_alpha_bar[i] for i in t]
+    assert ulps(schedule.snr(jnp.array(t)), snr).max() < 2.0
+    np.testing.assert_array_equal(schedule.snr(jnp.array([-1, 1000])), [np.inf, np.nan])
+    np.testing.assert_array_equal(schedule.signal_variance(jnp.array([-1])), [1.0])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("table", ["betas", "alpha_bar", "log_snr"])
+def test_any_one_table_makes_the_schedule(name, table):
+    tables = chain(name, 1000)
+    made = getattr(schedules, f"from_{table}")(float64(getattr(tables, table)))
+    # What float64 itself keeps of alpha_bar near 1, and of log SNR where it is large, is the limit.
+    for field in ("betas", "alpha_bar", "one_minus_alpha_bar"):
+        assert ulps(getattr(made, field), getattr(tables, field)).max() < 0.51
+
+
+def test_a_chain_that_leaves_no_signal_says_so():
+    made = (
+        schedules.from_betas(np.array([0.1, 0.5, 1.0])),
+        schedules.from_alpha_bar(np.array([0.9, 0.45, 0.0])),
+        schedules.from_log_snr(np.array([np.log(9.0), np.log(0.45 / 0.55), -np.inf])),
+    )
+    for schedule in made:
+        assert schedule.zero_terminal_snr
+        np.testing.assert_allclose(schedule.alpha_bar, [0.9, 0.45, 0.0], rtol=1e-7)
+        np.testing.assert_allclose(schedule.betas, [0.1, 0.5, 1.0], rtol=1e-7)
+        np.testing.assert_array_equal(schedule.one_minus_alpha_bar[-1], 1.0)
+        np.testing.assert_array_equal(schedule.log_snr[-1], -np.inf)
+        np.testing.assert_array_equal(
+            schedule.log_snr_difference(jnp.array([2]), jnp.array([1])), -np.inf
+        )
+    assert not any(build(name, 10).zero_terminal_snr for name in NAMES)
+
+
+def test_rescaling_to_zero_terminal_snr_keeps_the_start_and_is_done_once():
+    schedule = schedules.zero_terminal_snr(schedules.linear(1000))
+    assert ulps(schedule.betas[:1], chain("linear", 1000).betas[:1]).max() <= 0.5
+    assert schedules.zero_terminal_snr(schedule) is schedule
+    kept = schedules.respaced(schedule, [0, 500, 999])
+    assert kept.zero_terminal_snr
+    assert not schedules.respaced(schedule, [0, 500, 998]).zero_terminal_snr
+    assert schedules.shifted(schedule, resolution=256).zero_terminal_snr
+
+
+@pytest.mark.parametrize("name", NAMES + TRANSFORMED)
+def test_all_times_respace_to_the_same_chain(name):
+    schedule = build(name, 100)
+    again = schedules.respaced(schedule, np.arange(100))
+    for one, other in zip(jax.tree.leaves(schedule), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-12)
+
+
+def test_respacing_twice_remembers_what_the_network_is_told():
+    schedule = schedules.respaced(schedules.linear(1000), range(9, 1000, 10))
+    schedule = schedules.respaced(schedule, jnp.array([0, 3, 99]))
+    np.testing.assert_array_equal(schedule.network_times, [9, 39, 999])
+    np.testing.assert_array_equal(schedule.network_time(jnp.array([2, 0])), [999, 9])
+    tables = chain("linear", 1000)
+    exact = [1 - tables.alpha_bar[39] / tables.alpha_bar[9]]
+    assert ulps(schedule.betas[1:2], exact).max() <= 0.5
+    assert ulps(schedule.alpha_bar, [tables.alpha_bar[t] for t in (9, 39, 999)]).max() <= 0.5
+
+
+def test_shifts_add_up_in_log_snr():
+    schedule = schedules.cosine(1000)
+    there = schedules.shifted(schedule, resolution=512, reference=32)
+    np.testing.assert_allclose(
+        there.log_snr, schedule.log_snr - 8 * np.log(2.0), rtol=1e-6, atol=1e-6
+    )
+    back = schedules.shifted(there, resolution=32, reference=512)
+    np.testing.assert_allclose(back.log_snr, schedule.log_snr, rtol=1e-6)
+
+
+def test_schedules_are_transformed_outside_of_jit():
+    for transform in (
+        schedules.zero_terminal_snr,
+        lambda schedule: schedules.shifted(schedule, resolution=128),
+        lambda schedule: schedules.respaced(schedule, [0, 5]),
+    ):
+        with pytest.raises(TypeError, match="schedule is an argument of the function being traced"):
+            jax.jit(transform)(schedules.linear(10))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0, 5, 5], r"times\[2\] is 5 after 5"),
+        ([5, 0], r"times\[1\] is 0 after 5"),
+        ([0, 10], r"times go from 0 to 10; they lie in \[0, 10\)"),
+        ([-1, 3], "times go from -1 to 3"),
+        ([4], "num_steps is 1"),
+        (np.zeros((2, 2), int), r"times has shape \(2, 2\)"),
+        ([0.0, 5.0], "times has dtype float64"),
+    ],
+)
+def test_times_that_make_no_chain(times, message, without_annotation_checks):
+    with pytest.raises((ValueError, TypeError), match=message):
+        schedules.respaced(schedules.linear(10), times)
 
 
 def test_a_schedule_is_a_pytree_of_float32():
@@ -159,6 +260,27 @@ def test_betas_that_cannot_be(betas, message):
         ("cosine", {"num_steps": 10, "offset": np.nan}, "offset is nan"),
         ("cosine", {"num_steps": 10, "max_beta": 1.0}, "max_beta is 1.0"),
         ("cosine", {"num_steps": 10, "max_beta": 0.0}, "max_beta is 0.0"),
+        ("quadratic", {"num_steps": 10, "beta_min": 0.0}, "beta_min is 0.0"),
+        ("quadratic", {"num_steps": 10, "beta_max": 1.0}, "beta_max is 1.0"),
+        ("constant", {"num_steps": 10, "beta": 0.0}, "beta is 0.0"),
+        ("constant", {"num_steps": 1, "beta": 0.1}, "num_steps is 1"),
+        ("sigmoid", {"num_steps": 10, "start": 3.0}, "start is 3.0 and end is 3.0"),
+        ("sigmoid", {"num_steps": 10, "end": np.inf}, "end is inf"),
+        ("sigmoid", {"num_steps": 10, "tau": 0.0}, "tau is 0.0"),
+        ("sigmoid", {"num_steps": 10, "max_beta": 1.0}, "max_beta is 1.0"),
+        ("from_alpha_bar", {"alpha_bar": np.array([0.9, 0.0, 0.0])}, r"alpha_bar\[1\] is 0;"),
+        ("from_alpha_bar", {"alpha_bar": np.array([1.0, 0.5])}, r"alpha_bar\[0\] is 1;"),
+        ("from_alpha_bar", {"alpha_bar": np.array([0.5, 0.5])}, r"alpha_bar\[1\] is 0.5 after"),
+        ("from_log_snr", {"log_snr": np.array([1.0, 2.0])}, r"log_snr\[1\] is 2 after 1"),
+        ("from_log_snr", {"log_snr": np.array([np.inf, 2.0])}, r"log_snr\[0\] is inf"),
+        ("from_log_snr", {"log_snr": np.array([1.0, np.nan])}, r"log_snr\[1\] is nan"),
+        ("from_log_snr", {"log_snr": np.zeros((2, 2))}, r"log_snr has shape \(2, 2\)"),
+        ("shifted", {"schedule": schedules.linear(10), "resolution": 0}, "resolution is 0"),
+        (
+            "shifted",
+            {"schedule": schedules.linear(10), "resolution": 64, "reference": -1},
+            "reference is -1",
+        ),
         ("linear_log_snr", {"num_steps": -3}, "num_steps is -3"),
         ("linear_log_snr", {"num_steps": 10, "log_snr_max": -8.0}, "log_snr_max is -8.0"),
         ("linear_log_snr", {"num_steps": 10, "log_snr_min": -np.inf}, "log_snr_min is -inf"),

@@ -115,7 +115,7 @@ def sigmoid(
     start: float = -3.0,
     end: float = 3.0,
     tau: float = 1.0,
-    min_alpha_bar: float = 1e-9,
+    max_beta: float = 0.999,
 ) -> Schedule:
     """alpha_bar follows a sigmoid (Jabri et al. 2023, https://arxiv.org/abs/2212.11972).
 
@@ -123,38 +123,32 @@ def sigmoid(
 
         alpha_bar(u) = (sigmoid(x(1)) - sigmoid(x(u))) / (sigmoid(x(1)) - sigmoid(x(0))),
 
-    which falls from 1 to 0 and is cut off at `min_alpha_bar` (Chen 2023, algorithm 1,
-    https://arxiv.org/abs/2301.10972). `zero_terminal_snr` takes what the cut leaves.
+    which falls from 1 to 0 (Chen 2023, algorithm 1, https://arxiv.org/abs/2301.10972). Betas above
+    `max_beta` are cut to it, as the cosine's are; `zero_terminal_snr` takes what that leaves.
 
     Args:
         num_steps: T, at least 2.
         start: where on the sigmoid the chain begins.
         end: where it ends, above `start`.
         tau: temperature, above 0; a larger one is closer to a straight line.
-        min_alpha_bar: the least alpha_bar, in (0, 1).
+        max_beta: the largest beta, in (0, 1).
 
     Raises:
         ValueError: T below 2, or arguments outside these ranges.
     """
     check_num_steps(num_steps)
-    _check_inside("min_alpha_bar", min_alpha_bar)
-    if not (math.isfinite(tau) and tau > 0.0):
-        raise ValueError(f"tau is {tau}; it has to be above 0")
     if not (math.isfinite(start) and math.isfinite(end) and start < end):
         raise ValueError(f"start is {start} and end is {end}; end has to be the larger")
-    u = np.arange(1, num_steps + 1) / num_steps
-    first, last, width = start / tau, end / tau, (end - start) / tau
-    x = first + u * width
-    # sigmoid(a) - sigmoid(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): no cancellation.
-    scale = math.sinh(0.5 * width) * np.cosh(0.5 * x)
-    alpha_bar = np.sinh(0.5 * width * (num_steps - np.arange(1, num_steps + 1)) / num_steps)
-    alpha_bar = np.maximum(alpha_bar * math.cosh(0.5 * first) / scale, min_alpha_bar)
-    one_minus_alpha_bar = np.sinh(0.5 * width * u) * math.cosh(0.5 * last) / scale
-    near_one = one_minus_alpha_bar < 0.5
-    log_alpha_bar = np.where(
-        near_one, np.log1p(-np.where(near_one, one_minus_alpha_bar, 0.0)), np.log(alpha_bar)
-    )
-    return build(log_alpha_bar)
+    if not (math.isfinite(tau) and tau > 0.0):
+        raise ValueError(f"tau is {tau}; it has to be above 0")
+    _check_inside("max_beta", max_beta)
+    first, last, step = start / tau, end / tau, (end - start) / tau / num_steps
+    # sigmoid(x) - sigmoid(y) = sinh((x - y) / 2) / (2 cosh(x / 2) cosh(y / 2)), twice.
+    t = np.arange(num_steps)
+    x = first + step * (t + 1)
+    left = step * (num_steps - t)  # from x(u) one step earlier to the end
+    betas = math.sinh(0.5 * step) * math.cosh(0.5 * last) / (np.cosh(0.5 * x) * np.sinh(0.5 * left))
+    return from_betas(np.minimum(betas, max_beta))
 
 
 def linear_log_snr(num_steps: int, log_snr_max: float = 7.0, log_snr_min: float = -8.0) -> Schedule:
