@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.forward import Predicts
+from ddpm_jax.reverse import check_predicts
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.training.objective import Objective, Times
 from ddpm_jax.training.optimizer import Decay
@@ -60,17 +61,19 @@ class DataConfig:
 class ScheduleConfig:
     """How noise grows over the chain."""
 
-    name: Literal["linear", "cosine", "linear_log_snr"] = "linear"
+    name: Literal["linear", "quadratic", "cosine", "sigmoid", "linear_log_snr"] = "linear"
     num_steps: int = 1000
     """T, the length of the chain."""
     beta_min: float = 1e-4
-    """First beta of the linear schedule."""
+    """First beta of the linear and the quadratic schedule."""
     beta_max: float = 0.02
-    """Last beta of the linear schedule."""
+    """Last beta of the linear and the quadratic schedule."""
     log_snr_max: float = 7.0
     """log SNR at t = 0 of the linear_log_snr schedule."""
     log_snr_min: float = -8.0
     """log SNR at t = T - 1 of the linear_log_snr schedule."""
+    zero_terminal_snr: bool = False
+    """Bend the schedule so that no signal is left at T - 1; needs model.predicts v or x0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,8 @@ class TrainConfig:
     batch_size: int = 128
     """Over all devices and processes."""
     objective: Objective = "simple"
-    """"simple": mean squared error; "elbo": minus the ELBO, in bits per dimension."""
+    """"simple": mean squared error of what is predicted; "elbo": minus the ELBO, in bits per
+    dimension; "min_snr", "p2" and "truncated_snr": mean squared errors with these weights."""
     times: Times = "uniform"
     """How t is drawn."""
     ema_decay: float = 0.9999
@@ -194,7 +198,11 @@ def validate(config: Config) -> None:
     """Raises ConfigError for the first value that cannot work, before anything is built."""
     for field, (holds, wanted) in _RULES.items():
         _require(holds(operator.attrgetter(field)(config)), config, field, wanted)
-    make_schedule(config.schedule)
+    schedule = make_schedule(config.schedule)
+    try:
+        check_predicts(schedule, config.model.predicts)
+    except ValueError as error:
+        raise ConfigError(f"model.predicts: {error}") from error
     channels, num_steps = config.model.channels, config.schedule.num_steps
     _require(
         channels % config.model.norm_groups == 0,
@@ -257,16 +265,20 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     Raises:
         ConfigError: T below 2, a beta outside (0, 1), or log SNR that does not fall.
     """
+    T = config.num_steps
     try:
         match config.name:
             case "linear":
-                return schedules.linear(config.num_steps, config.beta_min, config.beta_max)
+                schedule = schedules.linear(T, config.beta_min, config.beta_max)
+            case "quadratic":
+                schedule = schedules.quadratic(T, config.beta_min, config.beta_max)
             case "cosine":
-                return schedules.cosine(config.num_steps)
+                schedule = schedules.cosine(T)
+            case "sigmoid":
+                schedule = schedules.sigmoid(T)
             case "linear_log_snr":
-                return schedules.linear_log_snr(
-                    config.num_steps, config.log_snr_max, config.log_snr_min
-                )
+                schedule = schedules.linear_log_snr(T, config.log_snr_max, config.log_snr_min)
+        return schedules.zero_terminal_snr(schedule) if config.zero_terminal_snr else schedule
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
 

@@ -4,14 +4,17 @@ import dataclasses
 import json
 import math
 import operator
+import typing
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import Config, ConfigError
+from ddpm_jax import schedules
+from ddpm_jax.config import Config, ConfigError, ScheduleConfig
 from ddpm_jax.experiment import make_model
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +73,7 @@ def test_cifar10_has_the_papers_network():
         ("seed", -1, "seed is -1"),
         ("optimizer.learning_rate", math.inf, "positive and finite"),
         ("schedule.num_steps", 10**9, "at most 1,000,000"),
+        ("schedule.zero_terminal_snr", True, "model.predicts: predicts is 'eps', and the schedule"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(field, value, said):
@@ -89,6 +93,18 @@ def test_log_snr_has_to_fall():
     config = with_value("schedule.name", "linear_log_snr")
     with pytest.raises(ConfigError, match="log_snr_max has to be the larger"):
         configs.validate(with_value("schedule.log_snr_max", -9.0, config))
+
+
+@pytest.mark.parametrize("name", typing.get_args(typing.get_type_hints(ScheduleConfig)["name"]))
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_every_schedule_has_a_config(name, zero_terminal_snr):
+    made = configs.make_schedule(
+        ScheduleConfig(name=name, num_steps=20, zero_terminal_snr=zero_terminal_snr)
+    )
+    plain = getattr(schedules, name)(20)
+    chex.assert_trees_all_equal(
+        made, schedules.zero_terminal_snr(plain) if zero_terminal_snr else plain
+    )
 
 
 def test_differences_are_named_by_their_field():

@@ -1,6 +1,7 @@
 """One step against arithmetic, the mesh, and the loop."""
 
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import parallel, training
+from ddpm_jax import elbo_loss, losses, parallel, q_sample, schedules, timesteps, training
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet
 from ddpm_jax.schedules import linear_log_snr
 from ddpm_jax.training import ema
+from ddpm_jax.training.objective import Objective
 
 
 def pull_to_batch(params, key, batch):
@@ -104,6 +106,55 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     # Adam without memory divides each entry by its own size; its second moment shows the clip.
     second_moment = optax.tree.get(state, "nu")
     np.testing.assert_allclose(second_moment["a"], 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", typing.get_args(Objective))
+def test_every_objective_is_a_loss_of_the_core(objective):
+    # A network that answers with its own input, at the times that it is told.
+    schedule = schedules.respaced(schedules.cosine(40), range(0, 40, 5))
+    seen = []
+
+    def apply(params, x_t, t, *, train, rngs):
+        seen.append(t)
+        return params * x_t
+
+    loss_fn = training.make_loss(
+        apply, schedule, objective=objective, predicts="v", levels=17, times="stratified"
+    )
+    key, x0 = jax.random.key(0), jnp.linspace(-1.0, 1.0, 17)[jnp.arange(32) % 17].reshape(8, 4)
+    loss = loss_fn(jnp.float32(0.5), key, x0)
+
+    times_key, noise_key, _ = jax.random.split(key, 3)
+    t = timesteps.stratified(times_key, 8, 8)
+    eps = jax.random.normal(noise_key, x0.shape)
+    x_t = q_sample(schedule, x0, t, eps)
+    np.testing.assert_array_equal(seen[0], 5 * t)
+    if objective == "elbo":
+        expected = elbo_loss(schedule, 0.5 * x_t, x0, x_t, t, predicts="v", levels=17)
+    else:
+        weighting = {
+            "simple": losses.constant("v"),
+            "min_snr": losses.min_snr(5.0),
+            "p2": losses.p2(1.0, 1.0),
+            "truncated_snr": losses.truncated_snr(1.0),
+        }[objective]
+        expected = losses.weighted_loss(
+            schedule, 0.5 * x_t, x0, t, eps, predicts="v", weighting=weighting
+        )
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_a_network_that_the_schedule_cannot_have_is_refused_at_once():
+    schedule = schedules.zero_terminal_snr(schedules.linear(10))
+    with pytest.raises(ValueError, match="predicts is 'eps', and the schedule leaves no signal"):
+        training.make_loss(
+            lambda *_, **__: None,
+            schedule,
+            objective="simple",
+            predicts="eps",
+            levels=17,
+            times="uniform",
+        )
 
 
 @pytest.fixture(scope="module")

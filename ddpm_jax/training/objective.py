@@ -8,15 +8,31 @@ from jaxtyping import Array, Float
 
 from ddpm_jax import timesteps
 from ddpm_jax.forward import Predicts, q_sample
-from ddpm_jax.losses import elbo_loss, simple_loss
+from ddpm_jax.losses import (
+    Weighting,
+    elbo_loss,
+    min_snr,
+    p2,
+    simple_loss,
+    truncated_snr,
+    weighted_loss,
+)
+from ddpm_jax.reverse import check_predicts
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["LossFn", "Objective", "Times", "make_loss"]
 
-Objective = Literal["elbo", "simple"]
+Objective = Literal["elbo", "simple", "min_snr", "p2", "truncated_snr"]
 Times = Literal["uniform", "stratified"]
 LossFn = Callable[[Any, Array, Array], Array]
 """`(params, key, x0) -> loss [batch]`."""
+
+
+_WEIGHTINGS: dict[str, Weighting] = {
+    "min_snr": min_snr(),
+    "p2": p2(),
+    "truncated_snr": truncated_snr(),
+}
 
 
 def make_loss(
@@ -31,9 +47,10 @@ def make_loss(
 ) -> LossFn:
     """A function of `(params, key, x0)` that draws t and eps and returns the loss `[batch]`.
 
-    "elbo" is in bits per dimension, "simple" is a mean squared error without a unit. `train`
+    "elbo" is in bits per dimension, the others are mean squared errors without a unit. `train`
     turns dropout on. `apply` is a Flax network's: `(params, x_t, t, train=, rngs=) -> prediction`.
     """
+    check_predicts(schedule, predicts)
     draw = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
 
     def loss_fn(params: Any, key: Array, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
@@ -41,11 +58,18 @@ def make_loss(
         t = draw(times_key, x0.shape[0], schedule.num_steps)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         x_t = q_sample(schedule, x0, t, eps)
+        network_time = schedule.network_time(t)
         prediction: Array = apply(
-            params, x_t, schedule.network_time(t), train=train, rngs={"dropout": dropout_key}
+            params, x_t, network_time, train=train, rngs={"dropout": dropout_key}
         )
-        if objective == "simple":
-            return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
-        return elbo_loss(schedule, prediction, x0, x_t, t, predicts=predicts, levels=levels)
+        match objective:
+            case "elbo":
+                return elbo_loss(schedule, prediction, x0, x_t, t, predicts=predicts, levels=levels)
+            case "simple":
+                return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
+        weighting = _WEIGHTINGS[objective]
+        return weighted_loss(
+            schedule, prediction, x0, t, eps, predicts=predicts, weighting=weighting
+        )
 
     return loss_fn
