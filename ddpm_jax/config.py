@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.forward import Predicts
-from ddpm_jax.reverse import check_predicts
+from ddpm_jax.reverse import Variance, check_predicts
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.training.objective import Objective, Times
+from ddpm_jax.training.objective import Objective, Times, check_objective
 from ddpm_jax.training.optimizer import Decay
 
 __all__ = [
@@ -90,6 +90,8 @@ class ModelConfig:
     """Of the computation inside the network; parameters are float32 either way."""
     predicts: Predicts = "eps"
     """What the network's output stands for."""
+    variance: Variance = "small"
+    """Of p(x_{t-1} | x_t): fixed, or a second output of the network, "learned_range"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,8 @@ class TrainConfig:
     """Over all devices and processes."""
     objective: Objective = "simple"
     """"simple": mean squared error of what is predicted; "elbo": minus the ELBO, in bits per
-    dimension; "min_snr", "p2" and "truncated_snr": mean squared errors with these weights."""
+    dimension; "hybrid": the first and a little of the second, for a learned variance; "min_snr",
+    "p2" and "truncated_snr": mean squared errors with these weights."""
     times: Times = "uniform"
     """How t is drawn."""
     ema_decay: float = 0.9999
@@ -203,6 +206,10 @@ def validate(config: Config) -> None:
         check_predicts(schedule, config.model.predicts)
     except ValueError as error:
         raise ConfigError(f"model.predicts: {error}") from error
+    try:
+        check_objective(config.train.objective, config.model.variance)
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
     channels, num_steps = config.model.channels, config.schedule.num_steps
     _require(
         channels % config.model.norm_groups == 0,

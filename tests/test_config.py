@@ -73,6 +73,12 @@ def test_cifar10_has_the_papers_network():
         ("seed", -1, "seed is -1"),
         ("optimizer.learning_rate", math.inf, "positive and finite"),
         ("schedule.num_steps", 10**9, "at most 1,000,000"),
+        (
+            "model.variance",
+            "learned_range",
+            "train.objective is 'simple', which teaches no variance",
+        ),
+        ("train.objective", "hybrid", "train.objective is 'hybrid' and variance is 'small'"),
         ("schedule.zero_terminal_snr", True, "model.predicts: predicts is 'eps', and the schedule"),
     ],
 )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models import UNet
+from ddpm_jax.models import UNet, layer_table
 from ddpm_jax.models.unet import sinusoidal_embedding
 
 SMALL = {
@@ -60,6 +60,15 @@ def test_it_starts_at_zero():
     np.testing.assert_array_equal(output, np.zeros_like(X))
     # It is the last layer that is silent, not all of them.
     assert jnp.abs(variables["params"]["input"]["kernel"]).max() > 0.1
+
+
+def test_a_learned_variance_is_a_second_image():
+    model = UNet(**SMALL, learned_variance=True)
+    prediction, interpolation = jax.eval_shape(model.apply, {"params": shapes(model, 8)}, X, T)
+    assert prediction.shape == interpolation.shape == X.shape
+    more = count(shapes(model, 8)) - count(shapes(UNet(**SMALL), 8))
+    assert more == (9 * SMALL["channels"] + 1) * X.shape[-1]
+    assert layer_table(model, X.shape[1:])[-1].output == X.shape[1:]
 
 
 def test_t_matters(apply, alive):

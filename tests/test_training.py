@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import elbo_loss, losses, parallel, q_sample, schedules, timesteps, training
+from ddpm_jax import losses, parallel, q_sample, schedules, timesteps, training
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet
 from ddpm_jax.schedules import linear_log_snr
@@ -112,14 +112,22 @@ def test_the_gradient_is_clipped_by_its_global_norm():
 def test_every_objective_is_a_loss_of_the_core(objective):
     # A network that answers with its own input, at the times that it is told.
     schedule = schedules.respaced(schedules.cosine(40), range(0, 40, 5))
+    learned = objective == "hybrid"
+    variance = "learned_range" if learned else "small"
     seen = []
 
     def apply(params, x_t, t, *, train, rngs):
         seen.append(t)
-        return params * x_t
+        return (params * x_t, 0.1 * x_t) if learned else params * x_t
 
     loss_fn = training.make_loss(
-        apply, schedule, objective=objective, predicts="v", levels=17, times="stratified"
+        apply,
+        schedule,
+        objective=objective,
+        predicts="v",
+        levels=17,
+        times="stratified",
+        variance=variance,
     )
     key, x0 = jax.random.key(0), jnp.linspace(-1.0, 1.0, 17)[jnp.arange(32) % 17].reshape(8, 4)
     loss = loss_fn(jnp.float32(0.5), key, x0)
@@ -129,19 +137,43 @@ def test_every_objective_is_a_loss_of_the_core(objective):
     eps = jax.random.normal(noise_key, x0.shape)
     x_t = q_sample(schedule, x0, t, eps)
     np.testing.assert_array_equal(seen[0], 5 * t)
+    weightings = {
+        "simple": losses.constant("v"),
+        "min_snr": losses.min_snr(5.0),
+        "p2": losses.p2(1.0, 1.0),
+        "truncated_snr": losses.truncated_snr(1.0),
+    }
+    told = {"predicts": "v", "levels": 17}
     if objective == "elbo":
-        expected = elbo_loss(schedule, 0.5 * x_t, x0, x_t, t, predicts="v", levels=17)
+        expected = losses.elbo_loss(schedule, 0.5 * x_t, x0, x_t, t, **told)
+    elif objective == "hybrid":
+        expected = losses.hybrid_loss(schedule, 0.5 * x_t, 0.1 * x_t, x0, x_t, t, eps, **told)
     else:
-        weighting = {
-            "simple": losses.constant("v"),
-            "min_snr": losses.min_snr(5.0),
-            "p2": losses.p2(1.0, 1.0),
-            "truncated_snr": losses.truncated_snr(1.0),
-        }[objective]
+        weighting = weightings[objective]
         expected = losses.weighted_loss(
             schedule, 0.5 * x_t, x0, t, eps, predicts="v", weighting=weighting
         )
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "variance", "said"),
+    [
+        ("simple", "learned_range", "objective is 'simple', which teaches no variance"),
+        ("hybrid", "small", "objective is 'hybrid' and variance is 'small'"),
+    ],
+)
+def test_a_learned_variance_is_taught(objective, variance, said):
+    with pytest.raises(ValueError, match=said):
+        training.make_loss(
+            lambda *_, **__: None,
+            schedules.linear(10),
+            objective=objective,
+            predicts="v",
+            levels=17,
+            times="uniform",
+            variance=variance,
+        )
 
 
 def test_a_network_that_the_schedule_cannot_have_is_refused_at_once():

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +41,16 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     mesh: Mesh
 
-    def bind(self, params: Any) -> Predict:
-        """`(x_t, t) -> prediction` with these parameters, dropout off."""
+    def bind(self, params: Any, *, with_variance: bool = False) -> Predict:
+        """`(x_t, t) -> prediction` with these parameters, dropout off.
 
-        def predict(
-            x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]
-        ) -> Float[Array, "batch *data"]:
-            return cast(Array, self.model.apply(params, x_t, t))
+        `with_variance` hands on the pair of a network that has learned its variance.
+        """
+        takes_first = self.model.learned_variance and not with_variance
+
+        def predict(x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]) -> Any:
+            output = self.model.apply(params, x_t, t)
+            return output[0] if takes_first else output
 
         return predict
 
@@ -128,6 +131,7 @@ def make_model(config: Config) -> UNet:
         dropout=model.dropout,
         norm_groups=model.norm_groups,
         dtype=jnp.dtype(model.dtype),
+        learned_variance=model.variance == "learned_range",
     )
 
 
@@ -141,6 +145,7 @@ def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
         predicts=config.model.predicts,
         levels=levels,
         times=config.train.times,
+        variance=config.model.variance,
         train=train,
     )
     return lambda params, key, images: loss_fn(params, key, to_model_range(images, levels))

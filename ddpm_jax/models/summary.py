@@ -34,17 +34,15 @@ def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     variables = jax.eval_shape(model.init, key, x_t, t)
     calls: list[tuple[nn.Module, Any, Any, Any]] = []
 
-    def record(
-        call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> jax.Array:
-        output: jax.Array = call(*args, **kwargs)
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        output = call(*args, **kwargs)
         if context.method_name == "__call__" and len(context.module.path) == 1:
             calls.append((context.module, args, kwargs, output))
         return output
 
     with nn.intercept_methods(record):
         output = jax.eval_shape(model.apply, variables, x_t, t)
-    params = variables["params"]
+    params, (output, *_) = variables["params"], jax.tree.leaves(output)
     rows = [_row(module, params[module.name], *call) for module, *call in calls]
     return [*rows, _row(model, params, (x_t, t), {}, output)._replace(name="total")]
 

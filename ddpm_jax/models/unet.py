@@ -31,6 +31,9 @@ def sinusoidal_embedding(t: Int[Array, " batch"], width: int) -> Float[Array, "b
 class UNet(nn.Module):
     """`model.apply(variables, x_t, t) -> prediction`, float32 and shaped as `x_t`.
 
+    With `learned_variance` it returns a pair, `(prediction, interpolation)`, both shaped so: see
+    `ddpm_jax.reverse.learned_log_variance`.
+
     Attributes:
         channels: width of the first level; even, and 4 or more.
         multipliers: width of each level in units of `channels`; each level after the first has
@@ -40,6 +43,7 @@ class UNet(nn.Module):
         dropout: rate inside residual blocks; the rng stream is "dropout".
         norm_groups: groups of each group norm; divides every level's width.
         dtype: of the computation inside; parameters are float32 whatever it is.
+        learned_variance: whether there is the second output; at first it is 0, the small variance.
 
     Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.experiment`
     checks it before anything is built.
@@ -52,6 +56,7 @@ class UNet(nn.Module):
     dropout: float = 0.1
     norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
+    learned_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -60,7 +65,12 @@ class UNet(nn.Module):
         t: Int[Array, " batch"],
         *,
         train: bool = False,
-    ) -> Float[Array, "batch height width channel"]:
+    ) -> (
+        Float[Array, "batch height width channel"]
+        | tuple[
+            Float[Array, "batch height width channel"], Float[Array, "batch height width channel"]
+        ]
+    ):
         """The prediction at `(x_t, t)`; `train` turns dropout on."""
         time = sinusoidal_embedding(t, self.channels).astype(self.dtype)
         time = _dense(4 * self.channels, self.dtype, "time_0")(time)
@@ -103,8 +113,13 @@ class UNet(nn.Module):
                 h = _conv(width, self.dtype, f"up_{level}_double")(_double(h))
 
         h = nn.swish(_norm(h, self.norm_groups, "output_norm"))
-        h = _conv(x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
-        return h.astype(jnp.float32)
+        outputs = 2 if self.learned_variance else 1
+        h = _conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
+        h = h.astype(jnp.float32)
+        if self.learned_variance:
+            prediction, interpolation = jnp.split(h, 2, axis=-1)
+            return prediction, interpolation
+        return h
 
 
 class ResidualBlock(nn.Module):

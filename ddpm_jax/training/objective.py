@@ -11,22 +11,22 @@ from ddpm_jax.forward import Predicts, q_sample
 from ddpm_jax.losses import (
     Weighting,
     elbo_loss,
+    hybrid_loss,
     min_snr,
     p2,
     simple_loss,
     truncated_snr,
     weighted_loss,
 )
-from ddpm_jax.reverse import check_predicts
+from ddpm_jax.reverse import Variance, check_predicts
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["LossFn", "Objective", "Times", "make_loss"]
+__all__ = ["LossFn", "Objective", "Times", "check_objective", "make_loss"]
 
-Objective = Literal["elbo", "simple", "min_snr", "p2", "truncated_snr"]
+Objective = Literal["simple", "elbo", "hybrid", "min_snr", "p2", "truncated_snr"]
 Times = Literal["uniform", "stratified"]
 LossFn = Callable[[Any, Array, Array], Array]
 """`(params, key, x0) -> loss [batch]`."""
-
 
 _WEIGHTINGS: dict[str, Weighting] = {
     "min_snr": min_snr(),
@@ -43,14 +43,21 @@ def make_loss(
     predicts: Predicts,
     levels: int,
     times: Times,
+    variance: Variance = "small",
     train: bool = True,
 ) -> LossFn:
     """A function of `(params, key, x0)` that draws t and eps and returns the loss `[batch]`.
 
     "elbo" is in bits per dimension, the others are mean squared errors without a unit. `train`
-    turns dropout on. `apply` is a Flax network's: `(params, x_t, t, train=, rngs=) -> prediction`.
+    turns dropout on. `apply` is a Flax network's: `(params, x_t, t, train=, rngs=) -> prediction`,
+    with the learned range `-> (prediction, interpolation)`, which "elbo" and "hybrid" teach.
+
+    Raises:
+        ValueError: a network that the schedule cannot have, or an objective that leaves the second
+            output untaught or wants one where there is none.
     """
     check_predicts(schedule, predicts)
+    check_objective(objective, variance)
     draw = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
 
     def loss_fn(params: Any, key: Array, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
@@ -58,18 +65,39 @@ def make_loss(
         t = draw(times_key, x0.shape[0], schedule.num_steps)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         x_t = q_sample(schedule, x0, t, eps)
-        network_time = schedule.network_time(t)
-        prediction: Array = apply(
-            params, x_t, network_time, train=train, rngs={"dropout": dropout_key}
-        )
+        rngs = {"dropout": dropout_key}
+        output = apply(params, x_t, schedule.network_time(t), train=train, rngs=rngs)
+        prediction: Array
+        interpolation: Any = None
+        if variance == "learned_range":
+            prediction, interpolation = output
+        else:
+            prediction = output
+        told: dict[str, Any] = {"predicts": predicts, "levels": levels}
         match objective:
-            case "elbo":
-                return elbo_loss(schedule, prediction, x0, x_t, t, predicts=predicts, levels=levels)
             case "simple":
                 return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
+            case "elbo":
+                told |= {"variance": variance, "interpolation": interpolation}
+                return elbo_loss(schedule, prediction, x0, x_t, t, **told)
+            case "hybrid":
+                return hybrid_loss(schedule, prediction, interpolation, x0, x_t, t, eps, **told)
         weighting = _WEIGHTINGS[objective]
         return weighted_loss(
             schedule, prediction, x0, t, eps, predicts=predicts, weighting=weighting
         )
 
     return loss_fn
+
+
+def check_objective(objective: Objective, variance: Variance) -> None:
+    """Raises ValueError unless the objective teaches what the variance needs."""
+    if variance == "learned_range" and objective not in ("elbo", "hybrid"):
+        raise ValueError(
+            f"objective is {objective!r}, which teaches no variance; with the learned range it is"
+            " 'hybrid' or 'elbo'"
+        )
+    if variance != "learned_range" and objective == "hybrid":
+        raise ValueError(
+            f"objective is 'hybrid' and variance is {variance!r}; it wants 'learned_range'"
+        )
