@@ -5,7 +5,7 @@ The core, importable without Flax, files or a command line:
     schedules   tables of a chain
     forward     q: noising in one expression, posteriors, conversions
     reverse     p: the variance of the way back, fixed or learned
-    gaussians   KL and log likelihoods
+    gaussians   KL, entropy, log densities, likelihoods of grey levels
     timesteps   how t is drawn
     losses      simple loss and the ELBO's terms
     likelihood  bits per dimension

@@ -45,7 +45,7 @@ CORE_TESTS = {
     for stem in (
         *CORE,
         *("architecture", "core_contract", "models"),
-        *("learned_variance", "weighted_losses"),
+        *("discretized", "full_covariance", "learned_variance", "weighted_losses"),
     )
 }
 

@@ -145,6 +145,11 @@ def ulps(actual, expected: Sequence, floor: float = 0.0) -> np.ndarray:
 
 def log_probability_and_slope(x, mean, deviation, levels):
     """log p of the grey level `x` under a Gaussian cut into bins, and its derivative in `mean`."""
+    return log_probability_and_slopes(x, mean, deviation, levels)[:2]
+
+
+def log_probability_and_slopes(x, mean, deviation, levels):
+    """The same, and the derivative in `deviation` too."""
     x, mean, deviation = (mp.mpf(float(value)) for value in (x, mean, deviation))
     half_bin = mp.mpf(1) / (levels - 1)
     low, high = (x - half_bin - mean) / deviation, (x + half_bin - mean) / deviation
@@ -158,7 +163,8 @@ def log_probability_and_slope(x, mean, deviation, levels):
         sign = 1
     probability = mp.erfc(-high / mp.sqrt(2)) / 2 - mp.erfc(-low / mp.sqrt(2)) / 2
     slope = sign * (mp.npdf(low) - mp.npdf(high)) / deviation / probability
-    return mp.log(probability), slope
+    levers = [z * mp.npdf(z) if mp.isfinite(z) else mp.mpf(0) for z in (low, high)]
+    return mp.log(probability), slope, (levers[0] - levers[1]) / deviation / probability
 
 
 def gaussian_denoiser(alpha_bar: np.ndarray, mean: float, deviation: float, predicts: str):

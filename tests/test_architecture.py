@@ -9,6 +9,7 @@ import pytest
 from rooms import CORE, ROOMS
 
 import ddpm_jax
+import ddpm_jax.gaussians
 import ddpm_jax.samplers
 
 PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
@@ -19,6 +20,11 @@ PUBLIC = {
     *("Schedule", "convert", "q_chain", "q_posterior", "q_sample", "q_step", "q_transition"),
     *("bits_per_dim", "elbo_loss", "hybrid_loss", "kl_weight", "simple_loss", "vlb_terms"),
     "weighted_loss",
+}
+PUBLIC_GAUSSIANS = {
+    *("kl_diagonal", "kl_full", "kl_shared_variance", "kl_standardized", "kl_to_standard_normal"),
+    *("entropy_diagonal", "entropy_full", "log_density_diagonal", "log_density_full"),
+    "discretized_log_likelihood",
 }
 PUBLIC_SAMPLERS = {
     *("ancestral", "ddim", "sample", "time_grid"),
@@ -103,6 +109,7 @@ def handed_out(module):
 
 def test_public_names():
     assert handed_out(ddpm_jax) == PUBLIC
+    assert handed_out(ddpm_jax.gaussians) == PUBLIC_GAUSSIANS
     assert handed_out(ddpm_jax.samplers) == PUBLIC_SAMPLERS
     assert all(hasattr(ddpm_jax, name) for name in PUBLIC)
     assert all(hasattr(ddpm_jax.samplers, name) for name in PUBLIC_SAMPLERS)

@@ -53,6 +53,12 @@ def positive(seed):
     return 0.5 + jnp.square(image(seed))
 
 
+def factor(seed):
+    """Lower-triangular matrices with a positive diagonal, one for each vector of an image."""
+    a, b, c = positive(seed)[..., 0], image(seed + 1)[..., 0], positive(seed)[..., 1]
+    return jnp.stack([jnp.stack([a, 0 * a], axis=-1), jnp.stack([b, c], axis=-1)], axis=-2)
+
+
 def bind(function, **static):
     """`function` of the schedule and named arrays."""
     return lambda **arrays: function(SCHEDULE, **arrays, **static)
@@ -109,12 +115,34 @@ CASES = {
         },
         "mean_q",
     ),
+    "kl_shared_variance": Case(
+        gaussians.kl_shared_variance,
+        {"mean_q": image(0), "mean_p": image(1), "variance": positive(2)},
+        "mean_q",
+    ),
     "kl_standardized": Case(
         gaussians.kl_standardized, {"error": image(0), "log_variance_ratio": image(1)}, "error"
     ),
+    "entropy_diagonal": Case(gaussians.entropy_diagonal, {"variance": positive(0)}, "variance"),
     "log_density_diagonal": Case(
         gaussians.log_density_diagonal,
         {"x": image(0), "mean": image(1), "variance": positive(2)},
+        "x",
+    ),
+    "kl_full": Case(
+        gaussians.kl_full,
+        {
+            "mean_q": image(0),
+            "cholesky_q": factor(1),
+            "mean_p": image(2),
+            "cholesky_p": factor(3),
+        },
+        "mean_q",
+    ),
+    "entropy_full": Case(gaussians.entropy_full, {"cholesky": factor(0)}, "cholesky"),
+    "log_density_full": Case(
+        gaussians.log_density_full,
+        {"x": image(0), "mean": image(1), "cholesky": factor(2)},
         "x",
     ),
     "kl_to_standard_normal": Case(
