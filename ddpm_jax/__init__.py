@@ -10,10 +10,12 @@ The core, importable without Flax, files or a command line:
     losses      simple loss and the ELBO's terms
     likelihood  bits per dimension
     samplers    ancestral and DDIM
+    analytic    data whose best denoiser is known
 
 Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `experiment`, `cli`.
 """
 
+from ddpm_jax import analytic as analytic
 from ddpm_jax import gaussians as gaussians
 from ddpm_jax import losses as losses
 from ddpm_jax import reverse as reverse

@@ -11,6 +11,7 @@ CORE = (
     "losses",
     "likelihood",
     "samplers",
+    "analytic",
 )
 ROOMS = (
     *CORE,

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ddpm_jax
 from ddpm_jax import (
+    analytic,
     forward,
     gaussians,
     likelihood,
@@ -29,6 +30,7 @@ from ddpm_jax import (
 BATCH = 8
 SCHEDULE = schedules.cosine(12)
 LEVELS = 17
+DATA = analytic.mixture([0.3, 0.7], [[0.5] * 6, [-0.2] * 6], [np.eye(6), np.diag([0.1, 0.3] * 3)])
 
 
 class Case(NamedTuple):
@@ -211,6 +213,22 @@ CASES = {
     "sample, ddim": Case(
         draw_images(samplers.ddim(SCHEDULE, lambda x_t, t: 0.3 * x_t, eta=0.5)), {"key": key}
     ),
+    "denoise": Case(
+        lambda **arrays: analytic.denoise(DATA, SCHEDULE, **arrays, target="v"),
+        {"x_t": image(0), "t": t},
+        "x_t",
+    ),
+    "predictor": Case(
+        lambda x_t, t: analytic.predictor(DATA, SCHEDULE, predicts="eps")(x_t, t),
+        {"x_t": image(0), "t": t},
+        "x_t",
+    ),
+    "log_density": Case(
+        lambda **arrays: analytic.log_density(DATA, SCHEDULE, **arrays),
+        {"x_t": image(0), "t": t - 3},
+        "x_t",
+    ),
+    "sample, analytic": Case(lambda key: analytic.sample(DATA, key, (BATCH, 3, 2)), {"key": key}),
 }
 
 # Those that take no arrays, or make what does.
@@ -220,6 +238,8 @@ STATIC = {
     *("zero_terminal_snr", "shifted", "respaced"),
     *("constant", "min_snr", "p2", "truncated_snr"),
     *("time_grid", "ancestral", "ddim"),
+    *("gaussian", "mixture"),
+    *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("per_example", "data_axes", "widened", "check_predicts"),  # between rooms only
 }
 
@@ -262,7 +282,10 @@ def value():
 
 
 def test_the_table_is_complete():
-    rooms = (schedules, gaussians, forward, reverse, timesteps, losses, likelihood, samplers)
+    rooms = (
+        *(schedules, gaussians, forward, reverse, timesteps),
+        *(losses, likelihood, samplers, analytic),
+    )
     public = {
         name
         for room in rooms
