@@ -17,6 +17,7 @@ from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.forward import Predicts
 from ddpm_jax.reverse import Variance, check_predicts
+from ddpm_jax.samplers import Spacing
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.training.objective import Objective, Times, check_objective
 from ddpm_jax.training.optimizer import Decay
@@ -30,6 +31,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "SamplerName",
     "ScheduleConfig",
     "TrainConfig",
     "differences",
@@ -39,6 +41,10 @@ __all__ = [
     "to_json",
     "validate",
 ]
+
+
+SamplerName = Literal["ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"]
+"""What `ddpm_jax.samplers` can do with a trained network and no more than its name."""
 
 
 class ConfigError(UserError):
@@ -139,9 +145,11 @@ class EvaluationConfig:
     """Images in one compiled call, over all devices."""
     num_samples: int = 64
     """Images in a sample grid."""
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    sampler: SamplerName = "ancestral"
     sampler_steps: int | None = None
     """Steps of the sampler; by default all T."""
+    spacing: Spacing = "linspace"
+    """How those steps are spread, see `ddpm_jax.samplers.time_grid`."""
 
 
 @dataclasses.dataclass(frozen=True)

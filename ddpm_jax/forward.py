@@ -287,4 +287,5 @@ def data_axes(x: jax.Array) -> tuple[int, ...]:
 
 def widened(x: jax.Array) -> jax.Array:
     """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
+    # promote_types would say the same, but not where JAX's dtype promotion is strict.
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

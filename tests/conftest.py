@@ -24,7 +24,6 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 import hypothesis
 import jaxtyping
 import pytest
-from rooms import CORE
 
 # Annotations are checked in the tests only: users pay nothing for them.
 jaxtyping.install_import_hook("ddpm_jax", "beartype.beartype")
@@ -40,19 +39,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-CORE_TESTS = {
+AROUND_THE_CORE = {
     f"test_{stem}"
     for stem in (
-        *CORE,
-        *("architecture", "core_contract", "models"),
-        *("discretized", "full_covariance", "learned_variance", "weighted_losses"),
+        *("training", "checkpoints", "resume", "data", "evaluation"),
+        *("config", "experiment", "cli", "readme"),
     )
 }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in CORE_TESTS:
+        if item.path.parent.name == "tests" and item.path.stem not in AROUND_THE_CORE:
             item.add_marker("core")
     if config.getoption("--slow"):
         return

@@ -1,6 +1,5 @@
 """The best denoiser against quadrature, linear algebra in float64, 50 digits and simulation."""
 
-import dataclasses
 import math
 
 import jax
@@ -10,35 +9,28 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from exact import chain, float64, ulps
+from exact import chain, ulps
+from exact_mixtures import (
+    LINE,
+    ONE,
+    SPACE,
+    denoise_float64,
+    log_density_float64,
+    random_mixture,
+    rotation,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_jax import analytic, bits_per_dim, convert, q_sample, samplers, schedules
+from ddpm_jax import analytic, convert, q_sample, samplers, schedules
 from ddpm_jax.analytic import denoise, elbo_terms, log_density
 
 TARGETS = ("eps", "x0", "v", "score")
 KINDS = TARGETS[:3]
 NAMES = ("linear", "cosine", "linear_log_snr")
 
-# A line: two components that overlap. Space: three, one of them flat.
-LINE = (np.array([0.3, 0.7]), np.array([[-1.0], [0.5]]), np.array([[[0.04]], [[0.3]]]))
-SPACE = (
-    np.array([0.2, 0.5, 0.3]),
-    np.array([[0.5, -1.0, 0.0], [1.5, 0.5, 0.5], [-0.5, 0.5, -1.0]]),
-    np.array(
-        [
-            [[0.5, 0.3, 0.0], [0.3, 0.4, -0.1], [0.0, -0.1, 0.2]],
-            [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
-            [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.1]],
-        ]
-    ),
-)
-ONE = (SPACE[1][0], SPACE[2][0])
-
 denoise_jit = jax.jit(denoise, static_argnames="target")
 log_density_jit = jax.jit(log_density)
-elbo_jit = jax.jit(elbo_terms)
 
 
 def f32(values):
@@ -60,39 +52,9 @@ def tolerance(target, b):
     return 3e-6 * {"eps": 1 / b, "x0": 1.0, "v": 1 / b, "score": 1 / b**2}[target]
 
 
-def marginal(parts, a, b):
-    """Weights and frozen scipy normals of x_t."""
-    weights, means, covariances = parts
-    noise = b**2 * np.eye(means.shape[1])
-    return weights, [
-        scipy.stats.multivariate_normal(a * m, a**2 * c + noise)
-        for m, c in zip(means, covariances, strict=True)
-    ]
-
-
-def log_density_float64(parts, a, b, x_t):
-    weights, normals = marginal(parts, a, b)
-    each = [normal.logpdf(x_t).reshape(len(x_t)) for normal in normals]
-    return scipy.special.logsumexp(np.stack(each, axis=1), b=weights, axis=1)
-
-
 def cumulative_on_the_line(x0):
     weights, means, variances = (part.reshape(2, 1) for part in LINE)
     return (weights * scipy.stats.norm.cdf(x0, means, np.sqrt(variances))).sum(axis=0)
-
-
-def denoise_float64(parts, a, b, x_t):
-    """E[x_0 | x_t] by conditioning each joint Gaussian of (x_0, x_t), then Bayes' rule."""
-    weights, normals = marginal(parts, a, b)
-    each = np.stack([normal.logpdf(x_t).reshape(len(x_t)) for normal in normals], axis=1)
-    posterior = weights * np.exp(each - each.max(axis=1, keepdims=True))
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    x0_hat = np.zeros_like(x_t)
-    for k, (m, c) in enumerate(zip(*parts[1:], strict=True)):
-        covariance_t = a**2 * c + b**2 * np.eye(len(m))
-        conditional = m + a * np.linalg.solve(covariance_t, (x_t - a * m).T).T @ c
-        x0_hat += posterior[:, k, None] * conditional
-    return x0_hat
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,19 +93,6 @@ def test_no_digits_are_lost_around_a_mean_of_zero(name, variance):
         at = jnp.array(t, jnp.int32)
         found = denoise_jit(data, schedule, jnp.full(6, 3 / 128), at, target=target)
         assert ulps(found, expected[target]).max() < 8, target
-
-
-def random_mixture(rng, components, dimensions):
-    """Weights, means and covariances, every second covariance singular."""
-    roots = rng.normal(size=(components, dimensions, dimensions))
-    roots[1::2, :, 0] = 0.0
-    weights = rng.dirichlet(np.full(components, 3.0))
-    means = rng.normal(size=(components, dimensions))
-    return weights, means, roots @ roots.transpose(0, 2, 1) / dimensions
-
-
-def rotation(rng, dimensions):
-    return np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0]
 
 
 SHAPES = st.sampled_from([(), (1,), (2,), (3, 2), (2, 2, 1)])
@@ -305,7 +254,7 @@ def test_samplers_that_ask_the_predictor_end_on_the_data(predicts):
     # p > 1e-3. What the steps and the ends of the chain leave of an error is far below.
     data, schedule = analytic.mixture(*LINE), schedules.linear_log_snr(400)
     predict = analytic.predictor(data, schedule, predicts=predicts)
-    sampler = samplers.ancestral(schedule, predict, predicts=predicts, clip_x0=False)
+    sampler = samplers.ancestral(schedule, predict, predicts=predicts, threshold=None)
     steps = samplers.time_grid(schedule, 400)
     draws = samplers.sample(sampler, jax.random.key(0), (4000, 1, 1), steps).x0
     found = np.asarray(draws, np.float64).ravel()
@@ -328,134 +277,12 @@ def test_draws_have_any_shape_and_follow_the_key():
     assert (images != analytic.sample(data, jax.random.key(1), (4, 3, 2, 1))).all()
 
 
-def test_entropy_of_a_gaussian():
-    expected = scipy.stats.multivariate_normal(*ONE).entropy()
-    np.testing.assert_allclose(analytic.entropy(analytic.gaussian(*ONE)), expected, rtol=1e-6)
-    flat = analytic.gaussian(SPACE[1][2], SPACE[2][2])
-    assert analytic.entropy(flat) == -math.inf
-
-
-def test_entropy_of_a_mixture_by_quadrature():
-    # 100,000 draws: within 4 standard errors, p < 1e-4. The standard error is that of -log p, whose
-    # variance is another integral.
-    x0 = np.linspace(-6.0, 6.0, 20_001)
-    nats = -log_density_float64(LINE, 1.0, 0.0, x0[:, None])
-    expected = scipy.integrate.trapezoid(np.exp(-nats) * nats, x0)
-    spread = math.sqrt(scipy.integrate.trapezoid(np.exp(-nats) * (nats - expected) ** 2, x0))
-    data = analytic.mixture(*LINE)
-    estimate = analytic.entropy_estimate(data, jax.random.key(0), 100_000)
-    assert abs(estimate.mean - expected) < 4 * estimate.standard_error
-    np.testing.assert_allclose(estimate.standard_error, spread / math.sqrt(100_000), rtol=0.02)
-
-
-def elbo_in_fifty_digits(tables, mean, variances):
-    """Prior, KL terms for t >= 1, decoder. KLs between q's posteriors with and without x0_hat."""
-    power = sum(m**2 for m in mean) + sum(variances)
-    a2, d = tables.alpha_bar[-1], len(mean)
-    prior = (a2 * power - d * a2 - d * mp.log(1 - a2)) / 2
-    left = [
-        sum(1 / (1 / v + a2 / b2) for v in variances)
-        for a2, b2 in zip(tables.alpha_bar, tables.one_minus_alpha_bar, strict=True)
-    ]
-    kl = []
-    for t in range(1, len(left)):
-        weight, _, variance = tables.posterior(t, t - 1)
-        kl.append(weight**2 * left[t] / (2 * variance))
-    beta = tables.betas[0]
-    return prior, kl, d * mp.log(2 * mp.pi * beta) / 2 + left[0] / (2 * beta)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_elbo_terms_in_fifty_digits(name):
-    mean, variances = [0.25, -1.0, 0.5], [0.125, 1.0, 4.0]
-    prior, kl, decoder = elbo_in_fifty_digits(
-        chain(name, 1000), list(map(mp.mpf, mean)), list(map(mp.mpf, variances))
-    )
-    turn = rotation(np.random.default_rng(0), 3)
-    data = analytic.gaussian(turn @ mean, turn @ np.diag(variances) @ turn.T)
-    terms = elbo_terms(data, getattr(schedules, name)(1000))
-    np.testing.assert_allclose(terms.prior, float(prior), rtol=2e-6)
-    np.testing.assert_allclose(terms.per_step[1:], float64(kl), rtol=2e-6)
-    np.testing.assert_allclose(terms.decoder, float(decoder), rtol=2e-6)
-    np.testing.assert_allclose(terms.per_step[0], terms.decoder, rtol=0)
-    np.testing.assert_allclose(terms.kl, float(sum(kl)), rtol=2e-6)
-    np.testing.assert_allclose(terms.total, float(prior + sum(kl) + decoder), rtol=2e-6)
-
-
-@pytest.mark.parametrize("predicts", KINDS)
-def test_elbo_terms_are_the_means_of_the_losses(predicts):
-    # 20,000 draws, 20 steps: each term within 4.5 standard errors, p < 1e-3 for all 60 together.
-    num_steps, draws, (mean, covariance) = 20, 20_000, ONE
-    data, schedule = analytic.gaussian(mean, covariance), schedules.cosine(num_steps)
-    key_data, key = jax.random.split(jax.random.key(3))
-    x0 = analytic.sample(data, key_data, (draws, 3, 1))
-    predict = analytic.predictor(data, schedule, predicts=predicts)
-    # The grid's decoder is not that of continuous data; the one below is.
-    bits = jax.jit(
-        lambda x0: bits_per_dim(schedule, predict, key, x0, predicts=predicts, levels=2)
-    )(x0)
-    x_0 = q_sample(schedule, x0, times(0, draws), jax.random.normal(key, x0.shape))
-    x0_hat = denoise_jit(data, schedule, x_0, times(0, draws), target="x0")
-    deviation = math.sqrt(chain("cosine", num_steps).betas[0])
-    decoder = -scipy.stats.norm.logpdf(x0, x0_hat, deviation).sum(axis=(1, 2))
-
-    terms, to_nats = elbo_terms(data, schedule), 3 * math.log(2)
-    for found, expected in (
-        (np.asarray(bits.prior, np.float64) * to_nats, terms.prior),
-        (np.asarray(bits.per_step[1:].T, np.float64) * to_nats, terms.per_step[1:]),
-        (decoder, terms.decoder),
-    ):
-        standard_error = found.std(axis=0) / math.sqrt(draws)
-        assert (np.abs(found.mean(axis=0) - expected) < 4.5 * standard_error).all()
-
-
-def test_the_elbo_ends_on_the_entropy_and_the_excess_falls_with_t():
-    # The chain reaches far beyond the data at both ends, so steps are all that is left to cost.
-    covariance = [[0.5, 0.2], [0.2, 0.3]]
-    data = analytic.gaussian([0.3, -0.5], covariance)
-    steps = np.array([100, 400, 1600])
-    excess = np.array(
-        [
-            elbo_jit(data, schedules.linear_log_snr(int(T), 14.0, -14.0)).total
-            - analytic.entropy(data)
-            for T in steps
-        ]
-    )
-    assert (excess > 0.0).all()
-    slope = np.polyfit(np.log(steps), np.log(excess), 1)[0]
-    assert abs(slope + 1.0) < 0.05
-    # A KL term is (exp(h) - 1) / 2 f, with h the step in log SNR and f = SNR lambda / (1 + SNR
-    # lambda); h / 2 f would be the integral's. What is over is h / 4 (integral f - f at the end).
-    step, snr_max = 28.0 / (steps - 1), math.exp(14.0)
-    signal = snr_max * np.linalg.eigvalsh(covariance)
-    first_order = step / 4 * np.sum(np.log1p(signal) - signal / (1 + signal))
-    np.testing.assert_allclose(excess[-1], first_order[-1], rtol=0.02)
-
-
-@settings(max_examples=15)
-@given(SEEDS, st.sampled_from([1, 3]), st.sampled_from(NAMES), st.sampled_from([2, 100]))
-def test_the_elbo_is_never_below_the_entropy(seed, dimensions, name, num_steps):
-    _, means, covariances = random_mixture(np.random.default_rng(seed), 1, dimensions)
-    data = analytic.gaussian(means[0], covariances[0] + 1e-3 * np.eye(dimensions))
-    terms = elbo_jit(data, getattr(schedules, name)(num_steps))
-    assert min(terms.prior, terms.per_step[1:].min()) >= 0.0
-    assert terms.total - analytic.entropy(data) > -1e-5 * abs(terms.total)
-
-
 # The ends: data of no variance, and a chain that leaves nothing of them.
 
 
 def ends_in_noise():
-    """A chain whose last alpha_bar is 0, from a schedule's tables."""
-    schedule = schedules.linear(6, 0.1, 0.5)
-    return dataclasses.replace(
-        schedule,
-        betas=schedule.betas.at[-1].set(1.0),
-        alpha_bar=schedule.alpha_bar.at[-1].set(0.0),
-        one_minus_alpha_bar=schedule.one_minus_alpha_bar.at[-1].set(1.0),
-        log_alpha_bar=schedule.log_alpha_bar.at[:, -1].set(f32([-jnp.inf, 0.0])),
-        log_snr_parts=schedule.log_snr_parts.at[:, -1].set(f32([-jnp.inf, 0.0])),
-    )
+    """A chain whose last alpha_bar is 0."""
+    return schedules.zero_terminal_snr(schedules.linear(6, 0.1, 0.5))
 
 
 @jax.jit
@@ -481,19 +308,6 @@ def test_where_nothing_is_left_of_the_data_their_mean_is_the_answer():
     found = log_density_jit(data, schedule, x_t, last)
     np.testing.assert_allclose(found, normal.logpdf(x_t), rtol=1e-6)
     assert np.isfinite(slopes_of_all(data, schedule, x_t, last)).all()
-
-
-def test_the_elbo_of_a_chain_that_ends_in_noise():
-    mean, variances = [0.25, -1.0], [0.5, 0.0]
-    schedule = ends_in_noise()
-    terms = elbo_terms(analytic.gaussian(mean, np.diag(variances)), schedule)
-    alpha_bar, noise = (
-        np.asarray(table, np.float64)
-        for table in (schedule.alpha_bar, schedule.one_minus_alpha_bar)
-    )
-    snr, left = alpha_bar / noise, 0.5 * noise / (0.5 * alpha_bar + noise)
-    assert terms.prior == 0.0
-    np.testing.assert_allclose(terms.per_step[1:], (snr[:-1] - snr[1:]) / 2 * left[1:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

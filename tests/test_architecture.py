@@ -37,8 +37,9 @@ PUBLIC = {
         *("Weighting", "constant", "min_snr", "p2", "truncated_snr"),
     },
     "ddpm_jax.samplers": {
-        *("ancestral", "ddim", "sample", "time_grid"),
-        *("Predict", "Sampler", "SamplerState", "Samples", "StepInfo"),
+        *("ancestral", "ddim", "ddim_inversion", "dpm_solver_pp", "heun", "probability_flow"),
+        *("guidance", "inpaint", "sample", "time_grid", "dynamic_threshold", "static_threshold"),
+        *("Predict", "Sampler", "SamplerState", "Samples", "Spacing", "StepInfo", "Threshold"),
     },
     "ddpm_jax.analytic": {
         *("Mixture", "gaussian", "mixture", "sample", "mean", "covariance"),

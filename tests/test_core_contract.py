@@ -68,7 +68,12 @@ def bind(function, **static):
 
 def draw_images(sampler):
     times = samplers.time_grid(SCHEDULE, 4)
-    return lambda key: samplers.sample(sampler, key, (BATCH, 3, 2), times).x0
+    return lambda key, **start: samplers.sample(sampler, key, (BATCH, 3, 2), times, **start).x0
+
+
+def bent(x_t, t):
+    """A network whose slope depends on where it stands."""
+    return 0.3 * x_t + 0.2 * jnp.sin(x_t)
 
 
 def look_up(name):
@@ -229,6 +234,52 @@ CASES = {
         "x_t",
     ),
     "sample, analytic": Case(lambda key: analytic.sample(DATA, key, (BATCH, 3, 2)), {"key": key}),
+    "sample, dpm_solver_pp": Case(
+        draw_images(samplers.dpm_solver_pp(SCHEDULE, bent, stochastic=True)), {"key": key}
+    ),
+    "sample, heun": Case(draw_images(samplers.heun(SCHEDULE, bent)), {"key": key}),
+    "sample, from a start": Case(
+        draw_images(samplers.probability_flow(SCHEDULE, bent, threshold=None)),
+        {"key": key, "start": image(0)},
+    ),
+    "ddim_inversion": Case(
+        lambda x0: samplers.ddim_inversion(
+            SCHEDULE, bent, x0, samplers.time_grid(SCHEDULE, 4), iterations=2
+        ),
+        {"x0": image(0)},
+        "x0",
+    ),
+    "inpaint": Case(
+        lambda key, known, mask: draw_images(
+            samplers.inpaint(
+                samplers.dpm_solver_pp(SCHEDULE, bent, threshold=None),
+                SCHEDULE,
+                known,
+                mask,
+                resamplings=2,
+            )
+        )(key),
+        {"key": key, "known": image(0), "mask": image(1) > 0.0},
+        "known",
+    ),
+    "classifier_free": Case(
+        samplers.guidance.classifier_free(
+            bent, lambda x_t, t: 0.3 * x_t, scale=3.0, interval=(3, 6), rescale=0.5
+        ),
+        {"x_t": image(0), "t": t},
+        "x_t",
+    ),
+    "classifier": Case(
+        samplers.guidance.classifier(
+            SCHEDULE, bent, lambda x_t, t: jnp.sum(jnp.sin(x_t), axis=(1, 2)), scale=2.0
+        ),
+        {"x_t": image(0), "t": t},
+        "x_t",
+    ),
+    "static_threshold": Case(samplers.static_threshold, {"x0_hat": image(0)}, "x0_hat"),
+    "dynamic_threshold": Case(
+        samplers.dynamic_threshold(0.7), {"x0_hat": 4.0 * image(0)}, "x0_hat"
+    ),
 }
 
 # Those that take no arrays, or make what does.
@@ -237,7 +288,7 @@ STATIC = {
     *("from_betas", "from_alpha_bar", "from_log_snr"),
     *("zero_terminal_snr", "shifted", "respaced"),
     *("constant", "min_snr", "p2", "truncated_snr"),
-    *("time_grid", "ancestral", "ddim"),
+    *("time_grid", "ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"),
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("per_example", "data_axes", "widened", "check_predicts"),  # between rooms only
@@ -284,7 +335,7 @@ def value():
 def test_the_table_is_complete():
     rooms = (
         *(schedules, gaussians, forward, reverse, timesteps),
-        *(losses, likelihood, samplers, analytic),
+        *(losses, likelihood, samplers, samplers.guidance, analytic),
     )
     public = {
         name

@@ -118,7 +118,7 @@ def predictor(data: Mixture, schedule: Schedule, *, predicts: Predicts) -> Predi
         >>> from ddpm_jax import analytic, samplers, schedules
         >>> schedule, data = schedules.cosine(50), analytic.gaussian(jnp.zeros(6), jnp.eye(6))
         >>> predict = analytic.predictor(data, schedule, predicts="v")
-        >>> sampler = samplers.ancestral(schedule, predict, predicts="v", clip_x0=False)
+        >>> sampler = samplers.ancestral(schedule, predict, predicts="v", threshold=None)
         >>> times = samplers.time_grid(schedule, 50)
         >>> samplers.sample(sampler, jax.random.key(0), (4, 3, 2, 1), times).x0.shape
         (4, 3, 2, 1)

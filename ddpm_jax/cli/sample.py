@@ -10,10 +10,11 @@ import tyro
 from rich.console import Console
 
 from ddpm_jax.cli.restored import ParamsName, restore_run
+from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment import make_drawer, say
-from ddpm_jax.experiment.measure import SamplerName
+from ddpm_jax.samplers import Spacing
 
 __all__ = ["run"]
 
@@ -28,7 +29,9 @@ class Arguments:
     """How many images."""
     sampler: SamplerName = "ancestral"
     steps: int | None = None
-    """Steps of the sampler, evenly spread over the chain; by default all T."""
+    """Steps of the sampler; by default all T."""
+    spacing: Spacing = "linspace"
+    """How they are spread over the chain."""
     out: Path = Path("samples.png")
     """A .png for a grid, a .npz for the uint8 grey levels as array `images`."""
     seed: int = 0
@@ -55,7 +58,13 @@ def run(arguments: Sequence[str], console: Console) -> None:
     num_steps = experiment.schedule.num_steps
     if asked.steps is not None and not 1 <= asked.steps <= num_steps:
         raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")
-    drawer = make_drawer(experiment, num=asked.num, sampler=asked.sampler, steps=asked.steps)
+    drawer = make_drawer(
+        experiment,
+        num=asked.num,
+        sampler=asked.sampler,
+        steps=asked.steps,
+        spacing=asked.spacing,
+    )
     images = drawer(params, jax.random.key(asked.seed)).images
     levels = experiment.images.levels
     if asked.out.suffix == ".png":

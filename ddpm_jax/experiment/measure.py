@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import parallel, samplers
+from ddpm_jax.config import SamplerName
 from ddpm_jax.data import to_levels, to_model_range
 from ddpm_jax.evaluation import histogram_bits_per_dim, strip_times, uniform_bits_per_dim
 from ddpm_jax.experiment.build import Experiment, make_loss
 from ddpm_jax.likelihood import BitsPerDim, bits_per_dim
 
-__all__ = ["Drawn", "SamplerName", "evaluate", "held_out_loss", "make_drawer"]
-
-SamplerName = Literal["ancestral", "ddim"]
+__all__ = ["Drawn", "evaluate", "held_out_loss", "make_drawer"]
 
 _HELD_OUT_LOSS_IMAGES = 1024
 """The loss that ranks checkpoints is taken over at most so many images."""
@@ -98,7 +97,12 @@ def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
 
 
 def make_drawer(
-    experiment: Experiment, *, num: int, sampler: SamplerName, steps: int | None
+    experiment: Experiment,
+    *,
+    num: int,
+    sampler: SamplerName,
+    steps: int | None,
+    spacing: samplers.Spacing,
 ) -> Callable[[Any, jax.Array], Drawn]:
     """`(params, key) -> Drawn`, compiled once.
 
@@ -106,11 +110,11 @@ def make_drawer(
         experiment: the run.
         num: number of images.
         sampler: its name.
-        steps: steps of the sampler, evenly spread; None takes all T.
+        steps: steps of the sampler; None takes all T.
+        spacing: how they are spread over the chain.
     """
     schedule, images, mesh = experiment.schedule, experiment.images, experiment.mesh
-    times = samplers.time_grid(schedule, steps or schedule.num_steps)
-    make: Callable[..., samplers.Sampler] = getattr(samplers, sampler)
+    times = samplers.time_grid(schedule, steps or schedule.num_steps, spacing)
     # Threefry noise of a larger batch begins with that of a smaller one: the surplus is cut off
     # below, and the images do not depend on the mesh.
     shape = (_round_up(num, mesh.size), *images.image_shape)
@@ -119,7 +123,7 @@ def make_drawer(
 
     @jax.jit
     def draw(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        chain = make(schedule, experiment.bind(params), predicts=experiment.config.model.predicts)
+        chain = _make_sampler(experiment, sampler, params)
         drawn = samplers.sample(chain, key, shape, times, keep=lambda info: info.x_s[:few])
         shown = drawn.trajectory[strip_times(len(times), _STRIP_COLUMNS)]
         return to_levels(drawn.x0, images.levels), to_levels(shown, images.levels)
@@ -129,6 +133,17 @@ def make_drawer(
         return Drawn(np.asarray(finished)[:num], np.asarray(shown).swapaxes(0, 1))
 
     return drawer
+
+
+def _make_sampler(experiment: Experiment, name: SamplerName, params: Any) -> samplers.Sampler:
+    """The one of this name; ancestral sampling alone has a use for the network's variance."""
+    model = experiment.config.model
+    told: dict[str, Any] = {"predicts": model.predicts}
+    if name == "ancestral":
+        told["variance"] = model.variance
+    predict = experiment.bind(params, with_variance=name == "ancestral")
+    make: Callable[..., samplers.Sampler] = getattr(samplers, name)
+    return make(experiment.schedule, predict, **told)
 
 
 def _standard_error(values: np.ndarray) -> float:

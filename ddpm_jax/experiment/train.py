@@ -128,6 +128,7 @@ class _Hooks:
             num=evaluation.num_samples,
             sampler=evaluation.sampler,
             steps=evaluation.sampler_steps,
+            spacing=evaluation.spacing,
         )
 
     def advance(self, step: int) -> None:

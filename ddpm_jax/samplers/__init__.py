@@ -1,5 +1,16 @@
-"""Samplers: from noise to images. One contract, one scan; see `base`."""
+"""Samplers: from noise to images. One contract, one scan; see `base`.
 
+    ancestral           the chain run backwards, with its noise
+    ddim                the same with less noise, or none; ddim_inversion goes back up
+    dpm_solver_pp       second order for the price of first, with noise or without
+    heun                second order, two calls of the network a step
+    probability_flow    up to fourth order, one call a step
+
+`guidance` makes a network that wants something of one that does not, `inpaint` a sampler that keeps
+what is known of one that does not: any of them goes with any other.
+"""
+
+from ddpm_jax.samplers import guidance as guidance
 from ddpm_jax.samplers.ancestral import ancestral as ancestral
 from ddpm_jax.samplers.base import Predict as Predict
 from ddpm_jax.samplers.base import Sampler as Sampler
@@ -7,5 +18,14 @@ from ddpm_jax.samplers.base import SamplerState as SamplerState
 from ddpm_jax.samplers.base import Samples as Samples
 from ddpm_jax.samplers.base import StepInfo as StepInfo
 from ddpm_jax.samplers.base import sample as sample
-from ddpm_jax.samplers.base import time_grid as time_grid
 from ddpm_jax.samplers.ddim import ddim as ddim
+from ddpm_jax.samplers.ddim import ddim_inversion as ddim_inversion
+from ddpm_jax.samplers.dpm_solver import dpm_solver_pp as dpm_solver_pp
+from ddpm_jax.samplers.flow import heun as heun
+from ddpm_jax.samplers.flow import probability_flow as probability_flow
+from ddpm_jax.samplers.inpainting import inpaint as inpaint
+from ddpm_jax.samplers.thresholds import Threshold as Threshold
+from ddpm_jax.samplers.thresholds import dynamic_threshold as dynamic_threshold
+from ddpm_jax.samplers.thresholds import static_threshold as static_threshold
+from ddpm_jax.samplers.time_grids import Spacing as Spacing
+from ddpm_jax.samplers.time_grids import time_grid as time_grid

@@ -1,19 +1,21 @@
 """Ancestral sampling: the chain run backwards, noise added at every step."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.checks import check_choice
 from ddpm_jax.forward import Predicts, per_example, q_posterior
+from ddpm_jax.reverse import Variance, check_predicts, fixed_variance, learned_log_variance
 from ddpm_jax.samplers.base import (
     Predict,
     Sampler,
     SamplerState,
     StepInfo,
-    predict_x0,
+    both_times,
     standard_normal_init,
+    x0_of_prediction,
 )
+from ddpm_jax.samplers.thresholds import Threshold, static_threshold
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["ancestral"]
@@ -24,39 +26,55 @@ def ancestral(
     predict: Predict,
     *,
     predicts: Predicts = "eps",
-    variance: Literal["small", "large"] = "small",
-    clip_x0: bool = True,
+    variance: Variance = "small",
+    threshold: Threshold | None = static_threshold,
 ) -> Sampler:
     """Draws x_s from q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2), for any s < t.
 
+    https://arxiv.org/abs/2006.11239. No noise is added on the last step, onto the data.
+
     Args:
         schedule: the tables.
-        predict: `(x_t, t) -> prediction`.
+        predict: `(x_t, t) -> prediction`, or the pair (prediction, interpolation) for
+            "learned_range".
         predicts: what `predict` returns.
-        variance: "small" is the posterior's own, (1 - alpha_bar_s)(1 - SNR_t / SNR_s); "large" is
-            the step's beta, 1 - alpha_bar_t / alpha_bar_s. They are the right ones for data of
-            no variance and of unit variance (Ho et al. 2020, section 3.2). No noise is added on
-            the last step, onto the data.
-        clip_x0: keep x0_hat inside [-1, 1] at each step.
+        variance: where the variance of p comes from; `ddpm_jax.reverse` tells the three.
+        threshold: what keeps x0_hat inside at each step; None leaves it as it is.
 
     Raises:
-        ValueError: an unknown `variance`.
+        ValueError: an unknown `variance` or `predicts`, or eps where no signal is left at T - 1.
+        TypeError: "learned_range" and a `predict` that returns no pair, or a pair for the others.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance is {variance!r}; it is 'small' or 'large'")
+    check_choice("variance", variance, ("small", "large", "learned_range"))
+    check_predicts(schedule, predicts)
 
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
     ) -> tuple[SamplerState, StepInfo]:
         x_t = state.x_t
-        t, s = jnp.broadcast_to(t, x_t.shape[:1]), jnp.broadcast_to(s, x_t.shape[:1])
-        x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, clip=clip_x0)
+        t, s = both_times(x_t, t, s)
+        output = predict(x_t, schedule.network_time(t))
+        prediction, interpolation = output if isinstance(output, tuple) else (output, None)
+        if (interpolation is not None) != (variance == "learned_range"):
+            raise TypeError(
+                f"predict returned a {type(output).__name__} and variance is {variance!r}; a pair"
+                " (prediction, interpolation) belongs to 'learned_range', and to that alone"
+            )
+        x0_hat = x0_of_prediction(
+            schedule, prediction, x_t, t, predicts=predicts, threshold=threshold
+        )
         mean, added = q_posterior(schedule, x0_hat, x_t, t, s)
-        if variance == "large":
-            beta = -jnp.expm1(schedule.log_alpha_bar_difference(t, s))
-            added = jnp.where(s < 0, 0.0, beta)
         noise = jax.random.normal(key, x_t.shape, x_t.dtype)
-        x_s = mean + per_example(jnp.sqrt(added), x_t) * noise
+        if interpolation is None:
+            if variance == "large":
+                added = fixed_variance(schedule, t, s, variance="large")
+                added = jnp.where(s < 0, 0.0, added)
+            deviation = per_example(jnp.sqrt(added), x_t)
+        else:
+            log_variance = learned_log_variance(schedule, interpolation, t, s)
+            deviation = jnp.exp(0.5 * log_variance).astype(x_t.dtype)
+            deviation = per_example(jnp.where(s < 0, 0.0, 1.0), x_t) * deviation
+        x_s = mean + deviation * noise
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
 
     return Sampler(standard_normal_init, step)

@@ -1,21 +1,25 @@
-"""The contract of every sampler, the grid of times, and the one loop that drives them all."""
+"""The contract of every sampler, and the one loop that drives them all."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_key
-from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.checks import check_float, check_key
+from ddpm_jax.forward import Predicts, convert, per_example
+from ddpm_jax.samplers.thresholds import Threshold
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample", "time_grid"]
+__all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample"]
 
-Predict = Callable[[Array, Array], Array]
-"""A network with its parameters bound: `(x_t, t) -> prediction`, t int32 `[batch]`."""
+Predict = Callable[[Array, Array], Any]
+"""A network with its parameters bound: `(x_t, t) -> prediction`, t int32 `[batch]`.
+
+It is told `schedule.network_time(t)`. A network that learned its variance returns the pair
+(prediction, interpolation), which `ancestral` with `variance="learned_range"` wants.
+"""
 
 
 class SamplerState(NamedTuple):
@@ -35,12 +39,12 @@ class StepInfo(NamedTuple):
 class Sampler(NamedTuple):
     """A pair of pure functions; every sampler of this package is one.
 
-    init(key, shape) -> SamplerState at the prior
+    init(key, shape, start) -> SamplerState at `start`, or at the prior if that is None
     step(key, state, t, s) -> (SamplerState at s, StepInfo), scalar int32 times s < t,
         s = -1 for the last step, onto the data
     """
 
-    init: Callable[[Array, tuple[int, ...]], SamplerState]
+    init: Callable[[Array, tuple[int, ...], Array | None], SamplerState]
     step: Callable[[Array, SamplerState, Array, Array], tuple[SamplerState, StepInfo]]
 
 
@@ -58,6 +62,7 @@ def sample(
     shape: tuple[int, ...],
     times: Int[Array, " steps"],
     *,
+    start: Float[Array, "batch *data"] | None = None,
     keep: Callable[[StepInfo], Any] | None = None,
 ) -> Samples:
     """Runs `sampler` down the falling `times` and onto the data, as one compiled scan.
@@ -66,22 +71,26 @@ def sample(
     fold_in(key, t): the same key gives the same images on any mesh.
 
     Args:
-        sampler: what `ancestral` or `ddim` returned.
+        sampler: what `ancestral`, `ddim` or another of this package returned.
         key: typed random key.
         shape: `[batch, ...]` of the images.
         times: falling times in [0, T); `time_grid` makes them.
+        start: images at times[0] in the place of the prior's noise, shaped `shape`: what
+            `ddim_inversion` found, or `q_sample` of an image that is to be changed. The samples
+            have its dtype.
         keep: what to keep of each step's StepInfo: `lambda info: info` for all of it,
             `lambda info: info.x_s[:8]` for the way of eight images.
 
     Raises:
-        TypeError, ValueError: `key` is not a typed key, or `times` is not a vector of integers.
+        TypeError, ValueError: `key` is not a typed key, `times` is not a vector of integers, or
+            `start` is not floating point or not of `shape`.
     """
     check_key("key", key)
-    if times.ndim != 1 or not jnp.issubdtype(times.dtype, jnp.integer) or times.shape[0] < 1:
-        raise ValueError(
-            f"times has shape {times.shape} and dtype {times.dtype}; it has to be a vector of"
-            " integers (samplers.time_grid makes one)"
-        )
+    check_steps(times)
+    if start is not None:
+        check_float("start", start)
+        if start.shape != tuple(shape):
+            raise ValueError(f"start has shape {start.shape}; it has to be `shape`, {shape}")
     init_key, steps_key = jax.random.split(key)
 
     def step(state: SamplerState, pair: tuple[Array, Array]) -> tuple[SamplerState, Any]:
@@ -89,34 +98,36 @@ def sample(
         state, info = sampler.step(jax.random.fold_in(steps_key, t), state, t, s)
         return state, None if keep is None else keep(info)
 
-    following = jnp.append(times[1:], jnp.asarray(-1, times.dtype))
-    state, kept = jax.lax.scan(step, sampler.init(init_key, shape), (times, following))
+    state, kept = jax.lax.scan(
+        step, sampler.init(init_key, shape, start), (times, following(times))
+    )
     return Samples(state.x_t, kept)
 
 
-def time_grid(schedule: Schedule, num_steps: int) -> Int[Array, " steps"]:
-    """`num_steps` falling times, evenly spread from T - 1 to 0, both ends included.
-
-    One step alone goes from T - 1.
-
-    Raises:
-        ValueError: `num_steps` outside [1, T].
-
-    Example:
-        >>> from ddpm_jax import samplers, schedules
-        >>> samplers.time_grid(schedules.linear(10), 4).tolist()
-        [9, 6, 3, 0]
-    """
-    last = schedule.num_steps - 1
-    if not 1 <= num_steps <= schedule.num_steps:
-        raise ValueError(f"num_steps is {num_steps}; a chain of T = {last + 1} has 1 to {last + 1}")
-    index = np.arange(num_steps, dtype=np.int64)  # index * last outgrows int32 at T = 46342
-    return jnp.asarray(last - index * last // max(num_steps - 1, 1), dtype=jnp.int32)
+def check_steps(times: Array) -> None:
+    """Raises ValueError unless `times` is a vector of at least one integer."""
+    if times.ndim != 1 or not jnp.issubdtype(times.dtype, jnp.integer) or times.shape[0] < 1:
+        raise ValueError(
+            f"times has shape {times.shape} and dtype {times.dtype}; it has to be a vector of"
+            " integers (samplers.time_grid makes one)"
+        )
 
 
-def standard_normal_init(key: Array, shape: tuple[int, ...]) -> SamplerState:
-    """The prior: images of independent standard normal pixels."""
-    return SamplerState(jax.random.normal(key, shape, jnp.float32))
+def following(times: Array) -> Array:
+    """The s of each t in `times`: the next one, and -1 after the last."""
+    return jnp.append(times[1:], jnp.asarray(-1, times.dtype))
+
+
+def standard_normal_init(
+    key: Array, shape: tuple[int, ...], start: Array | None = None
+) -> SamplerState:
+    """`start`, or the prior: images of independent standard normal pixels."""
+    return SamplerState(jax.random.normal(key, shape, jnp.float32) if start is None else start)
+
+
+def both_times(x_t: Array, t: Array, s: Array) -> tuple[Array, Array]:
+    """Scalar times as the `[batch]` ones that everything else takes."""
+    return jnp.broadcast_to(t, x_t.shape[:1]), jnp.broadcast_to(s, x_t.shape[:1])
 
 
 def predict_x0(
@@ -126,10 +137,42 @@ def predict_x0(
     t: Array,
     *,
     predicts: Predicts,
-    clip: bool,
+    threshold: Threshold | None,
 ) -> Array:
-    """x0_hat at one time `t` `[batch]`, kept inside [-1, 1] if `clip`."""
-    x0_hat = convert(
-        schedule, predict(x_t, schedule.network_time(t)), x_t, t, source=predicts, target="x0"
-    )
-    return jnp.clip(x0_hat, -1.0, 1.0) if clip else x0_hat
+    """x0_hat at one time `t` `[batch]`, kept where `threshold` wants it."""
+    prediction = predict(x_t, schedule.network_time(t))
+    return x0_of_prediction(schedule, prediction, x_t, t, predicts=predicts, threshold=threshold)
+
+
+def x0_of_prediction(
+    schedule: Schedule,
+    prediction: Array,
+    x_t: Array,
+    t: Array,
+    *,
+    predicts: Predicts,
+    threshold: Threshold | None,
+) -> Array:
+    """`predict_x0` of a prediction that has been made."""
+    x0_hat = convert(schedule, prediction, x_t, t, source=predicts, target="x0")
+    return x0_hat if threshold is None else threshold(x0_hat)
+
+
+def half_log_snr_step(schedule: Schedule, t: Array, s: Array) -> Array:
+    """h = lambda_s - lambda_t > 0, lambda = log(a / b) = log SNR / 2.
+
+    Infinite onto the data, and from a time that has no signal.
+    """
+    return -0.5 * schedule.log_snr_difference(t, s)
+
+
+def exponential_step(schedule: Schedule, x0_hat: Array, x_t: Array, t: Array, s: Array) -> Array:
+    """x_s = (b_s / b_t) x_t + a_s (1 - exp(-h)) x0_hat: the flow along a constant x0_hat.
+
+    Exact for the probability flow as long as x0_hat stays (Lu et al. 2022, proposition 4.1,
+    https://arxiv.org/abs/2211.01095), and DDIM's deterministic step in other words.
+    """
+    h = half_log_snr_step(schedule, t, s)
+    weight_x_t = per_example(schedule.noise(s) / schedule.noise(t), x_t)
+    weight_x0 = per_example(-schedule.signal(s) * jnp.expm1(-h), x_t)
+    return weight_x_t * x_t + weight_x0 * x0_hat

@@ -1,20 +1,28 @@
-"""DDIM: the same marginals with less noise, or none, so that few steps do."""
+"""DDIM: the same marginals with less noise, or none, so that few steps do; and its inversion."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from ddpm_jax.checks import check_float
 from ddpm_jax.forward import Predicts, convert, per_example, q_posterior
+from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,
     Sampler,
     SamplerState,
     StepInfo,
+    both_times,
+    check_steps,
+    following,
+    half_log_snr_step,
     predict_x0,
     standard_normal_init,
 )
+from ddpm_jax.samplers.thresholds import Threshold, static_threshold
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["ddim"]
+__all__ = ["ddim", "ddim_inversion"]
 
 
 def ddim(
@@ -23,7 +31,7 @@ def ddim(
     *,
     predicts: Predicts = "eps",
     eta: float = 0.0,
-    clip_x0: bool = True,
+    threshold: Threshold | None = static_threshold,
 ) -> Sampler:
     """Moves x_t to x_s along the predicted noise (Song et al. 2021, eq. 12 and 16).
 
@@ -38,11 +46,14 @@ def ddim(
         predict: `(x_t, t) -> prediction`.
         predicts: what `predict` returns.
         eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1].
-        clip_x0: keep x0_hat inside [-1, 1]; eps_hat is then the noise that agrees with it.
+        threshold: what keeps x0_hat inside; eps_hat is then the noise that agrees with it. None
+            leaves it as it is.
 
     Raises:
-        ValueError: `eta` outside [0, 1].
+        ValueError: `eta` outside [0, 1], an unknown `predicts`, or eps where no signal is left
+            at T - 1.
     """
+    check_predicts(schedule, predicts)
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; it has to be in [0, 1]")
 
@@ -50,8 +61,8 @@ def ddim(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
     ) -> tuple[SamplerState, StepInfo]:
         x_t = state.x_t
-        t, s = jnp.broadcast_to(t, x_t.shape[:1]), jnp.broadcast_to(s, x_t.shape[:1])
-        x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, clip=clip_x0)
+        t, s = both_times(x_t, t, s)
+        x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=threshold)
         eps_hat = convert(schedule, x0_hat, x_t, t, source="x0", target="eps")
         _, posterior_variance = q_posterior(schedule, x0_hat, x_t, t, s)
         added = eta**2 * posterior_variance
@@ -64,3 +75,68 @@ def ddim(
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
 
     return Sampler(standard_normal_init, step)
+
+
+def ddim_inversion(
+    schedule: Schedule,
+    predict: Predict,
+    x0: Float[Array, "batch *data"],
+    times: Int[Array, " steps"],
+    *,
+    predicts: Predicts = "eps",
+    iterations: int = 1,
+) -> Float[Array, "batch *data"]:
+    """The x at times[0] from which deterministic DDIM comes down on `x0`, as one compiled scan.
+
+    The step of `ddim` from t to s, with nothing cut off, read the other way round (Song et al.
+    2021, eq. 14): given x_s it is an equation for x_t,
+
+        x_t = (a_t / a_s) x_s + b_t (1 - exp(-h)) eps_hat(x_t, t),    a_s / a_t b_t / b_s = exp(h),
+
+    solved by going round it from x_t = x_s (Pan et al. 2023, https://arxiv.org/abs/2309.04907).
+    Once round is the usual explicit inversion, whose error falls as the step; each further round
+    divides what is left by a factor that grows as the steps get shorter. For an exact denoiser of
+    Gaussian data, going round always converges. `sample(ddim(...), start=...)` of the result at
+    the same `times`, without a threshold, is `x0` again. From a time that has no signal the step
+    is x_s = a_s x0_hat + b_s x_t instead, solved for x_t.
+
+    Args:
+        schedule: the tables.
+        predict: `(x_t, t) -> prediction`.
+        x0: data.
+        times: the falling times that the sampler will visit.
+        predicts: what `predict` returns.
+        iterations: how often to go round, at least 1; each calls `predict` once.
+
+    Raises:
+        TypeError, ValueError: `x0` not floating point, `times` no vector of integers, `iterations`
+            below 1, an unknown `predicts`, or eps where no signal is left at T - 1.
+    """
+    check_predicts(schedule, predicts)
+    check_float("x0", x0)
+    check_steps(times)
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}; it has to be at least 1")
+
+    def step(x_s: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        t, s = both_times(x_s, *pair)
+        h = half_log_snr_step(schedule, t, s)
+        a_s, b_s = schedule.signal(s), schedule.noise(s)
+        silent = jnp.isinf(h) & (s >= 0)
+
+        def go_round(_: Array, x_t: Array) -> Array:
+            x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=None)
+            eps_hat = convert(schedule, x0_hat, x_t, t, source="x0", target="eps")
+            added = per_example(-schedule.noise(t) * jnp.expm1(-h), x_s) * eps_hat
+            x_t = per_example(schedule.signal(t) / a_s, x_s) * x_s + added
+            if not schedule.zero_terminal_snr:
+                return x_t
+            from_silence = (x_s - per_example(a_s, x_s) * x0_hat) / per_example(
+                jnp.where(silent, b_s, 1.0), x_s
+            )
+            return jnp.where(per_example(silent.astype(h.dtype), x_s) > 0, from_silence, x_t)
+
+        return jax.lax.fori_loop(0, iterations, go_round, x_s), None
+
+    x_T, _ = jax.lax.scan(step, x0, (times[::-1], following(times)[::-1]))
+    return x_T

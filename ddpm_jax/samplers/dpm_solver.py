@@ -1,0 +1,100 @@
+r"""DPM-Solver++ (2M): two steps' beliefs about the data for the price of one.
+
+With lambda = log(a / b) = log SNR / 2 and h = lambda_s - lambda_t, the flow along a constant
+x0_hat has a closed form, `base.exponential_step`, and so has the reverse diffusion: it is
+`forward.q_posterior`. Of first order, these are DDIM with eta = 0 and with eta = 1. Of second
+order, x0_hat is continued linearly in lambda to the middle of the step, from the step before,
+
+    D = x0_hat + (h / (2 h_before)) (x0_hat - x0_hat_before),
+
+and takes its place: algorithm 2 of Lu et al. 2022, and SDE-DPM-Solver++(2M) of the same paper
+(https://arxiv.org/abs/2211.01095).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddpm_jax.forward import Predicts, per_example, q_posterior
+from ddpm_jax.reverse import check_predicts
+from ddpm_jax.samplers.base import (
+    Predict,
+    Sampler,
+    SamplerState,
+    StepInfo,
+    both_times,
+    exponential_step,
+    half_log_snr_step,
+    predict_x0,
+    standard_normal_init,
+)
+from ddpm_jax.samplers.thresholds import Threshold, static_threshold
+from ddpm_jax.schedules import Schedule
+
+__all__ = ["dpm_solver_pp"]
+
+
+class Before(NamedTuple):
+    """The step before; of no weight if it was infinite: none at all, or one out of pure noise."""
+
+    x0_hat: Float[Array, "batch *data"]
+    h: Float[Array, " batch"]
+
+
+def dpm_solver_pp(
+    schedule: Schedule,
+    predict: Predict,
+    *,
+    predicts: Predicts = "eps",
+    stochastic: bool = False,
+    order: int = 2,
+    threshold: Threshold | None = static_threshold,
+) -> Sampler:
+    """DPM-Solver++ in data prediction, one call of `predict` a step; see the module.
+
+    The first step, the step onto the data and the step after one out of pure noise are of first
+    order, since one of their two steps in lambda has no length.
+
+    Args:
+        schedule: the tables.
+        predict: `(x_t, t) -> prediction`.
+        predicts: what `predict` returns.
+        stochastic: solve the reverse diffusion (SDE-DPM-Solver++) and not the flow.
+        order: 2 (2M), or 1.
+        threshold: what keeps x0_hat inside, before it is continued; None leaves it as it is.
+
+    Raises:
+        ValueError: `order` other than 1 or 2, an unknown `predicts`, or eps where no signal is
+            left at T - 1.
+    """
+    check_predicts(schedule, predicts)
+    if order not in (1, 2):
+        raise ValueError(f"order is {order}; DPM-Solver++ is of order 1 or 2")
+
+    def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
+        state = standard_normal_init(key, shape, start)
+        none = jnp.full(shape[:1], jnp.inf, schedule.log_snr.dtype)
+        return state._replace(memory=Before(jnp.zeros_like(state.x_t), none))
+
+    def step(
+        key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
+    ) -> tuple[SamplerState, StepInfo]:
+        x_t, before = state
+        t, s = both_times(x_t, t, s)
+        h = half_log_snr_step(schedule, t, s)
+        x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=threshold)
+        ahead = x0_hat
+        if order == 2:
+            ratio = jnp.where(jnp.isinf(h), 0.0, h) / before.h
+            ahead = x0_hat + per_example(0.5 * ratio, x_t) * (x0_hat - before.x0_hat)
+        if stochastic:
+            mean, variance = q_posterior(schedule, ahead, x_t, t, s)
+            noise = jax.random.normal(key, x_t.shape, x_t.dtype)
+            x_s = mean + per_example(jnp.sqrt(variance), x_t) * noise
+        else:
+            x_s = exponential_step(schedule, ahead, x_t, t, s)
+        return SamplerState(x_s, Before(x0_hat, h)), StepInfo(x_s, x0_hat)
+
+    return Sampler(init, step)

@@ -1,0 +1,163 @@
+"""Guidance: functions that make another `predict` of one, so that any sampler takes any of them.
+
+`predict(x_t, t)` is told network times, and so is what is made of it here: a guided network is a
+network, and knows nothing of the times that a sampler left out.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ddpm_jax.checks import check_float, check_kind, check_times
+from ddpm_jax.forward import Predicts, data_axes, per_example
+from ddpm_jax.reverse import check_predicts
+from ddpm_jax.samplers.base import Predict
+from ddpm_jax.schedules import Schedule
+
+__all__ = ["classifier", "classifier_free"]
+
+
+def classifier_free(
+    conditional: Predict,
+    unconditional: Predict,
+    *,
+    scale: float,
+    interval: tuple[int, int] | None = None,
+    rescale: float = 0.0,
+) -> Predict:
+    """unconditional + scale (conditional - unconditional) (Ho & Salimans 2022, eq. 6).
+
+    https://arxiv.org/abs/2207.12598, whose w is scale - 1: 0 is unconditional, 1 conditional, and
+    more than 1 is guided. x0 and v are eps scaled and shifted alike for both, so that it does not
+    matter which of them is guided. With `rescale`, it does:
+
+        prediction = rescale (std(conditional) / std(guided)) guided + (1 - rescale) guided
+
+    with the standard deviation of each example takes back the contrast that a large scale adds
+    (Lin et al. 2023, eq. 15 and 16, https://arxiv.org/abs/2305.08891).
+
+    Args:
+        conditional: `(x_t, t) -> prediction`, its condition bound.
+        unconditional: the same without a condition. Both predict the same kind.
+        scale: how far to go from the unconditional to the conditional prediction.
+        interval: first and last network time, both included, at which guidance acts; elsewhere
+            the prediction is the conditional one (Kynkäänniemi et al. 2024,
+            https://arxiv.org/abs/2404.07724). None is always.
+        rescale: phi in [0, 1].
+
+    Returns:
+        A `predict`. If `conditional` returns a pair, its second part is passed on as it is.
+
+    Raises:
+        ValueError: a scale that is not finite, an empty interval, or `rescale` outside [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.samplers import guidance
+        >>> one, two = (lambda x_t, t: x_t), (lambda x_t, t: 2.0 * x_t)
+        >>> guided = guidance.classifier_free(two, one, scale=3.0)
+        >>> guided(jnp.ones((1, 2)), jnp.array([5])).tolist()
+        [[4.0, 4.0]]
+    """
+    _check_scale(scale)
+    if interval is not None and interval[0] > interval[1]:
+        raise ValueError(f"interval is {interval}; its first time has to be the smaller")
+    if not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"rescale is {rescale}; it has to be in [0, 1]")
+
+    def predict(x_t: Array, t: Array) -> Array | tuple[Array, Array]:
+        check_float("x_t", x_t)
+        check_times("t", t, x_t.shape[0])
+        with_condition, rest = _split(conditional(x_t, t))
+        without, _ = _split(unconditional(x_t, t))
+        guided = without + scale * (with_condition - without)
+        if rescale > 0.0:
+            wanted, has = (
+                jnp.std(value, axis=data_axes(value)) for value in (with_condition, guided)
+            )
+            # Nothing that varies has no contrast to take back.
+            factor = jnp.where(has > 0.0, wanted / jnp.where(has > 0.0, has, 1.0), 1.0)
+            guided = per_example(1.0 + rescale * (factor - 1.0), guided) * guided
+        if interval is not None:
+            inside = jnp.where((interval[0] <= t) & (t <= interval[1]), 1.0, 0.0)
+            guided = jnp.where(per_example(inside, guided) > 0, guided, with_condition)
+        return guided if rest is None else (guided, rest)
+
+    return predict
+
+
+def classifier(
+    schedule: Schedule,
+    predict: Predict,
+    log_prob: Callable[[Array, Array], Array],
+    *,
+    predicts: Predicts = "eps",
+    scale: float = 1.0,
+) -> Predict:
+    """The score of x_t given y, by Bayes: that of x_t and `scale` grad log p(y | x_t).
+
+    With g = scale grad log p(y | x_t) with respect to x_t (Dhariwal & Nichol 2021, algorithm 2,
+    https://arxiv.org/abs/2105.05233; Song et al. 2021, eq. 14, https://arxiv.org/abs/2011.13456):
+
+        eps_hat - b g        x0_hat + (b^2 / a) g        v_hat - (b / a) g
+
+    Where no signal is left, a = 0, x_t says nothing of y, and nothing is added.
+
+    Args:
+        schedule: what the times of `predict` are times of: the schedule of the network, or one
+            respaced of it, whose network times alone are then known; others give NaN.
+        predict: `(x_t, t) -> prediction`.
+        log_prob: `(x_t, t) -> log p(y | x_t)`, `[batch]`, in nats, with its y bound: a classifier
+            of noised images. t is the network's time.
+        predicts: what `predict` returns.
+        scale: 1 is Bayes' rule; more makes x_t more typical of y.
+
+    Returns:
+        A `predict` of the same kind. If the one given returns a pair, its second part is passed
+        on as it is.
+
+    Raises:
+        ValueError: a scale that is not finite, an unknown `predicts`, or eps where no signal is
+            left at T - 1.
+    """
+    check_kind("predicts", predicts)
+    check_predicts(schedule, predicts)
+    _check_scale(scale)
+
+    def guided(x_t: Array, t: Array) -> Array | tuple[Array, Array]:
+        check_float("x_t", x_t)
+        check_times("t", t, x_t.shape[0])
+        prediction, rest = _split(predict(x_t, t))
+        slope = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x_t)
+        index = _index_of_network_time(schedule, t)
+        a, b = schedule.signal(index), schedule.noise(index)
+        b_over_a = jnp.where(a == 0.0, 0.0, b / jnp.where(a == 0.0, 1.0, a))
+        weight = {"eps": -b, "x0": b * b_over_a, "v": -b_over_a}[predicts]
+        prediction = prediction + scale * per_example(weight, x_t) * slope
+        return prediction if rest is None else (prediction, rest)
+
+    return guided
+
+
+def _index_of_network_time(schedule: Schedule, t: Array) -> Array:
+    """The index at which a schedule tells the network `t`; T, which looks up NaN, if there is none.
+
+    network_times rise, so it is the number of those below.
+    """
+    times = schedule.network_times.reshape(1, -1)
+    below = jnp.sum(times < t.reshape(-1, 1), axis=1, dtype=jnp.int32)
+    there = jnp.any(times == t.reshape(-1, 1), axis=1)
+    return jnp.where(there, below, schedule.num_steps)
+
+
+def _split(output: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:
+    """A prediction, and what a network that learned its variance says beside it."""
+    return output if isinstance(output, tuple) else (output, None)
+
+
+def _check_scale(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}; it has to be finite")

@@ -1,0 +1,57 @@
+"""What keeps x0_hat where images are: functions of x0_hat, given to a sampler as `threshold`.
+
+Guidance and few steps push x0_hat outside of [-1, 1], where no image of the training set was.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddpm_jax.checks import check_float
+from ddpm_jax.forward import per_example
+
+__all__ = ["Threshold", "dynamic_threshold", "static_threshold"]
+
+Threshold = Callable[[Array], Array]
+"""`x0_hat -> x0_hat`, both `[batch, ...]`."""
+
+
+def static_threshold(x0_hat: Float[Array, "batch *data"]) -> Float[Array, "batch *data"]:
+    """x0_hat cut off at -1 and 1.
+
+    Raises:
+        TypeError: `x0_hat` is not floating point.
+    """
+    check_float("x0_hat", x0_hat)
+    return jnp.clip(x0_hat, -1.0, 1.0)
+
+
+def dynamic_threshold(quantile: float = 0.995) -> Threshold:
+    """x0_hat scaled back by its own size, for strong guidance (Saharia et al. 2022, section 2.3).
+
+    Per example, s = max(1, `quantile` of |x0_hat| over the example), and x0_hat is cut off at -s
+    and s and divided by s (https://arxiv.org/abs/2205.11487).
+
+    Args:
+        quantile: in (0, 1]; 1 is the largest, and then nothing is cut off.
+
+    Raises:
+        ValueError: `quantile` outside (0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import samplers
+        >>> samplers.dynamic_threshold(1.0)(jnp.array([[0.5, -2.0], [0.5, -1.0]])).tolist()
+        [[0.25, -1.0], [0.5, -1.0]]
+    """
+    if not 0.0 < quantile <= 1.0:
+        raise ValueError(f"quantile is {quantile}; it has to be in (0, 1]")
+
+    def threshold(x0_hat: Array) -> Array:
+        check_float("x0_hat", x0_hat)
+        size = jnp.abs(x0_hat).reshape(x0_hat.shape[0], -1)
+        s = per_example(jnp.maximum(jnp.quantile(size, quantile, axis=1), 1.0), x0_hat)
+        return jnp.clip(x0_hat, -s, s) / s
+
+    return threshold

@@ -1,0 +1,83 @@
+"""Which times a sampler visits. Any falling vector of times will do; these are the usual ones."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ddpm_jax.checks import check_choice
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules.tables import on_host
+
+__all__ = ["Spacing", "time_grid"]
+
+Spacing = Literal["linspace", "leading", "trailing", "log_snr"]
+
+
+def time_grid(
+    schedule: Schedule, num_steps: int, spacing: Spacing = "linspace"
+) -> Int[Array, " steps"]:
+    """`num_steps` falling times in [0, T) for `sample`, whose last step goes onto the data.
+
+    linspace   evenly spread from T - 1 to 0, both ends included; one step alone goes from T - 1
+    leading    the multiples of T // num_steps from 0 on: begins below T - 1
+    trailing   round(T - i T / num_steps) - 1: begins at T - 1, ends one stride above the data
+    log_snr    the times nearest to even steps in log SNR from T - 1 to 0, made distinct
+
+    The first three are what diffusers calls `timestep_spacing` (its leading grid may add a
+    `steps_offset`, which is 0 here) and are compared in Lin et al. 2023, table 2
+    (https://arxiv.org/abs/2305.08891): a grid that begins below T - 1 takes pure noise for images
+    with some signal left. The last is diffusers' `use_lu_lambdas` (Lu et al. 2022,
+    https://arxiv.org/abs/2206.00927). If no signal is left at T - 1, log SNR is -inf there: that
+    time comes first, and the others are even over the rest.
+
+    Raises:
+        ValueError: `num_steps` outside [1, T], or an unknown `spacing`.
+        TypeError: "log_snr" of a traced schedule; times are chosen outside of jit.
+
+    Example:
+        >>> from ddpm_jax import samplers, schedules
+        >>> schedule = schedules.linear(10)
+        >>> samplers.time_grid(schedule, 4).tolist()
+        [9, 6, 3, 0]
+        >>> samplers.time_grid(schedule, 5, "leading").tolist()
+        [8, 6, 4, 2, 0]
+        >>> samplers.time_grid(schedule, 5, "trailing").tolist()
+        [9, 7, 5, 3, 1]
+    """
+    T = schedule.num_steps
+    if not 1 <= num_steps <= T:
+        raise ValueError(f"num_steps is {num_steps}; a chain of T = {T} has 1 to {T}")
+    check_choice("spacing", spacing, ("linspace", "leading", "trailing", "log_snr"))
+    index = np.arange(num_steps, dtype=np.int64)  # index * T outgrows int32 at T = 46341
+    times: np.ndarray
+    match spacing:
+        case "linspace":
+            times = T - 1 - index * (T - 1) // max(num_steps - 1, 1)
+        case "leading":
+            times = index[::-1] * (T // num_steps)
+        case "trailing":
+            times = np.round(T - index * T / num_steps) - 1
+        case _:
+            times = _even_in_log_snr(schedule, num_steps)
+    return jnp.asarray(times, dtype=jnp.int32)
+
+
+def _even_in_log_snr(schedule: Schedule, num_steps: int) -> np.ndarray:
+    T, log_snr = schedule.num_steps, on_host(schedule.log_snr_parts)
+    if num_steps == 1:
+        return np.array([T - 1])
+    if schedule.zero_terminal_snr:
+        T, num_steps, log_snr = T - 1, num_steps - 1, log_snr[:-1]
+    wanted = np.linspace(log_snr[0], log_snr[-1], num_steps)
+    if num_steps == 1:
+        wanted = log_snr[-1:]
+    halfway = 0.5 * (log_snr[1:] + log_snr[:-1])
+    nearest = np.searchsorted(-halfway, -wanted)
+    # Where log SNR falls fast, several share a nearest time: later ones move up to the next free
+    # time, and all stay early enough to leave room for those that follow.
+    index = np.arange(num_steps)
+    times = index + np.minimum(np.maximum.accumulate(nearest - index), T - num_steps)
+    rising = np.append(times, T) if schedule.zero_terminal_snr else times
+    return rising[::-1]
