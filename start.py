@@ -3,6 +3,7 @@
 
     python3 start.py digits    train on handwritten digits, evaluate, draw (overrides may follow)
     python3 start.py test      the whole test suite (pytest's options may follow)
+    python3 start.py peers     the same, with diffusers to compare with (PyTorch is 1 GB more)
     python3 start.py lint      ruff and mypy
 
 It needs Python 3.11 to 3.13 and nothing else: the system's Python is left alone. Any Python 3 can
@@ -22,6 +23,7 @@ SUPPORTED = ((3, 13), (3, 12), (3, 11))
 COMMANDS = {
     "digits": ([], [["ddpm-jax", "train", "configs/digits.py"]]),
     "test": (["test"], [["python", "-m", "pytest"]]),
+    "peers": (["test", "peers"], [["python", "-m", "pytest"]]),
     "lint": (
         ["test", "dev"],
         [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],

@@ -57,6 +57,10 @@ def chain(name: str, num_steps: int) -> Chain:
             return _from_betas([(low + (high - low) * t / last) ** 2 for t in range(num_steps)])
         case "constant":
             return _from_betas([mp.mpf(0.01)] * num_steps)
+        case "sigmoid_betas":  # GeoDiff's: a sigmoid in beta, where "sigmoid" is one in alpha_bar
+            low, high = mp.mpf(1e-4), mp.mpf(0.02)
+            x = [mp.mpf(12) * t / last - 6 for t in range(num_steps)]
+            return _from_betas([low + (high - low) / (1 + mp.exp(-x)) for x in x])
         case "sigmoid":
             ends = [1 / (1 + mp.exp(-x)) for x in (-3, 3)]
             x = [mp.mpf(6) * (t + 1) / num_steps - 3 for t in range(num_steps)]
@@ -114,6 +118,8 @@ def build(name: str, num_steps: int) -> schedules.Schedule:
     match name:
         case "constant":
             return schedules.constant(num_steps, 0.01)
+        case "sigmoid_betas":
+            return schedules.from_betas(float64(chain(name, num_steps).betas))
         case "zero_terminal_snr":
             return schedules.zero_terminal_snr(schedules.cosine(num_steps))
         case "shifted":

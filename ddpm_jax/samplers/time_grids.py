@@ -20,7 +20,8 @@ def time_grid(
 ) -> Int[Array, " steps"]:
     """`num_steps` falling times in [0, T) for `sample`, whose last step goes onto the data.
 
-    linspace   evenly spread from T - 1 to 0, both ends included; one step alone goes from T - 1
+    linspace   evenly spread from T - 1 to 0, both ends included, and rounded; one step alone goes
+               from T - 1
     leading    the multiples of T // num_steps from 0 on: begins below T - 1
     trailing   round(T - i T / num_steps) - 1: begins at T - 1, ends one stride above the data
     log_snr    the times nearest to even steps in log SNR from T - 1 to 0, made distinct
@@ -28,8 +29,8 @@ def time_grid(
     The first three are what diffusers calls `timestep_spacing` (its leading grid may add a
     `steps_offset`, which is 0 here) and are compared in Lin et al. 2023, table 2
     (https://arxiv.org/abs/2305.08891): a grid that begins below T - 1 takes pure noise for images
-    with some signal left. The last is diffusers' `use_lu_lambdas` (Lu et al. 2022,
-    https://arxiv.org/abs/2206.00927). If no signal is left at T - 1, log SNR is -inf there: that
+    with some signal left. The last is the one of Lu et al. 2022
+    (https://arxiv.org/abs/2206.00927). If no signal is left at T - 1, log SNR is -inf there: that
     time comes first, and the others are even over the rest.
 
     Raises:
@@ -51,10 +52,10 @@ def time_grid(
         raise ValueError(f"num_steps is {num_steps}; a chain of T = {T} has 1 to {T}")
     check_choice("spacing", spacing, ("linspace", "leading", "trailing", "log_snr"))
     index = np.arange(num_steps, dtype=np.int64)  # index * T outgrows int32 at T = 46341
-    times: np.ndarray
+    times: np.ndarray | list[int]
     match spacing:
         case "linspace":
-            times = T - 1 - index * (T - 1) // max(num_steps - 1, 1)
+            times = np.round(np.linspace(0, T - 1, num_steps))[::-1] if num_steps > 1 else [T - 1]
         case "leading":
             times = index[::-1] * (T // num_steps)
         case "trailing":
