@@ -8,8 +8,8 @@ The core, importable without Flax, files or a command line:
     gaussians   KL, entropy, log densities, likelihoods of grey levels
     timesteps   how t is drawn
     losses      simple loss and the ELBO's terms
-    likelihood  bits per dimension
-    samplers    ancestral and DDIM
+    likelihood  bits per dimension, by the bound and by the probability flow
+    samplers    from noise to images, in many steps or few; guidance, inpainting
     analytic    data whose best denoiser is known
 
 Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `experiment`, `cli`.
@@ -17,6 +17,7 @@ Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `ex
 
 from ddpm_jax import analytic as analytic
 from ddpm_jax import gaussians as gaussians
+from ddpm_jax import likelihood as likelihood
 from ddpm_jax import losses as losses
 from ddpm_jax import reverse as reverse
 from ddpm_jax import samplers as samplers
@@ -29,6 +30,8 @@ from ddpm_jax.forward import q_sample as q_sample
 from ddpm_jax.forward import q_step as q_step
 from ddpm_jax.forward import q_transition as q_transition
 from ddpm_jax.likelihood import bits_per_dim as bits_per_dim
+from ddpm_jax.likelihood import estimate_bits_per_dim as estimate_bits_per_dim
+from ddpm_jax.likelihood import flow_bits_per_dim as flow_bits_per_dim
 from ddpm_jax.losses import elbo_loss as elbo_loss
 from ddpm_jax.losses import hybrid_loss as hybrid_loss
 from ddpm_jax.losses import kl_weight as kl_weight

@@ -1,17 +1,52 @@
-"""How the time of each training example is drawn.
+r"""How the time of each training example is drawn.
 
-A single-time estimate of a sum over the chain, sum_t L_t, is T L_t with t uniform on [0, T).
-Both functions here make each example's t uniform, so both are unbiased; they differ in how a
-batch is spread over the chain.
+A single-time estimate of a sum over the chain, sum_t L_t, is L_t / p_t with t drawn from p. For
+uniform t that is T L_t; whoever draws from another p multiplies the loss by the weight
+
+    w_t = 1 / (T p_t)
+
+and has the mean over uniform t still. All draws here are unbiased; they differ in variance:
+
+    uniform      every example by itself
+    stratified   uniform, and a batch spread evenly over the chain
+    importance   likewise spread, with p_t proportional to sqrt(E[L_t^2]), the least variance that
+                 any p has (Nichol & Dhariwal 2021, section 3.3, https://arxiv.org/abs/2102.09672)
+
+E[L_t^2] is not known and changes as the network learns. A `LossHistory` keeps the last losses at
+each t, and `probabilities` makes p of them. It is a pytree of two arrays: part of the train state,
+in its checkpoints, and the same on every device of a mesh.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_key
+from ddpm_jax.checks import check_float, check_key, check_times
 
-__all__ = ["stratified", "uniform"]
+__all__ = [
+    "LossHistory",
+    "importance",
+    "loss_history",
+    "probabilities",
+    "stratified",
+    "uniform",
+    "update_history",
+]
+
+_LATTICE = 2.0**29
+"""Points of the lattice of `importance`, but for rounding: twice that many still are an int32."""
+
+
+class LossHistory(NamedTuple):
+    """The last losses at each t, `length` of them. Make one with `loss_history`."""
+
+    losses: Float[Array, "T length"]
+    """Rings: the next loss at t replaces the one at position counts[t] mod length."""
+    counts: Int[Array, " T"]
+    """How many losses each t has had, below 2^31."""
 
 
 def uniform(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " batch"]:
@@ -20,7 +55,7 @@ def uniform(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " bat
     Raises:
         TypeError, ValueError: `key` is not a typed key, or a count below 1.
     """
-    _check(key, batch, num_steps)
+    _check(key, batch=batch, num_steps=num_steps)
     return jax.random.randint(key, (batch,), 0, num_steps, dtype=jnp.int32)
 
 
@@ -36,7 +71,7 @@ def stratified(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " 
         TypeError, ValueError: `key` is not a typed key, a count below 1, or a lattice of
             2^30 points or more.
     """
-    _check(key, batch, num_steps)
+    _check(key, batch=batch, num_steps=num_steps)
     lattice = batch * num_steps
     if lattice >= 2**30:
         raise ValueError(
@@ -47,8 +82,174 @@ def stratified(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " 
     return (offset + places) % lattice // batch
 
 
-def _check(key: jax.Array, batch: int, num_steps: int) -> None:
-    check_key("key", key)
-    for name, count in (("batch", batch), ("num_steps", num_steps)):
+def importance(
+    key: Key[Array, ""], batch: int, probabilities: Float[Array, " T"]
+) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """Times drawn from `probabilities`, and the weights 1 / (T p_t) that make up for it.
+
+    mean(weight * L_t) estimates the mean of L over uniform t without bias, whatever p is, as long
+    as it is above 0 where L is not 0. As in `stratified`, one offset serves the whole batch:
+    example i gets the time at (offset + i / batch) mod 1 of the way up the cumulated p, so every
+    example's t is distributed as p and the batch holds each t batch * p_t times, rounded up or
+    down.
+
+    p is rounded to a lattice of about 2^29 points, each t owning a whole number of them, at least
+    one if its p is not 0. The draw and the weights are those of the rounded p: no sum of float32
+    is near the draw, and rounding costs no bias.
+
+    Args:
+        key: typed random key.
+        batch: number of examples.
+        probabilities: p, not negative; made to sum to 1 here. With anything else in it the
+            weights are NaN.
+
+    Returns:
+        `t`, int32 `[batch]` in [0, T), and the weight of each, float32 `[batch]`. A batch of one
+        is one independent draw.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name, or `batch`
+            below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax import timesteps
+        >>> t, weight = timesteps.importance(jax.random.key(0), 4, jnp.array([0.75, 0.25]))
+        >>> sorted(t.tolist()), sorted(weight.tolist())
+        ([0, 0, 0, 1], [0.6666666865348816, 0.6666666865348816, 0.6666666865348816, 2.0])
+    """
+    _check(key, batch=batch)
+    check_float("probabilities", probabilities)
+    if probabilities.ndim != 1:
+        raise ValueError(
+            f"probabilities has shape {probabilities.shape}; it has to be a vector, one for each t"
+        )
+    p = _whole(probabilities.astype(jnp.float32))
+    total = jnp.sum(p)
+    valid = jnp.all(p >= 0.0) & (total > 0.0) & jnp.isfinite(total)
+    p = jnp.where(valid, p / total, 1.0 / p.size)
+    points = jnp.where(p > 0.0, jnp.maximum((p * _LATTICE).astype(jnp.int32), 1), 0)
+    ends = jnp.cumsum(points)  # of integers: exact, and rising
+
+    lattice = ends[-1]
+    offset = jax.random.randint(key, (), 0, lattice, dtype=jnp.int32)
+    index = jnp.arange(batch, dtype=jnp.int32)
+    # i lattice / batch, whose product would overflow. Rounding moves a place, and biases nothing:
+    # the offset makes each of them uniform, wherever it starts from.
+    share = (lattice % batch).astype(jnp.float32) / batch
+    places = index * (lattice // batch) + (index.astype(jnp.float32) * share).astype(jnp.int32)
+    t = jnp.searchsorted(ends, (offset + places) % lattice, side="right").astype(jnp.int32)
+    weight = lattice.astype(jnp.float32) / p.size / points[t].astype(jnp.float32)
+    return t, jnp.where(valid, weight, jnp.nan)
+
+
+def loss_history(num_steps: int, length: int = 10) -> LossHistory:
+    """The empty history of a chain of `num_steps`, `length` losses for each t.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    _check(None, num_steps=num_steps, length=length)
+    return LossHistory(jnp.zeros((num_steps, length), jnp.float32), jnp.zeros(num_steps, jnp.int32))
+
+
+def update_history(
+    history: LossHistory, t: Int[Array, " batch"], losses: Float[Array, " batch"]
+) -> LossHistory:
+    """The history after the examples of a batch, as if they came one after the other.
+
+    A t may be there many times, more often than the history is long too. Losses that are not
+    finite are ignored, as a step that overflowed is no news of the size of L_t; so are times
+    outside [0, T).
+
+    Args:
+        history: what was known.
+        t: the times that were drawn.
+        losses: L_t of each example, without the weight.
+
+    Returns:
+        A history of its own, whole on every device; `history` is as it was.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import timesteps
+        >>> history = timesteps.loss_history(3, length=2)
+        >>> t, losses = jnp.array([1, 0, 1, 1]), jnp.array([5.0, 6.0, 7.0, 8.0])
+        >>> timesteps.update_history(history, t, losses).losses.tolist()
+        [[6.0, 0.0], [8.0, 7.0], [0.0, 0.0]]
+    """
+    _check_history(history)
+    check_float("losses", losses)
+    if losses.ndim != 1:
+        raise ValueError(f"losses has shape {losses.shape}; it has to be a vector, one per example")
+    check_times("t", t, losses.shape[0])
+    kept, counts = _whole(history.losses), _whole(history.counts)
+    t, losses = _whole(t), _whole(losses.astype(kept.dtype))
+    num_steps, length = kept.shape
+
+    # Sorted by t, and in order for each t; what is ignored goes to a row that is not there.
+    known = jnp.isfinite(losses) & (t >= 0) & (t < num_steps)
+    row = jnp.where(known, t, num_steps)
+    order = jnp.argsort(row, stable=True)
+    row, losses = row[order], losses[order]
+    rank = jnp.arange(row.size, dtype=jnp.int32) - jnp.searchsorted(row, row).astype(jnp.int32)
+    arrived = jnp.zeros_like(counts).at[row].add(1, mode="drop")
+    # Of more than `length` losses at one t only the last stay. That leaves each place in the
+    # rings at most one loss: nothing depends on the order in which a device writes.
+    stays = rank >= arrived.at[row].get(mode="clip") - length
+    place = (counts.at[row].get(mode="clip") + rank) % length
+    kept = kept.at[jnp.where(stays, row, num_steps), place].set(losses, mode="drop")
+    return LossHistory(kept, counts + arrived)
+
+
+def probabilities(history: LossHistory, *, uniform_share: float = 1e-3) -> Float[Array, " T"]:
+    """p_t proportional to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, eq. 18), float32 `[T]`.
+
+    E[L_t^2] is the mean over the history. Uniform until the history is full at every t.
+
+    Args:
+        history: of the losses that `importance` weights.
+        uniform_share: the share of draws that is uniform all the same. It bounds the weights by
+            1 / uniform_share, where a history of few losses calls an L_t small that is not.
+
+    Raises:
+        TypeError, ValueError: a history that is none, or `uniform_share` outside (0, 1].
+    """
+    _check_history(history)
+    if not 0.0 < uniform_share <= 1.0:
+        raise ValueError(f"uniform_share is {uniform_share}; it has to be above 0 and at most 1")
+    losses, num_steps = history.losses, history.counts.size
+    largest = jnp.max(jnp.abs(losses))  # squares of large losses overflow
+    scaled = losses / jnp.where(largest > 0.0, largest, 1.0)
+    size = jnp.sqrt(jnp.mean(jnp.square(scaled), axis=1))
+    full = jnp.all(history.counts >= losses.shape[1]) & (largest > 0.0)
+    p = jnp.where(full, size / jnp.where(full, jnp.sum(size), 1.0), 1.0 / num_steps)
+    return (1.0 - uniform_share) * p + uniform_share / num_steps
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """All of `x` on every device; only an explicit mesh has to be told."""
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _check(key: jax.Array | None, **counts: int) -> None:
+    if key is not None:
+        check_key("key", key)
+    for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} is {count}; it has to be at least 1")
+
+
+def _check_history(history: LossHistory) -> None:
+    check_float("history.losses", history.losses)
+    if history.losses.ndim != 2:
+        raise ValueError(
+            f"history.losses has shape {history.losses.shape}; it has to be [T, length]"
+        )
+    check_times("history.counts", history.counts, history.losses.shape[0])

@@ -16,10 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
     "ddpm_jax": {
-        *("analytic", "gaussians", "losses", "reverse", "samplers", "schedules", "timesteps"),
+        *("analytic", "gaussians", "likelihood", "losses", "reverse"),
+        *("samplers", "schedules", "timesteps"),
         *("Schedule", "convert", "q_chain", "q_posterior", "q_sample", "q_step", "q_transition"),
-        *("bits_per_dim", "elbo_loss", "hybrid_loss", "kl_weight", "simple_loss", "vlb_terms"),
-        "weighted_loss",
+        *("simple_loss", "weighted_loss", "elbo_loss", "hybrid_loss", "kl_weight", "vlb_terms"),
+        *("bits_per_dim", "estimate_bits_per_dim", "flow_bits_per_dim"),
     },
     "ddpm_jax.schedules": {
         *("Schedule", "linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr"),
@@ -35,6 +36,10 @@ PUBLIC = {
         *("simple_loss", "weighted_loss", "elbo_loss", "hybrid_loss"),
         *("kl_weight", "prior_term", "vlb_terms", "error_weight"),
         *("Weighting", "constant", "min_snr", "p2", "truncated_snr"),
+    },
+    "ddpm_jax.likelihood": {
+        *("bits_per_dim", "estimate_bits_per_dim", "flow_bits_per_dim", "dequantize"),
+        *("BitsPerDim", "BitsEstimate", "FlowLikelihood"),
     },
     "ddpm_jax.samplers": {
         *("ancestral", "ddim", "ddim_inversion", "dpm_solver_pp", "heun", "probability_flow"),

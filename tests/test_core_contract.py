@@ -210,6 +210,68 @@ CASES = {
         {"key": key, "x0": grey},
         "x0",
     ),
+    "bits_per_dim, in chunks": Case(
+        lambda **arrays: (
+            likelihood.bits_per_dim(
+                SCHEDULE,
+                lambda x_t, t: (0.3 * x_t, 0.1 * x_t),
+                **arrays,
+                predicts="v",
+                levels=LEVELS,
+                chunk=5,
+                variance="learned_range",
+            ).total
+        ),
+        {"key": key, "x0": grey},
+        "x0",
+    ),
+    "estimate_bits_per_dim": Case(
+        bind(
+            likelihood.estimate_bits_per_dim,
+            predict=lambda x_t, t: 0.3 * x_t,
+            predicts="v",
+            levels=LEVELS,
+            num_times=4,
+            chunk=3,
+        ),
+        {"key": key, "x0": grey},
+        "x0",
+    ),
+    "dequantize": Case(
+        lambda **arrays: likelihood.dequantize(**arrays, levels=LEVELS),
+        {"key": key, "x0": grey},
+        "x0",
+    ),
+    "flow_bits_per_dim": Case(
+        bind(
+            likelihood.flow_bits_per_dim,
+            predict=lambda x_t, t: 0.3 * jnp.tanh(x_t),
+            times=samplers.time_grid(SCHEDULE, 4),
+            predicts="v",
+            levels=LEVELS,
+            num_probes=2,
+        ),
+        {"key": key, "x0": grey},
+        "x0",
+    ),
+    "update_history": Case(
+        lambda t, losses: timesteps.update_history(
+            timesteps.LossHistory(image(0)[..., 0], jnp.arange(BATCH, dtype=jnp.int32)), t, losses
+        ),
+        {"t": t - 2, "losses": positive(1)[:, 0, 0]},
+        "losses",
+    ),
+    "probabilities": Case(
+        lambda losses: (
+            timesteps.probabilities(timesteps.LossHistory(losses, jnp.full(BATCH, 3)))
+            * image(1)[:, 0, 0]
+        ),
+        {"losses": positive(0)[..., 0]},
+        "losses",
+    ),
+    "importance": Case(
+        lambda key: timesteps.importance(key, BATCH, jnp.linspace(0.01, 0.2, 12)), {"key": key}
+    ),
     "uniform": Case(lambda key: timesteps.uniform(key, BATCH, 12), {"key": key}),
     "stratified": Case(lambda key: timesteps.stratified(key, BATCH, 12), {"key": key}),
     "sample, ancestral": Case(
@@ -289,6 +351,7 @@ STATIC = {
     *("zero_terminal_snr", "shifted", "respaced"),
     *("constant", "min_snr", "p2", "truncated_snr"),
     *("time_grid", "ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"),
+    "loss_history",
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("per_example", "data_axes", "widened", "check_predicts"),  # between rooms only

@@ -74,7 +74,7 @@ def test_no_two_uses_of_randomness_share_a_key(experiment):
 def test_bits_per_dim_do_not_count_the_filling_of_the_last_batch(experiment, monkeypatch):
     """A fake ELBO that is the image's own mean: 360 images in batches of 128 leave 104 over."""
 
-    def mean_level(schedule, predict, key, x0, *, predicts, levels):
+    def mean_level(schedule, predict, key, x0, *, predicts, levels, variance):
         mean = x0.mean(axis=(1, 2, 3))
         return BitsPerDim(mean, mean, mean, mean, mean[None])
 

@@ -44,6 +44,12 @@ def test_linspace_falls_evenly_and_never_repeats(T):
         ("trailing", 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
         ("leading", 3, [666, 333, 0]),
         ("trailing", 3, [999, 666, 332]),
+        # Halves are rounded to even, as NumPy does: 937.5 to 938, 812.5 to 812.
+        (
+            "trailing",
+            16,
+            [999, 937, 874, 811, 749, 687, 624, 561, 499, 437, 374, 311, 249, 187, 124, 61],
+        ),
         ("leading", 1, [0]),
         ("trailing", 1, [999]),
         ("log_snr", 1, [999]),

@@ -60,11 +60,12 @@ def _bits_per_dim(experiment: Experiment, params: Any) -> BitsPerDim:
     def terms_of(params: Any, key: jax.Array, batch: jax.Array) -> BitsPerDim:
         return bits_per_dim(
             experiment.schedule,
-            experiment.bind(params),
+            experiment.bind(params, with_variance=True),
             key,
             to_model_range(batch, images.levels),
             predicts=experiment.config.model.predicts,
             levels=images.levels,
+            variance=experiment.config.model.variance,
         )
 
     parts = []

@@ -86,9 +86,9 @@ def inpaint(
             x_t = q_transition(schedule, x_s, t_each, s_each, noise)
             return sampler.init(init_key, x_t.shape, x_t), None
 
-        *keys, last_key = jax.random.split(key, resamplings)
+        keys = jax.random.split(key, resamplings)
         if resamplings > 1:
-            state, _ = jax.lax.scan(once_and_back, state, jnp.stack(keys))
-        return once(state, last_key)
+            state, _ = jax.lax.scan(once_and_back, state, keys[:-1])
+        return once(state, keys[-1])
 
     return Sampler(init, step)

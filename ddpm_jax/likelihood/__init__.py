@@ -1,0 +1,9 @@
+"""Bits per dimension: the whole chain, an estimate from few times, and the probability flow."""
+
+from ddpm_jax.likelihood.chain import BitsPerDim as BitsPerDim
+from ddpm_jax.likelihood.chain import bits_per_dim as bits_per_dim
+from ddpm_jax.likelihood.estimate import BitsEstimate as BitsEstimate
+from ddpm_jax.likelihood.estimate import estimate_bits_per_dim as estimate_bits_per_dim
+from ddpm_jax.likelihood.flow import FlowLikelihood as FlowLikelihood
+from ddpm_jax.likelihood.flow import dequantize as dequantize
+from ddpm_jax.likelihood.flow import flow_bits_per_dim as flow_bits_per_dim
