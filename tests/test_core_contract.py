@@ -1,17 +1,17 @@
-"""One table of the core's public functions, and what every one of them owes its callers.
+"""What every public function of the core owes its callers.
 
-Each runs under jit, vmap, grad and a sharded mesh of 8 devices with the same values, and refuses
-an argument of the wrong dtype or shape by its name, while JAX traces.
+Each runs under jit, traced once, vmap, grad and a sharded mesh of 8 devices with the same values,
+and refuses an argument of the wrong dtype or shape by its name, while JAX traces.
 """
 
+import collections
 import inspect
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import BATCH, CASES, STATIC, grey, key
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ddpm_jax
@@ -27,337 +27,20 @@ from ddpm_jax import (
     timesteps,
 )
 
-BATCH = 8
-SCHEDULE = schedules.cosine(12)
-LEVELS = 17
-DATA = analytic.mixture([0.3, 0.7], [[0.5] * 6, [-0.2] * 6], [np.eye(6), np.diag([0.1, 0.3] * 3)])
+TRACES = collections.Counter()
 
 
-class Case(NamedTuple):
-    """A public function with what is static bound, and its arrays by name."""
+def counted(name):
+    """The function of a case, compiled; TRACES counts how often it was traced for that."""
 
-    function: Callable
-    arrays: dict
-    like: str | None = None
-    """The array whose shape the others have to have; a wrong one is theirs to report."""
+    def function(**arrays):
+        TRACES[name] += 1
+        return CASES[name].function(**arrays)
 
-
-def image(seed):
-    return 0.5 * jax.random.normal(jax.random.key(seed), (BATCH, 3, 2))
+    return jax.jit(function)
 
 
-def on_grid(seed):
-    levels = jax.random.randint(jax.random.key(seed), (BATCH, 3, 2), 0, LEVELS)
-    return jnp.linspace(-1.0, 1.0, LEVELS)[levels]
-
-
-def positive(seed):
-    return 0.5 + jnp.square(image(seed))
-
-
-def factor(seed):
-    """Lower-triangular matrices with a positive diagonal, one for each vector of an image."""
-    a, b, c = positive(seed)[..., 0], image(seed + 1)[..., 0], positive(seed)[..., 1]
-    return jnp.stack([jnp.stack([a, 0 * a], axis=-1), jnp.stack([b, c], axis=-1)], axis=-2)
-
-
-def bind(function, **static):
-    """`function` of the schedule and named arrays."""
-    return lambda **arrays: function(SCHEDULE, **arrays, **static)
-
-
-def draw_images(sampler):
-    times = samplers.time_grid(SCHEDULE, 4)
-    return lambda key, **start: samplers.sample(sampler, key, (BATCH, 3, 2), times, **start).x0
-
-
-def bent(x_t, t):
-    """A network whose slope depends on where it stands."""
-    return 0.3 * x_t + 0.2 * jnp.sin(x_t)
-
-
-def look_up(name):
-    return lambda **times: getattr(SCHEDULE, name)(**times)
-
-
-t, s = jnp.arange(BATCH, dtype=jnp.int32) + 2, jnp.arange(BATCH, dtype=jnp.int32) - 1
-key = jax.random.key(5)
-grey = on_grid(0)
-prediction = {"prediction": image(2), "x0": grey}
-
-CASES = {
-    "q_sample": Case(bind(forward.q_sample), {"x0": image(0), "t": t, "eps": image(1)}, "x0"),
-    "q_step": Case(bind(forward.q_step), {"x_prev": image(0), "t": t, "eps": image(1)}, "x_prev"),
-    "q_chain": Case(bind(forward.q_chain, num_steps=3), {"key": key, "x0": image(0)}, "x0"),
-    "q_posterior": Case(
-        bind(forward.q_posterior), {"x0": image(0), "x_t": image(1), "t": t, "s": s}, "x0"
-    ),
-    "q_posterior_variance": Case(bind(forward.q_posterior_variance), {"t": t, "s": s}, "t"),
-    "q_transition": Case(
-        bind(forward.q_transition), {"x_s": image(0), "t": t, "s": s, "eps": image(1)}, "x_s"
-    ),
-    "convert": Case(
-        bind(forward.convert, source="eps", target="v"),
-        {"value": image(0), "x_t": image(1), "t": t},
-        "value",
-    ),
-    "convert, score": Case(
-        bind(forward.convert, source="score", target="x0"),
-        {"value": image(0), "x_t": image(1), "t": t},
-        "value",
-    ),
-    "fixed_variance": Case(bind(reverse.fixed_variance, variance="large"), {"t": t, "s": s}, "t"),
-    "learned_log_variance": Case(
-        bind(reverse.learned_log_variance),
-        {"interpolation": image(0), "t": t, "s": s},
-        "interpolation",
-    ),
-    "kl_diagonal": Case(
-        gaussians.kl_diagonal,
-        {
-            "mean_q": image(0),
-            "variance_q": positive(1),
-            "mean_p": image(2),
-            "variance_p": positive(3),
-        },
-        "mean_q",
-    ),
-    "kl_shared_variance": Case(
-        gaussians.kl_shared_variance,
-        {"mean_q": image(0), "mean_p": image(1), "variance": positive(2)},
-        "mean_q",
-    ),
-    "kl_standardized": Case(
-        gaussians.kl_standardized, {"error": image(0), "log_variance_ratio": image(1)}, "error"
-    ),
-    "entropy_diagonal": Case(gaussians.entropy_diagonal, {"variance": positive(0)}, "variance"),
-    "log_density_diagonal": Case(
-        gaussians.log_density_diagonal,
-        {"x": image(0), "mean": image(1), "variance": positive(2)},
-        "x",
-    ),
-    "kl_full": Case(
-        gaussians.kl_full,
-        {
-            "mean_q": image(0),
-            "cholesky_q": factor(1),
-            "mean_p": image(2),
-            "cholesky_p": factor(3),
-        },
-        "mean_q",
-    ),
-    "entropy_full": Case(gaussians.entropy_full, {"cholesky": factor(0)}, "cholesky"),
-    "log_density_full": Case(
-        gaussians.log_density_full,
-        {"x": image(0), "mean": image(1), "cholesky": factor(2)},
-        "x",
-    ),
-    "kl_to_standard_normal": Case(
-        gaussians.kl_to_standard_normal,
-        {"mean": image(0), "one_minus_variance": 0.3 * positive(1)},
-        "mean",
-    ),
-    "discretized_log_likelihood": Case(
-        lambda **arrays: gaussians.discretized_log_likelihood(**arrays, levels=LEVELS),
-        {"x": on_grid(0), "mean": image(1), "standard_deviation": positive(2)},
-        "x",
-    ),
-    "simple_loss": Case(
-        bind(losses.simple_loss, predicts="v"), {**prediction, "t": t, "eps": image(1)}, "x0"
-    ),
-    "weighted_loss": Case(
-        bind(losses.weighted_loss, predicts="v", weighting=losses.min_snr()),
-        {**prediction, "t": t, "eps": image(1)},
-        "x0",
-    ),
-    "error_weight": Case(
-        bind(losses.error_weight, predicts="eps", weighting=losses.p2()), {"t": t}, "t"
-    ),
-    "kl_weight": Case(bind(losses.kl_weight, predicts="eps"), {"t": t}, "t"),
-    "vlb_terms": Case(
-        bind(losses.vlb_terms, predicts="eps", levels=LEVELS),
-        {**prediction, "x_t": image(1), "t": t - 2},
-        "x0",
-    ),
-    "vlb_terms, learned range": Case(
-        bind(losses.vlb_terms, predicts="v", levels=LEVELS, variance="learned_range"),
-        {**prediction, "x_t": image(1), "t": t - 2, "interpolation": image(3)},
-        "x0",
-    ),
-    "hybrid_loss": Case(
-        bind(losses.hybrid_loss, predicts="v", levels=LEVELS, vlb_weight=0.5),
-        {
-            **prediction,
-            "interpolation": image(3),
-            "x_t": image(1),
-            "t": t - 2,
-            "eps": image(4),
-        },
-        "x0",
-    ),
-    "elbo_loss": Case(
-        bind(losses.elbo_loss, predicts="v", levels=LEVELS),
-        {**prediction, "x_t": image(1), "t": t - 2},
-        "x0",
-    ),
-    "prior_term": Case(bind(losses.prior_term), {"x0": grey}, "x0"),
-    "bits_per_dim": Case(
-        lambda **arrays: (
-            likelihood.bits_per_dim(
-                SCHEDULE, lambda x_t, t: 0.3 * x_t, **arrays, predicts="eps", levels=LEVELS
-            ).total
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "bits_per_dim, in chunks": Case(
-        lambda **arrays: (
-            likelihood.bits_per_dim(
-                SCHEDULE,
-                lambda x_t, t: (0.3 * x_t, 0.1 * x_t),
-                **arrays,
-                predicts="v",
-                levels=LEVELS,
-                chunk=5,
-                variance="learned_range",
-            ).total
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "estimate_bits_per_dim": Case(
-        bind(
-            likelihood.estimate_bits_per_dim,
-            predict=lambda x_t, t: 0.3 * x_t,
-            predicts="v",
-            levels=LEVELS,
-            num_times=4,
-            chunk=3,
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "dequantize": Case(
-        lambda **arrays: likelihood.dequantize(**arrays, levels=LEVELS),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "flow_bits_per_dim": Case(
-        bind(
-            likelihood.flow_bits_per_dim,
-            predict=lambda x_t, t: 0.3 * jnp.tanh(x_t),
-            times=samplers.time_grid(SCHEDULE, 4),
-            predicts="v",
-            levels=LEVELS,
-            num_probes=2,
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "update_history": Case(
-        lambda t, losses: timesteps.update_history(
-            timesteps.LossHistory(image(0)[..., 0], jnp.arange(BATCH, dtype=jnp.int32)), t, losses
-        ),
-        {"t": t - 2, "losses": positive(1)[:, 0, 0]},
-        "losses",
-    ),
-    "probabilities": Case(
-        lambda losses: (
-            timesteps.probabilities(timesteps.LossHistory(losses, jnp.full(BATCH, 3)))
-            * image(1)[:, 0, 0]
-        ),
-        {"losses": positive(0)[..., 0]},
-        "losses",
-    ),
-    "importance": Case(
-        lambda key: timesteps.importance(key, BATCH, jnp.linspace(0.01, 0.2, 12)), {"key": key}
-    ),
-    "uniform": Case(lambda key: timesteps.uniform(key, BATCH, 12), {"key": key}),
-    "stratified": Case(lambda key: timesteps.stratified(key, BATCH, 12), {"key": key}),
-    "sample, ancestral": Case(
-        draw_images(samplers.ancestral(SCHEDULE, lambda x_t, t: 0.3 * x_t)), {"key": key}
-    ),
-    "sample, ddim": Case(
-        draw_images(samplers.ddim(SCHEDULE, lambda x_t, t: 0.3 * x_t, eta=0.5)), {"key": key}
-    ),
-    "denoise": Case(
-        lambda **arrays: analytic.denoise(DATA, SCHEDULE, **arrays, target="v"),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "predictor": Case(
-        lambda x_t, t: analytic.predictor(DATA, SCHEDULE, predicts="eps")(x_t, t),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "log_density": Case(
-        lambda **arrays: analytic.log_density(DATA, SCHEDULE, **arrays),
-        {"x_t": image(0), "t": t - 3},
-        "x_t",
-    ),
-    "sample, analytic": Case(lambda key: analytic.sample(DATA, key, (BATCH, 3, 2)), {"key": key}),
-    "sample, dpm_solver_pp": Case(
-        draw_images(samplers.dpm_solver_pp(SCHEDULE, bent, stochastic=True)), {"key": key}
-    ),
-    "sample, heun": Case(draw_images(samplers.heun(SCHEDULE, bent)), {"key": key}),
-    "sample, from a start": Case(
-        draw_images(samplers.probability_flow(SCHEDULE, bent, threshold=None)),
-        {"key": key, "start": image(0)},
-    ),
-    "ddim_inversion": Case(
-        lambda x0: samplers.ddim_inversion(
-            SCHEDULE, bent, x0, samplers.time_grid(SCHEDULE, 4), iterations=2
-        ),
-        {"x0": image(0)},
-        "x0",
-    ),
-    "inpaint": Case(
-        lambda key, known, mask: draw_images(
-            samplers.inpaint(
-                samplers.dpm_solver_pp(SCHEDULE, bent, threshold=None),
-                SCHEDULE,
-                known,
-                mask,
-                resamplings=2,
-            )
-        )(key),
-        {"key": key, "known": image(0), "mask": image(1) > 0.0},
-        "known",
-    ),
-    "classifier_free": Case(
-        samplers.guidance.classifier_free(
-            bent, lambda x_t, t: 0.3 * x_t, scale=3.0, interval=(3, 6), rescale=0.5
-        ),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "classifier": Case(
-        samplers.guidance.classifier(
-            SCHEDULE, bent, lambda x_t, t: jnp.sum(jnp.sin(x_t), axis=(1, 2)), scale=2.0
-        ),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "static_threshold": Case(samplers.static_threshold, {"x0_hat": image(0)}, "x0_hat"),
-    "dynamic_threshold": Case(
-        samplers.dynamic_threshold(0.7), {"x0_hat": 4.0 * image(0)}, "x0_hat"
-    ),
-}
-
-# Those that take no arrays, or make what does.
-STATIC = {
-    *("linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr"),
-    *("from_betas", "from_alpha_bar", "from_log_snr"),
-    *("zero_terminal_snr", "shifted", "respaced"),
-    *("constant", "min_snr", "p2", "truncated_snr"),
-    *("time_grid", "ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"),
-    "loss_history",
-    *("gaussian", "mixture"),
-    *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
-    *("per_example", "data_axes", "widened", "check_predicts"),  # between rooms only
-}
-
-COMPILED = {name: jax.jit(case.function) for name, case in CASES.items()}
+COMPILED = {name: counted(name) for name in CASES}
 
 every_function = pytest.mark.parametrize("name", CASES)
 
@@ -412,8 +95,15 @@ def test_the_table_is_complete():
 
 
 @every_function
-def test_jit(name, value):
-    assert_close(COMPILED[name](**CASES[name].arrays), value[name])
+def test_jit_and_one_trace(name, value):
+    arrays = CASES[name].arrays
+    assert_close(COMPILED[name](**arrays), value[name])
+    others = {
+        name: jax.random.fold_in(array, 1) if is_key(array) else array[::-1]
+        for name, array in arrays.items()
+    }
+    COMPILED[name](**others)
+    assert TRACES[name] == 1
 
 
 @every_function
