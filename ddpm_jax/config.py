@@ -126,7 +126,7 @@ class TrainConfig:
     dimension; "hybrid": the first and a little of the second, for a learned variance; "min_snr",
     "p2" and "truncated_snr": mean squared errors with these weights."""
     times: Times = "uniform"
-    """How t is drawn."""
+    """How t is drawn: "importance" by a history of losses, which is part of the state."""
     ema_decay: float = 0.9999
     log_every: int = 100
     save_every: int = 5000

@@ -17,9 +17,9 @@ from ddpm_jax.training import ema
 from ddpm_jax.training.objective import Objective
 
 
-def pull_to_batch(params, key, batch):
+def pull_to_batch(params, key, batch, memory):
     """1/2 (w - x)^2 for each example: the gradient of its mean is w - mean(x)."""
-    return 0.5 * jnp.square(params["w"] - batch)
+    return 0.5 * jnp.square(params["w"] - batch), memory
 
 
 def make_state(w=3.0, optimizer=None):
@@ -72,8 +72,8 @@ def test_the_first_bad_step_is_remembered(bad):
 
 
 def test_a_bad_gradient_under_a_finite_loss_counts():
-    def root(params, key, batch):
-        return jnp.sqrt(params["w"] * 0.0) + 0.0 * batch
+    def root(params, key, batch, memory):
+        return jnp.sqrt(params["w"] * 0.0) + 0.0 * batch, memory
 
     state, _ = jax.jit(make_step(root))(make_state(), jnp.zeros(2))
     assert int(state.first_bad_step) == 1
@@ -130,7 +130,7 @@ def test_every_objective_is_a_loss_of_the_core(objective):
         variance=variance,
     )
     key, x0 = jax.random.key(0), jnp.linspace(-1.0, 1.0, 17)[jnp.arange(32) % 17].reshape(8, 4)
-    loss = loss_fn(jnp.float32(0.5), key, x0)
+    loss, _ = loss_fn(jnp.float32(0.5), key, x0, ())
 
     times_key, noise_key, _ = jax.random.split(key, 3)
     t = timesteps.stratified(times_key, 8, 8)
@@ -240,6 +240,51 @@ def test_eight_devices_give_the_losses_of_one(small_run, on_eight):
         state.params,
         on_eight[1].params,
     )
+
+
+def test_times_drawn_by_importance_are_learned_alike_on_any_mesh():
+    # A network that says nothing errs by |eps|^2 at every t, more where the weight is larger.
+    schedule = linear_log_snr(6, 7.0, -1.0)
+
+    def apply(params, x_t, t, *, train, rngs):
+        return params["w"] * x_t
+
+    loss_fn = training.make_loss(
+        apply, schedule, objective="elbo", predicts="v", levels=17, times="importance"
+    )
+    step = training.make_train_step(loss_fn, optax.sgd(0.0), ema_decay=0.9, window_steps=1)
+    memory = training.initial_memory("importance", 6)
+    batch = np.linspace(-1.0, 1.0, 17, dtype=np.float32)[np.arange(64) % 17].reshape(32, 2)
+
+    def born():
+        return training.init_state({"w": jnp.zeros(())}, optax.sgd(0.0), jax.random.key(0), memory)
+
+    states, losses = [], []
+    for devices in (1, 8):
+        mesh = parallel.make_mesh(devices)
+        compiled = parallel.compile_step(step, mesh)
+        state = jax.jit(born, out_shardings=parallel.replicated(mesh))()
+        for _ in range(40):
+            state, metrics = compiled(state, parallel.shard_batch(mesh, batch))
+            losses.append(float(metrics.loss))
+        states.append(state)
+    np.testing.assert_array_equal(states[0].memory.counts, states[1].memory.counts)
+    np.testing.assert_allclose(states[0].memory.losses, states[1].memory.losses, rtol=1e-5)
+    assert states[0].memory.counts.sum() == 40 * 32
+    np.testing.assert_allclose(losses[:40], losses[40:], rtol=1e-5)
+    # The mean is that of uniform times; once the history is full, it varies less.
+    uniform = jax.jit(
+        jax.vmap(
+            lambda key: training.make_loss(
+                apply, schedule, objective="elbo", predicts="v", levels=17, times="uniform"
+            )({"w": jnp.zeros(())}, key, jnp.asarray(batch), ())[0].mean()
+        )
+    )(jax.random.split(jax.random.key(1), 4000))
+    late = np.array(losses[20:40])
+    assert abs(late.mean() - uniform.mean()) < 4.5 * late.std() / np.sqrt(20) + 4.5 * (
+        uniform.std() / np.sqrt(4000)
+    )
+    assert late.std() < 0.75 * uniform.std()
 
 
 def test_the_batch_is_split_and_the_state_is_everywhere(on_eight):

@@ -27,7 +27,7 @@ def get_config() -> Config:
             steps=24,
             batch_size=16,
             objective="elbo",
-            times="stratified",
+            times="importance",
             ema_decay=0.9,
             log_every=5,
             save_every=4,

@@ -136,19 +136,29 @@ def make_model(config: Config) -> UNet:
 
 
 def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
-    """`(params, key, uint8 images) -> loss [batch]`: images are scaled on the device."""
+    """A loss of uint8 images, which are scaled on the device; see `ddpm_jax.training.objective`.
+
+    Held-out images have no memory: times that training draws by importance are stratified for them.
+    """
     config, levels = experiment.config, experiment.images.levels
+    times = config.train.times
+    if times == "importance" and not train:
+        times = "stratified"
     loss_fn = training.make_loss(
         experiment.model.apply,
         experiment.schedule,
         objective=config.train.objective,
         predicts=config.model.predicts,
         levels=levels,
-        times=config.train.times,
+        times=times,
         variance=config.model.variance,
         train=train,
     )
-    return lambda params, key, images: loss_fn(params, key, to_model_range(images, levels))
+
+    def loss_of_images(params: Any, key: Array, images: Array, memory: Any) -> tuple[Array, Any]:
+        return loss_fn(params, key, to_model_range(images, levels), memory)
+
+    return loss_of_images
 
 
 def initial_state(experiment: Experiment) -> training.TrainState:
@@ -171,7 +181,10 @@ def _born(experiment: Experiment) -> Callable[[], training.TrainState]:
         shape = (1, *experiment.images.image_shape)
         x_t, t = jnp.zeros(shape, jnp.float32), jnp.zeros((1,), jnp.int32)
         params = experiment.model.init(experiment.key("parameters"), x_t, t)
-        return training.init_state(params, experiment.optimizer, experiment.key("training"))
+        memory = training.initial_memory(
+            experiment.config.train.times, experiment.schedule.num_steps
+        )
+        return training.init_state(params, experiment.optimizer, experiment.key("training"), memory)
 
     return born
 

@@ -92,7 +92,8 @@ def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
 
     @jax.jit
     def mean_loss(params: Any, images: jax.Array) -> jax.Array:
-        return jnp.mean(loss_fn(params, key, images))
+        losses, _ = loss_fn(params, key, images, ())
+        return jnp.mean(losses)
 
     return lambda params: float(mean_loss(params, images))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ddpm_jax import timesteps
 from ddpm_jax.forward import Predicts, q_sample
@@ -21,12 +21,16 @@ from ddpm_jax.losses import (
 from ddpm_jax.reverse import Variance, check_predicts
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["LossFn", "Objective", "Times", "check_objective", "make_loss"]
+__all__ = ["LossFn", "Objective", "Times", "check_objective", "initial_memory", "make_loss"]
 
 Objective = Literal["simple", "elbo", "hybrid", "min_snr", "p2", "truncated_snr"]
-Times = Literal["uniform", "stratified"]
-LossFn = Callable[[Any, Array, Array], Array]
-"""`(params, key, x0) -> loss [batch]`."""
+Times = Literal["uniform", "stratified", "importance"]
+LossFn = Callable[[Any, Array, Array, Any], tuple[Array, Any]]
+"""`(params, key, batch, memory) -> (loss [batch], memory)`.
+
+The memory is a pytree of what the loss learns of itself: a `timesteps.LossHistory` where times are
+drawn by importance, else `()`.
+"""
 
 _WEIGHTINGS: dict[str, Weighting] = {
     "min_snr": min_snr(),
@@ -46,7 +50,10 @@ def make_loss(
     variance: Variance = "small",
     train: bool = True,
 ) -> LossFn:
-    """A function of `(params, key, x0)` that draws t and eps and returns the loss `[batch]`.
+    """A function of `(params, key, x0, memory)` that draws t and eps: the loss `[batch]`, memory.
+
+    Times drawn by importance need the memory of `initial_memory`; the loss then carries its weight,
+    so that its mean estimates what uniform times estimate. Others take `()`.
 
     "elbo" is in bits per dimension, the others are mean squared errors without a unit. `train`
     turns dropout on. `apply` is a Flax network's: `(params, x_t, t, train=, rngs=) -> prediction`,
@@ -58,11 +65,11 @@ def make_loss(
     """
     check_predicts(schedule, predicts)
     check_objective(objective, variance)
-    draw = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
 
-    def loss_fn(params: Any, key: Array, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
-        times_key, noise_key, dropout_key = jax.random.split(key, 3)
-        t = draw(times_key, x0.shape[0], schedule.num_steps)
+    def loss_at(
+        params: Any, keys: list[Array], x0: Float[Array, "batch *data"], t: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        noise_key, dropout_key = keys
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         x_t = q_sample(schedule, x0, t, eps)
         rngs = {"dropout": dropout_key}
@@ -87,7 +94,25 @@ def make_loss(
             schedule, prediction, x0, t, eps, predicts=predicts, weighting=weighting
         )
 
+    def loss_fn(
+        params: Any, key: Array, x0: Float[Array, "batch *data"], memory: Any
+    ) -> tuple[Float[Array, " batch"], Any]:
+        times_key, *keys = jax.random.split(key, 3)
+        batch, num_steps = x0.shape[0], schedule.num_steps
+        if times != "importance":
+            draw = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
+            return loss_at(params, keys, x0, draw(times_key, batch, num_steps)), memory
+        t, weight = timesteps.importance(times_key, batch, timesteps.probabilities(memory))
+        loss = loss_at(params, keys, x0, t)
+        memory = timesteps.update_history(memory, t, jax.lax.stop_gradient(loss))
+        return weight * loss, memory
+
     return loss_fn
+
+
+def initial_memory(times: Times, num_steps: int) -> Any:
+    """What a loss with such times remembers before the first step."""
+    return timesteps.loss_history(num_steps) if times == "importance" else ()
 
 
 def check_objective(objective: Objective, variance: Variance) -> None:

@@ -34,11 +34,15 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]
     """Root of all randomness in training; never changes."""
     window: Window
+    memory: Any
+    """What the loss remembers of itself, see `ddpm_jax.training.objective`; `()` if nothing."""
     first_bad_step: Int[Array, ""]
     """The first step whose loss, gradient or result was NaN or Inf, counted from 1; 0 if none."""
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, key: Array, memory: Any = ()
+) -> TrainState:
     """The state before the first step; pure, so `jit` with output shardings can bear it sharded."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -47,5 +51,6 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, key: Array)
         opt_state=optimizer.init(params),
         key=key,
         window=Window(*(jnp.zeros((), jnp.float32) for _ in Window._fields)),
+        memory=memory,
         first_bad_step=jnp.zeros((), jnp.int32),
     )

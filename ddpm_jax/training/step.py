@@ -1,7 +1,7 @@
 """One training step, a pure function: the caller compiles and shards it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,8 @@ def make_train_step(
     """A pure `train_step(state, batch) -> (state, metrics)`.
 
     Args:
-        loss_fn: `(params, key, batch) -> loss [batch]`; the mean over the batch is descended.
+        loss_fn: `(params, key, batch, memory) -> (loss [batch], memory)`; the mean over the batch
+            is descended.
         optimizer: an optax transformation.
         ema_decay: final decay of the parameters' moving average, in [0, 1).
         window_steps: steps that a log line averages; the window empties itself after as many.
@@ -44,9 +45,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Array) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
-        loss, gradient = jax.value_and_grad(lambda params: jnp.mean(loss_fn(params, key, batch)))(
-            state.params
-        )
+
+        def mean_loss(params: Any) -> tuple[Array, Any]:
+            losses, memory = loss_fn(params, key, batch, state.memory)
+            return jnp.mean(losses), memory
+
+        (loss, memory), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -68,6 +72,7 @@ def make_train_step(
             ema_params=ema.update(state.ema_params, params, ema.decay_at(state.step, ema_decay)),
             opt_state=opt_state,
             window=window,
+            memory=memory,
             first_bad_step=first_bad_step,
         )
         return new_state, metrics
