@@ -10,6 +10,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "check_choice",
@@ -17,7 +18,9 @@ __all__ = [
     "check_key",
     "check_kind",
     "check_quantity",
+    "check_result",
     "check_same_shape",
+    "check_scalar",
     "check_times",
     "check_vector",
 ]
@@ -68,6 +71,23 @@ def check_key(name: str, key: jax.Array) -> None:
         raise TypeError(f"{name} has dtype {key.dtype}; make a typed key with jax.random.key(seed)")
     if key.shape != ():
         raise ValueError(f"{name} has shape {key.shape}; it has to be a single key")
+
+
+def check_scalar(name: str, value: float | jax.Array) -> float | None:
+    """`value` as a float, or None while it is traced; raises ValueError unless it is one number."""
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"{name} has shape {jnp.shape(value)}; it has to be one number")
+    return None if isinstance(value, jax.core.Tracer) else float(value)
+
+
+def check_result(function: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless `function` returned an array of floats of `shape`."""
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise TypeError(f"{function} returned a {type(value).__name__}; it has to return an array")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{function} returned {value.dtype}; it has to return floating point")
+    if value.shape != shape:
+        raise ValueError(f"{function} returned the shape {value.shape}; it has to return {shape}")
 
 
 def check_kind(name: str, kind: str) -> None:

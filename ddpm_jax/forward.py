@@ -277,7 +277,9 @@ def convert(
 
 def per_example(values: Float[Array, " batch"], like: jax.Array) -> jax.Array:
     """`values` as a column that broadcasts over the data axes of `like`, in its dtype."""
-    return values.astype(like.dtype).reshape(values.shape + (1,) * (like.ndim - 1))
+    # NumPy's float64 is float32 to JAX, unless told otherwise.
+    dtype = jax.dtypes.canonicalize_dtype(like.dtype)
+    return values.astype(dtype).reshape(values.shape + (1,) * (like.ndim - 1))
 
 
 def data_axes(x: jax.Array) -> tuple[int, ...]:

@@ -12,8 +12,9 @@ others (Ho et al. 2020, section 3.2, https://arxiv.org/abs/2006.11239); the thir
 Dhariwal 2021, eq. 15 (https://arxiv.org/abs/2102.09672).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +22,7 @@ from ddpm_jax.checks import check_choice, check_float, check_kind, check_times, 
 from ddpm_jax.forward import per_example, q_posterior_variance, widened
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["Variance", "check_predicts", "fixed_variance", "learned_log_variance"]
+__all__ = ["Variance", "check_predicts", "fixed_variance", "learned_log_variance", "split_output"]
 
 Variance = Literal["small", "large", "learned_range"]
 """Where the variance of p(x_s | x_t) comes from."""
@@ -39,6 +40,21 @@ def check_predicts(schedule: Schedule, predicts: str) -> None:
             "predicts is 'eps', and the schedule leaves no signal at t = T - 1: x_t is the noise"
             " itself there, and says nothing about the data; predict 'v' or 'x0'"
         )
+
+
+def split_output(output: Any, *, variance: Variance) -> tuple[Any, Any]:
+    """A network's prediction, and its interpolation if `variance` is "learned_range", else None.
+
+    Raises:
+        TypeError: "learned_range" and a network that returned no pair, or a pair for the others.
+    """
+    if isinstance(output, tuple) != (variance == "learned_range"):
+        what = "array" if isinstance(output, jax.Array) else type(output).__name__
+        raise TypeError(
+            f"predict returned one {what} and variance is {variance!r}; a pair (prediction,"
+            " interpolation) belongs to 'learned_range', and to that alone"
+        )
+    return output if isinstance(output, tuple) else (output, None)
 
 
 def fixed_variance(

@@ -219,6 +219,28 @@ def test_dynamic_threshold_by_brute_force(quantile):
     np.testing.assert_array_equal(static_threshold(x0_hat), np.clip(x0_hat, -1.0, 1.0))
 
 
+def test_the_scale_may_be_traced():
+    guides = (
+        lambda scale: classifier_free(of_class(0.5, "eps"), of_class(0.0, "eps"), scale=scale),
+        lambda scale: classifier(SCHEDULE, of_both("eps"), log_prob, scale=scale),
+    )
+    scales = jnp.array([0.0, 1.0, 3.0])
+    for guide in guides:
+        each = [guide(float(scale))(X_T, TIMES) for scale in scales]
+        together = jax.jit(jax.vmap(lambda scale, guide=guide: guide(scale)(X_T, TIMES)))(scales)
+        np.testing.assert_allclose(together, jnp.stack(each), atol=1e-5)
+
+
+def test_what_is_guided_has_one_shape(without_annotation_checks):
+    one = of_class(0.5, "eps")
+    with pytest.raises(ValueError, match=r"unconditional returned the shape \(6, 1\)"):
+        classifier_free(one, lambda x_t, t: x_t[:, :1], scale=2.0)(X_T, TIMES)
+    with pytest.raises(ValueError, match=r"log_prob returned the shape \(6, 4\)"):
+        classifier(SCHEDULE, one, lambda x_t, t: x_t)(X_T, TIMES)
+    with pytest.raises(ValueError, match=r"scale has shape \(6,\); it has to be one number"):
+        classifier_free(one, one, scale=jnp.ones(6))
+
+
 def test_refused():
     one = of_class(0.5, "eps")
     for scale in (float("nan"), float("inf")):

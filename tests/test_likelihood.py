@@ -290,6 +290,27 @@ def test_chunks_stay_on_the_devices_of_their_examples():
         assert moved not in program
 
 
+@pytest.mark.parametrize("function", [bits_per_dim, estimate_bits_per_dim])
+def test_an_explicit_mesh_that_is_set_splits_the_images_alone(function):
+    # With the mesh set, times are whole on every device by their type, and the images are split.
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    told = {"predicts": "v", "levels": 17, "chunk": 5}
+    if function is estimate_bits_per_dim:
+        told["num_times"] = 5
+    x0 = jnp.linspace(-1.0, 1.0, 17)[jnp.arange(8 * 6) % 17].reshape(8, 6)
+
+    def total(x0):
+        schedule, key = schedules.linear(12), jax.random.key(0)
+        return function(schedule, lambda x_t, t: 0.5 * x_t, key, x0, **told).total
+
+    expected = total(x0)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x0, NamedSharding(mesh, PartitionSpec("data")))
+        actual = jax.jit(total)(split)
+    assert len(actual.sharding.device_set) == 8
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=1e-5)
+
+
 def expected_terms(name, num_steps, mean, deviation, x0):
     """E of each of the ELBO's terms over the noise, `[T, batch]`, and the prior term, in nats.
 
@@ -426,6 +447,8 @@ def test_arguments_that_cannot_be(grey_images, without_annotation_checks):
         estimate(probabilities=jnp.ones(11))
     with pytest.raises(TypeError, match="probabilities has dtype int32"):
         estimate(probabilities=falling)
+    with pytest.raises(TypeError, match="predict returned one array and variance is"):
+        whole(variance="learned_range")
     with pytest.raises(ValueError, match="num_probes is 0"):
         along(num_probes=0)
     with pytest.raises(ValueError, match="times has shape"):

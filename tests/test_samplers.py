@@ -390,3 +390,44 @@ def test_arguments_that_cannot_be(without_annotation_checks):
     for times in (jnp.zeros(3), jnp.zeros((2, 2), jnp.int32), jnp.zeros(0, jnp.int32)):
         with pytest.raises(ValueError, match="times has shape"):
             sample(samplers.ddim(schedule, predict), key, (1, 1), times)
+    with pytest.raises(TypeError, match="times is a list"):
+        sample(samplers.ddim(schedule, predict), key, (1, 1), [3, 0])
+    with pytest.raises(ValueError, match=r"eta has shape \(2,\)"):
+        ddim(schedule, predict, eta=jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_predict_returned_is_told_by_its_name(name, without_annotation_checks):
+    times = jnp.array([3, 1])
+    for wrong, error, message in (
+        (lambda x_t, t: x_t[:, :1], ValueError, r"predict returned the shape \(2, 1\)"),
+        (lambda x_t, t: {"sample": x_t}, TypeError, "predict returned (a|one) dict"),
+        (lambda x_t, t: jnp.ones((2, 3), jnp.int32), TypeError, "predict returned int32"),
+    ):
+        with pytest.raises(error, match=message):
+            sample(SAMPLERS[name](schedules.linear(10), wrong), jax.random.key(0), (2, 3), times)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_times_that_do_not_fall_give_nan(name):
+    schedule = schedules.linear(10)
+    sampler = SAMPLERS[name](schedule, denoiser("linear", 10))
+    draw = jax.jit(lambda times: sample(sampler, jax.random.key(0), (2, 3), times).x0)
+    assert np.isfinite(draw(jnp.array([9, 5, 0]))).all()
+    for times in ([0, 5, 9], [9, 5, 5]):
+        assert np.isnan(draw(jnp.array(times))).all()
+    up = samplers.ddim_inversion(schedule, denoiser("linear", 10), jnp.ones((2, 3)), jnp.arange(3))
+    assert np.isnan(up).all()
+
+
+def test_eta_may_be_traced():
+    schedule = schedules.linear(10)
+
+    def draw(eta):
+        sampler = ddim(schedule, denoiser("linear", 10), eta=eta)
+        return sample(sampler, jax.random.key(0), (2, 3), jnp.array([9, 5, 0])).x0
+
+    etas = jnp.array([0.0, 0.6, 1.0])
+    each = [draw(float(eta)) for eta in etas]
+    np.testing.assert_allclose(jax.vmap(draw)(etas), jnp.stack(each), atol=1e-6)
+    np.testing.assert_allclose(draw(etas[1]), each[1], atol=1e-6)

@@ -138,3 +138,14 @@ def test_bfloat16_errors_are_summed_in_float32():
 def test_arguments_that_cannot_be(make, message, without_annotation_checks):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_weighting_that_would_broadcast_is_refused():
+    x, t = jnp.ones((3, 2)), jnp.arange(3)
+    with pytest.raises(ValueError, match=r"weighting returned the shape \(3, 1\)"):
+        losses.weighted_loss(
+            schedules.linear(5),
+            *(x, x, t, x),
+            predicts="eps",
+            weighting=lambda schedule, t: jnp.ones((3, 1)),
+        )

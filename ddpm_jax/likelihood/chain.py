@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key
+from ddpm_jax.checks import check_float, check_key, check_result
 from ddpm_jax.forward import Predicts, q_sample
 from ddpm_jax.losses import prior_term, vlb_terms
-from ddpm_jax.reverse import Variance, check_predicts
+from ddpm_jax.reverse import Variance, check_predicts, split_output
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["BitsPerDim", "bits_per_dim", "in_chunks", "terms_at"]
@@ -127,9 +127,9 @@ def terms_at(
     x0 = as_rows(jnp.broadcast_to(x0[None], (times, *x0.shape)))
     t, eps = as_rows(t), as_rows(eps)
     x_t = q_sample(schedule, x0, t, eps)
-    prediction, interpolation = predict(x_t, schedule.network_time(t)), None
-    if variance == "learned_range":
-        prediction, interpolation = prediction
+    output = predict(x_t, schedule.network_time(t))
+    prediction, interpolation = split_output(output, variance=variance)
+    check_result("predict", prediction, x_t.shape)
     nats = vlb_terms(
         schedule,
         prediction,

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key, check_vector
+from ddpm_jax.checks import check_float, check_key, check_result, check_vector
 from ddpm_jax.forward import Predicts, convert, data_axes, widened
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.schedules import Schedule
@@ -135,6 +135,7 @@ def flow_bits_per_dim(
 
         def v_hat(x: Array) -> Array:
             prediction = predict(x, schedule.network_time(t))
+            check_result("predict", prediction, x.shape)
             return convert(schedule, prediction, x, t, source=predicts, target="v")
 
         def probe(key: Array) -> tuple[Array, Array]:

@@ -19,7 +19,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.checks import check_float, check_kind, check_same_shape, check_times, check_vector
+from ddpm_jax.checks import (
+    check_float,
+    check_kind,
+    check_result,
+    check_same_shape,
+    check_times,
+    check_vector,
+)
 from ddpm_jax.forward import Predicts, data_axes, per_example, widened
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.schedules import Schedule
@@ -117,12 +124,13 @@ def error_weight(
     `t` in [0, T).
 
     Raises:
-        TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, or eps with a
-            schedule of zero terminal SNR.
+        TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, eps with a
+            schedule of zero terminal SNR, or a weighting that returns anything but `[batch]`.
     """
     check_vector("t", t)
     check_predicts(schedule, predicts)
     weight = weighting(schedule, t)
+    check_result("weighting", weight, t.shape)
     match predicts:
         case "eps":
             return weight / schedule.snr(t)

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 
 from ddpm_jax.checks import check_choice
 from ddpm_jax.forward import Predicts, per_example, q_posterior
-from ddpm_jax.reverse import Variance, check_predicts, fixed_variance, learned_log_variance
+from ddpm_jax.reverse import (
+    Variance,
+    check_predicts,
+    fixed_variance,
+    learned_log_variance,
+    split_output,
+)
 from ddpm_jax.samplers.base import (
     Predict,
     Sampler,
@@ -54,12 +60,7 @@ def ancestral(
         x_t = state.x_t
         t, s = both_times(x_t, t, s)
         output = predict(x_t, schedule.network_time(t))
-        prediction, interpolation = output if isinstance(output, tuple) else (output, None)
-        if (interpolation is not None) != (variance == "learned_range"):
-            raise TypeError(
-                f"predict returned a {type(output).__name__} and variance is {variance!r}; a pair"
-                " (prediction, interpolation) belongs to 'learned_range', and to that alone"
-            )
+        prediction, interpolation = split_output(output, variance=variance)
         x0_hat = x0_of_prediction(
             schedule, prediction, x_t, t, predicts=predicts, threshold=threshold
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key
+from ddpm_jax.checks import check_float, check_key, check_result
 from ddpm_jax.forward import Predicts, convert, per_example
 from ddpm_jax.samplers.thresholds import Threshold
 from ddpm_jax.schedules import Schedule
@@ -74,7 +74,7 @@ def sample(
         sampler: what `ancestral`, `ddim` or another of this package returned.
         key: typed random key.
         shape: `[batch, ...]` of the images.
-        times: falling times in [0, T); `time_grid` makes them.
+        times: falling times in [0, T); `time_grid` makes them. Where they do not fall, x0 is NaN.
         start: images at times[0] in the place of the prior's noise, shaped `shape`: what
             `ddim_inversion` found, or `q_sample` of an image that is to be changed. The samples
             have its dtype.
@@ -101,11 +101,16 @@ def sample(
     state, kept = jax.lax.scan(
         step, sampler.init(init_key, shape, start), (times, following(times))
     )
-    return Samples(state.x_t, kept)
+    return Samples(nan_unless_falling(state.x_t, times), kept)
 
 
 def check_steps(times: Array) -> None:
-    """Raises ValueError unless `times` is a vector of at least one integer."""
+    """Raises TypeError or ValueError unless `times` is a vector of at least one integer."""
+    if not hasattr(times, "ndim"):
+        raise TypeError(
+            f"times is a {type(times).__name__}; it has to be a vector of integers"
+            " (samplers.time_grid makes one)"
+        )
     if times.ndim != 1 or not jnp.issubdtype(times.dtype, jnp.integer) or times.shape[0] < 1:
         raise ValueError(
             f"times has shape {times.shape} and dtype {times.dtype}; it has to be a vector of"
@@ -113,8 +118,14 @@ def check_steps(times: Array) -> None:
         )
 
 
+def nan_unless_falling(x: Array, times: Array) -> Array:
+    """`x`, or NaN: nothing else would tell the images of a grid in the wrong order."""
+    return jnp.where(jnp.all(times[1:] < times[:-1]), x, jnp.nan)
+
+
 def following(times: Array) -> Array:
     """The s of each t in `times`: the next one, and -1 after the last."""
+    times = jnp.asarray(times)
     return jnp.append(times[1:], jnp.asarray(-1, times.dtype))
 
 
@@ -154,6 +165,7 @@ def x0_of_prediction(
     threshold: Threshold | None,
 ) -> Array:
     """`predict_x0` of a prediction that has been made."""
+    check_result("predict", prediction, x_t.shape)
     x0_hat = convert(schedule, prediction, x_t, t, source=predicts, target="x0")
     return x0_hat if threshold is None else threshold(x0_hat)
 

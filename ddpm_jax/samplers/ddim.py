@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.checks import check_float
+from ddpm_jax.checks import check_float, check_scalar
 from ddpm_jax.forward import Predicts, convert, per_example, q_posterior
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
@@ -16,6 +16,7 @@ from ddpm_jax.samplers.base import (
     check_steps,
     following,
     half_log_snr_step,
+    nan_unless_falling,
     predict_x0,
     standard_normal_init,
 )
@@ -30,7 +31,7 @@ def ddim(
     predict: Predict,
     *,
     predicts: Predicts = "eps",
-    eta: float = 0.0,
+    eta: float | Float[Array, ""] = 0.0,
     threshold: Threshold | None = static_threshold,
 ) -> Sampler:
     """Moves x_t to x_s along the predicted noise (Song et al. 2021, eq. 12 and 16).
@@ -45,7 +46,8 @@ def ddim(
         schedule: the tables.
         predict: `(x_t, t) -> prediction`.
         predicts: what `predict` returns.
-        eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1].
+        eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1]. May be
+            traced, and is then not checked.
         threshold: what keeps x0_hat inside; eps_hat is then the noise that agrees with it. None
             leaves it as it is.
 
@@ -54,7 +56,8 @@ def ddim(
             at T - 1.
     """
     check_predicts(schedule, predicts)
-    if not 0.0 <= eta <= 1.0:
+    known = check_scalar("eta", eta)
+    if known is not None and not 0.0 <= known <= 1.0:
         raise ValueError(f"eta is {eta}; it has to be in [0, 1]")
 
     def step(
@@ -69,7 +72,7 @@ def ddim(
         kept = schedule.noise_variance(s) - added
         x_s = per_example(schedule.signal(s), x_t) * x0_hat
         x_s = x_s + per_example(jnp.sqrt(jnp.maximum(kept, 0.0)), x_t) * eps_hat
-        if eta > 0.0:
+        if known != 0.0:
             noise = jax.random.normal(key, x_t.shape, x_t.dtype)
             x_s = x_s + per_example(jnp.sqrt(added), x_t) * noise
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
@@ -104,7 +107,8 @@ def ddim_inversion(
         schedule: the tables.
         predict: `(x_t, t) -> prediction`.
         x0: data.
-        times: the falling times that the sampler will visit.
+        times: the falling times that the sampler will visit. Where they do not fall, the result
+            is NaN.
         predicts: what `predict` returns.
         iterations: how often to go round, at least 1; each calls `predict` once.
 
@@ -139,4 +143,4 @@ def ddim_inversion(
         return jax.lax.fori_loop(0, iterations, go_round, x_s), None
 
     x_T, _ = jax.lax.scan(step, x0, (times[::-1], following(times)[::-1]))
-    return x_T
+    return nan_unless_falling(x_T, times)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from ddpm_jax.checks import check_float, check_kind, check_times
+from ddpm_jax.checks import check_float, check_kind, check_result, check_scalar, check_times
 from ddpm_jax.forward import Predicts, data_axes, per_example
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import Predict
@@ -24,7 +24,7 @@ def classifier_free(
     conditional: Predict,
     unconditional: Predict,
     *,
-    scale: float,
+    scale: float | Float[Array, ""],
     interval: tuple[int, int] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
@@ -43,6 +43,7 @@ def classifier_free(
         conditional: `(x_t, t) -> prediction`, its condition bound.
         unconditional: the same without a condition. Both predict the same kind.
         scale: how far to go from the unconditional to the conditional prediction.
+            May be traced, and is then not checked.
         interval: first and last network time, both included, at which guidance acts; elsewhere
             the prediction is the conditional one (Kynkäänniemi et al. 2024,
             https://arxiv.org/abs/2404.07724). None is always.
@@ -73,6 +74,8 @@ def classifier_free(
         check_times("t", t, x_t.shape[0])
         with_condition, rest = _split(conditional(x_t, t))
         without, _ = _split(unconditional(x_t, t))
+        check_result("conditional", with_condition, x_t.shape)
+        check_result("unconditional", without, x_t.shape)
         guided = without + scale * (with_condition - without)
         if rescale > 0.0:
             wanted, has = (
@@ -95,7 +98,7 @@ def classifier(
     log_prob: Callable[[Array, Array], Array],
     *,
     predicts: Predicts = "eps",
-    scale: float = 1.0,
+    scale: float | Float[Array, ""] = 1.0,
 ) -> Predict:
     """The score of x_t given y, by Bayes: that of x_t and `scale` grad log p(y | x_t).
 
@@ -113,7 +116,8 @@ def classifier(
         log_prob: `(x_t, t) -> log p(y | x_t)`, `[batch]`, in nats, with its y bound: a classifier
             of noised images. t is the network's time.
         predicts: what `predict` returns.
-        scale: 1 is Bayes' rule; more makes x_t more typical of y.
+        scale: 1 is Bayes' rule; more makes x_t more typical of y. May be traced, and is then not
+            checked.
 
     Returns:
         A `predict` of the same kind. If the one given returns a pair, its second part is passed
@@ -131,7 +135,14 @@ def classifier(
         check_float("x_t", x_t)
         check_times("t", t, x_t.shape[0])
         prediction, rest = _split(predict(x_t, t))
-        slope = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x_t)
+        check_result("predict", prediction, x_t.shape)
+
+        def total(x: Array) -> Array:
+            each = log_prob(x, t)
+            check_result("log_prob", each, t.shape)  # logits would be summed, too
+            return jnp.sum(each)
+
+        slope = jax.grad(total)(x_t)
         index = _index_of_network_time(schedule, t)
         a, b = schedule.signal(index), schedule.noise(index)
         b_over_a = jnp.where(a == 0.0, 0.0, b / jnp.where(a == 0.0, 1.0, a))
@@ -158,6 +169,7 @@ def _split(output: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:
     return output if isinstance(output, tuple) else (output, None)
 
 
-def _check_scale(scale: float) -> None:
-    if not math.isfinite(scale):
+def _check_scale(scale: float | Array) -> None:
+    known = check_scalar("scale", scale)
+    if known is not None and not math.isfinite(known):
         raise ValueError(f"scale is {scale}; it has to be finite")
