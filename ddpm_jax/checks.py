@@ -46,12 +46,13 @@ def check_same_shape(name: str, value: jax.Array, like_name: str, like: jax.Arra
 
 
 def check_times(name: str, times: jax.Array, batch: int) -> None:
-    """Raises TypeError or ValueError unless `times` is an integer array of shape [batch]."""
+    """Raises TypeError or ValueError unless `times` is a signed integer array of shape [batch]."""
     _check_array(name, times)
     error: Exception = TypeError(
-        f"{name} has dtype {times.dtype}; times are integers (jnp.int32), one per example"
+        f"{name} has dtype {times.dtype}; times are signed integers (jnp.int32), one per example"
     )
-    _assert(error, chex.assert_type, times, jnp.integer)
+    if not jnp.issubdtype(times.dtype, jnp.signedinteger):  # t - 1 of an unsigned 0 is no -1
+        raise error
     error = ValueError(
         f"{name} has shape {times.shape}; it has to be ({batch},), one time per example"
         f" (jnp.full({batch}, value) gives all the same one)"

@@ -107,8 +107,9 @@ def q_step(
     check_float("x_prev", x_prev)
     check_times("t", t, x_prev.shape[0])
     check_same_shape("eps", eps, "x_prev", x_prev)
-    beta = schedule.beta(t)
-    keep, add = jnp.sqrt(1.0 - beta), jnp.sqrt(beta)
+    # sqrt(1 - beta) by the logarithm: 1 - beta cancels at the noisy end.
+    keep = jnp.exp(0.5 * schedule.log_alpha_bar_difference(t, t - 1))
+    add = jnp.sqrt(schedule.beta(t))
     return per_example(keep, x_prev) * x_prev + per_example(add, x_prev) * eps
 
 
@@ -144,6 +145,7 @@ def q_chain(
     """x after `num_steps` steps of the chain, noise drawn at each: the loop, as one scan.
 
     Distributed as `q_sample` at `t = num_steps - 1`, and as many times dearer as there are steps.
+    Narrower images are walked in float32: in bfloat16 sqrt(1 - beta) is 1 for beta below 0.004.
 
     Raises:
         TypeError, ValueError: `x0` not floating point, `key` not a typed key, or `num_steps`
@@ -160,8 +162,8 @@ def q_chain(
         eps = jax.random.normal(jax.random.fold_in(key, t), x.shape, x.dtype)
         return q_step(schedule, x, jnp.broadcast_to(t, x.shape[:1]), eps), None
 
-    x, _ = jax.lax.scan(step, x0, jnp.arange(num_steps, dtype=jnp.int32))
-    return x
+    x, _ = jax.lax.scan(step, widened(x0), jnp.arange(num_steps, dtype=jnp.int32))
+    return x.astype(x0.dtype)
 
 
 def q_posterior(
@@ -173,6 +175,8 @@ def q_posterior(
 ) -> tuple[Float[Array, "batch *data"], Float[Array, " batch"]]:
     """Mean `[batch, ...]` and variance `[batch]` of q(x_s | x_t, x_0), eq. (2), for any s < t.
 
+    NaN where s is not the earlier of the two.
+
     `s = -1` stands for the data: the mean is then `x0` and the variance 0. The two weights of the
     mean and the variance come from differences of log SNR, so neighbouring times keep all digits.
 
@@ -183,7 +187,7 @@ def q_posterior(
     check_same_shape("x_t", x_t, "x0", x0)
     check_times("t", t, x0.shape[0])
     check_times("s", s, x0.shape[0])
-    one_minus_ratio = -jnp.expm1(schedule.log_snr_difference(t, s))  # 1 - r, and 1 at s = -1
+    one_minus_ratio = _one_minus_snr_ratio(schedule, t, s)
     variance_s, variance_t = schedule.noise_variance(s), schedule.noise_variance(t)
     weight_x0 = schedule.signal(s) * one_minus_ratio
     signal_ratio = jnp.exp(0.5 * schedule.log_alpha_bar_difference(t, s))
@@ -202,7 +206,7 @@ def q_posterior_variance(
     """
     check_vector("t", t)
     check_times("s", s, t.shape[0])
-    return schedule.noise_variance(s) * -jnp.expm1(schedule.log_snr_difference(t, s))
+    return schedule.noise_variance(s) * _one_minus_snr_ratio(schedule, t, s)
 
 
 def convert(
@@ -275,6 +279,13 @@ def convert(
             return -x_t - (a / b) * value
 
 
+def _one_minus_snr_ratio(
+    schedule: Schedule, t: Int[Array, " batch"], s: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """1 - SNR_t / SNR_s, and 1 at s = -1; NaN where s is not the earlier time."""
+    return jnp.where(s < t, -jnp.expm1(schedule.log_snr_difference(t, s)), jnp.nan)
+
+
 def per_example(values: Float[Array, " batch"], like: jax.Array) -> jax.Array:
     """`values` as a column that broadcasts over the data axes of `like`, in its dtype."""
     # NumPy's float64 is float32 to JAX, unless told otherwise.
@@ -290,4 +301,5 @@ def data_axes(x: jax.Array) -> tuple[int, ...]:
 def widened(x: jax.Array) -> jax.Array:
     """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
     # promote_types would say the same, but not where JAX's dtype promotion is strict.
+    x = jnp.asarray(x)  # of NumPy float64, what JAX takes it for
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -162,7 +162,8 @@ def test_sharded_over_eight_devices(name, axis_type, value):
         name: jax.device_put(array, whole if is_key(array) else split)
         for name, array in case.arrays.items()
     }
-    result = jax.jit(case.function, out_shardings=split)(**placed)
+    with jax.set_mesh(mesh):  # as a training script does; what is drawn inside is on it then
+        result = jax.jit(case.function, out_shardings=split)(**placed)
     for leaf in jax.tree.leaves(result):
         assert len(leaf.sharding.device_set) == BATCH
         assert leaf.addressable_shards[0].data.shape[0] == 1

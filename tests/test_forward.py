@@ -147,6 +147,16 @@ def test_the_posterior_of_the_data_is_the_data():
     np.testing.assert_array_equal(variance, np.zeros(3))
 
 
+def test_an_earlier_time_that_is_none_gives_nan():
+    x = jnp.ones((2, 1))
+    t, s = jnp.array([3, 4]), jnp.array([3, 8])
+    mean, variance = q_posterior(schedules.linear(10), x, x, t, s)
+    assert np.isnan(mean).all()
+    assert np.isnan(variance).all()
+    assert np.isnan(q_posterior_variance(schedules.linear(10), t, s)).all()
+    assert np.isnan(q_transition(schedules.linear(10), x[:1], t[1:], s[1:], x[:1])).all()
+
+
 def test_times_outside_the_chain_give_nan():
     x = jnp.ones((2, 1))
     assert np.isnan(q_sample(schedules.linear(10), x, jnp.array([-2, 10]), x)).all()
@@ -261,3 +271,32 @@ def test_any_rank_and_dtype_go_through(data, dtype):
     variance, results = everything(x, y)
     assert {(result.shape, result.dtype) for result in results} == {(x.shape, jnp.dtype(dtype))}
     assert variance.shape == (3,)
+
+
+@pytest.mark.parametrize("x0", [0.0, 1.0])
+def test_the_chain_of_bfloat16_images_has_the_moments_too(x0):
+    # sqrt(1 - 0.001) is 1 in bfloat16. 50,000 chains: within 4.5 standard errors, at a fixed seed,
+    # and the rounding of the result, 2^-9 of it.
+    schedule, samples = schedules.constant(1000, 1e-3), 50_000
+    start = jnp.full((samples, 1), x0, jnp.bfloat16)
+    x = jax.jit(q_chain, static_argnums=3)(schedule, jax.random.key(0), start, 1000)
+    assert x.dtype == jnp.bfloat16
+    x, alpha_bar = np.asarray(x, np.float64), 0.999**1000
+    variance = 1 - alpha_bar
+    assert abs(x.mean() - np.sqrt(alpha_bar) * x0) < 4.5 * np.sqrt(variance / samples) + 2**-9
+    assert abs(x.var() - variance) < 4.5 * variance * np.sqrt(2 / samples) + 2**-8
+
+
+def test_a_step_keeps_its_digits_where_nearly_all_signal_goes():
+    schedule, t = schedules.linear_log_snr(10, 7.0, -80.0), jnp.array([9])
+    step = 87 / mp.mpf(9)  # in log SNR, and in log alpha_bar where no signal is left
+    kept = q_step(schedule, jnp.ones((1, 1)), t, jnp.zeros((1, 1)))
+    assert ulps(kept[:, 0], [mp.exp(-step / 2)]).max() < 8
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint32])
+def test_unsigned_times_are_refused(dtype, without_annotation_checks):
+    # t - 1 of an unsigned 0 is no -1: the decoder of a learned variance was that of another time.
+    x, t = jnp.ones((1, 2)), jnp.zeros(1, dtype)
+    with pytest.raises(TypeError, match=r"t has dtype uint.*signed integers"):
+        q_sample(schedules.linear(10), x, t, x)

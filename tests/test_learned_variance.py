@@ -255,3 +255,42 @@ def test_an_interpolation_is_given_where_it_is_used(batch):
         terms(variance="learned_range")
     with pytest.raises(ValueError, match="interpolation is given, and variance is 'large'"):
         terms(variance="large", interpolation=x0)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, None])
+@pytest.mark.parametrize("u", [-60.0, 140.0])
+@pytest.mark.parametrize("name", ["linear", "zero_terminal_snr"])
+def test_far_outside_the_range_a_finite_term_has_finite_gradients(name, u, levels):
+    # The branch that is not chosen overflows there: the decoder at t >= 1, the KL at t = 0.
+    _, (prediction, x0, x_t, t), _, _ = case(name, "v", [0, 1, 2, 500, T - 1], 1.0)
+
+    def terms(prediction, interpolation):
+        return vlb_terms(
+            build(name, T),
+            prediction,
+            x0,
+            x_t,
+            t,
+            predicts="v",
+            levels=levels,
+            variance="learned_range",
+            interpolation=interpolation,
+        )
+
+    values, pull_back = jax.vjp(terms, prediction, jnp.full(x0.shape, u))
+    assert np.isfinite(values).all()
+    for gradient in pull_back(jnp.ones_like(values)):
+        assert np.isfinite(gradient).all()
+
+
+def test_the_kl_that_is_not_meant_at_the_decoder_does_not_overflow_into_its_gradient():
+    _, (prediction, x0, x_t, t), _, _ = case("linear", "v", [0], 1.0)
+
+    def term(u):
+        told = {"predicts": "v", "levels": LEVELS, "variance": "learned_range"}
+        interpolation = jnp.full(x0.shape, u)
+        return vlb_terms(
+            build("linear", T), prediction, x0, x_t, t, interpolation=interpolation, **told
+        )[0]
+
+    assert np.isfinite(jax.grad(term)(-170.0))

@@ -459,3 +459,21 @@ def test_arguments_that_cannot_be(grey_images, without_annotation_checks):
         found = along(times=wrong)
         assert np.isnan(found.log_density).all()
         assert np.isnan(found.bits_per_dim).all()
+
+
+def test_bfloat16_data_have_the_bits_of_the_same_data_in_float32(grey_images):
+    # x_t rounded to bfloat16 is not the chain's, and its bits were below the bound.
+    schedule, told = schedules.linear(50), {"predicts": "x0", "levels": 17}
+
+    def predict(x_t, t):
+        return 0.9 * x_t.astype(jnp.float32)
+
+    def bits(images):
+        whole = bits_per_dim(schedule, predict, jax.random.key(0), images, **told)
+        some = estimate_bits_per_dim(
+            schedule, predict, jax.random.key(0), images, num_times=4, **told
+        )
+        return whole.total, some.total
+
+    for narrow, wide in zip(bits(grey_images.astype(jnp.bfloat16)), bits(grey_images), strict=True):
+        np.testing.assert_array_equal(narrow, wide)

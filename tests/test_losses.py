@@ -193,9 +193,10 @@ def test_elbo_loss_over_all_times_is_bits_per_dim():
     [
         schedules.linear(1000),
         schedules.cosine(4000),
-        schedules.linear_log_snr(100, 7.0, -100.0),  # alpha_bar underflows on the way
+        schedules.linear_log_snr(100, 7.0, -100.0),  # alpha_bar is subnormal at last
+        schedules.linear_log_snr(100, 7.0, -120.0),  # and here 0, though some signal is left
     ],
-    ids=["linear", "cosine", "underflow"],
+    ids=["linear", "cosine", "subnormal", "underflow"],
 )
 def test_values_and_gradients_are_finite_at_every_time(schedule, predicts):
     last = schedule.num_steps - 1

@@ -267,6 +267,7 @@ def test_betas_that_cannot_be(betas, message):
         ("sigmoid", {"num_steps": 10, "start": 3.0}, "start is 3.0 and end is 3.0"),
         ("sigmoid", {"num_steps": 10, "end": np.inf}, "end is inf"),
         ("sigmoid", {"num_steps": 10, "tau": 0.0}, "tau is 0.0"),
+        ("sigmoid", {"num_steps": 10, "tau": 0.002}, "start / tau is -1500 and end / tau is 1500"),
         ("sigmoid", {"num_steps": 10, "max_beta": 1.0}, "max_beta is 1.0"),
         ("from_alpha_bar", {"alpha_bar": np.array([0.9, 0.0, 0.0])}, r"alpha_bar\[1\] is 0;"),
         ("from_alpha_bar", {"alpha_bar": np.array([1.0, 0.5])}, r"alpha_bar\[0\] is 1;"),
@@ -302,3 +303,24 @@ def test_arguments_that_cannot_be(name, arguments, message):
 def test_what_float32_rounds_out_of_range_is_refused(make):
     with pytest.raises(ValueError, match=r"at t = \d beta is .* rounded to float32"):
         make()
+
+
+def test_a_signal_too_small_for_float32_is_still_a_signal():
+    schedule = schedules.constant(1000, 0.1)  # alpha_bar ends at e^-105
+    assert not schedule.zero_terminal_snr
+    assert 0.0 < schedule.snr(jnp.array([999]))[0] < 1e-37
+
+
+def test_subnormal_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"at t = 0 beta is 9\.99.*e-40"):
+        schedules.from_betas(np.array([1e-39 - 1e-44, 0.1]))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [schedules.zero_terminal_snr, lambda schedule: schedules.shifted(schedule, resolution=128)],
+    ids=["zero_terminal_snr", "shifted"],
+)
+def test_a_respaced_schedule_that_is_bent_tells_the_network_the_same_times(transform):
+    schedule = transform(schedules.respaced(schedules.linear(100), [9, 49, 98]))
+    assert schedule.network_time(jnp.array([0, 1, 2])).tolist() == [9, 49, 98]

@@ -149,3 +149,18 @@ def test_a_weighting_that_would_broadcast_is_refused():
             predicts="eps",
             weighting=lambda schedule, t: jnp.ones((3, 1)),
         )
+
+
+@pytest.mark.parametrize(
+    "weighting", [losses.constant("eps"), losses.min_snr(), losses.p2()], ids=["eps", "min", "p2"]
+)
+def test_weights_of_eps_where_alpha_bar_underflows(weighting):
+    schedule = schedules.constant(1000, 0.1)  # alpha_bar ends at e^-105
+    weight = losses.error_weight(schedule, jnp.array([999]), predicts="eps", weighting=weighting)
+    np.testing.assert_allclose(weight, 1.0, rtol=1e-6)
+
+
+def test_the_minimum_of_a_truncated_snr():
+    schedule, t = schedules.linear_log_snr(3, 2.0, -2.0), jnp.array([0, 1, 2])
+    weight = losses.truncated_snr(0.5)(schedule, t)
+    np.testing.assert_allclose(weight, [np.exp(2.0), 1.0, 0.5], rtol=1e-6)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_float, check_key
-from ddpm_jax.forward import Predicts
+from ddpm_jax.forward import Predicts, widened
 from ddpm_jax.likelihood.chain import in_chunks, terms_at
 from ddpm_jax.losses import prior_term
 from ddpm_jax.reverse import Variance, check_predicts
@@ -68,6 +68,7 @@ def estimate_bits_per_dim(
     check_float("x0", x0)
     check_key("key", key)
     check_predicts(schedule, predicts)
+    x0 = widened(x0)
     if num_times < 2:
         raise ValueError(f"num_times is {num_times}; a standard error takes at least 2 draws")
     num_steps = schedule.num_steps

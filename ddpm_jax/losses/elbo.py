@@ -83,18 +83,20 @@ def vlb_terms(
     variance: Variance = "small",
     interpolation: Float[Array, "batch *data"] | None = None,
 ) -> Float[Array, " batch"]:
-    """The ELBO's term at `t`, in nats, summed over the data's dimensions.
+    """The term at `t` of minus the ELBO, in nats, summed over the data's dimensions.
 
     For t >= 1 the KL between the true and the predicted posterior of x_{t-1}; with the small
     variance, by the shortcut. For t = 0 the decoder: minus the log likelihood of `x0`'s grey
     levels under a Gaussian at x0_hat, cut into bins (Ho et al. 2020, eq. 13 with
-    sigma_1^2 = beta_1, or the learned variance).
+    sigma_1^2 = beta_1, or the learned variance). Published code of DDPM takes the posterior's
+    variance of the next step in the place of beta_1, so its term at t = 0 is another.
 
     Args:
         schedule: the tables.
         prediction: the network's output at `(x_t, t)`.
         x0: data on the grid of `levels` values in [-1, 1].
-        x_t: its noised version.
+        x_t: its noised version, in float32: rounded to bfloat16 it is not the chain's at early
+            times, whose noise is smaller, and the bound does not hold.
         t: times in [0, T).
         predicts: what the output stands for.
         levels: grey levels of the data, at least 2; None for continuous data, whose decoder is
@@ -103,7 +105,8 @@ def vlb_terms(
         interpolation: the network's second output, for the learned range and for nothing else.
 
     Returns:
-        `[batch]`. Plus the `prior_term`, T times its mean over uniform t is the ELBO.
+        `[batch]`. Plus the `prior_term`, T times its mean over uniform t is minus the
+        ELBO.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
@@ -133,20 +136,24 @@ def vlb_terms(
         squared_error = jnp.sum(jnp.square(target - prediction), axis=data_axes(x0))
         kl = weight * squared_error
         decoder_variance = _fill(schedule.beta(jnp.zeros_like(t)), x0)
+        deviation = jnp.sqrt(decoder_variance)
     else:
         posterior = jnp.log(q_posterior_variance(schedule, step, step - 1))
-        difference = _fill(posterior, x0) - log_variance
+        # A term that the last line does not choose must not overflow: 0 times inf in its gradient
+        # is NaN, and an interpolation may be far outside [0, 1].
+        is_decoder = _fill((t == 0).astype(x0.dtype), x0) > 0.0
+        difference = jnp.where(is_decoder, 0.0, _fill(posterior, x0) - log_variance)
         scale = per_example(jnp.sqrt(2.0 * weight), x0) * jnp.exp(0.5 * difference)
         kl = kl_standardized(scale * (target - prediction), difference)
         kl = jnp.sum(kl, axis=data_axes(x0))
-        decoder_variance = jnp.exp(log_variance)
+        log_variance = jnp.where(is_decoder, log_variance, 0.0)
+        decoder_variance, deviation = jnp.exp(log_variance), jnp.exp(0.5 * log_variance)
 
     # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
     x0_hat = convert(schedule, prediction, x_t, jnp.zeros_like(t), source=predicts, target="x0")
     if levels is None:
         log_likelihood = log_density_diagonal(x0, x0_hat, decoder_variance)
     else:
-        deviation = jnp.sqrt(decoder_variance)
         log_likelihood = discretized_log_likelihood(x0, x0_hat, deviation, levels=levels)
     decoder = -jnp.sum(log_likelihood, axis=data_axes(x0))
 

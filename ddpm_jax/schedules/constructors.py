@@ -49,9 +49,9 @@ def linear(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Sc
 def quadratic(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
     """Square roots of the betas evenly spaced; some codebases call it scaled linear.
 
-    beta_t = (sqrt(beta_min) + t / (T - 1) (sqrt(beta_max) - sqrt(beta_min)))^2. Latent diffusion
-    (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) has beta_min = 0.00085 and
-    beta_max = 0.012 at T = 1000.
+    beta_t = (sqrt(beta_min) + t / (T - 1) (sqrt(beta_max) - sqrt(beta_min)))^2. Stable Diffusion,
+    a published latent diffusion model (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), has
+    beta_min = 0.00085 and beta_max = 0.012 at T = 1000; the paper itself does not give them.
 
     Args:
         num_steps: T, at least 2.
@@ -143,6 +143,10 @@ def sigmoid(
         raise ValueError(f"tau is {tau}; it has to be above 0")
     _check_inside("max_beta", max_beta)
     first, last, step = start / tau, end / tau, (end - start) / tau / num_steps
+    if max(abs(first), abs(last)) > 400.0:  # where cosh and sinh overflow
+        raise ValueError(
+            f"start / tau is {first:g} and end / tau is {last:g}; both have to be within 400 of 0"
+        )
     # sigmoid(x) - sigmoid(y) = sinh((x - y) / 2) / (2 cosh(x / 2) cosh(y / 2)), twice.
     t = np.arange(num_steps)
     x = first + step * (t + 1)

@@ -79,8 +79,11 @@ class Schedule:
         return _look_up(self.betas, t, before=jnp.nan)
 
     def snr(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """alpha_bar / (1 - alpha_bar) at `t`; inf at t = -1."""
-        return self.signal_variance(t) / self.noise_variance(t)
+        """alpha_bar / (1 - alpha_bar) at `t`; inf at t = -1, and 0 only where no signal is left."""
+        ratio = self.signal_variance(t) / self.noise_variance(t)
+        # alpha_bar may underflow long before a signal is gone, and weights divide by this.
+        silent = jnp.isneginf(_look_up(self.log_snr, t, before=jnp.inf))
+        return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
 
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """What a network is told at `t`: the time of the schedule that it was trained with."""
@@ -156,8 +159,8 @@ def check_num_steps(num_steps: int) -> None:
 def _check_float32(
     betas: np.ndarray, one_minus_alpha_bar: np.ndarray, zero_terminal_snr: bool
 ) -> None:
-    rounded = betas.astype(np.float32)
-    inside = (rounded > 0.0) & (rounded < 1.0) & (one_minus_alpha_bar.astype(np.float32) > 0.0)
+    least = np.finfo(np.float32).tiny  # XLA takes smaller numbers for 0
+    inside = (betas >= least) & (betas.astype(np.float32) < 1.0) & (one_minus_alpha_bar >= least)
     if zero_terminal_snr:
         inside[-1] = True  # the last beta is 1
     if not inside.all():

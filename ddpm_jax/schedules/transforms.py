@@ -76,7 +76,7 @@ def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) 
 
     alpha_bar at the kept times stays, beta_i = 1 - alpha_bar_i / alpha_bar_{i-1} over what is
     kept, and `network_times` remembers what the network is told. Everything that takes a schedule
-    takes this one: its ELBO is that of the shorter chain, and is looser.
+    takes this one: its ELBO is that of the shorter chain, for the best denoiser a looser bound.
 
     Args:
         schedule: the chain, itself respaced or not.
