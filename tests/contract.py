@@ -346,5 +346,6 @@ STATIC = {
     "loss_history",
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
-    *("per_example", "data_axes", "widened", "check_predicts"),  # between rooms only
+    *("per_example", "data_axes", "widened"),  # between rooms only
+    *("check_predicts", "split_output"),
 }
