@@ -20,10 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 SUPPORTED = ((3, 13), (3, 12), (3, 11))
 
+# A file of tests stays in one process, because its tests share what they compile.
+PYTEST = ["python", "-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 COMMANDS = {
     "digits": ([], [["ddpm-jax", "train", "configs/digits.py"]]),
-    "test": (["test"], [["python", "-m", "pytest"]]),
-    "peers": (["test", "peers"], [["python", "-m", "pytest"]]),
+    "test": (["test"], [PYTEST]),
+    "peers": (["test", "peers"], [PYTEST]),
     "lint": (
         ["test", "dev"],
         [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
