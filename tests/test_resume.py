@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+# A suite that runs in the background of a shell is deaf to interrupts, and so are its children.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from ddpm_jax.cli import main
+sys.exit(main())
+"""
+COMMAND = [sys.executable, "-c", PROGRAM]
 
 
 def start(arguments, cache):
