@@ -19,6 +19,10 @@ from ddpm_jax import (
     timesteps,
 )
 
+ROOMS = (
+    *(schedules, gaussians, forward, reverse, timesteps),
+    *(losses, likelihood, samplers, samplers.guidance, analytic),
+)
 BATCH = 8
 SCHEDULE = schedules.cosine(12)
 LEVELS = 17

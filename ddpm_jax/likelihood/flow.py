@@ -51,7 +51,7 @@ class FlowLikelihood(NamedTuple):
     """Minus the log likelihood: of grey levels an upper bound, of continuous data a density."""
     log_density: Float[Array, " batch"]
     """log p of the data, dequantized if they have levels, in nats."""
-    x_T: Float[Array, "batch *data"]  # noqa: N815
+    x_T: Float[Array, "batch *data"]
     """Where the flow leaves each example at the first of the times."""
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.checks import check_float, check_scalar
-from ddpm_jax.forward import Predicts, convert, per_example, q_posterior
+from ddpm_jax.forward import Predicts, convert, per_example, q_posterior_variance
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,
@@ -67,8 +67,7 @@ def ddim(
         t, s = both_times(x_t, t, s)
         x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=threshold)
         eps_hat = convert(schedule, x0_hat, x_t, t, source="x0", target="eps")
-        _, posterior_variance = q_posterior(schedule, x0_hat, x_t, t, s)
-        added = eta**2 * posterior_variance
+        added = eta**2 * q_posterior_variance(schedule, t, s)
         kept = schedule.noise_variance(s) - added
         x_s = per_example(schedule.signal(s), x_t) * x0_hat
         x_s = x_s + per_example(jnp.sqrt(jnp.maximum(kept, 0.0)), x_t) * eps_hat

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.checks import check_float, check_kind, check_result, check_scalar, check_times
+from ddpm_jax.checks import check_float, check_result, check_scalar, check_times
 from ddpm_jax.forward import Predicts, data_axes, per_example
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import Predict
@@ -127,7 +127,6 @@ def classifier(
         ValueError: a scale that is not finite, an unknown `predicts`, or eps where no signal is
             left at T - 1.
     """
-    check_kind("predicts", predicts)
     check_predicts(schedule, predicts)
     _check_scale(scale)
 

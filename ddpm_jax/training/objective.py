@@ -18,7 +18,7 @@ from ddpm_jax.losses import (
     truncated_snr,
     weighted_loss,
 )
-from ddpm_jax.reverse import Variance, check_predicts
+from ddpm_jax.reverse import Variance, check_predicts, split_output
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["LossFn", "Objective", "Times", "check_objective", "initial_memory", "make_loss"]
@@ -74,12 +74,7 @@ def make_loss(
         x_t = q_sample(schedule, x0, t, eps)
         rngs = {"dropout": dropout_key}
         output = apply(params, x_t, schedule.network_time(t), train=train, rngs=rngs)
-        prediction: Array
-        interpolation: Any = None
-        if variance == "learned_range":
-            prediction, interpolation = output
-        else:
-            prediction = output
+        prediction, interpolation = split_output(output, variance=variance)
         told: dict[str, Any] = {"predicts": predicts, "levels": levels}
         match objective:
             case "simple":
