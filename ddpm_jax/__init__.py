@@ -2,7 +2,9 @@
 
 The core, importable without Flax, files or a command line:
 
+    bases       coordinates in which modes do not mix
     schedules   tables of a chain
+    processes   forward processes beyond isotropy, and what holds for which
     forward     q: noising in one expression, posteriors, conversions
     reverse     p: the variance of the way back, fixed or learned
     gaussians   KL, entropy, log densities, likelihoods of grey levels
@@ -16,9 +18,11 @@ Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `ex
 """
 
 from ddpm_jax import analytic as analytic
+from ddpm_jax import bases as bases
 from ddpm_jax import gaussians as gaussians
 from ddpm_jax import likelihood as likelihood
 from ddpm_jax import losses as losses
+from ddpm_jax import processes as processes
 from ddpm_jax import reverse as reverse
 from ddpm_jax import samplers as samplers
 from ddpm_jax import schedules as schedules

@@ -1,28 +1,36 @@
 r"""q, the forward process: from data to noise, and what is known about the way back.
 
-Everything follows from the chain q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I):
+A process says how much signal a_t is left at t and how much noise b_t was added. From DDPM's
+chain, q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), they are a_t^2 = alpha_bar_t and
+b_t^2 = 1 - alpha_bar_t, one pair for all dimensions. Everything else follows, SNR = a^2 / b^2:
 
-    (1)  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps          the isotropic shortcut
-    (2)  q(x_s | x_t, x_0) = N(a x_0 + b x_t, variance),  for any s < t
-             r        = SNR_t / SNR_s
-             a        = sqrt(alpha_bar_s) (1 - r)
-             b        = sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t)
-             variance = (1 - alpha_bar_s) (1 - r)
-    (3)  q(x_t | x_s) = N(sqrt(r_a) x_s, 1 - r_a),  r_a = alpha_bar_t / alpha_bar_s
-    (4)  v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
-    (5)  score = grad log q(x_t | x_0) = -eps / sqrt(1 - alpha_bar_t)
+    (1)  x_t = a_t x_0 + b_t eps                                          the isotropic shortcut
+    (2)  q(x_s | x_t, x_0) = N(weight_x0 x_0 + weight_x_t x_t, variance),  for any s < t
+             r          = SNR_t / SNR_s
+             weight_x0  = a_s (1 - r)
+             weight_x_t = (a_t / a_s) b_s^2 / b_t^2
+             variance   = b_s^2 (1 - r)
+    (3)  q(x_t | x_s) = N((a_t / a_s) x_s, b_t^2 (1 - r))
+    (4)  v = a_t eps - b_t x_0
+    (5)  score = grad log q(x_t | x_0) = -eps / b_t
 
 (1) and (2) at s = t - 1 are Ho et al. 2020, eq. 4 and 6 to 7 (https://arxiv.org/abs/2006.11239);
 any s and (3) are Kingma et al. 2021, appendix A (https://arxiv.org/abs/2107.00630); (4) is
 Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), (5) Song et al. 2021
-(https://arxiv.org/abs/2011.13456). The shortcut (1) holds because each step is linear in x,
-its noise is Gaussian, and one scalar beta_t serves every dimension. `q_chain` is the loop that it
-replaces, and the reference to test it against.
+(https://arxiv.org/abs/2011.13456).
+
+The shortcut holds because each step is linear in x and its noise is Gaussian. That one scalar
+serves every dimension it does not need: a linear Gaussian chain that is diagonal in some
+orthonormal basis is a scalar chain in each of its modes, and a, b and all of the above are then
+read per mode (`ddpm_jax.processes`). `mix` is where modes and data meet. A chain without modes
+answers for itself where it has an answer; `q_chain` is the loop, which needs none.
 
 Images are `[batch, ...]`, any float dtype, which the result keeps; times are int32 `[batch]` in
 [0, T). A time outside that range gives NaN. Noise is an argument, so every function is pure.
 """
 
+import functools
+import operator
 from typing import Literal
 
 import jax
@@ -37,13 +45,15 @@ from ddpm_jax.checks import (
     check_times,
     check_vector,
 )
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.processes import Modal, Process
+from ddpm_jax.processes.contract import check_modal, check_process
 
 __all__ = [
     "Predicts",
     "Quantity",
     "convert",
     "data_axes",
+    "mix",
     "per_example",
     "q_chain",
     "q_posterior",
@@ -62,7 +72,7 @@ Quantity = Literal["eps", "x0", "v", "score"]
 
 
 def q_sample(
-    schedule: Schedule,
+    process: Process,
     x0: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     eps: Float[Array, "batch *data"],
@@ -70,13 +80,15 @@ def q_sample(
     """x_t given x_0 in one expression, eq. (1): T steps of the chain for the price of one.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process.
         x0: data.
         t: times in [0, T); at `t = 0` one step of noise has been added.
-        eps: standard normal noise shaped as `x0`.
+        eps: standard normal noise shaped as `x0`; a chain of other noise draws it,
+            `process.draw_noise`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        NoClosedForm: a chain that can only be walked.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,18 +100,22 @@ def q_sample(
     check_float("x0", x0)
     check_times("t", t, x0.shape[0])
     check_same_shape("eps", eps, "x0", x0)
-    return per_example(schedule.signal(t), x0) * x0 + per_example(schedule.noise(t), x0) * eps
+    check_process("process", process)
+    if not isinstance(process, Modal):
+        return process.q_sample(x0, t, eps)
+    return mix(process, (process.signal(t), x0), (process.noise(t), eps))
 
 
 def q_step(
-    schedule: Schedule,
+    process: Process,
     x_prev: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     eps: Float[Array, "batch *data"],
 ) -> Float[Array, "batch *data"]:
-    """One step of the chain, x_{t-1} to x_t: sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps.
+    """One step of the chain, x_{t-1} to x_t: eq. (3) at s = t - 1.
 
-    `t` in [0, T); the step to `t = 0` starts from the data.
+    For a schedule sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps. `t` in [0, T); the step to `t = 0`
+    starts from the data.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
@@ -107,14 +123,16 @@ def q_step(
     check_float("x_prev", x_prev)
     check_times("t", t, x_prev.shape[0])
     check_same_shape("eps", eps, "x_prev", x_prev)
+    check_process("process", process)
+    if not isinstance(process, Modal):
+        return process.q_step(x_prev, t, eps)
     # sqrt(1 - beta) by the logarithm: 1 - beta cancels at the noisy end.
-    keep = jnp.exp(0.5 * schedule.log_alpha_bar_difference(t, t - 1))
-    add = jnp.sqrt(schedule.beta(t))
-    return per_example(keep, x_prev) * x_prev + per_example(add, x_prev) * eps
+    keep = jnp.exp(0.5 * process.log_alpha_bar_difference(t, t - 1))
+    return mix(process, (keep, x_prev), (jnp.sqrt(process.beta(t)), eps))
 
 
 def q_transition(
-    schedule: Schedule,
+    process: Process,
     x_s: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
@@ -126,18 +144,21 @@ def q_transition(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        NoClosedForm: a chain that can only be walked.
     """
     check_float("x_s", x_s)
     check_times("t", t, x_s.shape[0])
     check_times("s", s, x_s.shape[0])
     check_same_shape("eps", eps, "x_s", x_s)
-    log_ratio = schedule.log_alpha_bar_difference(t, s)
-    keep, add = jnp.exp(0.5 * log_ratio), jnp.sqrt(-jnp.expm1(log_ratio))
-    return per_example(keep, x_s) * x_s + per_example(add, x_s) * eps
+    check_process("process", process)
+    if not isinstance(process, Modal):
+        return process.q_transition(x_s, t, s, eps)
+    keep = jnp.exp(0.5 * process.log_alpha_bar_difference(t, s))
+    return mix(process, (keep, x_s), (jnp.sqrt(process.transition_variance(t, s)), eps))
 
 
 def q_chain(
-    schedule: Schedule,
+    process: Process,
     key: Key[Array, ""],
     x0: Float[Array, "batch *data"],
     num_steps: int,
@@ -153,64 +174,75 @@ def q_chain(
     """
     check_float("x0", x0)
     check_key("key", key)
-    if not 0 <= num_steps <= schedule.num_steps:
+    check_process("process", process)
+    if not 0 <= num_steps <= process.num_steps:
         raise ValueError(
-            f"num_steps is {num_steps}; the chain has 0 to T = {schedule.num_steps} steps"
+            f"num_steps is {num_steps}; the chain has 0 to T = {process.num_steps} steps"
         )
 
     def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        eps = jax.random.normal(jax.random.fold_in(key, t), x.shape, x.dtype)
-        return q_step(schedule, x, jnp.broadcast_to(t, x.shape[:1]), eps), None
+        step_key, t = jax.random.fold_in(key, t), jnp.broadcast_to(t, x.shape[:1])
+        if isinstance(process, Modal):
+            eps = jax.random.normal(step_key, x.shape, x.dtype)
+        else:
+            eps = process.draw_step_noise(step_key, x.shape, t).astype(x.dtype)
+        return q_step(process, x, t, eps), None
 
     x, _ = jax.lax.scan(step, widened(x0), jnp.arange(num_steps, dtype=jnp.int32))
     return x.astype(x0.dtype)
 
 
 def q_posterior(
-    schedule: Schedule,
+    process: Process,
     x0: Float[Array, "batch *data"],
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
-) -> tuple[Float[Array, "batch *data"], Float[Array, " batch"]]:
+) -> tuple[Float[Array, "batch *data"], Float[Array, "batch *modes"]]:
     """Mean `[batch, ...]` and variance `[batch]` of q(x_s | x_t, x_0), eq. (2), for any s < t.
 
     NaN where s is not the earlier of the two.
 
     `s = -1` stands for the data: the mean is then `x0` and the variance 0. The two weights of the
     mean and the variance come from differences of log SNR, so neighbouring times keep all digits.
+    Of a process of many modes the variance is that of each, `[batch, *modes]`; an affine chain
+    gives a covariance `[batch, d, d]`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        NoClosedForm: a chain that can only be walked.
     """
     check_float("x0", x0)
     check_same_shape("x_t", x_t, "x0", x0)
     check_times("t", t, x0.shape[0])
     check_times("s", s, x0.shape[0])
-    one_minus_ratio = _one_minus_snr_ratio(schedule, t, s)
-    variance_s, variance_t = schedule.noise_variance(s), schedule.noise_variance(t)
-    weight_x0 = schedule.signal(s) * one_minus_ratio
-    signal_ratio = jnp.exp(0.5 * schedule.log_alpha_bar_difference(t, s))
+    check_process("process", process)
+    if not isinstance(process, Modal):
+        return process.q_posterior(x0, x_t, t, s)
+    one_minus_ratio = _one_minus_snr_ratio(process, t, s)
+    variance_s, variance_t = process.noise_variance(s), process.noise_variance(t)
+    weight_x0 = process.signal(s) * one_minus_ratio
+    signal_ratio = jnp.exp(0.5 * process.log_alpha_bar_difference(t, s))
     weight_x_t = signal_ratio * variance_s / variance_t
-    mean = per_example(weight_x0, x0) * x0 + per_example(weight_x_t, x0) * x_t
+    mean = mix(process, (weight_x0, x0), (weight_x_t, x_t))
     return mean, variance_s * one_minus_ratio
 
 
 def q_posterior_variance(
-    schedule: Schedule, t: Int[Array, " batch"], s: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """The variance of q(x_s | x_t, x_0) alone, eq. (2); 0 at `s = -1`.
+    process: Modal, t: Int[Array, " batch"], s: Int[Array, " batch"]
+) -> Float[Array, "batch *modes"]:
+    """The variance of q(x_s | x_t, x_0) alone, eq. (2), of each mode; 0 at `s = -1`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
     """
     check_vector("t", t)
     check_times("s", s, t.shape[0])
-    return schedule.noise_variance(s) * _one_minus_snr_ratio(schedule, t, s)
+    return process.noise_variance(s) * _one_minus_snr_ratio(process, t, s)
 
 
 def convert(
-    schedule: Schedule,
+    process: Modal,
     value: Float[Array, "batch *data"],
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
@@ -220,12 +252,11 @@ def convert(
 ) -> Float[Array, "batch *data"]:
     """The `target` (eps, x0, v or score) that `value`, read as the `source`, means at `x_t`.
 
-    Eq. (1), (4) and (5) solved for each of the four; a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar).
-    Nothing is clamped. Where alpha_bar is 0, eps and score say nothing about the data: x0 and v
-    made of them are not finite there.
+    Eq. (1), (4) and (5) solved for each of the four. Nothing is clamped. Where a is 0, eps and
+    score say nothing about the data: x0 and v made of them are not finite there.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         value: what is converted.
         x_t: the noised data at which it holds.
         t: times in [0, T).
@@ -249,48 +280,82 @@ def convert(
     check_times("t", t, value.shape[0])
     check_quantity("source", source)
     check_quantity("target", target)
+    check_modal("process", process)
     value = value.astype(x_t.dtype)
     if source == target:
         return value
-    a = per_example(schedule.signal(t), x_t)
-    b = per_example(schedule.noise(t), x_t)
+    dtype, modes = x_t.dtype, process.basis.to_modes(x_t)
+    wanted = _convert(process, process.basis.to_modes(value), modes, t, source, target)
+    return process.basis.to_data(wanted).astype(dtype)
+
+
+def _convert(
+    process: Modal,
+    value: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    source: Quantity,
+    target: Quantity,
+) -> jax.Array:
+    """`convert` of what is given, and wanted, by modes."""
+    a = per_example(process.signal(t), x_t)
+    b = per_example(process.noise(t), x_t)
     if source == "score":
         source, value = "eps", -b * value
+    power = per_example(process.power(t), x_t)  # a^2 + b^2
     match (source, target):
         case ("eps", "eps"):
             return value
         case ("eps", "x0"):
             return (x_t - b * value) / a
         case ("eps", "v"):
-            return (value - b * x_t) / a
+            return (power * value - b * x_t) / a
         case ("eps", "score"):
             return -value / b
         case ("x0", "eps"):
             return (x_t - a * value) / b
         case ("x0", "v"):
-            return (a * x_t - value) / b
+            return (a * x_t - power * value) / b
         case ("x0", "score"):
-            return (a * value - x_t) / per_example(schedule.noise_variance(t), x_t)
+            return (a * value - x_t) / per_example(process.noise_variance(t), x_t)
         case ("v", "eps"):
-            return b * x_t + a * value
+            return (b * x_t + a * value) / power
         case ("v", "x0"):
-            return a * x_t - b * value
+            return (a * x_t - b * value) / power
         case _:  # v to score
-            return -x_t - (a / b) * value
+            return (-x_t - (a / b) * value) / power
 
 
 def _one_minus_snr_ratio(
-    schedule: Schedule, t: Int[Array, " batch"], s: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+    process: Modal, t: Int[Array, " batch"], s: Int[Array, " batch"]
+) -> Float[Array, "batch *modes"]:
     """1 - SNR_t / SNR_s, and 1 at s = -1; NaN where s is not the earlier time."""
-    return jnp.where(s < t, -jnp.expm1(schedule.log_snr_difference(t, s)), jnp.nan)
+    one_minus_ratio = -jnp.expm1(process.log_snr_difference(t, s))
+    return jnp.where(per_example(s < t, one_minus_ratio), one_minus_ratio, jnp.nan)
 
 
-def per_example(values: Float[Array, " batch"], like: jax.Array) -> jax.Array:
-    """`values` as a column that broadcasts over the data axes of `like`, in its dtype."""
-    # NumPy's float64 is float32 to JAX, unless told otherwise.
-    dtype = jax.dtypes.canonicalize_dtype(like.dtype)
-    return values.astype(dtype).reshape(values.shape + (1,) * (like.ndim - 1))
+def mix(
+    process: Modal, *terms: tuple[Float[Array, "batch *modes"], Float[Array, "batch *data"]]
+) -> Float[Array, "batch *data"]:
+    """sum_i w_i x_i for pairs (w_i, x_i): weights of each mode, arrays of the data.
+
+    B^T (sum_i w_i * B x_i), in the dtype of the first array.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(terms[0][1].dtype)
+    by_mode = [(weights, process.basis.to_modes(x)) for weights, x in terms]
+    weighted = [per_example(weights, modes) * modes for weights, modes in by_mode]
+    return process.basis.to_data(functools.reduce(operator.add, weighted)).astype(dtype)
+
+
+def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    """`values`, of each example or each of its modes, so that they broadcast over `like`.
+
+    Floats take its dtype.
+    """
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        # NumPy's float64 is float32 to JAX, unless told otherwise.
+        values = values.astype(jax.dtypes.canonicalize_dtype(like.dtype))
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 def data_axes(x: jax.Array) -> tuple[int, ...]:

@@ -3,9 +3,11 @@ r"""p, the reverse process: what a network's outputs say of the way back, beyond
 p(x_s | x_t) is a Gaussian. Its mean is that of `forward.q_posterior` with the network's x0_hat in
 the place of x_0. For its variance there are three choices:
 
-    small          (1 - alpha_bar_s)(1 - SNR_t / SNR_s), the posterior's own
-    large          1 - alpha_bar_t / alpha_bar_s, the beta of the step
+    small          b_s^2 (1 - SNR_t / SNR_s), the posterior's own
+    large          b_t^2 (1 - SNR_t / SNR_s), that of the step itself, its beta
     learned_range  exp(u log large + (1 - u) log small), u the network's second output
+
+in each mode of the process, with a^2 = alpha_bar and b^2 = 1 - alpha_bar for a schedule.
 
 The first two are right for data of no variance and of unit variance and bound what is right for
 others (Ho et al. 2020, section 3.2, https://arxiv.org/abs/2006.11239); the third is Nichol &
@@ -20,22 +22,33 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.checks import check_choice, check_float, check_kind, check_times, check_vector
 from ddpm_jax.forward import per_example, q_posterior_variance, widened
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.processes import Modal
+from ddpm_jax.processes.contract import check_modal
 
-__all__ = ["Variance", "check_predicts", "fixed_variance", "learned_log_variance", "split_output"]
+__all__ = [
+    "Variance",
+    "check_predicts",
+    "fixed_variance",
+    "interpolate",
+    "learned_log_variance",
+    "split_output",
+    "variance_range",
+]
 
 Variance = Literal["small", "large", "learned_range"]
 """Where the variance of p(x_s | x_t) comes from."""
 
 
-def check_predicts(schedule: Schedule, predicts: str) -> None:
-    """Refuses a network that cannot serve the schedule, when the two are put together.
+def check_predicts(process: Modal, predicts: str) -> None:
+    """Refuses a network that cannot serve the process, when the two are put together.
 
     Raises:
-        ValueError: an unknown kind, or eps with a schedule that leaves no signal at T - 1.
+        ValueError: an unknown kind, or eps with a process that leaves no signal at T - 1.
+        NoClosedForm: a chain without modes.
     """
+    check_modal("process", process)
     check_kind("predicts", predicts)
-    if predicts == "eps" and schedule.zero_terminal_snr:
+    if predicts == "eps" and process.zero_terminal_snr:
         raise ValueError(
             "predicts is 'eps', and the schedule leaves no signal at t = T - 1: x_t is the noise"
             " itself there, and says nothing about the data; predict 'v' or 'x0'"
@@ -58,15 +71,16 @@ def split_output(output: Any, *, variance: Variance) -> tuple[Any, Any]:
 
 
 def fixed_variance(
-    schedule: Schedule,
+    process: Modal,
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
     *,
     variance: Literal["small", "large"],
-) -> Float[Array, " batch"]:
+) -> Float[Array, "batch *modes"]:
     """The "small" or the "large" variance of p(x_s | x_t), `[batch]`, for any s < t.
 
-    At `s = -1`, the data, the small one is 0 and the large one 1 - alpha_bar_t.
+    At `s = -1`, the data, the small one is 0 and the large one 1 - alpha_bar_t. Of a process of
+    many modes it is that of each, `[batch, *modes]`.
 
     Raises:
         TypeError, ValueError: a time of the wrong dtype or shape, or an unknown `variance`.
@@ -75,12 +89,12 @@ def fixed_variance(
     check_times("s", s, t.shape[0])
     check_choice("variance", variance, ("small", "large"))
     if variance == "small":
-        return q_posterior_variance(schedule, t, s)
-    return -jnp.expm1(schedule.log_alpha_bar_difference(t, s))
+        return q_posterior_variance(process, t, s)
+    return process.transition_variance(t, s)
 
 
 def learned_log_variance(
-    schedule: Schedule,
+    process: Modal,
     interpolation: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
@@ -91,10 +105,10 @@ def learned_log_variance(
     step from t = 1 to s = 0 takes its place.
 
     Args:
-        schedule: the tables.
-        interpolation: u in the equation, a network's second output: 0 is the small variance, 1 the
-            large one, and nothing keeps it between. Networks that give it in [-1, 1], as some
-            published ones do, are read as (output + 1) / 2.
+        process: a schedule, or another process of modes.
+        interpolation: u in the equation, a network's second output, one for each mode: 0 is the
+            small variance, 1 the large one, and nothing keeps it between. Networks that give it in
+            [-1, 1], as some published ones do, are read as (output + 1) / 2.
         t: times in [0, T).
         s: earlier times.
 
@@ -107,11 +121,26 @@ def learned_log_variance(
     check_float("interpolation", interpolation)
     check_times("t", t, interpolation.shape[0])
     check_times("s", s, interpolation.shape[0])
+    return interpolate(interpolation, *variance_range(process, t, s))
+
+
+def variance_range(
+    process: Modal, t: Int[Array, " batch"], s: Int[Array, " batch"]
+) -> tuple[Float[Array, "batch *modes"], Float[Array, "batch *modes"]]:
+    """The small and the large variance between which one is learned."""
     onto_data = s < 0
-    large = fixed_variance(schedule, t, s, variance="large")
     small = fixed_variance(
-        schedule, jnp.where(onto_data, 1, t), jnp.where(onto_data, 0, s), variance="small"
+        process, jnp.where(onto_data, 1, t), jnp.where(onto_data, 0, s), variance="small"
     )
+    return small, fixed_variance(process, t, s, variance="large")
+
+
+def interpolate(
+    interpolation: Float[Array, "batch *data"],
+    small: Float[Array, "batch *modes"],
+    large: Float[Array, "batch *modes"],
+) -> Float[Array, "batch *data"]:
+    """u log large + (1 - u) log small."""
     u = widened(interpolation)
     log_large, log_small = per_example(jnp.log(large), u), per_example(jnp.log(small), u)
     return u * log_large + (1.0 - u) * log_small

@@ -9,10 +9,12 @@ import numpy as np
 
 from ddpm_jax import (
     analytic,
+    bases,
     forward,
     gaussians,
     likelihood,
     losses,
+    processes,
     reverse,
     samplers,
     schedules,
@@ -20,11 +22,12 @@ from ddpm_jax import (
 )
 
 ROOMS = (
-    *(schedules, gaussians, forward, reverse, timesteps),
+    *(bases, schedules, gaussians, processes, forward, reverse, timesteps),
     *(losses, likelihood, samplers, samplers.guidance, analytic),
 )
 BATCH = 8
 SCHEDULE = schedules.cosine(12)
+BLURRING = processes.blurring(SCHEDULE, (3, 2), max_blur=0.4)
 LEVELS = 17
 DATA = analytic.mixture([0.3, 0.7], [[0.5] * 6, [-0.2] * 6], [np.eye(6), np.diag([0.1, 0.3] * 3)])
 
@@ -57,16 +60,6 @@ def factor(seed):
     return jnp.stack([jnp.stack([a, 0 * a], axis=-1), jnp.stack([b, c], axis=-1)], axis=-2)
 
 
-def bind(function, **static):
-    """`function` of the schedule and named arrays."""
-    return lambda **arrays: function(SCHEDULE, **arrays, **static)
-
-
-def draw_images(sampler):
-    times = samplers.time_grid(SCHEDULE, 4)
-    return lambda key, **start: samplers.sample(sampler, key, (BATCH, 3, 2), times, **start).x0
-
-
 def bent(x_t, t):
     """A network whose slope depends on where it stands."""
     return 0.3 * x_t + 0.2 * jnp.sin(x_t)
@@ -81,33 +74,183 @@ key = jax.random.key(5)
 grey = on_grid(0)
 prediction = {"prediction": image(2), "x0": grey}
 
+
+def cases_of(process):
+    """What takes a process, on this one."""
+
+    def bind(function, **static):
+        """`function` of the process and named arrays."""
+        return lambda **arrays: function(process, **arrays, **static)
+
+    def draw_images(sampler):
+        times = samplers.time_grid(process, 4)
+        return lambda key, **start: samplers.sample(sampler, key, (BATCH, 3, 2), times, **start).x0
+
+    return {
+        "q_sample": Case(bind(forward.q_sample), {"x0": image(0), "t": t, "eps": image(1)}, "x0"),
+        "q_step": Case(
+            bind(forward.q_step), {"x_prev": image(0), "t": t, "eps": image(1)}, "x_prev"
+        ),
+        "q_chain": Case(bind(forward.q_chain, num_steps=3), {"key": key, "x0": image(0)}, "x0"),
+        "q_posterior": Case(
+            bind(forward.q_posterior), {"x0": image(0), "x_t": image(1), "t": t, "s": s}, "x0"
+        ),
+        "q_posterior_variance": Case(bind(forward.q_posterior_variance), {"t": t, "s": s}, "t"),
+        "q_transition": Case(
+            bind(forward.q_transition), {"x_s": image(0), "t": t, "s": s, "eps": image(1)}, "x_s"
+        ),
+        "convert": Case(
+            bind(forward.convert, source="eps", target="v"),
+            {"value": image(0), "x_t": image(1), "t": t},
+            "value",
+        ),
+        "convert, score": Case(
+            bind(forward.convert, source="score", target="x0"),
+            {"value": image(0), "x_t": image(1), "t": t},
+            "value",
+        ),
+        "fixed_variance": Case(
+            bind(reverse.fixed_variance, variance="large"), {"t": t, "s": s}, "t"
+        ),
+        "learned_log_variance": Case(
+            bind(reverse.learned_log_variance),
+            {"interpolation": image(0), "t": t, "s": s},
+            "interpolation",
+        ),
+        "simple_loss": Case(
+            bind(losses.simple_loss, predicts="v"), {**prediction, "t": t, "eps": image(1)}, "x0"
+        ),
+        "weighted_loss": Case(
+            bind(losses.weighted_loss, predicts="v", weighting=losses.min_snr()),
+            {**prediction, "t": t, "eps": image(1)},
+            "x0",
+        ),
+        "error_weight": Case(
+            bind(losses.error_weight, predicts="eps", weighting=losses.p2()), {"t": t}, "t"
+        ),
+        "kl_weight": Case(bind(losses.kl_weight, predicts="eps"), {"t": t}, "t"),
+        "vlb_terms": Case(
+            bind(losses.vlb_terms, predicts="eps", levels=LEVELS),
+            {**prediction, "x_t": image(1), "t": t - 2},
+            "x0",
+        ),
+        "vlb_terms, learned range": Case(
+            bind(losses.vlb_terms, predicts="v", levels=LEVELS, variance="learned_range"),
+            {**prediction, "x_t": image(1), "t": t - 2, "interpolation": image(3)},
+            "x0",
+        ),
+        "hybrid_loss": Case(
+            bind(losses.hybrid_loss, predicts="v", levels=LEVELS, vlb_weight=0.5),
+            {
+                **prediction,
+                "interpolation": image(3),
+                "x_t": image(1),
+                "t": t - 2,
+                "eps": image(4),
+            },
+            "x0",
+        ),
+        "elbo_loss": Case(
+            bind(losses.elbo_loss, predicts="v", levels=LEVELS),
+            {**prediction, "x_t": image(1), "t": t - 2},
+            "x0",
+        ),
+        "prior_term": Case(bind(losses.prior_term), {"x0": grey}, "x0"),
+        "bits_per_dim": Case(
+            lambda **arrays: (
+                likelihood.bits_per_dim(
+                    process, lambda x_t, t: 0.3 * x_t, **arrays, predicts="eps", levels=LEVELS
+                ).total
+            ),
+            {"key": key, "x0": grey},
+            "x0",
+        ),
+        "bits_per_dim, in chunks": Case(
+            lambda **arrays: (
+                likelihood.bits_per_dim(
+                    process,
+                    lambda x_t, t: (0.3 * x_t, 0.1 * x_t),
+                    **arrays,
+                    predicts="v",
+                    levels=LEVELS,
+                    chunk=5,
+                    variance="learned_range",
+                ).total
+            ),
+            {"key": key, "x0": grey},
+            "x0",
+        ),
+        "estimate_bits_per_dim": Case(
+            bind(
+                likelihood.estimate_bits_per_dim,
+                predict=lambda x_t, t: 0.3 * x_t,
+                predicts="v",
+                levels=LEVELS,
+                num_times=4,
+                chunk=3,
+            ),
+            {"key": key, "x0": grey},
+            "x0",
+        ),
+        "flow_bits_per_dim": Case(
+            bind(
+                likelihood.flow_bits_per_dim,
+                predict=lambda x_t, t: 0.3 * jnp.tanh(x_t),
+                times=samplers.time_grid(process, 4),
+                predicts="v",
+                levels=LEVELS,
+                num_probes=2,
+            ),
+            {"key": key, "x0": grey},
+            "x0",
+        ),
+        "sample, ancestral": Case(
+            draw_images(samplers.ancestral(process, lambda x_t, t: 0.3 * x_t)), {"key": key}
+        ),
+        "sample, ddim": Case(
+            draw_images(samplers.ddim(process, lambda x_t, t: 0.3 * x_t, eta=0.5)), {"key": key}
+        ),
+        "sample, dpm_solver_pp": Case(
+            draw_images(samplers.dpm_solver_pp(process, bent, stochastic=True)), {"key": key}
+        ),
+        "sample, heun": Case(draw_images(samplers.heun(process, bent)), {"key": key}),
+        "sample, from a start": Case(
+            draw_images(samplers.probability_flow(process, bent, threshold=None)),
+            {"key": key, "start": image(0)},
+        ),
+        "ddim_inversion": Case(
+            lambda x0: samplers.ddim_inversion(
+                process, bent, x0, samplers.time_grid(process, 4), iterations=2
+            ),
+            {"x0": image(0)},
+            "x0",
+        ),
+        "inpaint": Case(
+            lambda key, known, mask: draw_images(
+                samplers.inpaint(
+                    samplers.dpm_solver_pp(process, bent, threshold=None),
+                    process,
+                    known,
+                    mask,
+                    resamplings=2,
+                )
+            )(key),
+            {"key": key, "known": image(0), "mask": image(1) > 0.0},
+            "known",
+        ),
+        "classifier": Case(
+            samplers.guidance.classifier(
+                process, bent, lambda x_t, t: jnp.sum(jnp.sin(x_t), axis=(1, 2)), scale=2.0
+            ),
+            {"x_t": image(0), "t": t},
+            "x_t",
+        ),
+    }
+
+
 CASES = {
-    "q_sample": Case(bind(forward.q_sample), {"x0": image(0), "t": t, "eps": image(1)}, "x0"),
-    "q_step": Case(bind(forward.q_step), {"x_prev": image(0), "t": t, "eps": image(1)}, "x_prev"),
-    "q_chain": Case(bind(forward.q_chain, num_steps=3), {"key": key, "x0": image(0)}, "x0"),
-    "q_posterior": Case(
-        bind(forward.q_posterior), {"x0": image(0), "x_t": image(1), "t": t, "s": s}, "x0"
-    ),
-    "q_posterior_variance": Case(bind(forward.q_posterior_variance), {"t": t, "s": s}, "t"),
-    "q_transition": Case(
-        bind(forward.q_transition), {"x_s": image(0), "t": t, "s": s, "eps": image(1)}, "x_s"
-    ),
-    "convert": Case(
-        bind(forward.convert, source="eps", target="v"),
-        {"value": image(0), "x_t": image(1), "t": t},
-        "value",
-    ),
-    "convert, score": Case(
-        bind(forward.convert, source="score", target="x0"),
-        {"value": image(0), "x_t": image(1), "t": t},
-        "value",
-    ),
-    "fixed_variance": Case(bind(reverse.fixed_variance, variance="large"), {"t": t, "s": s}, "t"),
-    "learned_log_variance": Case(
-        bind(reverse.learned_log_variance),
-        {"interpolation": image(0), "t": t, "s": s},
-        "interpolation",
-    ),
+    **cases_of(SCHEDULE),
+    **{f"{name}, blurring": case for name, case in cases_of(BLURRING).items()},
     "kl_diagonal": Case(
         gaussians.kl_diagonal,
         {
@@ -158,95 +301,8 @@ CASES = {
         {"x": on_grid(0), "mean": image(1), "standard_deviation": positive(2)},
         "x",
     ),
-    "simple_loss": Case(
-        bind(losses.simple_loss, predicts="v"), {**prediction, "t": t, "eps": image(1)}, "x0"
-    ),
-    "weighted_loss": Case(
-        bind(losses.weighted_loss, predicts="v", weighting=losses.min_snr()),
-        {**prediction, "t": t, "eps": image(1)},
-        "x0",
-    ),
-    "error_weight": Case(
-        bind(losses.error_weight, predicts="eps", weighting=losses.p2()), {"t": t}, "t"
-    ),
-    "kl_weight": Case(bind(losses.kl_weight, predicts="eps"), {"t": t}, "t"),
-    "vlb_terms": Case(
-        bind(losses.vlb_terms, predicts="eps", levels=LEVELS),
-        {**prediction, "x_t": image(1), "t": t - 2},
-        "x0",
-    ),
-    "vlb_terms, learned range": Case(
-        bind(losses.vlb_terms, predicts="v", levels=LEVELS, variance="learned_range"),
-        {**prediction, "x_t": image(1), "t": t - 2, "interpolation": image(3)},
-        "x0",
-    ),
-    "hybrid_loss": Case(
-        bind(losses.hybrid_loss, predicts="v", levels=LEVELS, vlb_weight=0.5),
-        {
-            **prediction,
-            "interpolation": image(3),
-            "x_t": image(1),
-            "t": t - 2,
-            "eps": image(4),
-        },
-        "x0",
-    ),
-    "elbo_loss": Case(
-        bind(losses.elbo_loss, predicts="v", levels=LEVELS),
-        {**prediction, "x_t": image(1), "t": t - 2},
-        "x0",
-    ),
-    "prior_term": Case(bind(losses.prior_term), {"x0": grey}, "x0"),
-    "bits_per_dim": Case(
-        lambda **arrays: (
-            likelihood.bits_per_dim(
-                SCHEDULE, lambda x_t, t: 0.3 * x_t, **arrays, predicts="eps", levels=LEVELS
-            ).total
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "bits_per_dim, in chunks": Case(
-        lambda **arrays: (
-            likelihood.bits_per_dim(
-                SCHEDULE,
-                lambda x_t, t: (0.3 * x_t, 0.1 * x_t),
-                **arrays,
-                predicts="v",
-                levels=LEVELS,
-                chunk=5,
-                variance="learned_range",
-            ).total
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "estimate_bits_per_dim": Case(
-        bind(
-            likelihood.estimate_bits_per_dim,
-            predict=lambda x_t, t: 0.3 * x_t,
-            predicts="v",
-            levels=LEVELS,
-            num_times=4,
-            chunk=3,
-        ),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
     "dequantize": Case(
         lambda **arrays: likelihood.dequantize(**arrays, levels=LEVELS),
-        {"key": key, "x0": grey},
-        "x0",
-    ),
-    "flow_bits_per_dim": Case(
-        bind(
-            likelihood.flow_bits_per_dim,
-            predict=lambda x_t, t: 0.3 * jnp.tanh(x_t),
-            times=samplers.time_grid(SCHEDULE, 4),
-            predicts="v",
-            levels=LEVELS,
-            num_probes=2,
-        ),
         {"key": key, "x0": grey},
         "x0",
     ),
@@ -270,12 +326,6 @@ CASES = {
     ),
     "uniform": Case(lambda key: timesteps.uniform(key, BATCH, 12), {"key": key}),
     "stratified": Case(lambda key: timesteps.stratified(key, BATCH, 12), {"key": key}),
-    "sample, ancestral": Case(
-        draw_images(samplers.ancestral(SCHEDULE, lambda x_t, t: 0.3 * x_t)), {"key": key}
-    ),
-    "sample, ddim": Case(
-        draw_images(samplers.ddim(SCHEDULE, lambda x_t, t: 0.3 * x_t, eta=0.5)), {"key": key}
-    ),
     "denoise": Case(
         lambda **arrays: analytic.denoise(DATA, SCHEDULE, **arrays, target="v"),
         {"x_t": image(0), "t": t},
@@ -292,44 +342,9 @@ CASES = {
         "x_t",
     ),
     "sample, analytic": Case(lambda key: analytic.sample(DATA, key, (BATCH, 3, 2)), {"key": key}),
-    "sample, dpm_solver_pp": Case(
-        draw_images(samplers.dpm_solver_pp(SCHEDULE, bent, stochastic=True)), {"key": key}
-    ),
-    "sample, heun": Case(draw_images(samplers.heun(SCHEDULE, bent)), {"key": key}),
-    "sample, from a start": Case(
-        draw_images(samplers.probability_flow(SCHEDULE, bent, threshold=None)),
-        {"key": key, "start": image(0)},
-    ),
-    "ddim_inversion": Case(
-        lambda x0: samplers.ddim_inversion(
-            SCHEDULE, bent, x0, samplers.time_grid(SCHEDULE, 4), iterations=2
-        ),
-        {"x0": image(0)},
-        "x0",
-    ),
-    "inpaint": Case(
-        lambda key, known, mask: draw_images(
-            samplers.inpaint(
-                samplers.dpm_solver_pp(SCHEDULE, bent, threshold=None),
-                SCHEDULE,
-                known,
-                mask,
-                resamplings=2,
-            )
-        )(key),
-        {"key": key, "known": image(0), "mask": image(1) > 0.0},
-        "known",
-    ),
     "classifier_free": Case(
         samplers.guidance.classifier_free(
             bent, lambda x_t, t: 0.3 * x_t, scale=3.0, interval=(3, 6), rescale=0.5
-        ),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "classifier": Case(
-        samplers.guidance.classifier(
-            SCHEDULE, bent, lambda x_t, t: jnp.sum(jnp.sin(x_t), axis=(1, 2)), scale=2.0
         ),
         {"x_t": image(0), "t": t},
         "x_t",
@@ -350,6 +365,8 @@ STATIC = {
     "loss_history",
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
-    *("per_example", "data_axes", "widened"),  # between rooms only
-    *("check_predicts", "split_output"),
+    *("identity", "dct", "fourier", "orthonormal"),
+    *("isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
+    *("mix", "per_example", "data_axes", "widened"),  # between rooms only
+    *("check_predicts", "split_output", "variance_range", "interpolate"),
 }

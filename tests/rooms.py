@@ -3,8 +3,10 @@
 CORE = (
     "errors",
     "checks",
+    "bases",
     "schedules",
     "gaussians",
+    "processes",
     "forward",
     "reverse",
     "timesteps",

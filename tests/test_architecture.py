@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
     "ddpm_jax": {
-        *("analytic", "gaussians", "likelihood", "losses", "reverse"),
+        *("analytic", "bases", "gaussians", "likelihood", "losses", "processes", "reverse"),
         *("samplers", "schedules", "timesteps"),
         *("Schedule", "convert", "q_chain", "q_posterior", "q_sample", "q_step", "q_transition"),
         *("simple_loss", "weighted_loss", "elbo_loss", "hybrid_loss", "kl_weight", "vlb_terms"),
@@ -26,6 +26,10 @@ PUBLIC = {
         *("Schedule", "linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr"),
         *("from_betas", "from_alpha_bar", "from_log_snr"),
         *("zero_terminal_snr", "shifted", "respaced"),
+    },
+    "ddpm_jax.processes": {
+        *("Chain", "Modal", "NoClosedForm", "Process", "Spectral"),
+        *("isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
     },
     "ddpm_jax.gaussians": {
         *("kl_diagonal", "kl_full", "kl_shared_variance", "kl_standardized"),

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax.checks import check_float, check_key, check_result
 from ddpm_jax.forward import Predicts, q_sample, widened
 from ddpm_jax.losses import prior_term, vlb_terms
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["BitsPerDim", "bits_per_dim", "in_chunks", "terms_at"]
 
@@ -32,7 +32,7 @@ class BitsPerDim(NamedTuple):
 
 
 def bits_per_dim(
-    schedule: Schedule,
+    process: Modal,
     predict: Callable[[Float[Array, "rows *data"], Int[Array, " rows"]], Any],
     key: Key[Array, ""],
     x0: Float[Array, "batch *data"],
@@ -49,7 +49,7 @@ def bits_per_dim(
     noise of its own, and `chunk` decides nothing but speed: the result is the same up to rounding.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, the network with its parameters bound, on batch * chunk
             rows. For the learned range, `(prediction, interpolation)`.
         key: typed random key; time t uses fold_in(key, t).
@@ -66,19 +66,19 @@ def bits_per_dim(
     """
     check_float("x0", x0)
     check_key("key", key)
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     x0 = widened(x0)  # x_t rounded to bfloat16 is not the chain's: the bound would not hold
 
     def terms(times: Array) -> Array:
         t = jnp.broadcast_to(times[:, None], (times.size, x0.shape[0]))
         eps = jax.vmap(lambda t: _noise(jax.random.fold_in(key, t), x0))(times)
         return terms_at(
-            schedule, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
+            process, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
         )
 
-    nats = in_chunks(terms, schedule.num_steps, chunk)
+    nats = in_chunks(terms, process.num_steps, chunk)
     to_bits = 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
-    per_step, prior = nats * to_bits, prior_term(schedule, x0) * to_bits
+    per_step, prior = nats * to_bits, prior_term(process, x0) * to_bits
     kl, decoder = jnp.sum(per_step[1:], axis=0), per_step[0]
     return BitsPerDim(prior + kl + decoder, prior, kl, decoder, per_step)
 
@@ -104,7 +104,7 @@ def in_chunks(function: Callable[[Array], Array], count: int, chunk: int) -> Arr
 
 
 def terms_at(
-    schedule: Schedule,
+    process: Modal,
     predict: Callable[[Array, Array], Any],
     x0: Array,
     t: Array,
@@ -127,12 +127,12 @@ def terms_at(
 
     x0 = as_rows(jnp.broadcast_to(x0[None], (times, *x0.shape)))
     t, eps = as_rows(t), as_rows(eps)
-    x_t = q_sample(schedule, x0, t, eps)
-    output = predict(x_t, schedule.network_time(t))
+    x_t = q_sample(process, x0, t, eps)
+    output = predict(x_t, process.network_time(t))
     prediction, interpolation = split_output(output, variance=variance)
     check_result("predict", prediction, x_t.shape)
     nats = vlb_terms(
-        schedule,
+        process,
         prediction,
         x0,
         x_t,

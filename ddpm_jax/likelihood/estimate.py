@@ -12,8 +12,8 @@ from ddpm_jax.checks import check_float, check_key
 from ddpm_jax.forward import Predicts, widened
 from ddpm_jax.likelihood.chain import in_chunks, terms_at
 from ddpm_jax.losses import prior_term
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts
-from ddpm_jax.schedules import Schedule
 from ddpm_jax.timesteps import importance
 
 __all__ = ["BitsEstimate", "estimate_bits_per_dim"]
@@ -28,7 +28,7 @@ class BitsEstimate(NamedTuple):
 
 
 def estimate_bits_per_dim(
-    schedule: Schedule,
+    process: Modal,
     predict: Callable[[Float[Array, "rows *data"], Int[Array, " rows"]], Any],
     key: Key[Array, ""],
     x0: Float[Array, "batch *data"],
@@ -49,7 +49,7 @@ def estimate_bits_per_dim(
     sqrt(E[L_t^2]), where only the noise is left of it.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: as for `bits_per_dim`.
         key: typed random key; draw i uses fold_in(key, i).
         x0: data on the grid of `levels` values in [-1, 1].
@@ -67,11 +67,11 @@ def estimate_bits_per_dim(
     """
     check_float("x0", x0)
     check_key("key", key)
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     x0 = widened(x0)
     if num_times < 2:
         raise ValueError(f"num_times is {num_times}; a standard error takes at least 2 draws")
-    num_steps = schedule.num_steps
+    num_steps = process.num_steps
     if probabilities is None:
         probabilities = jnp.full(num_steps, 1.0 / num_steps, jnp.float32)
     check_float("probabilities", probabilities)
@@ -90,11 +90,11 @@ def estimate_bits_per_dim(
     def weighted(indices: Array) -> Array:
         t, weight, eps = jax.vmap(draw)(indices)
         nats = terms_at(
-            schedule, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
+            process, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
         )
         return num_steps * weight.astype(nats.dtype) * nats
 
     to_bits = 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
     draws = in_chunks(weighted, num_times, chunk) * to_bits
-    total = prior_term(schedule, x0) * to_bits + jnp.mean(draws, axis=0)
+    total = prior_term(process, x0) * to_bits + jnp.mean(draws, axis=0)
     return BitsEstimate(total, jnp.std(draws, axis=0, ddof=1) / math.sqrt(num_times))

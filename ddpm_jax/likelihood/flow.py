@@ -1,16 +1,20 @@
 r"""Exact likelihoods: the probability flow is a change of variables from the data to the prior.
 
 Every chain has an ordinary differential equation with the same marginals (Song et al. 2021,
-section 4.3, https://arxiv.org/abs/2011.13456). In the angle phi = arctan(b / a), with
-a = sqrt(alpha_bar) = cos phi and b = sqrt(1 - alpha_bar) = sin phi, it is
+section 4.3, https://arxiv.org/abs/2011.13456). In the angle phi = arctan(b / a), with a = r cos phi
+and b = r sin phi, and for y = x / r, it is
 
-    (1)  dx / dphi = v_hat(x, phi)
+    (1)  dy / dphi = v_hat(x, phi) / r
 
-because x_t = cos(phi) x_0 + sin(phi) eps has the slope v, and by the change of variables (their
+because y_t = cos(phi) x_0 + sin(phi) eps has that slope, and by the change of variables (their
 eq. 39) the density along it obeys
 
-    (2)  d log p(x) / dphi = -div v_hat(x, phi)
-    (3)  log p(x_0) = log N(x_T; 0, I) + integral of div v_hat over phi
+    (2)  d log p(y) / dphi = -div_y (v_hat / r)
+    (3)  log p(x_0) = log p(y_T) + integral of div_y (v_hat / r) over phi
+
+r^2 = a^2 + b^2 is 1 for a schedule, and log p(y_T) that of a standard normal. A process of many
+modes has an angle and an r for each, and turns them at once: the divergence is then a sum over
+modes, each with the turn that its own angle makes.
 
 This is the flow of DDIM (`samplers.ddim`) in other coordinates. In sigma = b / a and x / a, the
 usual ones, the last steps of a chain span decades of sigma and the divergence falls as 1 / sigma
@@ -37,9 +41,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_float, check_key, check_result, check_vector
-from ddpm_jax.forward import Predicts, convert, data_axes, widened
+from ddpm_jax.forward import Predicts, convert, data_axes, per_example, widened
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["FlowLikelihood", "dequantize", "flow_bits_per_dim"]
 
@@ -84,7 +88,7 @@ def dequantize(
 
 
 def flow_bits_per_dim(
-    schedule: Schedule,
+    process: Modal,
     predict: Callable[[Float[Array, "batch *data"], Int[Array, " batch"]], Array],
     key: Key[Array, ""],
     x0: Float[Array, "batch *data"],
@@ -102,12 +106,12 @@ def flow_bits_per_dim(
     dequantized data its bits are a bound, and a poor one.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, differentiable, the network with its parameters bound.
         key: typed random key: for the dequantization, and for the signs at each time.
         x0: data; with `levels`, on their grid in [-1, 1], and dequantized here.
         times: falling times in [0, T), as for samplers, from T - 1 to 0; followed upward. At the
-            first of them x is taken for standard normal. Where they do not fall, the result is
+            first of them x is taken for the prior's. Where they do not fall, the result is
             NaN.
         predicts: what `predict` returns.
         levels: grey levels of the data, at least 2; None for continuous data.
@@ -121,7 +125,7 @@ def flow_bits_per_dim(
     check_float("x0", x0)
     check_key("key", key)
     check_vector("times", times)
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     if times.shape[0] < 1:
         raise ValueError("times has shape (0,); a grid of samplers.time_grid has at least one")
     if num_probes < 1:
@@ -129,48 +133,62 @@ def flow_bits_per_dim(
     key_bins, key_first, key_start, key_end = jax.random.split(key, 4)
     x = widened(x0) if levels is None else dequantize(key_bins, widened(x0), levels)
 
-    def slopes(key: Array, x: Array, t: Array) -> tuple[Array, Array]:
-        """v_hat at the scalar time t and an estimate of its divergence, `[batch]`."""
-        t = jnp.broadcast_to(t, x.shape[:1])
+    def slopes(key: Array, y: Array, t: Array) -> tuple[Array, Array]:
+        """v_hat / r by modes, and an estimate of each mode's own part of the divergence."""
 
-        def v_hat(x: Array) -> Array:
-            prediction = predict(x, schedule.network_time(t))
+        def v_hat(y: Array) -> Array:
+            r = per_example(jnp.sqrt(process.power(t)), y)
+            x = process.basis.to_data(r * y)
+            prediction = predict(x, process.network_time(t))
             check_result("predict", prediction, x.shape)
-            return convert(schedule, prediction, x, t, source=predicts, target="v")
+            v = convert(process, prediction, x, t, source=predicts, target="v")
+            return process.basis.to_modes(v) / r
 
         def probe(key: Array) -> tuple[Array, Array]:
-            signs = jax.random.rademacher(key, x.shape, x.dtype)
-            v, along = jax.jvp(v_hat, (x,), (signs,))
-            return v, jnp.sum(signs * along, axis=data_axes(x))
+            signs = jax.random.rademacher(key, y.shape, y.dtype)
+            v, along = jax.jvp(v_hat, (y,), (signs,))
+            return v, signs * along
 
         keys = jax.random.split(jax.random.fold_in(key, t[0]), num_probes)
         v, divergence = jax.vmap(probe)(keys)
         return v[0], jnp.mean(divergence, axis=0)
 
+    def angle(t: Array, like: Array) -> Array:
+        return per_example(jnp.arctan2(process.noise(t), process.signal(t)), like)
+
+    def each(t: Array) -> Array:
+        return jnp.broadcast_to(t, x.shape[:1])
+
     def step(
-        state: tuple[Array, Array], ends: tuple[Array, Array, Array]
+        state: tuple[Array, Array], ends: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
-        (x, integral), (s, t, turn) = state, ends
-        v_s, divergence_s = slopes(key_start, x, s)
-        v_t, divergence_t = slopes(key_end, x + turn * v_s, t)
-        x = x + 0.5 * turn * (v_s + v_t)
-        return (x, integral + 0.5 * turn * (divergence_s + divergence_t)), None
+        (y, integral), (s, t) = state, (each(ends[0]), each(ends[1]))
+        turn = angle(t, y) - angle(s, y)
+        v_s, divergence_s = slopes(key_start, y, s)
+        v_t, divergence_t = slopes(key_end, y + turn * v_s, t)
+        y = y + 0.5 * turn * (v_s + v_t)
+        grown = 0.5 * turn * (divergence_s + divergence_t)
+        return (y, integral + jnp.sum(grown, axis=data_axes(y))), None
 
     rising = times[::-1]
-    angles = jnp.arctan2(schedule.noise(rising), schedule.signal(rising)).astype(x.dtype)
-    v, divergence = slopes(key_first, x, rising[0])
-    state = x + 0.5 * angles[0] * v, 0.5 * angles[0] * divergence
-    pairs = (rising[:-1], rising[1:], jnp.diff(angles))
-    (x, integral), _ = jax.lax.scan(step, state, pairs)
+    y, first = process.basis.to_modes(x), each(rising[0])
+    v, divergence = slopes(key_first, y, first)
+    half_turn = 0.5 * angle(first, y)
+    state = y + half_turn * v, jnp.sum(half_turn * divergence, axis=data_axes(y))
+    (y, integral), _ = jax.lax.scan(step, state, (rising[:-1], rising[1:]))
 
     dimensions = math.prod(x.shape[1:])
-    log_prior = -0.5 * jnp.sum(jnp.square(x), axis=data_axes(x))
+    # y_T in standard deviations of the prior: x_T = r y_T has its variance.
+    power, (prior_variance, _) = process.power(each(rising[-1])), process.prior(x.shape[0])
+    scale = jnp.broadcast_to(per_example(jnp.sqrt(power / prior_variance), y), y.shape)
+    log_prior = jnp.sum(jnp.log(scale) - 0.5 * jnp.square(scale * y), axis=data_axes(y))
     log_density = log_prior - 0.5 * dimensions * math.log(2.0 * math.pi) + integral
     log_density = jnp.where(jnp.all(jnp.diff(rising) > 0), log_density, jnp.nan)
     bits = -log_density / (dimensions * math.log(2.0))
     if levels is not None:
         bits = bits - math.log2(_bin_width(levels))
-    return FlowLikelihood(bits, log_density, x)
+    x_T = process.basis.to_data(per_example(jnp.sqrt(power), y) * y)
+    return FlowLikelihood(bits, log_density, x_T)
 
 
 def _bin_width(levels: int) -> float:

@@ -12,11 +12,15 @@ weighted squared error (the KL shortcut; `kl_weight` is the weight):
     KL_t = w_eps |eps - eps_hat|^2 = w_x0 |x_0 - x0_hat|^2 = w_v |v - v_hat|^2
     w_eps = (SNR_{t-1} / SNR_t - 1) / 2
     w_x0  = (SNR_{t-1} - SNR_t) / 2
-    w_v   = w_x0 (1 - alpha_bar_t)
+    w_v   = w_x0 b_t^2 / (a_t^2 + b_t^2)^2                       w_x0 (1 - alpha_bar_t) for DDPM
 
-It holds exactly as long as the two variances are equal and one scalar serves all dimensions. With
-another variance (large, or learned) and d = log of the posterior's variance over p's, the generic
-KL of two Gaussians remains, here per dimension, of which w |error|^2 is one part:
+It holds exactly as long as the two variances are equal. A process of many modes has a weight for
+each, and KL_t is their sum: a squared error in the norm of the posterior's covariance, in O(d). A
+plain squared error in its place is no bound, unless all weights agree. They do for DDPM, and in eps
+(not in x0 or v) for noise of one covariance, whose modes all have the same ratio of SNRs.
+
+With another variance (large, or learned) and d = log of the posterior's variance over p's, the
+generic KL of two Gaussians remains, here per mode, of which w |error|^2 is one part:
 
     KL_t = w |error|^2 e^d + (e^d - 1 - d) / 2
 """
@@ -44,35 +48,44 @@ from ddpm_jax.gaussians import (
     log_density_diagonal,
 )
 from ddpm_jax.losses.weighted import simple_loss
-from ddpm_jax.reverse import Variance, check_predicts, learned_log_variance
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.processes import Modal
+from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.reverse import (
+    Variance,
+    check_predicts,
+    interpolate,
+    learned_log_variance,
+    variance_range,
+)
 
 __all__ = ["elbo_loss", "hybrid_loss", "kl_weight", "prior_term", "vlb_terms"]
 
 
 def kl_weight(
-    schedule: Schedule, t: Int[Array, " batch"], *, predicts: Predicts
-) -> Float[Array, " batch"]:
+    process: Modal, t: Int[Array, " batch"], *, predicts: Predicts
+) -> Float[Array, "batch *modes"]:
     """The w in KL_t = w |error|^2, in nats, for the step from `t` to `t - 1`.
 
-    The equations stand at the head of this module. `t` in [1, T); at t = 0, where the decoder
-    takes the KL's place, the weight is inf.
+    The equations stand at the head of this module. `[batch]`, and `[batch, *modes]` for a process
+    of many modes. `t` in [1, T); at t = 0, where the decoder takes the KL's place, it is inf.
 
     Raises:
         TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, or eps with a
             schedule of zero terminal SNR.
     """
     check_vector("t", t)
-    check_predicts(schedule, predicts)
-    log_ratio = schedule.log_snr_difference(t, t - 1)  # log(SNR_t / SNR_{t-1}) < 0
+    check_predicts(process, predicts)
+    log_ratio = process.log_snr_difference(t, t - 1)  # log(SNR_t / SNR_{t-1}) < 0
     if predicts == "eps":
         return 0.5 * jnp.expm1(-log_ratio)
-    weight_x0 = 0.5 * schedule.snr(t - 1) * -jnp.expm1(log_ratio)
-    return weight_x0 if predicts == "x0" else weight_x0 * schedule.noise_variance(t)
+    weight_x0 = 0.5 * process.snr(t - 1) * -jnp.expm1(log_ratio)
+    if predicts == "x0":
+        return weight_x0
+    return weight_x0 * process.noise_variance(t) / jnp.square(process.power(t))
 
 
 def vlb_terms(
-    schedule: Schedule,
+    process: Modal,
     prediction: Float[Array, "batch *data"],
     x0: Float[Array, "batch *data"],
     x_t: Float[Array, "batch *data"],
@@ -89,10 +102,12 @@ def vlb_terms(
     variance, by the shortcut. For t = 0 the decoder: minus the log likelihood of `x0`'s grey
     levels under a Gaussian at x0_hat, cut into bins (Ho et al. 2020, eq. 13 with
     sigma_1^2 = beta_1, or the learned variance). Published code of DDPM takes the posterior's
-    variance of the next step in the place of beta_1, so its term at t = 0 is another.
+    variance of the next step in the place of beta_1, so its term at t = 0 is another. Bins are cut
+    pixel by pixel: where the modes are not the pixels, each pixel has the variance that the modes
+    give it, and the interpolation at t = 0 is read as one of pixels.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         prediction: the network's output at `(x_t, t)`.
         x0: data on the grid of `levels` values in [-1, 1].
         x_t: its noised version, in float32: rounded to bfloat16 it is not the chain's at early
@@ -116,7 +131,7 @@ def vlb_terms(
     check_same_shape("prediction", prediction, "x0", x0)
     check_same_shape("x_t", x_t, "x0", x0)
     check_times("t", t, x0.shape[0])
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     check_choice("variance", variance, ("small", "large", "learned_range"))
     _check_interpolation(variance, interpolation, x0)
     prediction, x0, x_t = widened(prediction), widened(x0), widened(x_t)
@@ -124,58 +139,69 @@ def vlb_terms(
 
     # Where the decoder is meant, the KL's terms are those of t = 1: inf would turn gradients NaN.
     step = jnp.maximum(t, 1)
-    target = convert(schedule, x0, x_t, t, source="x0", target=predicts)
-    weight = kl_weight(schedule, step, predicts=predicts)
-    if interpolation is not None:
-        log_variance = learned_log_variance(schedule, interpolation, t, t - 1)
-    elif variance == "large":
-        log_variance = _fill(jnp.log(schedule.beta(t)), x0)
-    else:  # the posterior's own, and beta_0 at the decoder
-        log_variance = None
-    if log_variance is None:
-        squared_error = jnp.sum(jnp.square(target - prediction), axis=data_axes(x0))
-        kl = weight * squared_error
-        decoder_variance = _fill(schedule.beta(jnp.zeros_like(t)), x0)
-        deviation = jnp.sqrt(decoder_variance)
+    target = convert(process, x0, x_t, t, source="x0", target=predicts)
+    error = process.basis.to_modes(target - prediction)
+    weight = kl_weight(process, step, predicts=predicts)
+    is_decoder = _fill((t == 0).astype(x0.dtype), x0) > 0.0
+    if variance == "small":
+        kl = per_example(weight, error) * jnp.square(error)
     else:
-        posterior = jnp.log(q_posterior_variance(schedule, step, step - 1))
+        posterior = jnp.log(q_posterior_variance(process, step, step - 1))
+        if interpolation is None:
+            log_variance = _fill(jnp.log(process.beta(step)), x0)
+        else:
+            log_variance = learned_log_variance(process, interpolation, step, step - 1)
         # A term that the last line does not choose must not overflow: 0 times inf in its gradient
         # is NaN, and an interpolation may be far outside [0, 1].
-        is_decoder = _fill((t == 0).astype(x0.dtype), x0) > 0.0
         difference = jnp.where(is_decoder, 0.0, _fill(posterior, x0) - log_variance)
         scale = per_example(jnp.sqrt(2.0 * weight), x0) * jnp.exp(0.5 * difference)
-        kl = kl_standardized(scale * (target - prediction), difference)
-        kl = jnp.sum(kl, axis=data_axes(x0))
-        log_variance = jnp.where(is_decoder, log_variance, 0.0)
-        decoder_variance, deviation = jnp.exp(log_variance), jnp.exp(0.5 * log_variance)
+        kl = kl_standardized(scale * error, difference)
+    kl = jnp.sum(kl, axis=data_axes(x0))
 
     # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
-    x0_hat = convert(schedule, prediction, x_t, jnp.zeros_like(t), source=predicts, target="x0")
-    if levels is None:
-        log_likelihood = log_density_diagonal(x0, x0_hat, decoder_variance)
+    first = jnp.zeros_like(t)
+    x0_hat = convert(process, prediction, x_t, first, source=predicts, target="x0")
+    small, large = variance_range(process, first, first - 1)
+    mean = x0_hat
+    if levels is None:  # a density is the same in all coordinates
+        x0, mean = process.basis.to_modes(x0), process.basis.to_modes(x0_hat)
     else:
-        log_likelihood = discretized_log_likelihood(x0, x0_hat, deviation, levels=levels)
+        small, large = process.basis.diagonal(small), process.basis.diagonal(large)
+    if interpolation is None:
+        decoder_variance = _fill(large, x0)
+        deviation = jnp.sqrt(decoder_variance)
+    else:
+        log_variance = jnp.where(is_decoder, interpolate(interpolation, small, large), 0.0)
+        decoder_variance, deviation = jnp.exp(log_variance), jnp.exp(0.5 * log_variance)
+    if levels is None:
+        log_likelihood = log_density_diagonal(x0, mean, decoder_variance)
+    else:
+        log_likelihood = discretized_log_likelihood(x0, mean, deviation, levels=levels)
     decoder = -jnp.sum(log_likelihood, axis=data_axes(x0))
 
     return jnp.where(t == 0, decoder, kl)
 
 
-def prior_term(schedule: Schedule, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
-    """KL(q(x_{T-1} | x_0) || N(0, I)) in nats `[batch]`: what the chain leaves of the data.
+def prior_term(process: Modal, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
+    """KL(q(x_{T-1} | x_0) || p(x_{T-1})) in nats `[batch]`: what the chain leaves of the data.
+
+    p is N(0, I), and N(0, Lambda) for noise of another covariance: `process.prior`.
 
     Raises:
         TypeError: `x0` is not floating point.
+        NoClosedForm: a chain without modes.
     """
     check_float("x0", x0)
-    x0 = widened(x0)
-    last = jnp.full(x0.shape[:1], schedule.num_steps - 1, dtype=jnp.int32)
-    mean = per_example(schedule.signal(last), x0) * x0
-    alpha_bar = jnp.broadcast_to(schedule.alpha_bar[-1].astype(x0.dtype), x0.shape)
-    return jnp.sum(kl_to_standard_normal(mean, alpha_bar), axis=data_axes(x0))
+    check_modal("process", process)
+    x0 = process.basis.to_modes(widened(x0))
+    last = jnp.full(x0.shape[:1], process.num_steps - 1, dtype=jnp.int32)
+    prior_variance, missing = process.prior(x0.shape[0])
+    mean = per_example(process.signal(last) / jnp.sqrt(prior_variance), x0) * x0
+    return jnp.sum(kl_to_standard_normal(mean, _fill(missing, x0)), axis=data_axes(x0))
 
 
 def elbo_loss(
-    schedule: Schedule,
+    process: Modal,
     prediction: Float[Array, "batch *data"],
     x0: Float[Array, "batch *data"],
     x_t: Float[Array, "batch *data"],
@@ -192,7 +218,7 @@ def elbo_loss(
     errors are those of `vlb_terms`.
     """
     term = vlb_terms(
-        schedule,
+        process,
         prediction,
         x0,
         x_t,
@@ -202,11 +228,11 @@ def elbo_loss(
         variance=variance,
         interpolation=interpolation,
     )
-    return (prior_term(schedule, x0) + schedule.num_steps * term) / _nats_per_bit_dim(x0)
+    return (prior_term(process, x0) + process.num_steps * term) / _nats_per_bit_dim(x0)
 
 
 def hybrid_loss(
-    schedule: Schedule,
+    process: Modal,
     prediction: Float[Array, "batch *data"],
     interpolation: Float[Array, "batch *data"],
     x0: Float[Array, "batch *data"],
@@ -226,11 +252,11 @@ def hybrid_loss(
     weight goes with the sum over T terms, not with each of them.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         prediction: the network's output at `(x_t, t)`.
         interpolation: its second output, see `ddpm_jax.reverse.learned_log_variance`.
         x0: data on the grid of `levels` values in [-1, 1].
-        x_t: q_sample(schedule, x0, t, eps).
+        x_t: q_sample(process, x0, t, eps).
         t: times in [0, T).
         eps: the noise.
         predicts: what the output stands for.
@@ -240,9 +266,9 @@ def hybrid_loss(
     Raises:
         TypeError, ValueError: as `simple_loss` and `vlb_terms`.
     """
-    simple = simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
+    simple = simple_loss(process, prediction, x0, t, eps, predicts=predicts)
     term = vlb_terms(
-        schedule,
+        process,
         jax.lax.stop_gradient(prediction),
         x0,
         x_t,
@@ -252,7 +278,7 @@ def hybrid_loss(
         variance="learned_range",
         interpolation=interpolation,
     )
-    return simple + vlb_weight * schedule.num_steps * term / _nats_per_bit_dim(x0)
+    return simple + vlb_weight * process.num_steps * term / _nats_per_bit_dim(x0)
 
 
 def _check_interpolation(variance: Variance, interpolation: Array | None, x0: Array) -> None:

@@ -1,9 +1,9 @@
 r"""Mean squared errors, and weights that mean the same whatever the network predicts.
 
 A squared error in one of eps, x0 and v is one in the others, times a factor that depends on the
-signal-to-noise ratio alone (`forward`, eq. 1 and 4):
+levels of signal a and noise b alone (`forward`, eq. 1 and 4; a^2 + b^2 = 1 for a schedule):
 
-    |x_0 - x0_hat|^2 = |eps - eps_hat|^2 / SNR_t = (1 - alpha_bar_t) |v - v_hat|^2
+    |x_0 - x0_hat|^2 = |eps - eps_hat|^2 / SNR_t = b_t^2 / (a_t^2 + b_t^2)^2 |v - v_hat|^2
 
 So a weighting is said once, as the factor w(t) on |x_0 - x0_hat|^2, and `error_weight` tells what
 that is for each kind of prediction. Published ones, in these terms:
@@ -27,9 +27,9 @@ from ddpm_jax.checks import (
     check_times,
     check_vector,
 )
-from ddpm_jax.forward import Predicts, data_axes, per_example, widened
+from ddpm_jax.forward import Predicts, data_axes, mix, per_example, widened
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
-from ddpm_jax.schedules import Schedule
 
 __all__ = [
     "Weighting",
@@ -42,12 +42,12 @@ __all__ = [
     "weighted_loss",
 ]
 
-Weighting = Callable[[Schedule, Array], Array]
-"""`(schedule, t) -> w`, both `[batch]`: the factor on the squared error of x0, unitless."""
+Weighting = Callable[[Modal, Array], Array]
+"""`(process, t) -> w`, both `[batch]`: the factor on the squared error of x0, unitless."""
 
 
 def simple_loss(
-    schedule: Schedule,
+    process: Modal,
     prediction: Float[Array, "batch *data"],
     x0: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
@@ -58,8 +58,8 @@ def simple_loss(
     """Mean squared error of the prediction (L_simple of Ho et al. 2020, eq. 14), unitless.
 
     Args:
-        schedule: the tables.
-        prediction: the network's output at q_sample(schedule, x0, t, eps).
+        process: a schedule, or another process of modes.
+        prediction: the network's output at q_sample(process, x0, t, eps).
         x0: data.
         t: times in [0, T).
         eps: the noise that input was made of.
@@ -72,25 +72,12 @@ def simple_loss(
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, or eps with a
             schedule of zero terminal SNR.
     """
-    check_float("x0", x0)
-    check_same_shape("prediction", prediction, "x0", x0)
-    check_same_shape("eps", eps, "x0", x0)
-    check_times("t", t, x0.shape[0])
-    check_predicts(schedule, predicts)
-    prediction, x0, eps = widened(prediction), widened(x0), widened(eps)
-    match predicts:
-        case "eps":
-            target = eps
-        case "x0":
-            target = x0
-        case "v":
-            target = per_example(schedule.signal(t), x0) * eps
-            target = target - per_example(schedule.noise(t), x0) * x0
-    return jnp.mean(jnp.square(target - prediction), axis=data_axes(x0))
+    error = _error(process, prediction, x0, t, eps, predicts)
+    return jnp.mean(jnp.square(error), axis=data_axes(error))
 
 
 def weighted_loss(
-    schedule: Schedule,
+    process: Modal,
     prediction: Float[Array, "batch *data"],
     x0: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
@@ -112,14 +99,15 @@ def weighted_loss(
         ...     schedules.cosine(10), v_hat, x0, jnp.array([3]), eps,
         ...     predicts="v", weighting=losses.min_snr(5.0))
     """
-    error = simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
-    return error_weight(schedule, t, predicts=predicts, weighting=weighting) * error
+    error = process.basis.to_modes(_error(process, prediction, x0, t, eps, predicts))
+    weight = error_weight(process, t, predicts=predicts, weighting=weighting)
+    return jnp.mean(per_example(weight, error) * jnp.square(error), axis=data_axes(error))
 
 
 def error_weight(
-    schedule: Schedule, t: Int[Array, " batch"], *, predicts: Predicts, weighting: Weighting
-) -> Float[Array, " batch"]:
-    """The factor on the squared error of what the network predicts, `[batch]`.
+    process: Modal, t: Int[Array, " batch"], *, predicts: Predicts, weighting: Weighting
+) -> Float[Array, "batch *modes"]:
+    """The factor on the squared error of what the network predicts, in each mode.
 
     `t` in [0, T).
 
@@ -128,16 +116,16 @@ def error_weight(
             schedule of zero terminal SNR, or a weighting that returns anything but `[batch]`.
     """
     check_vector("t", t)
-    check_predicts(schedule, predicts)
-    weight = weighting(schedule, t)
-    check_result("weighting", weight, t.shape)
+    check_predicts(process, predicts)
+    weight = weighting(process, t)
+    check_result("weighting", weight, process.noise_variance(t).shape)
     match predicts:
         case "eps":
-            return weight / schedule.snr(t)
+            return weight / process.snr(t)
         case "x0":
             return weight
         case "v":
-            return weight * schedule.noise_variance(t)
+            return weight * process.noise_variance(t) / jnp.square(process.power(t))
 
 
 def constant(of: Predicts) -> Weighting:
@@ -148,14 +136,14 @@ def constant(of: Predicts) -> Weighting:
     """
     check_kind("of", of)
 
-    def weighting(schedule: Schedule, t: Array) -> Array:
+    def weighting(process: Modal, t: Array) -> Array:
         match of:
             case "eps":
-                return schedule.snr(t)
+                return process.snr(t)
             case "x0":
-                return jnp.ones_like(schedule.snr(t))
+                return jnp.ones_like(process.snr(t))
             case "v":
-                return 1.0 / schedule.noise_variance(t)
+                return jnp.square(process.power(t)) / process.noise_variance(t)
 
     return weighting
 
@@ -167,7 +155,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
         ValueError: `gamma` is not above 0.
     """
     _check_positive("gamma", gamma)
-    return lambda schedule, t: jnp.minimum(schedule.snr(t), gamma)
+    return lambda process, t: jnp.minimum(process.snr(t), gamma)
 
 
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weighting:
@@ -180,8 +168,8 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weighting:
     if not gamma >= 0.0:
         raise ValueError(f"gamma is {gamma}; it has to be 0 or more")
 
-    def weighting(schedule: Schedule, t: Array) -> Array:
-        snr = schedule.snr(t)
+    def weighting(process: Modal, t: Array) -> Array:
+        snr = process.snr(t)
         return snr / (k + snr) ** gamma
 
     return weighting
@@ -196,7 +184,27 @@ def truncated_snr(minimum: float = 1.0) -> Weighting:
         ValueError: `minimum` is not above 0.
     """
     _check_positive("minimum", minimum)
-    return lambda schedule, t: jnp.maximum(schedule.snr(t), minimum)
+    return lambda process, t: jnp.maximum(process.snr(t), minimum)
+
+
+def _error(
+    process: Modal, prediction: Array, x0: Array, t: Array, eps: Array, predicts: Predicts
+) -> Array:
+    """Target minus prediction, in the quantity that is predicted."""
+    check_float("x0", x0)
+    check_same_shape("prediction", prediction, "x0", x0)
+    check_same_shape("eps", eps, "x0", x0)
+    check_times("t", t, x0.shape[0])
+    check_predicts(process, predicts)
+    prediction, x0, eps = widened(prediction), widened(x0), widened(eps)
+    match predicts:
+        case "eps":
+            target = eps
+        case "x0":
+            target = x0
+        case "v":
+            target = mix(process, (process.signal(t), eps), (-process.noise(t), x0))
+    return target - prediction
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.checks import check_choice
-from ddpm_jax.forward import Predicts, per_example, q_posterior
+from ddpm_jax.forward import Predicts, mix, per_example, q_posterior
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import (
     Variance,
     check_predicts,
@@ -18,17 +19,16 @@ from ddpm_jax.samplers.base import (
     SamplerState,
     StepInfo,
     both_times,
-    standard_normal_init,
+    prior_init,
     x0_of_prediction,
 )
 from ddpm_jax.samplers.thresholds import Threshold, static_threshold
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["ancestral"]
 
 
 def ancestral(
-    schedule: Schedule,
+    process: Modal,
     predict: Predict,
     *,
     predicts: Predicts = "eps",
@@ -40,7 +40,7 @@ def ancestral(
     https://arxiv.org/abs/2006.11239. No noise is added on the last step, onto the data.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, or the pair (prediction, interpolation) for
             "learned_range".
         predicts: what `predict` returns.
@@ -52,30 +52,30 @@ def ancestral(
         TypeError: "learned_range" and a `predict` that returns no pair, or a pair for the others.
     """
     check_choice("variance", variance, ("small", "large", "learned_range"))
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
 
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
     ) -> tuple[SamplerState, StepInfo]:
         x_t = state.x_t
         t, s = both_times(x_t, t, s)
-        output = predict(x_t, schedule.network_time(t))
+        output = predict(x_t, process.network_time(t))
         prediction, interpolation = split_output(output, variance=variance)
         x0_hat = x0_of_prediction(
-            schedule, prediction, x_t, t, predicts=predicts, threshold=threshold
+            process, prediction, x_t, t, predicts=predicts, threshold=threshold
         )
-        mean, added = q_posterior(schedule, x0_hat, x_t, t, s)
+        mean, added = q_posterior(process, x0_hat, x_t, t, s)
         noise = jax.random.normal(key, x_t.shape, x_t.dtype)
         if interpolation is None:
             if variance == "large":
-                added = fixed_variance(schedule, t, s, variance="large")
-                added = jnp.where(s < 0, 0.0, added)
-            deviation = per_example(jnp.sqrt(added), x_t)
+                added = fixed_variance(process, t, s, variance="large")
+                added = jnp.where(per_example(s < 0, added), 0.0, added)
+            deviation = jnp.sqrt(added)
         else:
-            log_variance = learned_log_variance(schedule, interpolation, t, s)
-            deviation = jnp.exp(0.5 * log_variance).astype(x_t.dtype)
-            deviation = per_example(jnp.where(s < 0, 0.0, 1.0), x_t) * deviation
-        x_s = mean + deviation * noise
+            log_variance = learned_log_variance(process, interpolation, t, s)
+            deviation = jnp.exp(0.5 * log_variance)
+            deviation = jnp.where(per_example(s < 0, deviation), 0.0, deviation)
+        x_s = mean + mix(process, (deviation, noise))
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
 
-    return Sampler(standard_normal_init, step)
+    return Sampler(prior_init(process), step)

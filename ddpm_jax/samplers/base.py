@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_float, check_key, check_result
-from ddpm_jax.forward import Predicts, convert, per_example
+from ddpm_jax.forward import Predicts, convert, mix
+from ddpm_jax.processes import Modal
 from ddpm_jax.samplers.thresholds import Threshold
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample"]
 
 Predict = Callable[[Array, Array], Any]
 """A network with its parameters bound: `(x_t, t) -> prediction`, t int32 `[batch]`.
 
-It is told `schedule.network_time(t)`. A network that learned its variance returns the pair
+It is told `process.network_time(t)`. A network that learned its variance returns the pair
 (prediction, interpolation), which `ancestral` with `variance="learned_range"` wants.
 """
 
@@ -129,11 +129,24 @@ def following(times: Array) -> Array:
     return jnp.append(times[1:], jnp.asarray(-1, times.dtype))
 
 
-def standard_normal_init(
-    key: Array, shape: tuple[int, ...], start: Array | None = None
-) -> SamplerState:
-    """`start`, or the prior: images of independent standard normal pixels."""
-    return SamplerState(jax.random.normal(key, shape, jnp.float32) if start is None else start)
+def prior_init(
+    process: Modal,
+) -> Callable[[Array, tuple[int, ...], Array | None], SamplerState]:
+    """A Sampler's init: `start`, or the prior, noise of independent modes."""
+
+    def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
+        if start is not None:
+            return SamplerState(start)
+        variance, _ = process.prior(shape[0])
+        noise = jax.random.normal(key, shape, jnp.float32)
+        return SamplerState(mix(process, (jnp.sqrt(variance), noise)))
+
+    return init
+
+
+def everywhere(process: Modal, batch: int, value: float) -> Array:
+    """`value` for each example and each of its modes."""
+    return jnp.full_like(process.prior(batch)[0], value)
 
 
 def both_times(x_t: Array, t: Array, s: Array) -> tuple[Array, Array]:
@@ -142,7 +155,7 @@ def both_times(x_t: Array, t: Array, s: Array) -> tuple[Array, Array]:
 
 
 def predict_x0(
-    schedule: Schedule,
+    process: Modal,
     predict: Predict,
     x_t: Array,
     t: Array,
@@ -151,12 +164,12 @@ def predict_x0(
     threshold: Threshold | None,
 ) -> Array:
     """x0_hat at one time `t` `[batch]`, kept where `threshold` wants it."""
-    prediction = predict(x_t, schedule.network_time(t))
-    return x0_of_prediction(schedule, prediction, x_t, t, predicts=predicts, threshold=threshold)
+    prediction = predict(x_t, process.network_time(t))
+    return x0_of_prediction(process, prediction, x_t, t, predicts=predicts, threshold=threshold)
 
 
 def x0_of_prediction(
-    schedule: Schedule,
+    process: Modal,
     prediction: Array,
     x_t: Array,
     t: Array,
@@ -166,25 +179,25 @@ def x0_of_prediction(
 ) -> Array:
     """`predict_x0` of a prediction that has been made."""
     check_result("predict", prediction, x_t.shape)
-    x0_hat = convert(schedule, prediction, x_t, t, source=predicts, target="x0")
+    x0_hat = convert(process, prediction, x_t, t, source=predicts, target="x0")
     return x0_hat if threshold is None else threshold(x0_hat)
 
 
-def half_log_snr_step(schedule: Schedule, t: Array, s: Array) -> Array:
-    """h = lambda_s - lambda_t > 0, lambda = log(a / b) = log SNR / 2.
+def half_log_snr_step(process: Modal, t: Array, s: Array) -> Array:
+    """h = lambda_s - lambda_t > 0, lambda = log(a / b) = log SNR / 2, in each mode.
 
     Infinite onto the data, and from a time that has no signal.
     """
-    return -0.5 * schedule.log_snr_difference(t, s)
+    return -0.5 * process.log_snr_difference(t, s)
 
 
-def exponential_step(schedule: Schedule, x0_hat: Array, x_t: Array, t: Array, s: Array) -> Array:
+def exponential_step(process: Modal, x0_hat: Array, x_t: Array, t: Array, s: Array) -> Array:
     """x_s = (b_s / b_t) x_t + a_s (1 - exp(-h)) x0_hat: the flow along a constant x0_hat.
 
     Exact for the probability flow as long as x0_hat stays (Lu et al. 2022, proposition 4.1,
     https://arxiv.org/abs/2211.01095), and DDIM's deterministic step in other words.
     """
-    h = half_log_snr_step(schedule, t, s)
-    weight_x_t = per_example(schedule.noise(s) / schedule.noise(t), x_t)
-    weight_x0 = per_example(-schedule.signal(s) * jnp.expm1(-h), x_t)
-    return weight_x_t * x_t + weight_x0 * x0_hat
+    h = half_log_snr_step(process, t, s)
+    weight_x_t = process.noise(s) / process.noise(t)
+    weight_x0 = -process.signal(s) * jnp.expm1(-h)
+    return mix(process, (weight_x_t, x_t), (weight_x0, x0_hat))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.checks import check_float, check_scalar
-from ddpm_jax.forward import Predicts, convert, per_example, q_posterior_variance
+from ddpm_jax.forward import Predicts, convert, mix, per_example, q_posterior_variance
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,
@@ -18,16 +19,15 @@ from ddpm_jax.samplers.base import (
     half_log_snr_step,
     nan_unless_falling,
     predict_x0,
-    standard_normal_init,
+    prior_init,
 )
 from ddpm_jax.samplers.thresholds import Threshold, static_threshold
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["ddim", "ddim_inversion"]
 
 
 def ddim(
-    schedule: Schedule,
+    process: Modal,
     predict: Predict,
     *,
     predicts: Predicts = "eps",
@@ -36,14 +36,14 @@ def ddim(
 ) -> Sampler:
     """Moves x_t to x_s along the predicted noise (Song et al. 2021, eq. 12 and 16).
 
-        x_s = sqrt(alpha_bar_s) x0_hat + sqrt(1 - alpha_bar_s - sigma^2) eps_hat + sigma noise
-        sigma^2 = eta^2 (1 - alpha_bar_s)(1 - SNR_t / SNR_s)
+        x_s = a_s x0_hat + sqrt(b_s^2 - sigma^2) eps_hat + sigma noise
+        sigma^2 = eta^2 b_s^2 (1 - SNR_t / SNR_s)
 
     https://arxiv.org/abs/2010.02502. `eta` = 0 is deterministic, a first-order solver of the
     probability-flow ODE; `eta` = 1 adds the posterior's noise and is ancestral sampling.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
         predicts: what `predict` returns.
         eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1]. May be
@@ -55,7 +55,7 @@ def ddim(
         ValueError: `eta` outside [0, 1], an unknown `predicts`, or eps where no signal is left
             at T - 1.
     """
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     known = check_scalar("eta", eta)
     if known is not None and not 0.0 <= known <= 1.0:
         raise ValueError(f"eta is {eta}; it has to be in [0, 1]")
@@ -65,22 +65,22 @@ def ddim(
     ) -> tuple[SamplerState, StepInfo]:
         x_t = state.x_t
         t, s = both_times(x_t, t, s)
-        x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=threshold)
-        eps_hat = convert(schedule, x0_hat, x_t, t, source="x0", target="eps")
-        added = eta**2 * q_posterior_variance(schedule, t, s)
-        kept = schedule.noise_variance(s) - added
-        x_s = per_example(schedule.signal(s), x_t) * x0_hat
-        x_s = x_s + per_example(jnp.sqrt(jnp.maximum(kept, 0.0)), x_t) * eps_hat
+        x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=threshold)
+        eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
+        added = eta**2 * q_posterior_variance(process, t, s)
+        kept = process.noise_variance(s) - added
+        terms = [(process.signal(s), x0_hat), (jnp.sqrt(jnp.maximum(kept, 0.0)), eps_hat)]
         if known != 0.0:
             noise = jax.random.normal(key, x_t.shape, x_t.dtype)
-            x_s = x_s + per_example(jnp.sqrt(added), x_t) * noise
+            terms.append((jnp.sqrt(added), noise))
+        x_s = mix(process, *terms)
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
 
-    return Sampler(standard_normal_init, step)
+    return Sampler(prior_init(process), step)
 
 
 def ddim_inversion(
-    schedule: Schedule,
+    process: Modal,
     predict: Predict,
     x0: Float[Array, "batch *data"],
     times: Int[Array, " steps"],
@@ -103,7 +103,7 @@ def ddim_inversion(
     is x_s = a_s x0_hat + b_s x_t instead, solved for x_t.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
         x0: data.
         times: the falling times that the sampler will visit. Where they do not fall, the result
@@ -115,7 +115,7 @@ def ddim_inversion(
         TypeError, ValueError: `x0` not floating point, `times` no vector of integers, `iterations`
             below 1, an unknown `predicts`, or eps where no signal is left at T - 1.
     """
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     check_float("x0", x0)
     check_steps(times)
     if iterations < 1:
@@ -123,21 +123,23 @@ def ddim_inversion(
 
     def step(x_s: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = both_times(x_s, *pair)
-        h = half_log_snr_step(schedule, t, s)
-        a_s, b_s = schedule.signal(s), schedule.noise(s)
-        silent = jnp.isinf(h) & (s >= 0)
+        h = half_log_snr_step(process, t, s)
+        a_s, b_s = process.signal(s), process.noise(s)
+        silent = jnp.isinf(h) & per_example(s >= 0, h)
 
         def go_round(_: Array, x_t: Array) -> Array:
-            x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=None)
-            eps_hat = convert(schedule, x0_hat, x_t, t, source="x0", target="eps")
-            added = per_example(-schedule.noise(t) * jnp.expm1(-h), x_s) * eps_hat
-            x_t = per_example(schedule.signal(t) / a_s, x_s) * x_s + added
-            if not schedule.zero_terminal_snr:
-                return x_t
-            from_silence = (x_s - per_example(a_s, x_s) * x0_hat) / per_example(
-                jnp.where(silent, b_s, 1.0), x_s
+            x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=None)
+            eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
+            weight_x_s, weight_eps = process.signal(t) / a_s, -process.noise(t) * jnp.expm1(-h)
+            if not process.zero_terminal_snr:
+                return mix(process, (weight_x_s, x_s), (weight_eps, eps_hat))
+            one_over_b = 1.0 / jnp.where(silent, b_s, 1.0)
+            return mix(
+                process,
+                (jnp.where(silent, one_over_b, weight_x_s), x_s),
+                (jnp.where(silent, 0.0, weight_eps), eps_hat),
+                (jnp.where(silent, -a_s * one_over_b, 0.0), x0_hat),
             )
-            return jnp.where(per_example(silent.astype(h.dtype), x_s) > 0, from_silence, x_t)
 
         return jax.lax.fori_loop(0, iterations, go_round, x_s), None
 

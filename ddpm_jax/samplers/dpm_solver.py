@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.forward import Predicts, per_example, q_posterior
+from ddpm_jax.forward import Predicts, mix, q_posterior
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,
@@ -25,13 +26,13 @@ from ddpm_jax.samplers.base import (
     SamplerState,
     StepInfo,
     both_times,
+    everywhere,
     exponential_step,
     half_log_snr_step,
     predict_x0,
-    standard_normal_init,
+    prior_init,
 )
 from ddpm_jax.samplers.thresholds import Threshold, static_threshold
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["dpm_solver_pp"]
 
@@ -40,11 +41,11 @@ class Before(NamedTuple):
     """The step before; of no weight if it was infinite: none at all, or one out of pure noise."""
 
     x0_hat: Float[Array, "batch *data"]
-    h: Float[Array, " batch"]
+    h: Float[Array, "batch *modes"]
 
 
 def dpm_solver_pp(
-    schedule: Schedule,
+    process: Modal,
     predict: Predict,
     *,
     predicts: Predicts = "eps",
@@ -58,7 +59,7 @@ def dpm_solver_pp(
     order, since one of their two steps in lambda has no length.
 
     Args:
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
         predicts: what `predict` returns.
         stochastic: solve the reverse diffusion (SDE-DPM-Solver++) and not the flow.
@@ -69,32 +70,32 @@ def dpm_solver_pp(
         ValueError: `order` other than 1 or 2, an unknown `predicts`, or eps where no signal is
             left at T - 1.
     """
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     if order not in (1, 2):
         raise ValueError(f"order is {order}; DPM-Solver++ is of order 1 or 2")
 
     def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
-        state = standard_normal_init(key, shape, start)
-        none = jnp.full(shape[:1], jnp.inf, schedule.log_snr.dtype)
-        return state._replace(memory=Before(jnp.zeros_like(state.x_t), none))
+        state = prior_init(process)(key, shape, start)
+        never = everywhere(process, shape[0], jnp.inf)
+        return state._replace(memory=Before(jnp.zeros_like(state.x_t), never))
 
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
     ) -> tuple[SamplerState, StepInfo]:
         x_t, before = state
         t, s = both_times(x_t, t, s)
-        h = half_log_snr_step(schedule, t, s)
-        x0_hat = predict_x0(schedule, predict, x_t, t, predicts=predicts, threshold=threshold)
+        h = half_log_snr_step(process, t, s)
+        x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=threshold)
         ahead = x0_hat
         if order == 2:
             ratio = jnp.where(jnp.isinf(h), 0.0, h) / before.h
-            ahead = x0_hat + per_example(0.5 * ratio, x_t) * (x0_hat - before.x0_hat)
+            ahead = x0_hat + mix(process, (0.5 * ratio, x0_hat - before.x0_hat))
         if stochastic:
-            mean, variance = q_posterior(schedule, ahead, x_t, t, s)
+            mean, variance = q_posterior(process, ahead, x_t, t, s)
             noise = jax.random.normal(key, x_t.shape, x_t.dtype)
-            x_s = mean + per_example(jnp.sqrt(variance), x_t) * noise
+            x_s = mean + mix(process, (jnp.sqrt(variance), noise))
         else:
-            x_s = exponential_step(schedule, ahead, x_t, t, s)
+            x_s = exponential_step(process, ahead, x_t, t, s)
         return SamplerState(x_s, Before(x0_hat, h)), StepInfo(x_s, x0_hat)
 
     return Sampler(init, step)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax.checks import check_float, check_result, check_scalar, check_times
-from ddpm_jax.forward import Predicts, data_axes, per_example
+from ddpm_jax.forward import Predicts, data_axes, mix, per_example
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import Predict
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["classifier", "classifier_free"]
 
@@ -93,7 +93,7 @@ def classifier_free(
 
 
 def classifier(
-    schedule: Schedule,
+    process: Modal,
     predict: Predict,
     log_prob: Callable[[Array, Array], Array],
     *,
@@ -105,12 +105,13 @@ def classifier(
     With g = scale grad log p(y | x_t) with respect to x_t (Dhariwal & Nichol 2021, algorithm 2,
     https://arxiv.org/abs/2105.05233; Song et al. 2021, eq. 14, https://arxiv.org/abs/2011.13456):
 
-        eps_hat - b g        x0_hat + (b^2 / a) g        v_hat - (b / a) g
+        eps_hat - b g        x0_hat + (b^2 / a) g        v_hat - (a^2 + b^2) (b / a) g
 
-    Where no signal is left, a = 0, x_t says nothing of y, and nothing is added.
+    in each mode; a^2 + b^2 = 1 for a schedule. Where no signal is left, a = 0, x_t says nothing of
+    y, and nothing is added.
 
     Args:
-        schedule: what the times of `predict` are times of: the schedule of the network, or one
+        process: what the times of `predict` are times of: the process of the network, or one
             respaced of it, whose network times alone are then known; others give NaN.
         predict: `(x_t, t) -> prediction`.
         log_prob: `(x_t, t) -> log p(y | x_t)`, `[batch]`, in nats, with its y bound: a classifier
@@ -127,7 +128,7 @@ def classifier(
         ValueError: a scale that is not finite, an unknown `predicts`, or eps where no signal is
             left at T - 1.
     """
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     _check_scale(scale)
 
     def guided(x_t: Array, t: Array) -> Array | tuple[Array, Array]:
@@ -142,25 +143,26 @@ def classifier(
             return jnp.sum(each)
 
         slope = jax.grad(total)(x_t)
-        index = _index_of_network_time(schedule, t)
-        a, b = schedule.signal(index), schedule.noise(index)
+        index = _index_of_network_time(process, t)
+        a, b = process.signal(index), process.noise(index)
         b_over_a = jnp.where(a == 0.0, 0.0, b / jnp.where(a == 0.0, 1.0, a))
-        weight = {"eps": -b, "x0": b * b_over_a, "v": -b_over_a}[predicts]
-        prediction = prediction + scale * per_example(weight, x_t) * slope
+        of_v = -process.power(index) * b_over_a
+        weight = {"eps": -b, "x0": b * b_over_a, "v": of_v}[predicts]
+        prediction = prediction + scale * mix(process, (weight, slope))
         return prediction if rest is None else (prediction, rest)
 
     return guided
 
 
-def _index_of_network_time(schedule: Schedule, t: Array) -> Array:
+def _index_of_network_time(process: Modal, t: Array) -> Array:
     """The index at which a schedule tells the network `t`; T, which looks up NaN, if there is none.
 
     network_times rise, so it is the number of those below.
     """
-    times = schedule.network_times.reshape(1, -1)
+    times = process.network_times.reshape(1, -1)
     below = jnp.sum(times < t.reshape(-1, 1), axis=1, dtype=jnp.int32)
     there = jnp.any(times == t.reshape(-1, 1), axis=1)
-    return jnp.where(there, below, schedule.num_steps)
+    return jnp.where(there, below, process.num_steps)
 
 
 def _split(output: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:

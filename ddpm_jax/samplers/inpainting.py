@@ -6,15 +6,15 @@ from jaxtyping import Array, Bool, Float
 
 from ddpm_jax.checks import check_float
 from ddpm_jax.forward import q_sample, q_transition
+from ddpm_jax.processes import Modal
 from ddpm_jax.samplers.base import Sampler, SamplerState, StepInfo, both_times
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["inpaint"]
 
 
 def inpaint(
     sampler: Sampler,
-    schedule: Schedule,
+    process: Modal,
     known: Float[Array, "batch *data"],
     mask: Bool[Array, "batch *data"],
     *,
@@ -35,7 +35,7 @@ def inpaint(
 
     Args:
         sampler: any sampler.
-        schedule: its schedule.
+        process: its process.
         known: images; what is not under the mask does not matter.
         mask: bool, shaped as `known`: True where it is known.
         resamplings: how many times each step is taken, at least 1.
@@ -74,7 +74,7 @@ def inpaint(
             step_key, noise_key = jax.random.split(key)
             moved, info = sampler.step(step_key, state, t, s)
             noise = jax.random.normal(noise_key, moved.x_t.shape, moved.x_t.dtype)
-            there = q_sample(schedule, known.astype(moved.x_t.dtype), s_each, noise)
+            there = q_sample(process, known.astype(moved.x_t.dtype), s_each, noise)
             x_s = jnp.where(mask, there, moved.x_t)
             return moved._replace(x_t=x_s), info._replace(x_s=x_s)
 
@@ -83,7 +83,7 @@ def inpaint(
             once_key, noise_key, init_key = jax.random.split(key, 3)
             x_s = once(state, once_key)[0].x_t
             noise = jax.random.normal(noise_key, x_s.shape, x_s.dtype)
-            x_t = q_transition(schedule, x_s, t_each, s_each, noise)
+            x_t = q_transition(process, x_s, t_each, s_each, noise)
             return sampler.init(init_key, x_t.shape, x_t), None
 
         keys = jax.random.split(key, resamplings)

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ddpm_jax.checks import check_choice
-from ddpm_jax.schedules import Schedule
-from ddpm_jax.schedules.tables import on_host
+from ddpm_jax.processes import Modal
 
 __all__ = ["Spacing", "time_grid"]
 
@@ -16,7 +15,7 @@ Spacing = Literal["linspace", "leading", "trailing", "log_snr"]
 
 
 def time_grid(
-    schedule: Schedule, num_steps: int, spacing: Spacing = "linspace"
+    process: Modal, num_steps: int, spacing: Spacing = "linspace"
 ) -> Int[Array, " steps"]:
     """`num_steps` falling times in [0, T) for `sample`, whose last step goes onto the data.
 
@@ -24,7 +23,8 @@ def time_grid(
                from T - 1
     leading    the multiples of T // num_steps from 0 on: begins below T - 1
     trailing   round(T - i T / num_steps) - 1: begins at T - 1, ends one stride above the data
-    log_snr    the times nearest to even steps in log SNR from T - 1 to 0, made distinct
+    log_snr    the times nearest to even steps in log SNR from T - 1 to 0, made distinct; of a
+               process of many modes, in its mean
 
     The first three are what diffusers calls `timestep_spacing` (its leading grid may add a
     `steps_offset`, which is 0 here) and are compared in Lin et al. 2023, table 2
@@ -35,7 +35,7 @@ def time_grid(
 
     Raises:
         ValueError: `num_steps` outside [1, T], or an unknown `spacing`.
-        TypeError: "log_snr" of a traced schedule; times are chosen outside of jit.
+        TypeError: "log_snr" of a traced process; times are chosen outside of jit.
 
     Example:
         >>> from ddpm_jax import samplers, schedules
@@ -47,7 +47,7 @@ def time_grid(
         >>> samplers.time_grid(schedule, 5, "trailing").tolist()
         [9, 7, 5, 3, 1]
     """
-    T = schedule.num_steps
+    T = process.num_steps
     if not 1 <= num_steps <= T:
         raise ValueError(f"num_steps is {num_steps}; a chain of T = {T} has 1 to {T}")
     check_choice("spacing", spacing, ("linspace", "leading", "trailing", "log_snr"))
@@ -61,15 +61,15 @@ def time_grid(
         case "trailing":
             times = np.round(T - index * T / num_steps) - 1
         case _:
-            times = _even_in_log_snr(schedule, num_steps)
+            times = _even_in_log_snr(process, num_steps)
     return jnp.asarray(times, dtype=jnp.int32)
 
 
-def _even_in_log_snr(schedule: Schedule, num_steps: int) -> np.ndarray:
-    T, log_snr = schedule.num_steps, on_host(schedule.log_snr_parts)
+def _even_in_log_snr(process: Modal, num_steps: int) -> np.ndarray:
+    T, log_snr = process.num_steps, process.mean_log_snr()
     if num_steps == 1:
         return np.array([T - 1])
-    if schedule.zero_terminal_snr:
+    if process.zero_terminal_snr:
         T, num_steps, log_snr = T - 1, num_steps - 1, log_snr[:-1]
     wanted = np.linspace(log_snr[0], log_snr[-1], num_steps)
     if num_steps == 1:
@@ -80,5 +80,5 @@ def _even_in_log_snr(schedule: Schedule, num_steps: int) -> np.ndarray:
     # time, and all stay early enough to leave room for those that follow.
     index = np.arange(num_steps)
     times = index + np.minimum(np.maximum.accumulate(nearest - index), T - num_steps)
-    rising = np.append(times, T) if schedule.zero_terminal_snr else times
+    rising = np.append(times, T) if process.zero_terminal_snr else times
     return rising[::-1]

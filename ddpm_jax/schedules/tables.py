@@ -19,9 +19,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-__all__ = ["Schedule", "build", "check_num_steps", "on_host"]
+from ddpm_jax import bases
+
+__all__ = [
+    "Schedule",
+    "build",
+    "check_num_steps",
+    "difference",
+    "look_up",
+    "network_time",
+    "on_host",
+    "two_parts",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -58,13 +70,18 @@ class Schedule:
         """log(alpha_bar / (1 - alpha_bar)), natural logarithm."""
         return self.log_snr_parts[0]
 
+    @property
+    def basis(self) -> bases.Basis:
+        """Pixels: one mode that all of them share has no basis of its own."""
+        return bases.identity()
+
     def signal(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """sqrt(alpha_bar) at `t`; 1 at t = -1."""
         return jnp.sqrt(self.signal_variance(t))
 
     def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """alpha_bar at `t`; 1 at t = -1."""
-        return _look_up(self.alpha_bar, t, before=1.0)
+        return look_up(self.alpha_bar, t, before=1.0)
 
     def noise(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """sqrt(1 - alpha_bar) at `t`; 0 at t = -1."""
@@ -72,34 +89,60 @@ class Schedule:
 
     def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """1 - alpha_bar at `t`; 0 at t = -1."""
-        return _look_up(self.one_minus_alpha_bar, t, before=0.0)
+        return look_up(self.one_minus_alpha_bar, t, before=0.0)
 
     def beta(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """beta at `t`, the variance that the step to `t` adds."""
-        return _look_up(self.betas, t, before=jnp.nan)
+        return look_up(self.betas, t, before=jnp.nan)
+
+    def transition_variance(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """1 - alpha_bar_t / alpha_bar_s, the variance that the steps from s to t add."""
+        return -jnp.expm1(self.log_alpha_bar_difference(t, s))
+
+    def power(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """signal_variance + noise_variance: 1, without rounding."""
+        return jnp.ones_like(self.noise_variance(t))
+
+    def prior(self, batch: int) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+        """The variance of p(x_{T-1}), 1, and by what share of it that of q(x_{T-1} | x_0) is less.
+
+        The second is alpha_bar_{T-1}.
+        """
+        missing = jnp.broadcast_to(self.alpha_bar[-1], batch)
+        return jnp.ones_like(missing), missing
+
+    def mean_log_snr(self) -> np.ndarray:
+        """log SNR `[T]` in float64 on the host.
+
+        Raises:
+            TypeError: the schedule is traced.
+        """
+        return on_host(self.log_snr_parts)
 
     def snr(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """alpha_bar / (1 - alpha_bar) at `t`; inf at t = -1, and 0 only where no signal is left."""
         ratio = self.signal_variance(t) / self.noise_variance(t)
         # alpha_bar may underflow long before a signal is gone, and weights divide by this.
-        silent = jnp.isneginf(_look_up(self.log_snr, t, before=jnp.inf))
+        silent = jnp.isneginf(look_up(self.log_snr, t, before=jnp.inf))
         return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
 
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """What a network is told at `t`: the time of the schedule that it was trained with."""
-        return self.network_times.at[t].get(mode="clip", out_sharding=jax.typeof(t).sharding)
+        return network_time(self.network_times, t)
 
     def log_snr_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
         """log SNR(t) - log SNR(s), to float32's full precision; -inf where s = -1."""
-        return _difference(self.log_snr_parts, t, s, before=jnp.inf)
+        return difference(self.log_snr_parts, t, s, before=jnp.inf)
 
     def log_alpha_bar_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
         """log alpha_bar(t) - log alpha_bar(s), to float32's full precision."""
-        return _difference(self.log_alpha_bar, t, s, before=0.0)
+        return difference(self.log_alpha_bar, t, s, before=0.0)
 
 
 def build(
@@ -129,8 +172,8 @@ def build(
         betas=_float32(betas),
         alpha_bar=_float32(np.exp(log_alpha_bar)),
         one_minus_alpha_bar=_float32(one_minus_alpha_bar),
-        log_alpha_bar=_two_parts(log_alpha_bar),
-        log_snr_parts=_two_parts(log_snr),
+        log_alpha_bar=two_parts(log_alpha_bar),
+        log_snr_parts=two_parts(log_snr),
         network_times=jnp.asarray(network_times.astype(np.int32)),
         zero_terminal_snr=zero_terminal_snr,
     )
@@ -171,30 +214,43 @@ def _check_float32(
         )
 
 
-def _float32(table: np.ndarray) -> jax.Array:
-    return jnp.asarray(table.astype(np.float32))
-
-
-def _two_parts(table: np.ndarray) -> jax.Array:
+def two_parts(table: np.ndarray) -> jax.Array:
+    """A float64 table as two of float32: rounded, and what the rounding left over."""
     rounded = table.astype(np.float32)
     left_over = np.zeros_like(table)
     np.subtract(table, rounded, out=left_over, where=np.isfinite(table))
     return _float32(np.stack([rounded, left_over]))
 
 
-def _look_up(table: jax.Array, t: jax.Array, *, before: float) -> jax.Array:
+def look_up(table: Float[Array, "T *modes"], t: Array, *, before: float) -> Array:
     """`table[t]`; `before` at t = -1; NaN, which nobody overlooks, outside [-1, T)."""
+    modes = (1,) * (table.ndim - 1)
     values = table.at[t].get(
         mode="fill",
         fill_value=jnp.nan,
         wrap_negative_indices=False,
-        out_sharding=jax.typeof(t).sharding,  # an explicit mesh wants to be told
+        out_sharding=_sharding_of_rows(t, table.ndim - 1),
     )
-    return jnp.where(t == -1, jnp.float32(before), values)
+    return jnp.where((t == -1).reshape(t.shape + modes), jnp.float32(before), values)
 
 
-def _difference(parts: jax.Array, t: jax.Array, s: jax.Array, *, before: float) -> jax.Array:
+def difference(parts: Float[Array, "2 T *modes"], t: Array, s: Array, *, before: float) -> Array:
     """table(t) - table(s); the leading parts are close, so their difference is exact."""
-    rounded_t, left_over_t = _look_up(parts[0], t, before=before), _look_up(parts[1], t, before=0.0)
-    rounded_s, left_over_s = _look_up(parts[0], s, before=before), _look_up(parts[1], s, before=0.0)
+    rounded_t, left_over_t = look_up(parts[0], t, before=before), look_up(parts[1], t, before=0.0)
+    rounded_s, left_over_s = look_up(parts[0], s, before=before), look_up(parts[1], s, before=0.0)
     return (rounded_t - rounded_s) + (left_over_t - left_over_s)
+
+
+def network_time(network_times: Int[Array, " T"], t: Int[Array, " batch"]) -> Int[Array, " batch"]:
+    """What a network is told at `t`."""
+    return network_times.at[t].get(mode="clip", out_sharding=_sharding_of_rows(t, 0))
+
+
+def _sharding_of_rows(t: Array, modes: int) -> NamedSharding | None:
+    """Where rows looked up at `t` have to be; an explicit mesh wants to be told."""
+    sharding = jax.typeof(t).sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *[None] * modes))
+
+
+def _float32(table: np.ndarray) -> jax.Array:
+    return jnp.asarray(table.astype(np.float32))

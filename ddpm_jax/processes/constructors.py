@@ -1,0 +1,261 @@
+r"""Modal processes from what a paper says of them.
+
+All start from a `Schedule`, whose a^2 = alpha_bar and b^2 = 1 - alpha_bar they bend mode by mode:
+
+    isotropic     a_k^2 = a^2               b_k^2 = b^2                  one mode, shared by all
+    correlated    a_k^2 = a^2               b_k^2 = b^2 lambda_k         noise of covariance Lambda
+    equal_snr     the same, with lambda_k the data's own variance in mode k
+    blurring      a_k^2 = a^2 d_k(t)^2      b_k^2 = b^2                  heat dissipation d
+
+Tables are computed in float64 on the host.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ddpm_jax import bases
+from ddpm_jax.processes.spectral import Spectral, build
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules.tables import on_host
+
+__all__ = ["blurring", "correlated", "equal_snr", "isotropic"]
+
+
+def isotropic(schedule: Schedule) -> Schedule:
+    """The process of one mode that all pixels share: DDPM's, which is the schedule itself.
+
+    Here so that a program which chooses its process by name has a name for this one.
+
+    Raises:
+        TypeError: `schedule` is none.
+    """
+    _check_schedule(schedule)
+    return schedule
+
+
+def correlated(
+    schedule: Schedule,
+    covariance: ArrayLike | None = None,
+    *,
+    spectrum: ArrayLike | None = None,
+    basis: bases.Basis | None = None,
+    shape: tuple[int, ...] | None = None,
+    floor: float | None = None,
+) -> Spectral:
+    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) Lambda^(1/2) eps: noise with a covariance.
+
+    The prior is N(0, Lambda). Each step scales all of x alike and adds noise of one covariance, so
+    the modes of Lambda never mix, and the loop is not needed. In white eps the weight of the KL
+    is the same for all modes and the plain squared error stays right; in x0, or in the noise
+    Lambda^(1/2) eps that was added, the error is one in the norm of Lambda^-1.
+
+    A singular covariance gives modes without noise: nothing there is ever hidden, and a density, a
+    score and a KL do not exist. It is refused, unless `floor` says how much noise such modes get.
+
+    Args:
+        schedule: alpha_bar.
+        covariance: Lambda `[d, d]`, symmetric, of the flattened data; read in float64.
+        spectrum: in its place, its eigenvalues `[*modes]` in `basis`. `modes` has as many axes as
+            the data, each as long as theirs or 1: `[h, w, 1]` for channels alike.
+        basis: of the spectrum.
+        shape: of one example, for a covariance of images; by default `(d,)`.
+        floor: eigenvalues below this share of the largest are raised to it.
+
+    Raises:
+        ValueError: a covariance that is not symmetric, not positive semi-definite, or singular
+            where there is no floor; both or neither of covariance and spectrum; shapes that do not
+            fit; a floor outside (0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax import processes, schedules
+        >>> near = np.exp(-np.abs(np.subtract.outer(np.arange(8), np.arange(8))) / 2.0)
+        >>> processes.correlated(schedules.cosine(100), near).num_steps
+        100
+    """
+    _check_schedule(schedule)
+    if (covariance is None) == (spectrum is None):
+        raise ValueError("covariance and spectrum: one of the two has to be given")
+    if covariance is not None:
+        if basis is not None:
+            raise ValueError("basis is given; it goes with spectrum, a covariance has its own")
+        eigenvalues, basis = _eigenbasis(covariance, shape)
+    else:
+        if basis is None:
+            raise ValueError("basis is missing; spectrum is one by its modes")
+        eigenvalues = np.asarray(spectrum, np.float64)
+        if shape is not None:
+            raise ValueError(f"shape is {shape}; it goes with covariance, a spectrum has its own")
+        if not (np.isfinite(eigenvalues).all() and (eigenvalues >= 0.0).all()):
+            raise ValueError("spectrum is negative or not finite somewhere; variances are not")
+        _check_even(eigenvalues, basis)
+    eigenvalues = _regular(eigenvalues, floor)
+    log_alpha_bar = _column(on_host(schedule.log_alpha_bar), eigenvalues.ndim)
+    log_noise = log_alpha_bar - _column(schedule.mean_log_snr(), eigenvalues.ndim)
+    log_eigenvalues = np.log(eigenvalues)
+    return build(
+        log_alpha_bar,
+        log_noise + log_eigenvalues[None],
+        basis,
+        log_prior_variance=log_eigenvalues,
+    )
+
+
+def equal_snr(
+    schedule: Schedule,
+    spectrum: ArrayLike,
+    basis: bases.Basis,
+    *,
+    floor: float | None = None,
+) -> Spectral:
+    """Noise with the data's own spectrum, so that it drowns all modes at the same time.
+
+    Under white noise the fine detail of natural images, whose spectrum falls with frequency, is
+    gone long before their outline; here the power of the data over that of the noise is SNR(t) of
+    the schedule in every mode (EqualSNR of Falck et al. 2025, https://arxiv.org/abs/2505.11278).
+    It is `correlated` with the data's spectrum.
+
+    Args:
+        schedule: alpha_bar / (1 - alpha_bar) is the ratio.
+        spectrum: variance of the data in each mode, `[*modes]`: the mean of
+            `basis.to_modes(x0 - mean)^2` over the data.
+        basis: of the spectrum.
+        floor: variances below this share of the largest are raised to it: modes that the data
+            never use would get no noise.
+
+    Raises:
+        ValueError: as `correlated`.
+    """
+    return correlated(schedule, spectrum=spectrum, basis=basis, floor=floor)
+
+
+def blurring(
+    schedule: Schedule,
+    shape: tuple[int, ...],
+    *,
+    max_blur: float = 20.0,
+    min_scale: float = 1e-3,
+) -> Spectral:
+    r"""Blur and noise at once (Hoogeboom & Salimans 2022, https://arxiv.org/abs/2209.05557).
+
+    In the cosine basis of images `[height, width, channel]`, whose modes have the frequencies
+    w = pi (i / height, j / width), heat dissipation multiplies the signal (their eq. 18 and
+    section 4.1, after Rissanen et al. 2022, https://arxiv.org/abs/2206.13397):
+
+        a_t(w) = sqrt(alpha_bar_t) d_t(w)      d_t(w) = (1 - min_scale) e^{-|w|^2 tau_t} + min_scale
+        b_t    = sqrt(1 - alpha_bar_t)         tau_t  = (max_blur sin^2(pi u / 2))^2 / 2
+
+    at u = (t + 1) / T. a^2 + b^2 is below 1 but for the mean of the image.
+
+    Args:
+        schedule: alpha_bar.
+        shape: of one image; its last axis is the channel and is left alone.
+        max_blur: standard deviation of the Gaussian kernel at T - 1, in pixels; 0 is DDPM.
+        min_scale: what blur alone leaves of each mode at least, in (0, 1].
+
+    Raises:
+        ValueError: a shape without spatial axes, `max_blur` below 0 or `min_scale` outside (0, 1].
+
+    Example:
+        >>> from ddpm_jax import processes, schedules
+        >>> processes.blurring(schedules.cosine(1000), (8, 8, 1)).zero_terminal_snr
+        False
+    """
+    _check_schedule(schedule)
+    shape = tuple(shape)
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"shape is {shape}; it has to be that of an image, the channel last")
+    if not (max_blur >= 0.0 and math.isfinite(max_blur)):
+        raise ValueError(f"max_blur is {max_blur}; it has to be 0 or more, in pixels")
+    if not 0.0 < min_scale <= 1.0:
+        raise ValueError(f"min_scale is {min_scale}; it has to be in (0, 1]")
+    sides = shape[:-1]
+    frequencies = np.meshgrid(*(np.pi * np.arange(n) / n for n in sides), indexing="ij")
+    squared = np.sum(np.square(frequencies), axis=0)[..., None]
+    u = np.arange(1, schedule.num_steps + 1) / schedule.num_steps
+    tau = 0.5 * np.square(max_blur * np.square(np.sin(0.5 * np.pi * u)))
+    rank = squared.ndim
+    # (1 - m) e^-z + m as 1 + (1 - m) expm1(-z): early blur is little, and log1p keeps all of it.
+    log_scale = np.log1p((1.0 - min_scale) * np.expm1(-_column(tau, rank) * squared[None]))
+    log_alpha_bar = _column(on_host(schedule.log_alpha_bar), rank)
+    log_noise = log_alpha_bar - _column(schedule.mean_log_snr(), rank)
+    return build(
+        log_alpha_bar + 2.0 * log_scale,
+        log_noise,
+        bases.dct(tuple(range(len(sides)))),
+        log_prior_variance=np.zeros((1,) * rank),
+    )
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedule is a {type(schedule).__name__}; it has to be a Schedule"
+            " (ddpm_jax.schedules makes them)"
+        )
+
+
+def _column(table: np.ndarray, rank: int) -> np.ndarray:
+    """A table `[T]` that broadcasts over as many axes of modes."""
+    return table.reshape(-1, *(1,) * rank)
+
+
+def _eigenbasis(
+    covariance: ArrayLike, shape: tuple[int, ...] | None
+) -> tuple[np.ndarray, bases.Basis]:
+    matrix = np.asarray(covariance, np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(f"covariance has shape {matrix.shape}; it has to be (d, d)")
+    shape = (len(matrix),) if shape is None else tuple(shape)
+    if not np.isfinite(matrix).all():
+        raise ValueError("covariance is not finite")
+    tolerance = 1e-6 * np.abs(matrix).max()  # what float32 arithmetic may have left of symmetry
+    asymmetry = np.abs(matrix - matrix.T)
+    if asymmetry.max() > tolerance:
+        i, j = np.unravel_index(np.argmax(asymmetry), matrix.shape)
+        raise ValueError(
+            f"covariance is not symmetric: [{i}, {j}] is {matrix[i, j]:g}, [{j}, {i}]"
+            f" {matrix[j, i]:g}"
+        )
+    eigenvalues, eigenvectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    if eigenvalues[0] < -tolerance:
+        raise ValueError(
+            f"covariance has the eigenvalue {eigenvalues[0]:g}; it has to be positive semi-definite"
+        )
+    basis = bases.orthonormal(eigenvectors.T, shape)
+    return np.maximum(eigenvalues, 0.0).reshape(shape), basis
+
+
+def _check_even(spectrum: np.ndarray, basis: bases.Basis) -> None:
+    """A stationary covariance has an even spectrum; in the Fourier basis others are none."""
+    if basis.kind != "fourier" or spectrum.ndim <= max(basis.axes):
+        return
+    axes = tuple(axis for axis in basis.axes if spectrum.shape[axis] > 1)
+    mirrored = np.roll(np.flip(spectrum, axes), 1, axes)
+    if not np.allclose(mirrored, spectrum, rtol=1e-5, atol=0.0):
+        raise ValueError(
+            "spectrum is not even: in the Fourier basis lambda(k) has to be lambda(-k), the"
+            " frequency n - k of n"
+        )
+
+
+def _regular(eigenvalues: np.ndarray, floor: float | None) -> np.ndarray:
+    """Eigenvalues above 0: those that are, or those that `floor` makes so."""
+    largest = eigenvalues.max()
+    if floor is None:
+        least = eigenvalues.min()
+        # Less is what rounding to float32, or an eigensolver, leaves of a zero.
+        if least <= 1e-7 * largest:
+            raise ValueError(
+                f"the covariance is singular: its least eigenvalue is {least:.3g} beside a largest"
+                f" of {largest:.3g}, and a mode without noise has no density; floor=1e-4 gives such"
+                " modes that share of the largest"
+            )
+        return eigenvalues
+    if not 0.0 < floor <= 1.0:
+        raise ValueError(f"floor is {floor}; it has to be in (0, 1]")
+    if largest <= 0.0:
+        raise ValueError("the covariance is 0; there is no noise to raise")
+    return np.maximum(eigenvalues, floor * largest)

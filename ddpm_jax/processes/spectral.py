@@ -1,0 +1,296 @@
+r"""A process of many modes: linear, Gaussian, and diagonal in one orthonormal basis B.
+
+    x_t = B^T (a_t * B x_0 + b_t * B eps)          a, b per mode, eps white
+
+Mode k is a chain of its own, x_t = a_{t,k} x_0 + b_{t,k} eps. All that is known of one scalar chain
+(`ddpm_jax.forward`) is therefore known of each mode, and none of it asks that a^2 + b^2 be 1. What
+makes a pair of tables a chain is that no step takes noise away: the transition from s to t adds
+
+    b_t^2 - (a_t / a_s)^2 b_s^2 = b_t^2 (1 - SNR_t / SNR_s) >= 0       SNR = a^2 / b^2
+
+so SNR must not rise in any mode, from any time to the next, and then it does not between any two.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
+
+from ddpm_jax import bases
+from ddpm_jax.schedules.tables import (
+    check_num_steps,
+    difference,
+    look_up,
+    network_time,
+    on_host,
+    two_parts,
+)
+
+__all__ = ["Spectral", "build", "spectral"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Spectral:
+    """The tables of a process of many modes: a frozen pytree, safe to pass to jit.
+
+    `modes` has as many axes as the data, each as long as theirs or 1, where modes share a row. What
+    is looked up at times `[batch]` has the shape `[batch, *modes]`. Make one with a constructor of
+    `ddpm_jax.processes`, which checks its arguments; the class itself does not.
+    """
+
+    log_signal_variance: Float[Array, "2 *T_and_modes"]
+    """log a^2 `[2, T, *modes]`: row 0 rounded to float32, row 1 what the rounding left over."""
+    log_noise_variance: Float[Array, "2 *T_and_modes"]
+    """log b^2, in the same two parts."""
+    log_prior_variance: Float[Array, "*modes"]
+    """log of the variance of p(x_{T-1}), whose mean is 0, in each mode."""
+    network_times: Int[Array, " T"]
+    """The time that a network is told at t: t itself, unless times were left out."""
+    basis: bases.Basis
+    """Where the modes are."""
+    zero_terminal_snr: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether a mode has no signal left at T - 1. A network cannot predict eps then."""
+    conditioned: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether each example has tables of its own: one more axis, `examples`, before T."""
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.network_times.shape[-1]
+
+    def signal(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """The factor a on x_0 at `t`; 1 at t = -1."""
+        return self._exp(self.log_signal_variance, t, before=0.0, factor=0.5)
+
+    def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """a^2 at `t`; 1 at t = -1."""
+        return self._exp(self.log_signal_variance, t, before=0.0)
+
+    def noise(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """The factor b on white noise at `t`; 0 at t = -1."""
+        return self._exp(self.log_noise_variance, t, before=-jnp.inf, factor=0.5)
+
+    def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """b^2 at `t`; 0 at t = -1."""
+        return self._exp(self.log_noise_variance, t, before=-jnp.inf)
+
+    def power(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """a^2 + b^2, which is 1 for chains that keep the variance of white data."""
+        return self.signal_variance(t) + self.noise_variance(t)
+
+    def beta(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """The variance that the step to `t` adds."""
+        return self.transition_variance(t, t - 1)
+
+    def transition_variance(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, "batch *modes"]:
+        """b_t^2 (1 - SNR_t / SNR_s), the variance that the steps from s to t add; s <= t."""
+        return self.noise_variance(t) * -jnp.expm1(self.log_snr_difference(t, s))
+
+    def snr(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
+        """a^2 / b^2 at `t`; inf at t = -1, and 0 only where no signal is left."""
+        log_signal = self._rows(self.log_signal_variance[0], t, before=0.0)
+        log_noise = self._rows(self.log_noise_variance[0], t, before=-jnp.inf)
+        left_over = self._rows(self.log_signal_variance[1], t, before=0.0) - self._rows(
+            self.log_noise_variance[1], t, before=0.0
+        )
+        # Two sums, because the first may round away what the second has.
+        ratio = jnp.exp(log_signal - log_noise) * (1.0 + left_over)
+        silent = jnp.isneginf(log_signal)
+        return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
+
+    def log_snr_difference(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, "batch *modes"]:
+        """log SNR(t) - log SNR(s) <= 0 for s <= t; -inf where s = -1, NaN where it would rise."""
+        of_noise = self._difference(self.log_noise_variance, t, s, before=-jnp.inf)
+        raw = self.log_alpha_bar_difference(t, s) - of_noise
+        # Equal ratios may differ in the last of the digits that two parts hold.
+        return jnp.where(raw > 1e-5, jnp.nan, jnp.minimum(raw, 0.0))
+
+    def log_alpha_bar_difference(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, "batch *modes"]:
+        """log a_t^2 - log a_s^2, what the steps from s to t leave of the signal's power."""
+        return self._difference(self.log_signal_variance, t, s, before=0.0)
+
+    def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
+        """What a network is told at `t`."""
+        return network_time(self.network_times, t)
+
+    def prior(
+        self, batch: int
+    ) -> tuple[Float[Array, "batch *modes"], Float[Array, "batch *modes"]]:
+        """The variance of p(x_{T-1}), and by what share of it that of q(x_{T-1} | x_0) is less."""
+        last = jnp.full(batch, self.num_steps - 1, jnp.int32)
+        log_prior = self._each_example(self.log_prior_variance, batch)
+        log_ratio = self._rows(self.log_noise_variance[0], last, before=0.0) - log_prior
+        log_ratio = log_ratio + self._rows(self.log_noise_variance[1], last, before=0.0)
+        return jnp.exp(log_prior), -jnp.expm1(log_ratio)
+
+    def mean_log_snr(self) -> np.ndarray:
+        """The mean over the modes of log SNR `[T]`, in float64 on the host.
+
+        Raises:
+            TypeError: the process is traced.
+        """
+        log_snr = on_host(self.log_signal_variance) - on_host(self.log_noise_variance)
+        time_axis = 1 if self.conditioned else 0
+        return log_snr.mean(axis=tuple(i for i in range(log_snr.ndim) if i != time_axis))
+
+    def _exp(self, parts: Array, t: Array, *, before: float, factor: float = 1.0) -> Array:
+        rounded, left_over = (
+            self._rows(parts[0], t, before=before),
+            self._rows(parts[1], t, before=0.0),
+        )
+        # Far below the least number, times what the rounding left: 0 and not NaN.
+        return jnp.exp(factor * rounded) * (1.0 + factor * left_over)
+
+    def _rows(self, table: Array, t: Array, *, before: float) -> Array:
+        if not self.conditioned:
+            return look_up(table, t, before=before)
+        examples = table.shape[0]
+        t = _by_example(t, examples)
+        rows = jax.vmap(lambda table, t: look_up(table, t, before=before))(table, t)
+        return rows.reshape(t.size, *table.shape[2:])
+
+    def _difference(self, parts: Array, t: Array, s: Array, *, before: float) -> Array:
+        if not self.conditioned:
+            return difference(parts, t, s, before=before)
+        examples = parts.shape[1]
+        t, s = _by_example(t, examples), _by_example(s, examples)
+        rows = jax.vmap(
+            lambda parts, t, s: difference(parts, t, s, before=before), in_axes=(1, 0, 0)
+        )(parts, t, s)
+        return rows.reshape(t.size, *parts.shape[3:])
+
+    def _each_example(self, table: Array, batch: int) -> Array:
+        if not self.conditioned:
+            return jnp.broadcast_to(table[None], (batch, *table.shape))
+        return jnp.repeat(table, batch // table.shape[0], axis=0)
+
+
+def spectral(
+    signal_variance: ArrayLike,
+    noise_variance: ArrayLike,
+    basis: bases.Basis | None = None,
+    *,
+    prior_variance: ArrayLike | None = None,
+) -> Spectral:
+    """A process by its tables a^2 and b^2, `[T, *modes]`, read in float64 on the host.
+
+    Args:
+        signal_variance: above 0, and 0 at T - 1 at most. `modes` has as many axes as the data,
+            each as long as theirs or 1.
+        noise_variance: above 0 and finite.
+        basis: where the modes are; by default they are the pixels.
+        prior_variance: of p(x_{T-1}), `[*modes]`; by default a^2 + b^2 at T - 1, what data of unit
+            variance have there.
+
+    Raises:
+        ValueError: shapes that do not fit, values outside their range, or a signal-to-noise ratio
+            that rises: the variance of that step would be negative.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax import processes
+        >>> kept = np.linspace(0.9, 0.1, 9)[:, None] ** np.array([1.0, 2.0])  # two pixels
+        >>> processes.spectral(kept, 1.0 - kept).num_steps
+        9
+    """
+    log_signal = _log("signal_variance", signal_variance)
+    log_noise = _log("noise_variance", noise_variance)
+    log_prior = None if prior_variance is None else _log("prior_variance", prior_variance)
+    return build(log_signal, log_noise, basis, log_prior_variance=log_prior)
+
+
+def build(
+    log_signal_variance: np.ndarray,
+    log_noise_variance: np.ndarray,
+    basis: bases.Basis | None = None,
+    *,
+    log_prior_variance: np.ndarray | None = None,
+) -> Spectral:
+    """All tables from log a^2 and log b^2 in float64, `[T, *modes]`, checked.
+
+    Raises:
+        ValueError: as `spectral`.
+    """
+    basis = bases.identity() if basis is None else basis
+    shape = np.broadcast_shapes(log_signal_variance.shape, log_noise_variance.shape)
+    if log_signal_variance.ndim != log_noise_variance.ndim:
+        raise ValueError(
+            f"signal_variance has shape {log_signal_variance.shape} and noise_variance"
+            f" {log_noise_variance.shape}; both are [T, *modes]"
+        )
+    check_num_steps(shape[0])
+    basis.check_modes("signal_variance", shape[1:])
+    log_signal, log_noise = (
+        np.broadcast_to(table, shape) for table in (log_signal_variance, log_noise_variance)
+    )
+    check_values(log_signal, log_noise)
+    if log_prior_variance is None:
+        log_prior_variance = np.logaddexp(log_signal[-1], log_noise[-1])
+    if not np.isfinite(log_prior_variance).all():
+        raise ValueError("prior_variance is 0 or not finite somewhere; it has to be above 0")
+    return Spectral(
+        log_signal_variance=two_parts(log_signal),
+        log_noise_variance=two_parts(log_noise),
+        log_prior_variance=jnp.asarray(
+            np.broadcast_to(log_prior_variance, shape[1:]).astype(np.float32)
+        ),
+        network_times=jnp.arange(shape[0], dtype=jnp.int32),
+        basis=basis,
+        zero_terminal_snr=bool(np.isneginf(log_signal[-1]).any()),
+    )
+
+
+def check_values(log_signal: np.ndarray, log_noise: np.ndarray) -> None:
+    """Raises ValueError unless the tables `[T, *modes]` are those of a chain."""
+    if not (np.isfinite(log_signal[:-1]).all() and (log_signal[-1] < np.inf).all()):
+        where = _first(~np.isfinite(log_signal))
+        raise ValueError(
+            f"signal_variance at (t, *mode) = {where} is {np.exp(log_signal[where]):g}; it has to"
+            " be above 0 and finite, and may be 0 at T - 1 alone"
+        )
+    if not np.isfinite(log_noise).all():
+        where = _first(~np.isfinite(log_noise))
+        raise ValueError(
+            f"noise_variance at (t, *mode) = {where} is {np.exp(log_noise[where]):g}; it has to be"
+            " above 0 and finite: a mode without noise has no density, and no step back"
+        )
+    rise = np.diff(log_signal - log_noise, axis=0)
+    if (rise > 1e-12).any():
+        where = _first(rise > 1e-12)
+        t = where[0] + 1
+        raise ValueError(
+            f"the signal-to-noise ratio rises from t = {t - 1} to {t} in mode {where[1:]}, by a"
+            f" factor of {np.exp(rise[where]):.9g}: the variance of that step would be negative"
+        )
+
+
+def _first(where: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(where)[0])
+
+
+def _log(name: str, values: ArrayLike) -> np.ndarray:
+    table = np.asarray(values, np.float64)
+    if table.size == 0 or not (table >= 0.0).all():
+        raise ValueError(f"{name} is empty, negative or NaN somewhere; variances are not")
+    with np.errstate(divide="ignore"):  # 0 is judged where it is known whether it may be
+        return np.log(table)
+
+
+def _by_example(t: Array, examples: int) -> Array:
+    """Times as `[examples, rows of each]`: rows of one example are neighbours."""
+    if t.shape[0] % examples:
+        raise ValueError(
+            f"t has shape {t.shape}; the process has tables for {examples} examples, so it has to"
+            f" be ({examples},), or a multiple of it with neighbours that share an example"
+        )
+    return t.reshape(examples, -1)
