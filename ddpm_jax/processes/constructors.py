@@ -141,8 +141,8 @@ def blurring(
     r"""Blur and noise at once (Hoogeboom & Salimans 2022, https://arxiv.org/abs/2209.05557).
 
     In the cosine basis of images `[height, width, channel]`, whose modes have the frequencies
-    w = pi (i / height, j / width), heat dissipation multiplies the signal (their eq. 18 and
-    section 4.1, after Rissanen et al. 2022, https://arxiv.org/abs/2206.13397):
+    w = pi (i / height, j / width), heat dissipation multiplies the signal (their section 4, after
+    Rissanen et al. 2022, https://arxiv.org/abs/2206.13397):
 
         a_t(w) = sqrt(alpha_bar_t) d_t(w)      d_t(w) = (1 - min_scale) e^{-|w|^2 tau_t} + min_scale
         b_t    = sqrt(1 - alpha_bar_t)         tau_t  = (max_blur sin^2(pi u / 2))^2 / 2

@@ -3,7 +3,7 @@ r"""Noise schedules of their own for each pixel, which may depend on what is kno
     a^2 = sigmoid(log_snr)        b^2 = sigmoid(-log_snr) variance
 
 per pixel and time. With a log SNR that a network makes of a condition this is MuLAN (Sahoo et al.
-2024, https://arxiv.org/abs/2312.13236, eq. 8); with a schedule's log SNR and a variance made of the
+2024, https://arxiv.org/abs/2312.13236); with a schedule's log SNR and a variance made of the
 condition it is PriorGrad (Lee et al. 2022, https://arxiv.org/abs/2106.06406), whose data are
 `x0 - mean` of the condition.
 """
