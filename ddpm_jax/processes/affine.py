@@ -1,0 +1,508 @@
+r"""Linear-Gaussian chains with dense matrices, which need neither commute nor be invertible.
+
+A step is x_t = A_t x_{t-1} + b_t + N(0, Q_t). Two of them in a row are one of the same form:
+
+    (A_2, b_2, Q_2) after (A_1, b_1, Q_1)
+        = (A_2 A_1,  A_2 b_1 + b_2,  A_2 Q_1 A_2^T + Q_2)                                    (1)
+
+which is associative, so all marginals q(x_t | x_0) = N(M_t x_0 + m_t, C_t) come from one parallel
+scan, log T deep (Blelloch 1990; for Gaussians Sarkka & Garcia-Fernandez 2021,
+https://arxiv.org/abs/1905.13002). Then, for any s < t, with (A, b, Q) the steps s + 1 to t in one,
+
+    (2)  x_t = M_t x_0 + m_t + C_t^{1/2} eps
+    (3)  q(x_t | x_s) = N(A x_s + b, Q)
+    (4)  q(x_s | x_t, x_0) = N(mu_s + K (x_t - mu_t), (I - K A) C_s (I - K A)^T + K Q K^T)
+             mu = M x_0 + m,   K = C_s A^T C_t^+
+    (5)  KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat)) = 1/2 d^T (S_s - S_t) d
+             S = M^T C^+ M, the matrix of signal to noise,   d = x_0 - x0_hat
+
+(4) is Gaussian conditioning with the covariance in Joseph's form, a sum of squares that rounding
+leaves positive semi-definite. (5) is half the squared Mahalanobis length of the difference of the
+two means in the covariance that they share: the chain rule of the KL, applied to (x_s, x_t), gives
+it as what x_t tells less of x_0 than x_s does, and no posterior has to be inverted. With
+A = sqrt(1 - beta) I it is (SNR_s - SNR_t) / 2 |d|^2, the shortcut of the isotropic chain.
+
+(3) does not divide M_t by M_s, which may be singular. Steps are composed over windows, in a
+disjoint sparse table: for each j, what leads from each time to the next border of blocks of 2^j
+steps and from the last border to each time. Any (s, t] is two entries on the two sides of one
+border, so a query is two look-ups and one composition (1), whatever T.
+
+Where C_t is singular, ^+ is the pseudo-inverse: of x_t only what the chain can reach is looked at.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from numpy.typing import ArrayLike
+
+from ddpm_jax.checks import check_float, check_same_shape, check_times
+from ddpm_jax.processes.arrays import check_draw, einsum, flat, rows, split_as
+from ddpm_jax.processes.contract import NoClosedForm
+from ddpm_jax.processes.roots import factor, root_of_product, roots
+
+__all__ = ["Affine", "AffineChain", "affine_chain"]
+
+
+class Affine(NamedTuple):
+    """x -> matrix x + shift + root eps with white eps, one or many: the covariance is root root^T.
+
+    `root` need not be square; d rows.
+    """
+
+    matrix: Float[Array, "*batch d d"]
+    shift: Float[Array, "*batch d"]
+    root: Float[Array, "*batch d k"]
+
+
+class AffineChain(NamedTuple):
+    """The tables of one chain, a frozen pytree. Make one with `affine_chain`, which checks.
+
+    Times are int32 `[batch]`, -1 <= s < t < T; one outside of that gives NaN. Images are
+    `[batch, ...]` with d values each, any float dtype, which the result keeps.
+    """
+
+    marginals: Affine
+    """q(x_t | x_0) for t = -1, which is the identity, to T - 1: `[T + 1, ...]`."""
+    whitening: Float[Array, "rows d d"]
+    """Pseudo-inverses of the marginals' roots, `[T + 1, d, d]`."""
+    snr: Float[Array, "2 rows d d"]
+    """S of eq. (5), in two parts: rounded, and what rounding left over. 0 for t = -1."""
+    noiseless: Float[Array, "rows d d"]
+    """M_t, in the directions where C_t has no variance."""
+    windows: Affine
+    """Steps composed, `[levels T + 1, ...]`: level 0 the steps themselves; last, the identity."""
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.marginals.shift.shape[-2] - 1
+
+    @property
+    def dimensions(self) -> int:
+        """d, values per example."""
+        return self.marginals.shift.shape[-1]
+
+    def q_sample(
+        self,
+        x0: Float[Array, "batch *data"],
+        t: Int[Array, " batch"],
+        eps: Float[Array, "batch *data"],
+    ) -> Float[Array, "batch *data"]:
+        """x_t given x_0 in one expression, eq. (2), with standard normal `eps`.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        """
+        self._check("x0", x0, t=t)
+        check_same_shape("eps", eps, "x0", x0)
+        return _apply(_look_up(self.marginals, t + 1), x0, eps)
+
+    def q_step(
+        self,
+        x_prev: Float[Array, "batch *data"],
+        t: Int[Array, " batch"],
+        eps: Float[Array, "batch *data"],
+    ) -> Float[Array, "batch *data"]:
+        """One step, x_{t-1} to x_t: A_t x_{t-1} + b_t + Q_t^{1/2} eps.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        """
+        self._check("x_prev", x_prev, t=t)
+        check_same_shape("eps", eps, "x_prev", x_prev)
+        beyond = self.windows.shift.shape[-2]
+        step = _look_up(self.windows, jnp.where(t < self.num_steps, t, beyond))
+        return _apply(step, x_prev, eps)
+
+    def q_transition(
+        self,
+        x_s: Float[Array, "batch *data"],
+        t: Int[Array, " batch"],
+        s: Int[Array, " batch"],
+        eps: Float[Array, "batch *data"],
+    ) -> Float[Array, "batch *data"]:
+        """x_t given x_s in one expression, eq. (3); from `s = -1` it is `q_sample`.
+
+        One composition and one singular value decomposition, O(d^3), per example.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+            NoClosedForm: the chain was made without its transitions.
+        """
+        self._check("x_s", x_s, t=t, s=s)
+        check_same_shape("eps", eps, "x_s", x_s)
+        between = self._between("q_transition", t, s)
+        return _apply(between._replace(root=root_of_product(between.root)), x_s, eps)
+
+    def q_posterior(
+        self,
+        x0: Float[Array, "batch *data"],
+        x_t: Float[Array, "batch *data"],
+        t: Int[Array, " batch"],
+        s: Int[Array, " batch"],
+    ) -> tuple[Float[Array, "batch *data"], Float[Array, "batch d d"]]:
+        """Mean `[batch, ...]` and covariance `[batch, d, d]` of q(x_s | x_t, x_0), eq. (4).
+
+        `s = -1` stands for the data: the mean is then `x0` and the covariance 0. Errors are those
+        of float32 times the square root of C_t's condition.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+            NoClosedForm: the chain was made without its transitions.
+        """
+        self._check("x0", x0, t=t, s=s)
+        check_same_shape("x_t", x_t, "x0", x0)
+        between = self._between("q_posterior", t, s)
+        at_s, at_t = _look_up(self.marginals, s + 1), _look_up(self.marginals, t + 1)
+        whitening = rows(self.whitening, t + 1)
+        # Correlations first: they are at most 1, however small C_s or C_t is.
+        correlation = einsum("bij,bkj,bkl->bil", at_s.root, between.matrix, whitening)
+        gain = einsum("bij,bjk,bkl->bil", at_s.root, correlation, whitening)
+
+        keep = jnp.eye(self.dimensions, dtype=gain.dtype)[None] - gain @ between.matrix
+        side = jnp.concatenate(
+            [einsum("bij,bjk->bik", keep, at_s.root), einsum("bij,bjk->bik", gain, between.root)],
+            axis=-1,
+        )
+        covariance = einsum("bik,bjk->bij", side, side)
+
+        wide = flat(x0)
+        surprise = split_as(flat(x_t), wide) - _mean(at_t, wide)
+        mean = _mean(at_s, wide) + _times(gain, surprise)
+        return mean.reshape(x0.shape).astype(x0.dtype), 0.5 * (covariance + covariance.mT)
+
+    def posterior_kl(
+        self,
+        x0: Float[Array, "batch *data"],
+        x0_hat: Float[Array, "batch *data"],
+        t: Int[Array, " batch"],
+        s: Int[Array, " batch"],
+    ) -> Float[Array, " batch"]:
+        """KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat)) in nats `[batch]`, eq. (5): the shortcut.
+
+        The same whatever x_t. Where C_s is singular and M_s moves the difference out of the
+        directions that have noise, the two Gaussians lie on different planes, and the KL is inf;
+        at `s = -1`, where nothing has noise, it is inf unless `x0_hat` is `x0`. Within the planes
+        it is finite. What float32 rounding may leave of a difference counts as none.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        """
+        self._check("x0", x0, t=t, s=s)
+        check_same_shape("x0_hat", x0_hat, "x0", x0)
+        wide = flat(x0)
+        difference = wide - split_as(flat(x0_hat), wide)
+        rounded = rows(self.snr[0], s + 1) - rows(self.snr[0], t + 1)
+        left_over = rows(self.snr[1], s + 1) - rows(self.snr[1], t + 1)
+        lost = (rounded + left_over).astype(difference.dtype)
+        kl = 0.5 * jnp.sum(difference * _times(lost, difference), axis=-1)
+
+        noiseless = rows(self.noiseless, s + 1)
+        rounding = 4.0 * self.dimensions * float(jnp.finfo(jnp.float32).eps)
+        largest = jnp.max(jnp.abs(noiseless), axis=(-2, -1)) * jnp.max(jnp.abs(difference), axis=-1)
+        apart = jnp.max(jnp.abs(_times(noiseless, difference)), axis=-1) > rounding * largest
+        return jnp.where(s < t, jnp.where(apart, jnp.inf, kl), jnp.nan)
+
+    def draw_noise(
+        self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
+    ) -> Float[Array, "batch *data"]:
+        """White noise of `shape` = `[batch, ...]` for `q_sample`; the same law at every `t`.
+
+        Raises:
+            TypeError, ValueError: `key` is no typed key, or a shape that does not fit.
+        """
+        check_draw(key, shape, t=t)
+        self._check_shape("shape is", shape)
+        return jax.random.normal(key, shape, jnp.float32)
+
+    def draw_step_noise(
+        self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
+    ) -> Float[Array, "batch *data"]:
+        """White noise for `q_step`, as `draw_noise`."""
+        return self.draw_noise(key, shape, t)
+
+    def marginal(
+        self, t: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch d d"], Float[Array, "batch d"], Float[Array, "batch d d"]]:
+        """M, m and C of q(x_t | x_0) = N(M x_0 + m, C), of flattened data.
+
+        Raises:
+            TypeError, ValueError: `t` of the wrong dtype or shape.
+        """
+        check_times("t", t, math.prod(jnp.shape(t)))
+        return _told(_look_up(self.marginals, t + 1))
+
+    def transition(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch d d"], Float[Array, "batch d"], Float[Array, "batch d d"]]:
+        """A, b and Q of q(x_t | x_s) = N(A x_s + b, Q), eq. (3), of flattened data.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+            NoClosedForm: the chain was made without its transitions.
+        """
+        check_times("t", t, math.prod(jnp.shape(t)))
+        check_times("s", s, t.shape[0])
+        return _told(self._between("transition", t, s))
+
+    def _between(self, what: str, t: Array, s: Array) -> Affine:
+        """The steps s + 1 to t in one, `root` [batch, d, 2 d]; NaN unless -1 <= s < t < T."""
+        T, size = self.num_steps, self.windows.shift.shape[-2]
+        if T > 1 and size == T + 1:
+            raise NoClosedForm(
+                f"{what} needs the steps composed over any range of times, and this chain was made"
+                " with transitions=False; q_chain walks them one by one"
+            )
+        t, s = t.astype(jnp.int32), s.astype(jnp.int32)
+        inside = (s >= -1) & (s < t) & (t < T)
+        first, last = s + 1, t
+        # The highest bit in which two times differ tells the border that lies between them.
+        level = 32 - jax.lax.clz(jnp.bitwise_xor(first, last))
+        identity = jnp.where(level == 0, size - 1, level * T + first)
+        before = _look_up(self.windows, jnp.where(inside, identity, size))
+        after = _look_up(self.windows, jnp.where(inside, level * T + last, size))
+        matrix, shift, moved = (
+            einsum("bij,bjk->bik", after.matrix, before.matrix),
+            _times(after.matrix, before.shift) + after.shift,
+            einsum("bij,bjk->bik", after.matrix, before.root),
+        )
+        return Affine(matrix, shift, jnp.concatenate([moved, after.root], axis=-1))
+
+    def _check(self, name: str, x: Array, **times: Array) -> None:
+        check_float(name, x)
+        self._check_shape(f"{name} has shape", x.shape)
+        for time, value in times.items():
+            check_times(time, value, x.shape[0])
+
+    def _check_shape(self, what: str, shape: tuple[int, ...]) -> None:
+        d = self.dimensions
+        if not shape or math.prod(shape[1:]) != d:
+            raise ValueError(
+                f"{what} {shape}; the chain's matrices are {d} by {d}, so it has to be (batch, ...)"
+                f" with {d} values per example"
+            )
+
+
+def affine_chain(
+    A: ArrayLike | Array, b: ArrayLike | Array, Q: ArrayLike | Array, *, transitions: bool = True
+) -> AffineChain:
+    """The chain x_t = A_t x_{t-1} + b_t + N(0, Q_t), for t = 0 to T - 1, of flattened data.
+
+    Numbers are read, checked and composed in float64 and stored in float32. Traced arguments,
+    those of a chain that is learned, are composed in their own dtype, at least float32, and their
+    values are not checked; then a variance below 4 d roundings of the largest counts as 0.
+
+    Memory: T d^2 numbers, 6 times for the marginals and twice per level of the table that
+    transitions and posteriors read, 1 + ceil(log2 T) levels: 26 T d^2 numbers at T = 1000, of
+    which `transitions=False` leaves 8 and takes q_transition and q_posterior away. Time, once:
+    about as many products of matrices, and half as many eigendecompositions.
+
+    Args:
+        A: `[T, d, d]`, any matrices, singular ones too.
+        b: `[T, d]`.
+        Q: `[T, d, d]`, covariances: symmetric, positive semi-definite, zeros too.
+        transitions: whether q(x_t | x_s) and q(x_s | x_t, x_0) will be asked for.
+
+    Raises:
+        ValueError: shapes that do not fit, a value that is not finite or that float32 does not
+            hold, or a Q_t that is not symmetric or has a negative eigenvalue, by more than 1e-6
+            of its largest entry, which is what rounding to float32 may leave.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from ddpm_jax.processes import affine_chain
+        >>> turn = np.array([[0.6, -0.7], [0.7, 0.6]])  # keeps 0.85 of what it turns
+        >>> chain = affine_chain([turn] * 50, np.zeros((50, 2)), [0.15 * np.eye(2)] * 50)
+        >>> M, m, C = chain.marginal(jnp.array([49]))
+        >>> C.round(3).tolist()
+        [[[1.0, 0.0], [0.0, 1.0]]]
+    """
+    given = {"A": A, "b": b, "Q": Q}
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+        traced = {name: _widest(name, value) for name, value in given.items()}
+        _check_shapes(traced)
+        tables = _tables(*_same_dtype(traced), transitions=transitions)
+        return tables._replace(snr=jnp.stack([tables.snr, jnp.zeros_like(tables.snr)]))
+    host = {name: np.asarray(value, dtype=np.float64) for name, value in given.items()}
+    _check_shapes(host)
+    _check_values(host)
+    # Now, and not when a function that is being traced around this will run.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        tables = _compiled_tables(*host.values(), transitions=transitions)
+        wide = jax.tree.map(np.asarray, tables)
+    _check_float32(wide)
+    rounded = wide.snr.astype(np.float32)
+    wide = wide._replace(snr=np.stack([rounded, wide.snr - rounded]))
+    return jax.tree.map(lambda table: jnp.asarray(table.astype(np.float32)), wide)
+
+
+class _Steps(NamedTuple):
+    """Steps told by their covariance, which is what eq. (1) composes."""
+
+    matrix: jax.Array
+    shift: jax.Array
+    covariance: jax.Array
+
+
+def _then(first: _Steps, second: _Steps) -> _Steps:
+    """Eq. (1)."""
+    moved = einsum("...ij,...jk->...ik", second.matrix, first.covariance)
+    return _Steps(
+        einsum("...ij,...jk->...ik", second.matrix, first.matrix),
+        _times(second.matrix, first.shift) + second.shift,
+        einsum("...ik,...jk->...ij", moved, second.matrix) + second.covariance,
+    )
+
+
+def _tables(A: jax.Array, b: jax.Array, Q: jax.Array, *, transitions: bool) -> AffineChain:
+    """All tables in the arguments' dtype; `snr` still in one part."""
+    identity = _Steps(*jax.tree.map(lambda x: jnp.zeros_like(x[:1]), (A, b, Q)))
+    identity = identity._replace(matrix=jnp.eye(A.shape[-1], dtype=A.dtype)[None])
+    step_roots = roots(Q).root
+    # The covariance of what is drawn: without the eigenvalues that counted as 0.
+    steps = _Steps(A, b, einsum("...ik,...jk->...ij", step_roots, step_roots))
+
+    scanned = jax.lax.associative_scan(_then, steps)
+    marginals = _joined([identity, scanned])
+    root, inverse, null = roots(marginals.covariance)
+    whitened = einsum("...ij,...jk->...ik", inverse, marginals.matrix)
+
+    parts, factors = [steps, identity], [step_roots, identity.covariance]
+    if transitions:
+        windows = _windows(steps, identity)
+        parts.insert(1, windows)
+        factors.insert(1, factor(windows.covariance))
+    windows = _joined(parts)
+    return AffineChain(
+        marginals=Affine(marginals.matrix, marginals.shift, root),
+        whitening=inverse,
+        snr=einsum("...ki,...kj->...ij", whitened, whitened),
+        noiseless=einsum("...ij,...jk->...ik", null, marginals.matrix),
+        windows=Affine(windows.matrix, windows.shift, jnp.concatenate(factors)),
+    )
+
+
+_compiled_tables = jax.jit(_tables, static_argnames="transitions")
+
+
+def _windows(steps: _Steps, identity: _Steps) -> _Steps:
+    """Levels 1, 2, ... of the disjoint sparse table, each T long, one after the other.
+
+    Level j has blocks of 2^j steps with a border in their middle. Left of it an entry composes the
+    steps from its own to the border, right of it those from the border to its own. One more
+    composition extends an entry over its whole block, a half of the next level's.
+    """
+    T = len(steps.shift)
+    num_levels = (T - 1).bit_length()
+    padded = _joined([steps, *[identity] * (2**num_levels - T)])
+    index = jnp.arange(2**num_levels, dtype=jnp.int32)
+
+    def extend(blocks: tuple[_Steps, _Steps], level: jax.Array) -> tuple[tuple, _Steps]:
+        from_start, to_end = blocks
+        is_right = (index >> level) & 1 == 1
+        border = ((index >> level) | 1) << level  # the first step of the right half
+        own = _where(is_right, from_start, to_end)
+        other = _where(is_right, _at(from_start, border - 1), _at(to_end, border))
+        whole = _then(_where(is_right, other, own), _where(is_right, own, other))
+        return (_where(is_right, whole, from_start), _where(is_right, to_end, whole)), own
+
+    _, levels = jax.lax.scan(extend, (padded, padded), jnp.arange(num_levels, dtype=jnp.int32))
+    return jax.tree.map(lambda x: x[:, :T].reshape(-1, *x.shape[2:]), levels)
+
+
+def _where(condition: jax.Array, one: _Steps, other: _Steps) -> _Steps:
+    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(choose, one, other)
+
+
+def _at(steps: _Steps, index: jax.Array) -> _Steps:
+    return jax.tree.map(lambda x: x[index], steps)
+
+
+def _joined(parts: list[_Steps]) -> _Steps:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _look_up(table: Affine, index: jax.Array) -> Affine:
+    return Affine(*(rows(leaf, index) for leaf in table))
+
+
+def _apply(step: Affine, x: jax.Array, eps: jax.Array) -> jax.Array:
+    wide = flat(x)
+    noise = split_as(flat(eps), wide).astype(wide.dtype)
+    return (_mean(step, wide) + _times(step.root, noise)).reshape(x.shape).astype(x.dtype)
+
+
+def _mean(step: Affine, x: jax.Array) -> jax.Array:
+    return _times(step.matrix, x) + step.shift.astype(x.dtype)
+
+
+def _times(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    return einsum("...ij,...j->...i", matrix.astype(x.dtype), x)
+
+
+def _told(step: Affine) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return step.matrix, step.shift, einsum("bik,bjk->bij", step.root, step.root)
+
+
+def _widest(name: str, value: ArrayLike | Array) -> jax.Array:
+    array = jnp.asarray(value)
+    check_float(name, array)
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
+def _same_dtype(arrays: dict[str, jax.Array]) -> list[jax.Array]:
+    widest = max((array.dtype for array in arrays.values()), key=lambda dtype: dtype.itemsize)
+    return [array.astype(widest) for array in arrays.values()]
+
+
+def _check_shapes(arrays: dict[str, jax.Array] | dict[str, np.ndarray]) -> None:
+    shape = arrays["A"].shape
+    if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
+        raise ValueError(f"A has shape {shape}; it has to be (T, d, d), a square matrix per step")
+    for name, expected in (("b", shape[:2]), ("Q", shape)):
+        if arrays[name].shape != expected:
+            raise ValueError(
+                f"{name} has shape {arrays[name].shape}; with A of shape {shape} it has to be"
+                f" {expected}"
+            )
+
+
+def _check_values(arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        outside = ~(np.abs(array) <= np.finfo(np.float32).max)
+        if outside.any():
+            index = ", ".join(map(str, np.argwhere(outside)[0]))
+            raise ValueError(f"{name}[{index}] is {array[outside][0]:g}; float32 has to hold it")
+    Q = arrays["Q"]
+    tolerance = 1e-6 * np.abs(Q).max(axis=(1, 2))  # what float32 arithmetic may have left
+    asymmetry = np.abs(Q - Q.mT)
+    for t in np.flatnonzero(asymmetry.max(axis=(1, 2)) > tolerance):
+        i, j = np.unravel_index(np.argmax(asymmetry[t]), asymmetry[t].shape)
+        raise ValueError(
+            f"Q[{t}] is not symmetric: [{i}, {j}] is {Q[t, i, j]:g}, [{j}, {i}] {Q[t, j, i]:g}"
+        )
+    eigenvalues = np.linalg.eigvalsh(Q)[:, 0]
+    for t in np.flatnonzero(eigenvalues < -tolerance):
+        raise ValueError(
+            f"Q[{t}], the covariance of step t = {t}, has the eigenvalue {eigenvalues[t]:g}; a"
+            " covariance has none below 0"
+        )
+
+
+def _check_float32(tables: AffineChain) -> None:
+    largest, marginals = float(np.finfo(np.float32).max), tables.marginals
+    variances = np.square(marginals.root).sum(axis=-1)
+    for name, table in (("M", marginals.matrix), ("m", marginals.shift), ("C", variances)):
+        inside = (np.abs(table) <= largest).reshape(len(table), -1).all(axis=1)
+        if not inside.all():
+            t = int(np.argmin(inside)) - 1
+            raise ValueError(f"{name} at t = {t} is beyond float32: the chain grows without bound")
+    if not all((np.abs(table) <= largest).all() for table in jax.tree.leaves(tables)):
+        raise ValueError("Q is so small that the inverse of a covariance is beyond float32")
