@@ -46,6 +46,8 @@ from ddpm_jax.processes.roots import factor, root_of_product, roots
 
 __all__ = ["Affine", "AffineChain", "affine_chain"]
 
+_ROUNDING = 4.0 * float(jnp.finfo(jnp.float32).eps)
+
 
 class Affine(NamedTuple):
     """x -> matrix x + shift + root eps with white eps, one or many: the covariance is root root^T.
@@ -202,7 +204,7 @@ class AffineChain(NamedTuple):
         kl = 0.5 * jnp.sum(difference * _times(lost, difference), axis=-1)
 
         noiseless = rows(self.noiseless, s + 1)
-        rounding = 4.0 * self.dimensions * float(jnp.finfo(jnp.float32).eps)
+        rounding = _ROUNDING * self.dimensions
         largest = jnp.max(jnp.abs(noiseless), axis=(-2, -1)) * jnp.max(jnp.abs(difference), axis=-1)
         apart = jnp.max(jnp.abs(_times(noiseless, difference)), axis=-1) > rounding * largest
         return jnp.where(s < t, jnp.where(apart, jnp.inf, kl), jnp.nan)
@@ -369,7 +371,8 @@ def _tables(A: jax.Array, b: jax.Array, Q: jax.Array, *, transitions: bool) -> A
     scanned = jax.lax.associative_scan(_then, steps)
     marginals = _joined([identity, scanned])
     root, inverse, null = roots(marginals.covariance)
-    whitened = einsum("...ij,...jk->...ik", inverse, marginals.matrix)
+    M = marginals.matrix
+    whitened = einsum("...ij,...jk->...ik", inverse, M)
 
     parts, factors = [steps, identity], [step_roots, identity.covariance]
     if transitions:
@@ -378,10 +381,10 @@ def _tables(A: jax.Array, b: jax.Array, Q: jax.Array, *, transitions: bool) -> A
         factors.insert(1, factor(windows.covariance))
     windows = _joined(parts)
     return AffineChain(
-        marginals=Affine(marginals.matrix, marginals.shift, root),
+        marginals=Affine(M, marginals.shift, root),
         whitening=inverse,
         snr=einsum("...ki,...kj->...ij", whitened, whitened),
-        noiseless=einsum("...ij,...jk->...ik", null, marginals.matrix),
+        noiseless=_above_rounding(einsum("...ij,...jk->...ik", null, M), M),
         windows=Affine(windows.matrix, windows.shift, jnp.concatenate(factors)),
     )
 
@@ -412,6 +415,12 @@ def _windows(steps: _Steps, identity: _Steps) -> _Steps:
 
     _, levels = jax.lax.scan(extend, (padded, padded), jnp.arange(num_levels, dtype=jnp.int32))
     return jax.tree.map(lambda x: x[:, :T].reshape(-1, *x.shape[2:]), levels)
+
+
+def _above_rounding(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """`part` of the matrices `whole`; 0 where it is less than float32 would show."""
+    largest = [jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True) for x in (part, whole)]
+    return jnp.where(largest[0] > _ROUNDING * largest[1], part, 0.0)
 
 
 def _where(condition: jax.Array, one: _Steps, other: _Steps) -> _Steps:
