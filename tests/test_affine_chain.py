@@ -334,7 +334,7 @@ def dots(jaxpr, depth=0):
 
 
 @pytest.mark.parametrize("transitions", [False, True])
-def test_the_scan_is_log_T_deep(transitions):
+def test_the_scan_is_log_many_compositions_deep(transitions):
     # Products of matrices, each over many steps at once: twice as many for a chain squared in
     # length, plus what does not depend on it, and no loop over time.
     found = {}
@@ -452,7 +452,9 @@ def test_vmap_and_grad(method):
 
     for name, slope in jax.grad(total)(floats).items():
         direction = jnp.cos(jnp.arange(X.size, dtype=X.dtype)).reshape(X.shape)
-        ahead, behind = (total(floats | {name: floats[name] + h * direction}) for h in (0.05, -0.05))
+        ahead, behind = (
+            total(floats | {name: floats[name] + h * direction}) for h in (0.05, -0.05)
+        )
         # Linear in each array, the KL quadratic: central differences of any step are exact.
         np.testing.assert_allclose(
             jnp.vdot(slope, direction), (ahead - behind) / 0.1, rtol=1e-3, atol=2e-3
@@ -519,7 +521,7 @@ def test_without_transitions():
     np.testing.assert_array_equal(chain.q_sample(X, t, EPS), whole.q_sample(X, t, EPS))
     np.testing.assert_array_equal(chain.q_step(X, t, EPS), whole.q_step(X, t, EPS))
     np.testing.assert_array_equal(chain.posterior_kl(X, Y, t, s), whole.posterior_kl(X, Y, t, s))
-    with pytest.raises(NoClosedForm, match="q_transition needs .*transitions=False; q_chain"):
+    with pytest.raises(NoClosedForm, match=r"q_transition needs .*transitions=False; q_chain"):
         chain.q_transition(X, t, s, EPS)
     with pytest.raises(NoClosedForm, match="q_posterior needs"):
         chain.q_posterior(X, Y, t, s)
@@ -569,7 +571,9 @@ def test_shapes_are_refused_while_traced_too():
         jax.eval_shape(affine_chain, jnp.zeros((4, 2, 2)), jnp.zeros((3, 2)), jnp.zeros((4, 2, 2)))
 
 
-@pytest.mark.parametrize("method", [name for name in CASES if name not in ("marginal", "transition")])
+@pytest.mark.parametrize(
+    "method", [name for name in CASES if name not in ("marginal", "transition")]
+)
 def test_wrong_arguments_are_named(without_annotation_checks, method):
     chain, arrays = chain_of("regular"), CASES[method]
     first, *others = arrays

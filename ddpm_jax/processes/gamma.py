@@ -154,7 +154,11 @@ class GammaChain(NamedTuple):
         mean, share, parts = self._posterior(x0, x_t, t, s)
         # What is drawn on an explicit mesh is whole on every device, and so is what it is made of.
         t, s = on_every_device(t), on_every_device(s)
-        kappa, kappa_s, one_minus_ratio = self._kappa(t), self._kappa(s), self._one_minus_ratio(t, s)
+        kappa, kappa_s, one_minus_ratio = (
+            self._kappa(t),
+            self._kappa(s),
+            self._one_minus_ratio(t, s),
+        )
         ratio = jnp.exp(self.schedule.log_snr_difference(t, s))
         key_beta, key_first, key_second = jax.random.split(key, 3)
 
