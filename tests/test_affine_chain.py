@@ -101,7 +101,7 @@ def test_marginals_and_transitions_are_those_of_the_recursion(name):
             np.testing.assert_allclose(part[t + 1], expected, rtol=1e-5, atol=3e-6)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize("num_steps", [1, 2, 8, 9])
 def test_any_number_of_steps(num_steps):
     steps = random_steps(False, T=num_steps)
     pairs = [(t, s) for t, s in PAIRS if t < num_steps]
@@ -112,8 +112,8 @@ def test_any_number_of_steps(num_steps):
 
 
 def test_long_chains_keep_their_digits():
-    # 2,000 steps, in 50 digits: float32 tables carry the rounding of their last step only.
-    count, rng = 2000, np.random.default_rng(1)
+    # 500 steps, in 50 digits: float32 tables carry the rounding of their last step only.
+    count, rng = 500, np.random.default_rng(1)
     A = np.float32(0.999 * np.linalg.qr(rng.normal(size=(count, 2, 2)))[0])
     b = np.float32(1e-3 * rng.normal(size=(count, 2)))
     W = rng.normal(size=(count, 2, 2))
@@ -170,22 +170,18 @@ def test_at_the_data_the_posterior_is_the_data(name):
 
 def badly_conditioned():
     """Variances from 1e-8 to 1 in directions that turn from step to step."""
-    rng, count, d = np.random.default_rng(5), 40, 4
+    rng, count, d = np.random.default_rng(5), T, D
     turns = np.linalg.qr(rng.normal(size=(count, d, d)))[0]
-    Q = turns @ (np.float64([1e-8, 1e-5, 1e-2, 1.0])[None, :, None] * turns.mT)
+    Q = turns @ (np.float64([1e-8, 1e-4, 1.0])[None, :, None] * turns.mT)
     A = np.linalg.qr(np.eye(d) + 1e-2 * rng.normal(size=(count, d, d)))[0]
-    return affine_chain(0.99 * A, np.zeros((count, d)), Q), d
+    return affine_chain(0.99 * A, np.zeros((count, d)), Q)
 
 
 def test_posteriors_stay_positive_semi_definite_in_float32():
-    chain, d = badly_conditioned()
-    pairs = [(t, s) for t in range(40) for s in range(-1, t, 3)]
-    zeros = jnp.zeros((len(pairs), d))
-    posterior = jax.jit(type(chain).q_posterior)
-    for each in (chain, chain_of("singular")):
-        fitting = [pair for pair in pairs if pair[0] < each.num_steps]
-        zeros = jnp.zeros((len(fitting), each.dimensions))
-        _, covariance = posterior(each, zeros, zeros, *times(fitting))
+    zeros = jnp.zeros((len(PAIRS), D))
+    posterior = jax.jit(type(chain_of("singular")).q_posterior)
+    for chain in (badly_conditioned(), chain_of("singular")):
+        _, covariance = posterior(chain, zeros, zeros, *times(PAIRS))
         covariance = np.asarray(covariance, np.float64)
         np.testing.assert_array_equal(covariance, covariance.mT)
         eigenvalues = np.linalg.eigvalsh(covariance)
@@ -258,7 +254,7 @@ def test_the_kl_at_the_data():
 
 
 def test_the_isotropic_chain_is_one_of_them():
-    count, d, rng = 50, 6, np.random.default_rng(8)
+    count, d, rng = T, D, np.random.default_rng(8)
     schedule = schedules.cosine(count)
     betas = np.asarray(schedule.betas, np.float64)
     identity = np.broadcast_to(np.eye(d), (count, d, d))
@@ -269,7 +265,7 @@ def test_the_isotropic_chain_is_one_of_them():
     )
     pairs = [(t, s) for t in range(count) for s in {-1, 0, t // 2, t - 1} if s < t]
     t, s = times(pairs)
-    x0, x, eps = (images(rng, len(pairs), (2, 3)) for _ in range(3))
+    x0, x, eps = (images(rng, len(pairs)) for _ in range(3))
 
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
     close(chain.q_sample(x0, t, eps), forward.q_sample(schedule, x0, t, eps))
@@ -293,21 +289,15 @@ def test_the_chain_walked_has_the_moments_of_the_closed_form(name):
     chain, steps, count, last, middle = chain_of(name), STEPS[name], 200_000, 12, 7
     start = jnp.broadcast_to(jnp.array([0.5, -1.0, 2.0]).reshape(1, *SHAPE), (count, *SHAPE))
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def walk(x, first, last, key):
-        def step(x, t):
-            at = jnp.broadcast_to(t, x.shape[:1])
-            eps = chain.draw_step_noise(jax.random.fold_in(key, t), x.shape, at)
-            return chain.q_step(x, at, eps), None
-
-        return jax.lax.scan(step, x, jnp.arange(first, last + 1, dtype=jnp.int32))[0]
-
+    walk = jax.jit(forward.q_chain, static_argnums=3)
     t, s = jnp.full(count, last), jnp.full(count, middle)
     noise = [chain.draw_noise(jax.random.key(i), start.shape, t) for i in range(2)]
     found = {
-        "walked": walk(start, 0, last, jax.random.key(2)),
-        "at once": chain.q_sample(start, t, noise[0]),
-        "both": chain.q_transition(walk(start, 0, middle, jax.random.key(3)), t, s, noise[1]),
+        "walked": walk(chain, jax.random.key(2), start, last + 1),
+        "at once": forward.q_sample(chain, start, t, noise[0]),
+        "both": forward.q_transition(
+            chain, walk(chain, jax.random.key(3), start, middle + 1), t, s, noise[1]
+        ),
     }
     M, m, C = between(steps, last, -1)
     mean = M @ flat(start[:1])[0] + m

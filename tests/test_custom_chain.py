@@ -55,16 +55,8 @@ def test_the_chain_walked_has_the_moments_of_the_shortcut():
     count, walked, x0 = 100_000, 20, 0.7
     chain = custom_chain(gaussian, T)
 
-    @jax.jit
-    def walk(x, key):
-        def step(x, t):
-            at = jnp.broadcast_to(t, x.shape[:1])
-            eps = chain.draw_step_noise(jax.random.fold_in(key, t), x.shape, at)
-            return chain.q_step(x, at, eps), None
-
-        return jax.lax.scan(step, x, jnp.arange(walked, dtype=jnp.int32))[0]
-
-    x = np.asarray(walk(jnp.full((count, 1), x0), jax.random.key(0)), np.float64)
+    walk = jax.jit(forward.q_chain, static_argnums=3)
+    x = np.asarray(walk(chain, jax.random.key(0), jnp.full((count, 1), x0), walked), np.float64)
     alpha_bar = np.prod(1.0 - BETAS[:walked].astype(np.float64))
     assert abs(x.mean() - np.sqrt(alpha_bar) * x0) < 4.5 * np.sqrt((1 - alpha_bar) / count)
     assert abs(x.var() - (1 - alpha_bar)) < 4.5 * (1 - alpha_bar) * np.sqrt(2 / count)
@@ -73,9 +65,9 @@ def test_the_chain_walked_has_the_moments_of_the_shortcut():
 def test_what_it_cannot_do_says_why_and_names_the_loop():
     x = image(0)
     asked = {
-        "q_sample": lambda: CHAIN.q_sample(x, t, x),
-        "q_transition": lambda: CHAIN.q_transition(x, t, t - 1, x),
-        "q_posterior": lambda: CHAIN.q_posterior(x, x, t, t - 1),
+        "q_sample": lambda: forward.q_sample(CHAIN, x, t, x),
+        "q_transition": lambda: forward.q_transition(CHAIN, x, t, t - 1, x),
+        "q_posterior": lambda: forward.q_posterior(CHAIN, x, x, t, t - 1),
         "draw_noise": lambda: CHAIN.draw_noise(jax.random.key(0), x.shape, t),
     }
     for name, ask in asked.items():

@@ -1,5 +1,7 @@
 """Forward processes beyond isotropy."""
 
+from ddpm_jax.processes.affine import AffineChain as AffineChain
+from ddpm_jax.processes.affine import affine_chain as affine_chain
 from ddpm_jax.processes.constructors import blurring as blurring
 from ddpm_jax.processes.constructors import correlated as correlated
 from ddpm_jax.processes.constructors import equal_snr as equal_snr
@@ -8,6 +10,11 @@ from ddpm_jax.processes.contract import Chain as Chain
 from ddpm_jax.processes.contract import Modal as Modal
 from ddpm_jax.processes.contract import NoClosedForm as NoClosedForm
 from ddpm_jax.processes.contract import Process as Process
+from ddpm_jax.processes.custom import CustomChain as CustomChain
+from ddpm_jax.processes.custom import check_step as check_step
+from ddpm_jax.processes.custom import custom_chain as custom_chain
+from ddpm_jax.processes.gamma import GammaChain as GammaChain
+from ddpm_jax.processes.gamma import gamma as gamma
 from ddpm_jax.processes.per_pixel import per_pixel as per_pixel
 from ddpm_jax.processes.spectral import Spectral as Spectral
 from ddpm_jax.processes.spectral import spectral as spectral

@@ -84,6 +84,14 @@ class AffineChain(NamedTuple):
         return self.marginals.shift.shape[-2] - 1
 
     @property
+    def without_modes(self) -> str:
+        """Why there are none, as the second half of a sentence."""
+        return (
+            "its matrices need not commute, and its posteriors have full covariances;"
+            " q_posterior and its posterior_kl are what it has"
+        )
+
+    @property
     def dimensions(self) -> int:
         """d, values per example."""
         return self.marginals.shift.shape[-1]

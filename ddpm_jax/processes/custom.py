@@ -40,6 +40,11 @@ class CustomChain:
     num_steps: int
     """T."""
 
+    @property
+    def without_modes(self) -> str:
+        """Why there are none, as the second half of a sentence."""
+        return "it is told by its step alone; q_chain walks it, and litmus looks for more"
+
     def q_step(
         self,
         x_prev: Float[Array, "batch *data"],
@@ -214,5 +219,5 @@ def _check_signature(step: Step) -> None:
 def _no_closed_form(what: str) -> NoClosedForm:
     return NoClosedForm(
         f"a custom chain has no expression for {what}: it is told by its step alone; q_chain walks"
-        " it, and litmus finds out whether it has one"
+        " it, and litmus looks for more"
     )

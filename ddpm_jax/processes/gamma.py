@@ -64,6 +64,14 @@ class GammaChain(NamedTuple):
         """T."""
         return self.schedule.num_steps
 
+    @property
+    def without_modes(self) -> str:
+        """Why there are none, as the second half of a sentence."""
+        return (
+            "its noise is no Gaussian; its schedule has the same mean and variance at every step,"
+            " and serves what asks for no more"
+        )
+
     def q_sample(
         self,
         x0: Float[Array, "batch *data"],
@@ -111,8 +119,8 @@ class GammaChain(NamedTuple):
         """
         _check("x_s", x_s, t=t, s=s)
         check_same_shape("eps", eps, "x_s", x_s)
-        log_ratio = self.schedule.log_alpha_bar_difference(t, s)
-        keep, add = jnp.exp(0.5 * log_ratio), jnp.sqrt(-jnp.expm1(log_ratio))
+        keep = jnp.exp(0.5 * self.schedule.log_alpha_bar_difference(t, s))
+        add = jnp.sqrt(self.schedule.transition_variance(t, s))
         return column(keep, x_s) * x_s + column(add, x_s) * eps.astype(x_s.dtype)
 
     def q_posterior(
@@ -160,28 +168,23 @@ class GammaChain(NamedTuple):
             self._one_minus_ratio(t, s),
         )
         ratio = jnp.exp(self.schedule.log_snr_difference(t, s))
-        key_beta, key_first, key_second = jax.random.split(key, 3)
+        key_s, key_rest = jax.random.split(key)
 
         def fill(values: Array) -> Array:
             return _fill(values, mean.shape)
 
-        # Where both shapes are moderate: B - r itself, in units of sqrt(k_bar_s) / k_bar_t.
-        least = 1.0 / LARGE_SHAPE
-        shapes = [1.0 / jnp.maximum(each, least) for each in (kappa_s, kappa / one_minus_ratio)]
-        tiny = float(jnp.finfo(jnp.float32).tiny)
-        first, second = (fill(jnp.maximum(k, tiny)) for k in shapes)
-        split = jax.random.beta(key_beta, first, second, mean.shape, jnp.float32)
-        unit = jnp.sqrt(jnp.maximum(kappa, least) * jnp.where(s == -1, 1.0, ratio))
-        moderate = (split - fill(ratio)) / fill(unit)
+        z_s, log_s = _standardized(key_s, kappa_s, mean.shape)
+        z_rest, log_rest = _standardized(key_rest, kappa / one_minus_ratio, mean.shape)
 
-        # Where one is large: of two standardized gammas, whose difference does not cancel.
-        z_s = _standardized(key_first, kappa_s, mean.shape)
-        z_rest = _standardized(key_second, kappa / one_minus_ratio, mean.shape)
+        # (B - r) k_bar_t / sqrt(k_bar_s), of the deviates: two large gammas do not cancel.
         a, b = fill(jnp.sqrt(ratio)), fill(jnp.sqrt(one_minus_ratio))
         total = 1.0 + fill(jnp.sqrt(kappa)) * (a * z_s + b * z_rest)
-        large = b * (b * z_s - a * z_rest) / total
+        of_deviates = b * (b * z_s - a * z_rest) / total
+        # Of two shapes so small that both gammas may underflow, by their logarithms.
+        unit = jnp.sqrt(kappa * jnp.where(s == -1, 1.0, ratio))
+        of_logarithms = (jax.nn.sigmoid(log_s - log_rest) - fill(ratio)) / fill(unit)
 
-        deviate = jnp.where(fill(kappa) < least, large, moderate)
+        deviate = jnp.where(fill(kappa) > 0.1, of_logarithms, of_deviates)
         deviate = jnp.where(fill(s) == -1, 0.0, deviate).astype(mean.dtype)
         moved = mean + column(jnp.sqrt(parts.variance_s), mean) * share * deviate
         return moved.astype(x0.dtype)
@@ -216,7 +219,8 @@ class GammaChain(NamedTuple):
         return self._draw(key, shape, t, s)
 
     def _draw(self, key: Array, shape: tuple[int, ...], t: Array, s: Array) -> Array:
-        return _standardized(key, self._kappa(t) / self._one_minus_ratio(t, s), shape)
+        kappa = on_every_device(self._kappa(t) / self._one_minus_ratio(t, s))
+        return _standardized(key, kappa, shape)[0]
 
     def _kappa(self, t: Array) -> Array:
         """1 / k_bar_t; 0 where no signal is left, and the noise is Gaussian."""
@@ -291,8 +295,8 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
     return GammaChain(schedule, jnp.asarray(theta_0, jnp.float32))
 
 
-def _standardized(key: Array, kappa: Array, shape: tuple[int, ...]) -> Array:
-    """(G - k) / sqrt(k), G ~ Gamma(k), float32 of `shape`; kappa = 1 / k is per example.
+def _standardized(key: Array, kappa: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """(G - k) / sqrt(k), G ~ Gamma(k), float32 of `shape`, and log G; kappa = 1 / k is per example.
 
     G - k in float32 has an error of 1e-7 k, of 1e-7 sqrt(k) deviations. So above k = 10^4 it is
     expanded before it is rounded, in the proposal of Marsaglia & Tsang 2000,
@@ -301,11 +305,15 @@ def _standardized(key: Array, kappa: Array, shape: tuple[int, ...]) -> Array:
 
     which their test would accept but for one in 36 k. Without the test the law is another by less
     than 0.02 / k in total variation, below 2e-6, and for k to infinity it is z, as it should be.
+    log G is for small k, which it is right for where G is 0 to float32; it stops at k = 10^4.
     """
-    key_moderate, key_large = jax.random.split(key)
-    kappa = on_every_device(kappa)
-    k = _fill(1.0 / jnp.maximum(kappa, 1.0 / LARGE_SHAPE), shape)
-    moderate = (jax.random.gamma(key_moderate, k, shape, jnp.float32) - k) / jnp.sqrt(k)
+    key_moderate, key_boost, key_large = jax.random.split(key, 3)
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    k = _fill(jnp.maximum(1.0 / jnp.maximum(kappa, 1.0 / LARGE_SHAPE), tiny), shape)
+    # Gamma(k + 1) U^{1/k} is Gamma(k).
+    above = jax.random.gamma(key_moderate, k + 1.0, shape, jnp.float32)
+    log_boost = -jax.random.exponential(key_boost, shape, jnp.float32) / k
+    moderate = (above * jnp.exp(log_boost) - k) / jnp.sqrt(k)
 
     kappa = _fill(kappa, shape)
     small = jnp.minimum(kappa, 1.0 / LARGE_SHAPE)
@@ -313,7 +321,8 @@ def _standardized(key: Array, kappa: Array, shape: tuple[int, ...]) -> Array:
     root = jnp.sqrt(1.0 - small / 3.0)  # of d / k
     cubic = small / (27.0 * root) * z**3
     large = root * z + jnp.sqrt(small) * (jnp.square(z) - 1.0) / 3.0 + cubic
-    return jnp.where(kappa < 1.0 / LARGE_SHAPE, large, moderate)
+    deviate = jnp.where(kappa < 1.0 / LARGE_SHAPE, large, moderate)
+    return deviate, jnp.log(above) + log_boost
 
 
 def _fill(values: Array, shape: tuple[int, ...]) -> Array:
