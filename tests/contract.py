@@ -238,6 +238,21 @@ def cases_of(process):
             {"key": key, "known": image(0), "mask": image(1) > 0.0},
             "known",
         ),
+        "denoise": Case(
+            lambda **arrays: analytic.denoise(DATA, process, **arrays, target="v"),
+            {"x_t": image(0), "t": t},
+            "x_t",
+        ),
+        "predictor": Case(
+            lambda x_t, t: analytic.predictor(DATA, process, predicts="eps")(x_t, t),
+            {"x_t": image(0), "t": t},
+            "x_t",
+        ),
+        "log_density": Case(
+            lambda **arrays: analytic.log_density(DATA, process, **arrays),
+            {"x_t": image(0), "t": t - 3},
+            "x_t",
+        ),
         "classifier": Case(
             samplers.guidance.classifier(
                 process, bent, lambda x_t, t: jnp.sum(jnp.sin(x_t), axis=(1, 2)), scale=2.0
@@ -326,21 +341,6 @@ CASES = {
     ),
     "uniform": Case(lambda key: timesteps.uniform(key, BATCH, 12), {"key": key}),
     "stratified": Case(lambda key: timesteps.stratified(key, BATCH, 12), {"key": key}),
-    "denoise": Case(
-        lambda **arrays: analytic.denoise(DATA, SCHEDULE, **arrays, target="v"),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "predictor": Case(
-        lambda x_t, t: analytic.predictor(DATA, SCHEDULE, predicts="eps")(x_t, t),
-        {"x_t": image(0), "t": t},
-        "x_t",
-    ),
-    "log_density": Case(
-        lambda **arrays: analytic.log_density(DATA, SCHEDULE, **arrays),
-        {"x_t": image(0), "t": t - 3},
-        "x_t",
-    ),
     "sample, analytic": Case(lambda key: analytic.sample(DATA, key, (BATCH, 3, 2)), {"key": key}),
     "classifier_free": Case(
         samplers.guidance.classifier_free(

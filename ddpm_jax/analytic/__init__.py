@@ -1,10 +1,10 @@
 """Data whose best denoiser is known: what to check a sampler or a loss against."""
 
-from ddpm_jax.analytic.denoising import ElboTerms as ElboTerms
 from ddpm_jax.analytic.denoising import denoise as denoise
-from ddpm_jax.analytic.denoising import elbo_terms as elbo_terms
 from ddpm_jax.analytic.denoising import log_density as log_density
 from ddpm_jax.analytic.denoising import predictor as predictor
+from ddpm_jax.analytic.elbo import ElboTerms as ElboTerms
+from ddpm_jax.analytic.elbo import elbo_terms as elbo_terms
 from ddpm_jax.analytic.mixtures import Estimate as Estimate
 from ddpm_jax.analytic.mixtures import Mixture as Mixture
 from ddpm_jax.analytic.mixtures import covariance as covariance

@@ -21,50 +21,37 @@ The score is the gradient of log q(x_t), and eps = -b score is Tweedie's formula
 https://doi.org/10.1198/jasa.2011.tm11181). Each row of (3) is computed as it stands, not from
 another, so it holds at both ends of the chain, on a chain that ends in nothing but noise (a = 0)
 and for data without variance (lambda = 0), where conversions divide by a or b.
-"""
 
-import math
-from typing import NamedTuple
+A process of many modes has an a and a b for each, which no eigenbasis of the data survives: what
+takes the place of (1) to (3) there, and what it costs, is told in `by_modes`.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.analytic.by_modes import seen
 from ddpm_jax.analytic.mixtures import (
     Mixture,
     check_dimensions,
-    check_one_component,
     combine,
+    einsum,
     in_eigenbases,
     log_joint,
 )
 from ddpm_jax.checks import check_float, check_kind, check_quantity, check_times
 from ddpm_jax.forward import Predicts, Quantity
-from ddpm_jax.gaussians import kl_to_standard_normal
-from ddpm_jax.losses import kl_weight
+from ddpm_jax.processes import Modal, Spectral
+from ddpm_jax.processes.contract import check_modal
 from ddpm_jax.samplers import Predict
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["ElboTerms", "denoise", "elbo_terms", "log_density", "predictor"]
-
-
-class ElboTerms(NamedTuple):
-    """Minus the expected ELBO in nats: the parts that `bits_per_dim` has, and their sum."""
-
-    total: Float[Array, ""]
-    prior: Float[Array, ""]
-    """KL of what the chain leaves to the standard normal."""
-    kl: Float[Array, ""]
-    """Sum of the T - 1 KL terms, t = 1 ... T - 1."""
-    decoder: Float[Array, ""]
-    """Density of the data given x at t = 0."""
-    per_step: Float[Array, " T"]
-    """The term at each t: the decoder at index 0, then the KL terms."""
+__all__ = ["denoise", "log_density", "predictor"]
 
 
 def denoise(
     data: Mixture,
-    schedule: Schedule,
+    process: Modal,
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     *,
@@ -72,9 +59,12 @@ def denoise(
 ) -> Float[Array, "batch *data"]:
     """E[target | x_t], eq. (3): the prediction that no network betters in mean squared error.
 
+    With a schedule in O(d^2) for each example and component, with a process of many modes in
+    O(d^3).
+
     Args:
         data: the distribution of x_0, in d dimensions.
-        schedule: the tables.
+        process: a schedule, or another process of modes.
         x_t: noised data of any shape with d values per example.
         t: times in [0, T), or -1 for the data themselves if no covariance is singular.
         target: eps, x0, v or score.
@@ -84,11 +74,18 @@ def denoise(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or an unknown `target`.
+        NoClosedForm: a chain without modes.
     """
-    _check_noised(data, x_t, t)
+    _check_noised(data, process, x_t, t)
     check_quantity("target", target)
-    y, total_variance = _noised(data, schedule, x_t, t)
-    a, b = schedule.signal(t)[:, None, None], schedule.noise(t)[:, None, None]
+    if isinstance(process, Spectral):
+        x = x_t.astype(jnp.float32)
+        by_component = seen(data, process, x, t)
+        shares = jax.nn.softmax(by_component.log_joint, axis=-1)
+        modes = einsum("bk,bkd->bd", shares, getattr(by_component, target))
+        return process.basis.to_data(modes.reshape(x_t.shape)).astype(x_t.dtype)
+    y, total_variance = _noised(data, process, x_t, t)
+    a, b = process.signal(t)[:, None, None], process.noise(t)[:, None, None]
     variances = data.variances[None]
     match target:
         case "eps":
@@ -104,14 +101,15 @@ def denoise(
     return prediction.reshape(x_t.shape).astype(x_t.dtype)
 
 
-def predictor(data: Mixture, schedule: Schedule, *, predicts: Predicts) -> Predict:
+def predictor(data: Mixture, process: Modal, *, predicts: Predicts) -> Predict:
     """`(x_t, t) -> prediction`, a perfect network: what samplers and `bits_per_dim` call.
 
-    Build it on the schedule that a network would be trained on. Where a sampler runs on a
+    Build it on the process that a network would be trained on. Where a sampler runs on a
     respaced schedule it tells its network the times of the original one, and so it does here.
 
     Raises:
         ValueError: an unknown `predicts`.
+        NoClosedForm: a chain without modes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -123,12 +121,13 @@ def predictor(data: Mixture, schedule: Schedule, *, predicts: Predicts) -> Predi
         >>> samplers.sample(sampler, jax.random.key(0), (4, 3, 2, 1), times).x0.shape
         (4, 3, 2, 1)
     """
+    check_modal("process", process)
     check_kind("predicts", predicts)
-    return lambda x_t, t: denoise(data, schedule, x_t, t, target=predicts)
+    return lambda x_t, t: denoise(data, process, x_t, t, target=predicts)
 
 
 def log_density(
-    data: Mixture, schedule: Schedule, x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]
+    data: Mixture, process: Modal, x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """log q(x_t) in nats, eq. (1), for t in [0, T); `t = -1` gives that of the data themselves.
 
@@ -137,45 +136,12 @@ def log_density(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
     """
-    _check_noised(data, x_t, t)
-    joint = log_joint(data, *_noised(data, schedule, x_t, t))
+    _check_noised(data, process, x_t, t)
+    if isinstance(process, Spectral):
+        joint = seen(data, process, x_t.astype(jnp.float32), t).log_joint
+    else:
+        joint = log_joint(data, *_noised(data, process, x_t, t))
     return jax.nn.logsumexp(joint, axis=-1).astype(x_t.dtype)
-
-
-def elbo_terms(data: Mixture, schedule: Schedule) -> ElboTerms:
-    """Minus the expected ELBO of one Gaussian in nats, with the best denoiser.
-
-        prior    E KL(q(x_{T-1} | x_0) || N(0, I))
-        t >= 1   (SNR_{t-1} - SNR_t) / 2 E|x_0 - x0_hat|^2
-        decoder  -E log N(x_0; x0_hat, beta_0 I) at t = 0
-
-    where E|x_0 - x0_hat|^2 = sum_i lambda_i b^2 / (a^2 lambda_i + b^2), the variance of x_0 given
-    x_t, and the generative steps have the posterior's variance (Kingma et al. 2021, eq. 13,
-    https://arxiv.org/abs/2107.00630). What `prior_term` and `vlb_terms` of `ddpm_jax.losses` give
-    for draws of the data has these means. The total is never below the `entropy`.
-
-    Raises:
-        ValueError: more than one component. What x_t leaves unknown then depends on x_t and its
-            mean is no closed form: average the terms of a `predictor` over draws.
-    """
-    check_one_component(
-        data, "the ELBO of a mixture", "losses.vlb_terms with a predictor gives it draw by draw"
-    )
-    (means,), (variances,) = data.means, data.variances
-    dimensions = means.shape[0]
-    power = jnp.sum(jnp.square(means)) + jnp.sum(variances)  # E|x_0|^2
-    left = schedule.alpha_bar[-1]
-    prior = dimensions * kl_to_standard_normal(jnp.zeros_like(left), left) + 0.5 * left * power
-
-    a2, b2 = schedule.alpha_bar, schedule.one_minus_alpha_bar
-    unknown = jax.vmap(lambda a2, b2: jnp.sum(variances * b2 / (a2 * variances + b2)))(a2, b2)
-    t = jnp.arange(1, schedule.num_steps, dtype=jnp.int32)
-    kl = kl_weight(schedule, t, predicts="x0") * unknown[1:]
-
-    beta = schedule.betas[0]
-    decoder = 0.5 * (dimensions * jnp.log(2.0 * math.pi * beta) + unknown[0] / beta)
-    total = prior + jnp.sum(kl) + decoder
-    return ElboTerms(total, prior, jnp.sum(kl), decoder, jnp.append(decoder, kl))
 
 
 def _noised(
@@ -185,7 +151,8 @@ def _noised(
     return in_eigenbases(data, flat, schedule.signal(t), schedule.noise_variance(t))
 
 
-def _check_noised(data: Mixture, x_t: jax.Array, t: jax.Array) -> None:
+def _check_noised(data: Mixture, process: Modal, x_t: jax.Array, t: jax.Array) -> None:
+    check_modal("process", process)
     check_float("x_t", x_t)
     check_dimensions("x_t has shape", x_t.shape, data)
     check_times("t", t, x_t.shape[0])

@@ -19,6 +19,7 @@ __all__ = [
     "check_one_component",
     "combine",
     "covariance",
+    "einsum",
     "entropy",
     "entropy_estimate",
     "gaussian",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 # "highest", or a TPU would multiply in bfloat16 what is meant to be exact.
-_einsum = functools.partial(jnp.einsum, precision="highest")
+einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 class Mixture(NamedTuple):
@@ -121,15 +122,15 @@ def sample(
 
 def mean(data: Mixture) -> Float[Array, " d"]:
     """E[x_0], of the flattened data."""
-    return _einsum("k,kd->d", jnp.exp(data.log_weights), data.means)
+    return einsum("k,kd->d", jnp.exp(data.log_weights), data.means)
 
 
 def covariance(data: Mixture) -> Float[Array, "d d"]:
     """Cov[x_0], of the flattened data: what is within the components and what between them."""
     weights = jnp.exp(data.log_weights)
-    within = _einsum("k,kde,ke,kfe->df", weights, data.axes, data.variances, data.axes)
+    within = einsum("k,kde,ke,kfe->df", weights, data.axes, data.variances, data.axes)
     offsets = data.means - mean(data)[None]
-    return within + _einsum("k,kd,ke->de", weights, offsets, offsets)
+    return within + einsum("k,kd,ke->de", weights, offsets, offsets)
 
 
 def entropy(data: Mixture) -> Float[Array, ""]:
@@ -167,7 +168,7 @@ def in_eigenbases(
 ) -> tuple[Float[Array, "batch K d"], Float[Array, "batch K d"]]:
     """y and D of eq. (1) and (2) of `denoising`, the variance that each y has."""
     centred = x[:, None, :] - a[:, None, None] * data.means[None]
-    y = _einsum("bkd,kde->bke", centred, data.axes)
+    y = einsum("bkd,kde->bke", centred, data.axes)
     alpha_bar = jnp.square(a)[:, None, None]
     return y, alpha_bar * data.variances[None] + noise_variance[:, None, None]
 
@@ -185,8 +186,8 @@ def combine(
     coefficients: Float[Array, "batch K d"],
 ) -> Float[Array, "batch d"]:
     """sum_k weights_k (shift m_k + U_k coefficients_k)."""
-    within = _einsum("bk,bke,kde->bd", weights, coefficients, data.axes)
-    return _einsum("bk,kd->bd", weights * shift, data.means) + within
+    within = einsum("bk,bke,kde->bd", weights, coefficients, data.axes)
+    return einsum("bk,kd->bd", weights * shift, data.means) + within
 
 
 def check_dimensions(what: str, shape: tuple[int, ...], data: Mixture) -> None:
