@@ -76,11 +76,12 @@ class Basis:
                 flat = modes.reshape(len(modes), -1)
                 return _einsum("bm,md->bd", flat, self.matrix).reshape(modes.shape)
 
-    def diagonal(self, variances: Float[Array, "batch *modes"]) -> Float[Array, "batch *modes"]:
+    def diagonal(self, variances: Float[Array, "batch *modes"]) -> Float[Array, "batch *pixels"]:
         """The variance of each element of the data, if the modes are independent with these.
 
-        diag(B^T diag(variances) B). For `fourier` the variances have to be even in each frequency,
-        as those of everything stationary are: all elements then have the same.
+        diag(B^T diag(variances) B), with an axis of length 1 where all elements along it have the
+        same. For `fourier` the variances have to be even in each frequency, as those of everything
+        stationary are: then all along its axes do.
         """
         match self.kind:
             case "dct":
