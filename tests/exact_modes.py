@@ -153,9 +153,9 @@ def dense(name, num_steps=50, schedule="cosine"):
 
 
 def heat(num_steps, shape=SHAPE, max_blur=MAX_BLUR, min_scale=MIN_SCALE):
-    """Hoogeboom & Salimans 2022, section 4.1 and appendix A, for images `[h, w, channel]`: `[T, d]`.
+    """What blur leaves of each mode, `[T, d]`: Hoogeboom & Salimans 2022, appendix A.
 
-    Line by line as in their code: frequencies, dissipation time, and the scale that is left.
+    Step by step as they write it: width of the kernel, dissipation time, frequencies, scale.
     """
     height, width, channels = shape
     scales = []

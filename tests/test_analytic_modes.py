@@ -34,7 +34,7 @@ def times(t, batch):
 
 
 def exact_answers(parts, process, t, x_t):
-    """The four targets and log q(x_t), by conditioning joint Gaussians of the data's coordinates."""
+    """The four targets and log q(x_t), by conditioning joint Gaussians in pixels."""
     signal, noise = process.signal(t), process.noise(t)
     x0_hat, log_joint = [], []
     for weight, m, c in zip(*parts, strict=True):
@@ -102,7 +102,7 @@ def test_a_signal_far_above_the_noise_costs_no_more_digits_than_it_has():
     formed = a[:, None] * np.float32(covariance) * a + np.diag(b**2)
     squared = np.abs(b * np.linalg.solve(formed, x_t.T).T - eps).max()
     print(f"eps_hat off by {error:.1e}, from the covariance of x_t by {squared:.1e}")
-    assert error < 5e-5
+    assert error < 2e-4
     assert squared > 30 * error
 
 
@@ -303,7 +303,7 @@ def test_arguments_that_cannot_be(without_annotation_checks):
     with pytest.raises(ValueError, match="tables for 2 examples"):
         elbo_terms(data, conditioned)
     for wrong in (bases.dct(), None):
-        with pytest.raises(TypeError, match="process is a .*; it has to be a schedule"):
+        with pytest.raises(TypeError, match=r"process is a .*; it has to be a schedule"):
             analytic.predictor(data, wrong, predicts="eps")
         with pytest.raises(TypeError, match="process is a "):
             elbo_terms(data, wrong)
