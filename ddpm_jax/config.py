@@ -31,6 +31,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ProcessConfig",
     "SamplerName",
     "ScheduleConfig",
     "TrainConfig",
@@ -80,6 +81,24 @@ class ScheduleConfig:
     """log SNR at t = T - 1 of the linear_log_snr schedule."""
     zero_terminal_snr: bool = False
     """Bend the schedule so that no signal is left at T - 1; needs model.predicts v or x0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+    """What that noise is to each frequency of the images; see `ddpm_jax.processes`."""
+
+    name: Literal["isotropic", "blurring", "correlated", "equal_snr"] = "isotropic"
+    """"isotropic": white noise, all frequencies alike; "blurring": white noise on an image that is
+    blurred more and more; "correlated": noise of neighbouring pixels is alike; "equal_snr": noise
+    with the spectrum of the training images."""
+    max_blur: float = 2.0
+    """Blurring: standard deviation of the kernel at t = T - 1, in pixels."""
+    min_scale: float = 1e-3
+    """Blurring: what blur alone leaves of each frequency's amplitude at least."""
+    correlation_length: float = 0.5
+    """Correlated: the noise of pixels (x, y) apart has the correlation exp(-(|x| + |y|) / this)."""
+    floor: float = 1e-4
+    """Equal_snr: variances below this share of the largest are raised to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +185,7 @@ class Config:
 
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    process: ProcessConfig = ProcessConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -245,6 +265,10 @@ _POSITIVE = (lambda value: 0.0 < value < math.inf, "positive and finite")
 _FRACTION = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "schedule.num_steps": (lambda value: value <= 1_000_000, "at most 1,000,000"),
+    "process.max_blur": (lambda value: 0.0 <= value < math.inf, "0 or more, in pixels"),
+    "process.min_scale": (lambda value: 0.0 < value <= 1.0, "in (0, 1]"),
+    "process.correlation_length": (lambda value: 0.0 <= value < math.inf, "0 or more, in pixels"),
+    "process.floor": (lambda value: 0.0 < value <= 1.0, "in (0, 1]"),
     "model.channels": (lambda value: value >= 4 and value % 2 == 0, "an even number, 4 or more"),
     "model.multipliers": (
         lambda values: len(values) > 0 and min(values) > 0,
@@ -323,11 +347,13 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> Config:
-    """The inverse of `to_json`.
+    """The inverse of `to_json`. Runs that were stored before there was a choice are isotropic.
 
     Raises:
         ConfigError: a field that this version does not know, or one that it misses.
     """
+    if isinstance(values, dict):
+        values = {"process": dataclasses.asdict(ProcessConfig())} | values
     return _from_json(Config, values, prefix="")
 
 

@@ -138,6 +138,38 @@ def test_sample_draws_a_grid(run, tmp_path):
     assert size_of(out) == (134, 134)
 
 
+@pytest.mark.parametrize("name", ["digits_blurring", "digits_correlated"])
+def test_the_configs_beyond_isotropy_train_and_sample(name, tmp_path, capsys):
+    """With the commands of any other; the network and the chain are cut to what compiles fast."""
+    run, out = tmp_path / "run", tmp_path / "samples.npz"
+    tiny = ["--model.multipliers", "1", "--model.channels", "4", "--model.norm-groups", "2"]
+    tiny += ["--model.attention-resolutions", "--schedule.num-steps", "6", "--train.steps", "2"]
+    tiny += ["--train.batch-size", "8", "--train.draw-every", "2", "--evaluation.num-samples", "2"]
+    assert main(["train", f"configs/{name}.py", *tiny, "--workdir", str(run)]) == 0
+    results = json.loads((run / "results.json").read_text())
+    assert results["step"] == 2
+    assert np.isfinite(results["bits_per_dim"])
+    assert (run / "pictures" / "samples_0000002.png").is_file()
+    arguments = ["--num", "3", "--sampler", "dpm_solver_pp", "--steps", "3", "--out", str(out)]
+    assert main(["sample", str(run), *arguments]) == 0
+    assert np.load(out)["images"].shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("process", "told"),
+    [
+        ("isotropic", ["isotropic, one mode", "7.00", "-8.00"]),
+        ("blurring", ["blurring, 64 modes", "7.00", "-8.00", "-21.8"]),
+        ("equal_snr", ["measured when a run begins"]),
+    ],
+)
+def test_inspect_prints_the_process(process, told, capsys):
+    assert main(["inspect", "configs/digits.py", "--process.name", process]) == 0
+    out = capsys.readouterr().out
+    for part in told:
+        assert part in out
+
+
 def test_inspect_prints_the_network(capsys):
     assert main(["inspect", "configs/cifar10.py"]) == 0
     out = capsys.readouterr().out
@@ -152,6 +184,12 @@ def test_inspect_prints_the_network(capsys):
         (["train", TINY, "--train.stepz", "3"], ["--train.stepz", "--train.steps"]),
         (["train", TINY, "--train.steps", "many"], ["--train.steps", "many"]),
         (["train", TINY, "--schedule.name", "square"], ["--schedule.name", "cosine"]),
+        (["train", TINY, "--process.name", "blur"], ["--process.name", "blurring"]),
+        (["train", TINY, "--process.max-blur", "-1"], ["process.max_blur is -1.0"]),
+        (
+            ["train", TINY, "--process.name", "blurring", "--schedule.zero-terminal-snr", "True"],
+            ["model.predicts", "no signal at t = T - 1"],
+        ),
         (["train"], ["wants a config file first"]),
         (["train", "configs/absent.py"], ["'configs/absent.py' does not exist"]),
         (["train", TINY, "--schedule.num-steps", "1"], ["num_steps is 1"]),

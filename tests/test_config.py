@@ -52,6 +52,13 @@ def test_cifar10_has_the_papers_network():
         ("schedule.num_steps", 1, "num_steps is 1; a schedule has at least T = 2 steps"),
         ("schedule.beta_max", 1.5, r"beta_max is 1\.5; it has to be inside \(0, 1\)"),
         ("schedule.beta_min", 0.0, "beta_min is 0.0"),
+        ("process.max_blur", -1.0, "process.max_blur is -1.0; it has to be 0 or more, in pixels"),
+        ("process.max_blur", math.inf, "process.max_blur is inf"),
+        ("process.min_scale", 0.0, r"process.min_scale is 0.0; it has to be in \(0, 1\]"),
+        ("process.min_scale", 1.5, "process.min_scale is 1.5"),
+        ("process.correlation_length", -0.5, "process.correlation_length is -0.5"),
+        ("process.correlation_length", math.nan, "process.correlation_length is nan"),
+        ("process.floor", 0.0, r"process.floor is 0.0; it has to be in \(0, 1\]"),
         ("model.channels", 7, "model.channels is 7; it has to be an even number"),
         ("model.multipliers", (), "model.multipliers"),
         ("model.multipliers", (1, 0), "model.multipliers"),
@@ -130,6 +137,14 @@ def test_a_stored_config_of_another_version_is_a_sentence():
     stored = configs.to_json(Config()) | {"colour": "blue"}
     with pytest.raises(ConfigError, match="has an unknown field colour"):
         configs.from_json(stored)
+
+
+def test_a_config_stored_before_there_were_processes_is_isotropic():
+    stored = configs.to_json(Config())
+    del stored["process"]
+    assert configs.from_json(stored) == Config()
+    with pytest.raises(ConfigError, match=r"misses field process\.correlation_length"):
+        configs.from_json(stored | {"process": {}})
 
 
 @pytest.mark.parametrize(

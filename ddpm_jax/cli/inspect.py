@@ -2,24 +2,30 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax.cli.arguments import parse_config
-from ddpm_jax.config import validate
+from ddpm_jax.config import Config, validate
 from ddpm_jax.data import image_shape
-from ddpm_jax.experiment import check_image_size, make_model
+from ddpm_jax.experiment import check_image_size, make_model, make_process, say
 from ddpm_jax.models import layer_table
 
 __all__ = ["run"]
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-    """Prints the network as a table; needs no dataset and computes nothing."""
+    """Prints the forward process and the network as tables; needs no dataset."""
     config = parse_config("inspect", arguments)
     validate(config)
     shape = image_shape(config.data.name, config.data.dir)
     check_image_size(config, shape)
+    if config.process.name == "equal_snr":
+        say(console, "process: equal_snr, with a spectrum that is measured when a run begins")
+    else:
+        console.print(_process_table(config, shape))
     layers = layer_table(make_model(config), shape)
     table = Table(title=f"{config.data.name}: one {'x'.join(map(str, shape))} image")
     table.add_column("layer")
@@ -36,3 +42,17 @@ def run(arguments: Sequence[str], console: Console) -> None:
             end_section=layer is layers[-2],
         )
     console.print(table)
+
+
+def _process_table(config: Config, shape: tuple[int, int, int]) -> Table:
+    """How fast the signal goes, in the modes that keep it longest and lose it first."""
+    process = make_process(config, shape)
+    times = np.unique(np.linspace(0, process.num_steps - 1, 5).round().astype(np.int32))
+    log_snr = np.log(np.asarray(process.snr(jnp.asarray(times))).reshape(len(times), -1))
+    modes = f"{log_snr.shape[1]} modes" if log_snr.shape[1] > 1 else "one mode"
+    table = Table(title=f"the process: {config.process.name}, {modes}")
+    for heading in ("t", "least log SNR", "greatest"):
+        table.add_column(heading, justify="right")
+    for t, least, greatest in zip(times, log_snr.min(axis=1), log_snr.max(axis=1), strict=True):
+        table.add_row(str(t), f"{least:.2f}", f"{greatest:.2f}")
+    return table

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     if asked.num < 1:
         raise UserError(f"--num is {asked.num}; it has to be 1 or more")
     experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir)
-    num_steps = experiment.schedule.num_steps
+    num_steps = experiment.process.num_steps
     if asked.steps is not None and not 1 <= asked.steps <= num_steps:
         raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")
     drawer = make_drawer(

@@ -12,6 +12,7 @@ from ddpm_jax.experiment.directory import RunDirectory as RunDirectory
 from ddpm_jax.experiment.directory import RunDirectoryError as RunDirectoryError
 from ddpm_jax.experiment.measure import evaluate as evaluate
 from ddpm_jax.experiment.measure import make_drawer as make_drawer
+from ddpm_jax.experiment.process import make_process as make_process
 from ddpm_jax.experiment.report import save_drawn as save_drawn
 from ddpm_jax.experiment.report import say as say
 from ddpm_jax.experiment.train import train as train

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax import parallel, training
-from ddpm_jax.config import Config, ConfigError, make_schedule, validate
+from ddpm_jax.config import Config, ConfigError, validate
 from ddpm_jax.data import ImageSet, load, to_model_range
+from ddpm_jax.experiment.process import make_process, measured_spectrum
 from ddpm_jax.models import UNet
+from ddpm_jax.processes import Modal
 from ddpm_jax.samplers import Predict
-from ddpm_jax.schedules import Schedule
 from ddpm_jax.training.objective import LossFn
 
 __all__ = [
@@ -35,7 +36,7 @@ class Experiment(NamedTuple):
 
     config: Config
     images: ImageSet
-    schedule: Schedule
+    process: Modal
     model: UNet
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -71,6 +72,7 @@ def build(config: Config) -> Experiment:
     mesh = parallel.make_mesh(config.mesh.data)
     images = load(config.data.name, config.data.dir)
     check_image_size(config, images.image_shape)
+    spectrum = measured_spectrum(images) if config.process.name == "equal_snr" else None
     optimizer = config.optimizer
     learning_rate = training.learning_rate_schedule(
         optimizer.learning_rate,
@@ -81,7 +83,7 @@ def build(config: Config) -> Experiment:
     return Experiment(
         config=config,
         images=images,
-        schedule=make_schedule(config.schedule),
+        process=make_process(config, images.image_shape, spectrum=spectrum),
         model=make_model(config),
         learning_rate=learning_rate,
         optimizer=training.make_optimizer(
@@ -146,7 +148,7 @@ def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
         times = "stratified"
     loss_fn = training.make_loss(
         experiment.model.apply,
-        experiment.schedule,
+        experiment.process,
         objective=config.train.objective,
         predicts=config.model.predicts,
         levels=levels,
@@ -182,7 +184,7 @@ def _born(experiment: Experiment) -> Callable[[], training.TrainState]:
         x_t, t = jnp.zeros(shape, jnp.float32), jnp.zeros((1,), jnp.int32)
         params = experiment.model.init(experiment.key("parameters"), x_t, t)
         memory = training.initial_memory(
-            experiment.config.train.times, experiment.schedule.num_steps
+            experiment.config.train.times, experiment.process.num_steps
         )
         return training.init_state(params, experiment.optimizer, experiment.key("training"), memory)
 

@@ -40,7 +40,7 @@ def evaluate(experiment: Experiment, params: Any) -> dict[str, Any]:
         "dataset": images.name,
         "images": len(images.held_out),
         "levels": images.levels,
-        "num_steps": experiment.schedule.num_steps,
+        "num_steps": experiment.process.num_steps,
         "bits_per_dim": float(np.mean(terms.total)),
         "standard_error": _standard_error(np.asarray(terms.total)),
         "prior": float(np.mean(terms.prior)),
@@ -59,7 +59,7 @@ def _bits_per_dim(experiment: Experiment, params: Any) -> BitsPerDim:
     @jax.jit
     def terms_of(params: Any, key: jax.Array, batch: jax.Array) -> BitsPerDim:
         return bits_per_dim(
-            experiment.schedule,
+            experiment.process,
             experiment.bind(params, with_variance=True),
             key,
             to_model_range(batch, images.levels),
@@ -115,8 +115,8 @@ def make_drawer(
         steps: steps of the sampler; None takes all T.
         spacing: how they are spread over the chain.
     """
-    schedule, images, mesh = experiment.schedule, experiment.images, experiment.mesh
-    times = samplers.time_grid(schedule, steps or schedule.num_steps, spacing)
+    process, images, mesh = experiment.process, experiment.images, experiment.mesh
+    times = samplers.time_grid(process, steps or process.num_steps, spacing)
     # Threefry noise of a larger batch begins with that of a smaller one: the surplus is cut off
     # below, and the images do not depend on the mesh.
     shape = (_round_up(num, mesh.size), *images.image_shape)
@@ -145,7 +145,7 @@ def _make_sampler(experiment: Experiment, name: SamplerName, params: Any) -> sam
         told["variance"] = model.variance
     predict = experiment.bind(params, with_variance=name == "ancestral")
     make: Callable[..., samplers.Sampler] = getattr(samplers, name)
-    return make(experiment.schedule, predict, **told)
+    return make(experiment.process, predict, **told)
 
 
 def _standard_error(values: np.ndarray) -> float:

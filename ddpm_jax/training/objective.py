@@ -18,8 +18,8 @@ from ddpm_jax.losses import (
     truncated_snr,
     weighted_loss,
 )
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["LossFn", "Objective", "Times", "check_objective", "initial_memory", "make_loss"]
 
@@ -41,7 +41,7 @@ _WEIGHTINGS: dict[str, Weighting] = {
 
 def make_loss(
     apply: Callable[..., Any],
-    schedule: Schedule,
+    process: Modal,
     *,
     objective: Objective,
     predicts: Predicts,
@@ -60,10 +60,10 @@ def make_loss(
     with the learned range `-> (prediction, interpolation)`, which "elbo" and "hybrid" teach.
 
     Raises:
-        ValueError: a network that the schedule cannot have, or an objective that leaves the second
+        ValueError: a network that the process cannot have, or an objective that leaves the second
             output untaught or wants one where there is none.
     """
-    check_predicts(schedule, predicts)
+    check_predicts(process, predicts)
     check_objective(objective, variance)
 
     def loss_at(
@@ -71,29 +71,29 @@ def make_loss(
     ) -> Float[Array, " batch"]:
         noise_key, dropout_key = keys
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        x_t = q_sample(schedule, x0, t, eps)
+        x_t = q_sample(process, x0, t, eps)
         rngs = {"dropout": dropout_key}
-        output = apply(params, x_t, schedule.network_time(t), train=train, rngs=rngs)
+        output = apply(params, x_t, process.network_time(t), train=train, rngs=rngs)
         prediction, interpolation = split_output(output, variance=variance)
         told: dict[str, Any] = {"predicts": predicts, "levels": levels}
         match objective:
             case "simple":
-                return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
+                return simple_loss(process, prediction, x0, t, eps, predicts=predicts)
             case "elbo":
                 told |= {"variance": variance, "interpolation": interpolation}
-                return elbo_loss(schedule, prediction, x0, x_t, t, **told)
+                return elbo_loss(process, prediction, x0, x_t, t, **told)
             case "hybrid":
-                return hybrid_loss(schedule, prediction, interpolation, x0, x_t, t, eps, **told)
+                return hybrid_loss(process, prediction, interpolation, x0, x_t, t, eps, **told)
         weighting = _WEIGHTINGS[objective]
         return weighted_loss(
-            schedule, prediction, x0, t, eps, predicts=predicts, weighting=weighting
+            process, prediction, x0, t, eps, predicts=predicts, weighting=weighting
         )
 
     def loss_fn(
         params: Any, key: Array, x0: Float[Array, "batch *data"], memory: Any
     ) -> tuple[Float[Array, " batch"], Any]:
         times_key, *keys = jax.random.split(key, 3)
-        batch, num_steps = x0.shape[0], schedule.num_steps
+        batch, num_steps = x0.shape[0], process.num_steps
         if times != "importance":
             draw = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
             return loss_at(params, keys, x0, draw(times_key, batch, num_steps)), memory
