@@ -1,0 +1,165 @@
+"""The command: finds the suite or the comparison, prints, and writes files."""
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tyro
+
+from benchmarks import pictures, results
+from benchmarks.settings import as_json
+from ddpm_jax.errors import UserError
+
+__all__ = ["SUITES", "main"]
+
+SUITES = {
+    "forward": ("x_t from x_0: loops, closed forms, and what memory allows", "4 minutes"),
+    "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "3 minutes"),
+    "train_step": ("what noising costs in a train step, looped and in one", "5 minutes"),
+    "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "2 minutes"),
+}
+"""What each is about, and how long it takes on 2 CPU cores with its defaults."""
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one suite, or compares two files; returns the exit code.
+
+    0 done, 2 something that a person can mend, 130 interrupted with ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command == "compare":
+            _compare(rest)
+        elif command in SUITES:
+            _run(command, rest)
+        else:
+            known = ", ".join([*SUITES, "compare"])
+            raise UserError(f"there is no suite {command!r}; it has to be one of {known}")
+    except (UserError, OSError) as error:
+        return _fail(str(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+    return 0
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    suite: Any = importlib.import_module(f"benchmarks.{name}")
+    settings = tyro.cli(
+        suite.Settings,
+        prog=f"python -m benchmarks {name}",
+        description=_summary(suite),
+        args=arguments,
+    )
+    settings.out.mkdir(parents=True, exist_ok=True)  # before the minutes, not after them
+    machine, started, start = results.machine(), results.now(), time.perf_counter()
+    rows = suite.run(settings, lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True))
+    report = results.Report(
+        suite=name,
+        arguments=as_json(settings),
+        seeds={"seed": settings.seed},
+        machine=machine,
+        versions=results.versions(*suite.PACKAGES),
+        started=started,
+        took_seconds=time.perf_counter() - start,
+        rows=rows,
+        notes=suite.notes(rows),
+    )
+    print(_as_text(report, suite))
+    path = settings.out / f"{name}.json"
+    results.save(report, path)
+    print(f"\nnumbers   {path}")
+    picture = path.with_suffix(".png")
+    try:
+        pictures.draw(report, picture)
+    except pictures.NoMatplotlib as missing:
+        print(f"no picture: {missing}")
+    else:
+        print(f"picture   {picture}")
+
+
+def _as_text(report: results.Report, suite: ModuleType) -> str:
+    machine, versions = report.machine, report.versions
+    known = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [
+        f"{report.suite}, {report.started}, {results.duration(report.took_seconds)}",
+        f"{machine['devices']} x {machine['device_kind']} ({machine['platform']}), one used;"
+        f" {machine['processor']}, {machine['cores']} cores",
+        known,
+        "",
+        results.report_table(report, suite.COLUMNS),
+        "",
+        *(f"- {sentence}" for sentence in report.notes + _cautions(report)),
+    ]
+    return "\n".join(lines)
+
+
+def _cautions(report: results.Report) -> list[str]:
+    said = []
+    load = report.machine["load_before"]
+    if load is not None and load > 0.5:
+        said.append(f"The machine was busy when this began: a load of {load:.1f}.")
+    if report.machine["compilation_cache"]:
+        said.append("A persistent compilation cache was on: compile times may be those of reading.")
+    return said
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    if len(arguments) != 2:
+        raise UserError(
+            f"compare wants two files, and got {len(arguments)}: python -m benchmarks compare"
+            " before.json after.json"
+        )
+    before, after = (results.load(Path(argument)) for argument in arguments)
+    compared = results.compare(before, after)
+    headers = ["case", "ratio", "from", "to", "the second is"]
+    cells = [
+        [
+            ", ".join(f"{value}" for value in row.case.values()),
+            *(f"{value:.3f}" for value in (row.ratio, row.lower, row.upper)),
+            row.verdict,
+        ]
+        for row in compared
+    ]
+    print(f"{before.suite}: {arguments[1]} over {arguments[0]}, seconds\n")
+    print(results.table(headers, cells))
+    print()
+    for sentence in results.conclusions(before, after, compared):
+        print(f"- {sentence}")
+
+
+def _usage() -> str:
+    lines = [f"  {name:<11} {what:<72} {took}" for name, (what, took) in SUITES.items()]
+    return "\n".join(
+        [
+            "usage: python -m benchmarks SUITE ...   (python -m benchmarks SUITE --help tells more)",
+            "       python -m benchmarks compare BEFORE.json AFTER.json",
+            "",
+            *lines,
+            "",
+            "The times are those of 2 CPU cores and the defaults.",
+        ]
+    )
+
+
+def _summary(suite: ModuleType) -> str:
+    return (suite.__doc__ or "").strip()
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"python -m benchmarks: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,469 @@
+r"""What does x_t cost, given x_0?
+
+Several ways, each at several sizes, batches and times t (x after t steps of the chain):
+
+    Python loop          t calls of one jitted step, which draws its noise
+    scan                 t steps in one compiled `lax.scan` (`q_chain`)
+    closed form          one expression (`q_sample`), noise given
+    closed form, drawn   the same, noise drawn inside
+    spectral             the closed form of a blurring process, by a cosine transform; noise given
+    affine               the closed form of a chain of dense matrices that do not commute; noise
+                         given. Small images only: its tables hold d x d numbers for each t.
+    affine set-up        what those tables take once: an associative scan over T steps
+
+and beside them `x + y` on the same arrays, which reads and writes as much as the closed form with
+noise given and computes next to nothing: what the memory allows.
+
+Each row has its time, its throughput (GB/s counts the images that have to be read and written,
+once, and not what a method moves on top), the memory that it needs at its peak, tables included,
+the kernels that it launches, and how far the samples of one run are from the exact first two
+moments (`benchmarks.moments`).
+
+What it does not measure: a train step, in which noising is a small part (`train_step` does);
+gradients; more than one device. A row whose program calls take less than five times as long as
+one of a program that adds 1 to a number is marked with a d: dispatch is what it measures.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import moments
+from benchmarks.kernels import count_kernels
+from benchmarks.results import Row, duration, find, number
+from benchmarks.settings import Common, Say, check_positive, parse_sizes
+from benchmarks.timing import Program, compiled, in_turns, spread, timed
+from ddpm_jax import processes, q_chain, q_sample, q_step, schedules
+from ddpm_jax.errors import UserError
+
+__all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run"]
+
+PACKAGES: tuple[str, ...] = ()
+METHODS = (
+    *("x + y", "closed form", "closed form, drawn", "spectral", "affine", "affine set-up"),
+    *("scan", "Python loop"),
+)
+DISPATCH = 5.0
+"""Times the cost of an empty program, below which a program call is called dispatch-bound."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Common):
+    """What `python -m benchmarks forward` takes."""
+
+    sizes: tuple[str, ...] = ("8x8x1", "32x32x3", "64x64x3")
+    """Images, height x width x channels."""
+    batches: tuple[int, ...] = (1, 128)
+    """Images at once."""
+    times: tuple[int, ...] = (10, 100, 500, 1000, 4000)
+    """Steps from x_0 to x_t."""
+    num_steps: int = 4000
+    """T of the chain, a cosine schedule; no t is above it."""
+    longest: float = 3.0
+    """Seconds that one run of a loop may take; rows of longer ones say what they would take."""
+    longest_set_up: float = 8.0
+    """Seconds that the tables of an affine chain may take; longer chains are left out."""
+    affine_dims: int = 64
+    """Numbers in an image, above which the affine chain is left out."""
+
+
+class Variant(NamedTuple):
+    """A way to x_t that is ready to run."""
+
+    method: str
+    t: int | None
+    program: Program
+    run: Callable[[], Any]
+    images_moved: int
+    """Arrays as large as the images that have to be read or written."""
+    white: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    """What `moments.distance` takes, of the result."""
+    calls: int = 1
+    """Program calls in a run."""
+
+
+class Chains(NamedTuple):
+    """The processes of one size of image."""
+
+    isotropic: Any
+    spectral: Any
+    affine: Any | None
+    marginals: dict[int, moments.Affine]
+    """Of the affine chain, for each t that it reaches."""
+
+
+def run(settings: Settings, say: Say) -> list[Row]:
+    """Measures everything that the settings ask for.
+
+    Raises:
+        UserError: settings that cannot work.
+    """
+    check_positive(settings)
+    sizes = parse_sizes(settings.sizes)
+    if settings.num_steps < 2:
+        raise UserError(f"--num-steps is {settings.num_steps}; a chain has at least 2")
+    for t in settings.times:
+        if t > settings.num_steps:
+            raise UserError(f"--times has {t}; the chain has --num-steps {settings.num_steps}")
+
+    one = jnp.float32(1.0)
+    empty = compiled(lambda x: x + 1.0, one)
+    turns = in_turns({"": lambda: empty.call(one)}, repeats=200, seconds=1.0)
+    rows = [Row({"method": "empty program"}, turns[""], empty.compile_seconds)]
+    least = DISPATCH * rows[0].median
+    for size, shape in sizes.items():
+        say(f"{size}: tables")
+        chains, set_up = _chains(settings, size, shape)
+        rows += set_up
+        for batch in settings.batches:
+            say(f"{size}, batch {batch}: closed forms")
+            x0, eps, key = _arrays(settings, (batch, *shape))
+            closed = _closed_forms(settings, chains, x0, eps, key)
+            rows += _measured(closed, settings, size, x0.shape, least)
+            say(f"{size}, batch {batch}: loops")
+            rows += _loops(settings, chains.isotropic, size, x0, key, least)
+    rank = {method: i for i, method in enumerate(METHODS)}
+    return rows[:1] + sorted(
+        rows[1:],
+        key=lambda row: (
+            settings.sizes.index(str(row.case["size"])),
+            row.case.get("batch", 0),
+            rank[str(row.case["method"])],
+            row.case.get("t", 0),
+        ),
+    )
+
+
+def _arrays(settings: Settings, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    rng = np.random.default_rng(settings.seed)
+    key, noise_key = jax.random.split(jax.random.key(settings.seed))
+    x0 = jnp.asarray(rng.uniform(-1.0, 1.0, shape), jnp.float32)
+    return x0, jax.random.normal(noise_key, shape), key
+
+
+def _chains(
+    settings: Settings, size: str, shape: tuple[int, ...]
+) -> tuple[Chains, list[Row]]:
+    schedule = schedules.cosine(settings.num_steps)
+    spectral = processes.blurring(schedule, shape)
+    dims = int(np.prod(shape))
+    if dims > settings.affine_dims:
+        return Chains(schedule, spectral, None, {}), []
+    A, b, Q = _dense_chain(settings.num_steps, dims)
+    rows: list[Row] = []
+    chain, estimate = None, 0.0
+    for t in sorted(settings.times):
+        case: dict[str, Any] = {"method": "affine set-up", "size": size, "t": t}
+        if rows:  # as long for each step as the chain before
+            estimate = rows[-1].median * t / int(rows[-1].case["t"])
+        if estimate > settings.longest_set_up:
+            rows.append(Row(case, numbers={"left_out_seconds": estimate}))
+            break
+
+        def set_up(t: int = t) -> Any:
+            return processes.affine_chain(A[:t], b[:t], Q[:t])
+
+        first = timed(set_up)  # compiles
+        runs: list[float] = []
+        while not runs or (len(runs) < 3 and sum(runs) < settings.seconds):
+            runs.append(timed(set_up))
+        rows.append(Row(case, runs, max(first - spread(runs).median, 0.0)))
+        chain = set_up()
+    reached = [t for t in settings.times if chain is not None and t <= chain.num_steps]
+    marginals = {t: moments.affine_marginal(A[:t], b[:t], Q[:t]) for t in reached}
+    return Chains(schedule, spectral, chain, marginals), rows
+
+
+def _dense_chain(num_steps: int, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A chain in which neighbouring pixels mix by turns, a drift, and noise with a covariance.
+
+    Rotations of the pairs (0, 1), (2, 3), ... at even steps and (1, 2), (3, 4), ... at odd ones:
+    they do not commute, so no basis makes all steps diagonal.
+    """
+    alpha_bar = moments.cosine_alpha_bar(num_steps)
+    betas = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    A = np.empty((num_steps, dims, dims))
+    for parity in (0, 1):
+        rotation = np.eye(dims)
+        for i in range(parity, dims - 1, 2):
+            rotation[i : i + 2, i : i + 2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+        A[parity::2] = rotation
+    A *= np.sqrt(1.0 - betas)[:, None, None]
+    pixels = np.arange(dims)
+    covariance = np.exp(-0.5 * np.abs(np.subtract.outer(pixels, pixels)))
+    return A, 0.1 * betas[:, None] * np.cos(pixels), betas[:, None, None] * covariance
+
+
+def _closed_forms(
+    settings: Settings, chains: Chains, x0: jax.Array, eps: jax.Array, key: jax.Array
+) -> list[Variant]:
+    shape, first = x0.shape, jnp.zeros(x0.shape[0], jnp.int32)
+    x0_host = np.asarray(x0)
+    alpha_bar = moments.cosine_alpha_bar(settings.num_steps)
+
+    def given(process: Any, x0: Any, t: Any, eps: Any) -> Any:
+        return q_sample(process, x0, t, eps)
+
+    def drawn(process: Any, x0: Any, t: Any, key: Any) -> Any:
+        return q_sample(process, x0, t, jax.random.normal(key, shape))
+
+    add = compiled(lambda x, y: x + y, x0, eps)
+    variants = [Variant("x + y", None, add, lambda: add.call(x0, eps), 3)]
+
+    def variant(
+        method: str, process: Any, function: Any, noise: Any, white: Any, reached: Sequence[int]
+    ) -> None:
+        program = compiled(function, process, x0, first, noise)
+        for t in reached:
+            times = jnp.full(shape[:1], t - 1, jnp.int32)
+            variants.append(
+                Variant(
+                    method,
+                    t,
+                    program,
+                    lambda times=times: program.call(process, x0, times, noise),
+                    3 if function is given else 2,
+                    lambda x_t, t=t: white(t, x_t),
+                )
+            )
+
+    def isotropic(t: int, x_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return moments.white_isotropic(alpha_bar[t - 1], x0_host, x_t)
+
+    def blurred(t: int, x_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u = t / settings.num_steps
+        return moments.white_blurred(alpha_bar[t - 1], u, x0_host, x_t)
+
+    def affine(t: int, x_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return moments.white_affine(chains.marginals[t], x0_host, x_t)
+
+    times = settings.times
+    variant("closed form", chains.isotropic, given, eps, isotropic, times)
+    variant("closed form, drawn", chains.isotropic, drawn, key, isotropic, times)
+    variant("spectral", chains.spectral, given, eps, blurred, times)
+    if chains.affine is not None:
+        variant("affine", chains.affine, given, eps, affine, list(chains.marginals))
+    return variants
+
+
+def _loops(
+    settings: Settings, schedule: Any, size: str, x0: jax.Array, key: jax.Array, least: float
+) -> list[Row]:
+    """Scan and Python loop by turns, for each t that does not take too long."""
+    x0_host, alpha_bar = np.asarray(x0), moments.cosine_alpha_bar(settings.num_steps)
+
+    def one_step(schedule: Any, x: Any, t: Any, key: Any) -> Any:
+        eps = jax.random.normal(jax.random.fold_in(key, t), x.shape)
+        return q_step(schedule, x, jnp.broadcast_to(t, x.shape[:1]), eps)
+
+    step = compiled(one_step, schedule, x0, np.int32(0), key)
+    turns = in_turns({"": lambda: step.call(schedule, x0, np.int32(0), key)}, repeats=5, seconds=1)
+    a_step = spread(turns[""]).median
+    rows = []
+    for steps in settings.times:
+        if steps * a_step > settings.longest:
+            for method in ("scan", "Python loop"):
+                case = {"method": method, "size": size, "batch": len(x0), "t": steps}
+                rows.append(Row(case, numbers={"left_out_seconds": steps * a_step}))
+            continue
+
+        def all_steps(schedule: Any, x: Any, key: Any, steps: int = steps) -> Any:
+            return q_chain(schedule, key, x, steps)
+
+        def loop(steps: int = steps) -> jax.Array:
+            x = x0
+            for t in range(steps):
+                x = step.call(schedule, x, np.int32(t), key)
+            return x
+
+        def white(
+            x_t: np.ndarray, alpha_bar_t: float = alpha_bar[steps - 1]
+        ) -> tuple[np.ndarray, np.ndarray]:
+            return moments.white_isotropic(alpha_bar_t, x0_host, x_t)
+
+        scan = compiled(all_steps, schedule, x0, key)
+        variants = [
+            Variant("scan", steps, scan, lambda: scan.call(schedule, x0, key), 2, white),
+            Variant("Python loop", steps, step, loop, 2, white, calls=steps),
+        ]
+        rows += _measured(variants, settings, size, x0.shape, least)
+    return rows
+
+
+def _measured(
+    variants: list[Variant], settings: Settings, size: str, shape: tuple[int, ...], least: float
+) -> list[Row]:
+    """A row for each variant, all run by turns; calls below `least` seconds are dispatch-bound."""
+    found: dict[int, moments.Moments] = {}
+
+    def look(index: int, result: Any) -> None:
+        white = variants[index].white
+        if white is not None:
+            found[index] = moments.distance(*white(np.asarray(result)))
+
+    runs = in_turns(
+        {index: variant.run for index, variant in enumerate(variants)},
+        repeats=settings.repeats,
+        seconds=settings.seconds,
+        look=look,
+    )
+    return [
+        _row(variant, runs[index], found.get(index), size, shape, least)
+        for index, variant in enumerate(variants)
+    ]
+
+
+def _row(
+    variant: Variant,
+    runs: list[float],
+    found: moments.Moments | None,
+    size: str,
+    shape: tuple[int, ...],
+    least: float,
+) -> Row:
+    case: dict[str, Any] = {"method": variant.method, "size": size, "batch": shape[0]}
+    if variant.t is not None:
+        case["t"] = variant.t
+    elements, median = int(np.prod(shape)), spread(runs).median
+    kernels = count_kernels(variant.program.hlo, elements)
+    numbers = {
+        "images_per_second": shape[0] / median,
+        "gigabytes_per_second": 4e-9 * variant.images_moved * elements / median,
+        "peak_bytes": variant.program.peak_bytes,
+        **kernels._asdict(),
+        "launches": kernels.launches * variant.calls,
+        "dispatch_bound": median / variant.calls < least,
+    }
+    if found is not None:
+        numbers |= {**found._asdict(), "far": found.far}
+    return Row(case, runs, variant.program.compile_seconds, numbers)
+
+
+def _text(key: str) -> Callable[[Row], str]:
+    return lambda row: str(row.case.get(key, ""))
+
+
+def _figure(key: str, per: float = 1.0) -> Callable[[Row], str]:
+    return lambda row: number(row.numbers[key] / per) if row.numbers.get(key) is not None else ""
+
+
+def _time(row: Row) -> str:
+    if "left_out_seconds" in row.numbers:
+        return f"(about {duration(row.numbers['left_out_seconds'])})"
+    mark = " d" if row.numbers.get("dispatch_bound") else ""
+    return duration(row.median) + mark
+
+
+def _quartiles(row: Row) -> str:
+    if not row.seconds:
+        return ""
+    quartiles = spread(row.seconds)
+    return f"{duration(quartiles.lower)} - {duration(quartiles.upper)}"
+
+
+def _kernels(row: Row) -> str:
+    numbers = row.numbers
+    return f"{numbers['kernels']} ({numbers['image_kernels']})" if "kernels" in numbers else ""
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "method": _text("method"),
+    "size": _text("size"),
+    "batch": _text("batch"),
+    "t": _text("t"),
+    "time": _time,
+    "quartiles": _quartiles,
+    "images/s": _figure("images_per_second"),
+    "GB/s": _figure("gigabytes_per_second"),
+    "peak MB": _figure("peak_bytes", 1e6),
+    "kernels (of images)": _kernels,
+    "launches": _figure("launches"),
+    "mean off, s.e.": _figure("mean_errors"),
+    "variance off, s.e.": _figure("variance_errors"),
+    "variance off": _figure("variance_distance"),
+    "compile": lambda row: duration(row.compile_seconds),
+}
+"""Headers of the table, and what stands under them."""
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What the numbers say."""
+    said = []
+    points = sorted({(str(r.case["size"]), r.case["batch"]) for r in rows if "batch" in r.case})
+    for size, batch in sorted(points, key=lambda point: -_elements(*point)):
+        said += _notes_of(find(rows, size=size, batch=batch), f"{size}, batch {batch}")
+    for row in find(rows, method="affine set-up"):
+        if row.seconds:
+            said.append(
+                f"{row.case['size']}: the affine chain's tables for T = {row.case['t']} take"
+                f" {duration(row.median)}, once, and {duration(row.compile_seconds)} to compile."
+            )
+    checked = [row for row in rows if "far" in row.numbers]
+    far = [row for row in checked if row.numbers["far"]]
+    if checked:
+        worst = max(max(r.numbers["mean_errors"], r.numbers["variance_errors"]) for r in checked)
+        said.append(
+            f"Moments: {len(checked) - len(far)} of {len(checked)} rows are within"
+            f" {moments.FAR:g} standard errors of the exact ones; the farthest is {worst:.2f} away."
+        )
+    said += [f"WRONG MOMENTS: {', '.join(map(str, row.case.values()))}." for row in far]
+    bound = [row for row in rows if row.numbers.get("dispatch_bound")]
+    empty = find(rows, method="empty program")
+    if bound and empty:
+        said.append(
+            f"{len(bound)} rows, marked d, are dispatch-bound: their program calls take less than"
+            f" {DISPATCH:g} times the {duration(empty[0].median)} of an empty program."
+        )
+    left_out = [row for row in rows if "left_out_seconds" in row.numbers]
+    if left_out:
+        said.append(
+            f"{len(left_out)} rows in brackets were not run: what they would take is estimated from"
+            " one step, or from a shorter chain (--longest and --longest-set-up decide)."
+        )
+    return said
+
+
+def _notes_of(rows: list[Row], where: str) -> list[str]:
+    """Of one size and batch."""
+    said = []
+    medians = {
+        (str(row.case["method"]), row.case.get("t")): row.median for row in rows if row.seconds
+    }
+    times = sorted(t for method, t in medians if method == "closed form")
+    if not times:
+        return []
+    first, last = times[0], times[-1]
+    closed = medians["closed form", last]
+    add = find(rows, method="x + y")[0]
+    bound = " (dispatch-bound)" if add.numbers["dispatch_bound"] else ""
+    said.append(
+        f"{where}: the closed form reaches {medians['x + y', None] / closed:.0%} of the bandwidth"
+        f" of x + y{bound}; its time at t = {last} is {closed / medians['closed form', first]:.3f}"
+        f" of that at t = {first}."
+    )
+    others = []
+    for method in ("closed form, drawn", "spectral", "affine", "scan", "Python loop"):
+        reached = [t for name, t in medians if name == method]
+        if reached:
+            t = max(reached)
+            ratio = medians[method, t] / medians["closed form", t]
+            others.append(f"{method} {number(ratio)} (t = {t})")
+    said.append(f"{where}: times the closed form's time: {', '.join(others)}.")
+    drawn = medians.get(("closed form, drawn", last))
+    loops = [t for name, t in medians if name == "scan"]
+    if drawn and loops:
+        t = max(loops)
+        ratio = medians["scan", t] / medians["closed form, drawn", t]
+        said.append(
+            f"{where}: with noise drawn in both, the scan of {t} steps takes {number(ratio)} times"
+            f" as long as the closed form, which is {number(ratio / t)} for each step."
+        )
+    return said
+
+
+def _elements(size: str, batch: int) -> int:
+    return int(np.prod([int(n) for n in size.split("x")])) * batch

@@ -1,0 +1,139 @@
+"""A picture of each suite's report. matplotlib is imported when one is drawn, and not before."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Report, Row, find
+from benchmarks.timing import spread
+
+__all__ = ["NoMatplotlib", "draw"]
+
+
+class NoMatplotlib(ImportError):
+    """Says what to install."""
+
+
+def draw(report: Report, path: Path) -> None:
+    """Writes the picture of `report` as PNG.
+
+    Raises:
+        NoMatplotlib: it is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise NoMatplotlib(
+            f"pictures need matplotlib, of the extra 'benchmarks': pip install -e '.[benchmarks]'"
+            f" ({error})"
+        ) from error
+    # No pyplot: no display is looked for, and no state is left behind.
+    figure = Figure(layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    _PICTURES[report.suite](figure, report.rows)
+    machine = report.machine
+    figure.suptitle(
+        f"{report.suite}: {machine['processor']}, {machine['cores']} cores"
+        if machine["platform"] == "cpu"
+        else f"{report.suite}: {machine['device_kind']}"
+    )
+    figure.savefig(path)
+
+
+def _forward(figure: Any, rows: list[Row]) -> None:
+    points = list(
+        dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "batch" in r.case)
+    )
+    panels = _panels(figure, len(points))
+    methods = list(dict.fromkeys(str(r.case["method"]) for r in rows if "t" in r.case))
+    for axes, (size, batch) in zip(panels, points, strict=True):
+        here = find(rows, size=size, batch=batch)
+        for index, method in enumerate(methods):
+            found = [row for row in find(here, method=method) if row.seconds]
+            if found:
+                _line(axes, [float(r.case["t"]) for r in found], found, method, index)
+        for row in find(here, method="x + y"):
+            axes.axhline(row.median, color="gray", linewidth=0.8, linestyle=":", label="x + y")
+        axes.set(title=f"{size}, batch {batch}", xlabel="t, steps", ylabel="seconds")
+        axes.set(xscale="log", yscale="log")
+    _legend(figure, panels)
+
+
+def _kl(figure: Any, rows: list[Row]) -> None:
+    pairs = list(dict.fromkeys(r.case["pair"] for r in rows if "pair" in r.case))
+    panels = _panels(figure, len(pairs) + 1)
+    for axes, pair in zip(panels, pairs, strict=False):
+        here = find(rows, pair=pair)
+        for index, method in enumerate(dict.fromkeys(str(r.case["method"]) for r in here)):
+            found = find(here, method=method)
+            seconds = [row.median / row.numbers["dims"] for row in found]
+            # An error of nothing has no logarithm.
+            errors = [max(row.numbers["rms_error"], 1e-18) for row in found]
+            axes.plot(seconds, errors, "o-", color=f"C{index}", markersize=3, label=method)
+        axes.set(title=str(pair), xlabel="seconds per dimension", ylabel="error, nats")
+        axes.set(xscale="log", yscale="log")
+    ways = [row for row in rows if "way" in row.case]
+    axes = panels[len(pairs)]
+    axes.barh(
+        [str(row.case["way"]) for row in ways], [row.numbers["variance_seconds"] for row in ways]
+    )
+    axes.set(title="the whole ELBO: variance x seconds", xlabel="bits/dim squared x s", xscale="log")
+    _legend(figure, panels[:1])
+
+
+def _train_step(figure: Any, rows: list[Row]) -> None:
+    points = list(dict.fromkeys((r.case["network"], r.case["batch"]) for r in rows))
+    for axes, (network, batch) in zip(_panels(figure, len(points)), points, strict=True):
+        found = [row for row in find(rows, network=network, batch=batch) if row.seconds]
+        _bars(axes, [str(row.case["noising"]) for row in found], found)
+        axes.set(title=f"{network}, batch {batch}", xlabel="seconds per step")
+
+
+def _peers(figure: Any, rows: list[Row]) -> None:
+    points = list(dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "size" in r.case))
+    for axes, (size, batch) in zip(_panels(figure, len(points)), points, strict=True):
+        found = [row for row in find(rows, size=size, batch=batch) if row.seconds]
+        _bars(axes, [f"{row.case['what']}, {row.case['by']}" for row in found], found)
+        axes.set(title=f"{size}, batch {batch}", xlabel="seconds")
+
+
+_PICTURES: dict[str, Callable[[Any, list[Row]], None]] = {
+    "forward": _forward,
+    "kl": _kl,
+    "train_step": _train_step,
+    "peers": _peers,
+}
+
+
+def _panels(figure: Any, count: int) -> list[Any]:
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure.set_size_inches(max(4.5 * columns, 6.0), 3.6 * lines + 0.6)
+    return list(figure.subplots(lines, columns, squeeze=False).flat)[:count]
+
+
+def _line(axes: Any, x: list[float], rows: list[Row], label: str, color: int) -> None:
+    spreads = [spread(row.seconds) for row in rows]
+    medians = [s.median for s in spreads]
+    axes.plot(x, medians, "o-", color=f"C{color}", markersize=3, label=label)
+    axes.fill_between(
+        x, [s.lower for s in spreads], [s.upper for s in spreads], color=f"C{color}", alpha=0.2
+    )
+
+
+def _bars(axes: Any, labels: list[str], rows: list[Row]) -> None:
+    spreads = [spread(row.seconds) for row in rows]
+    below = [s.median - s.lower for s in spreads]
+    above = [s.upper - s.median for s in spreads]
+    axes.barh(labels, [s.median for s in spreads], xerr=[below, above], capsize=3)
+    axes.invert_yaxis()
+
+
+def _legend(figure: Any, panels: list[Any]) -> None:
+    """One for all panels: what any of them shows, once."""
+    known: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        known |= dict(zip(labels, handles, strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, fontsize="small")

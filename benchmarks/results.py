@@ -1,0 +1,277 @@
+"""What a suite found: rows of numbers, the machine they are of, and how two files compare."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+
+import ddpm_jax
+from benchmarks.timing import spread
+from ddpm_jax.errors import UserError
+
+__all__ = [
+    "Comparison",
+    "Report",
+    "Row",
+    "compare",
+    "conclusions",
+    "duration",
+    "find",
+    "load",
+    "machine",
+    "now",
+    "number",
+    "report_table",
+    "save",
+    "table",
+    "versions",
+]
+
+FORMAT = 1
+"""Of the JSON files; a reader refuses others."""
+
+FEW = 10
+"""With fewer runs than this the spread is their whole range, and not their quartiles."""
+
+LEAST = 4
+"""Fewer runs say nothing of a spread."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    case: dict[str, str | int | float]
+    """What was measured. No two rows of a report have the same."""
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    """Of every run, compilation apart; empty where time is not what the row is about."""
+    compile_seconds: float | None = None
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What else is known of it, by names that say the unit."""
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return spread(self.seconds).median
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One run of a suite."""
+
+    suite: str
+    arguments: dict[str, Any]
+    seeds: dict[str, int]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    started: str
+    """UTC, ISO 8601."""
+    took_seconds: float
+    rows: list[Row]
+    notes: list[str]
+    """Sentences made of the numbers."""
+
+
+class Comparison(NamedTuple):
+    """One row in two reports."""
+
+    case: dict[str, str | int | float]
+    ratio: float
+    """Median of the second over median of the first."""
+    lower: float
+    upper: float
+    """The ratio's range, if each side is anywhere in its spread."""
+    verdict: str
+
+
+def find(rows: Sequence[Row], **case: Any) -> list[Row]:
+    """The rows of which all this holds."""
+    return [row for row in rows if all(row.case.get(k) == v for k, v in case.items())]
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on."""
+    device = jax.devices()[0]
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "devices": len(jax.devices()),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.system(),
+        "load_before": busy,
+        "compilation_cache": bool(jax.config.jax_compilation_cache_dir),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and the libraries that did the work, and of the distributions named."""
+    found = {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+        "ddpm_jax": ddpm_jax.__version__,
+    }
+    return found | {package: metadata.version(package) for package in packages}
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def save(report: Report, path: Path) -> None:
+    """Writes `report` as JSON, with median and quartiles beside every row's runs."""
+    plain = {"format": FORMAT, **dataclasses.asdict(report)}
+    for row in plain["rows"]:
+        if row["seconds"]:
+            row["spread"] = spread(row["seconds"])._asdict()
+    path.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+def load(path: Path) -> Report:
+    """The report in a JSON file.
+
+    Raises:
+        UserError: no such file, or it is none of this suite's files.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; python -m benchmarks SUITE --out writes such files")
+    try:
+        plain = json.loads(path.read_text())
+        found = plain.pop("format")
+        rows = [{k: v for k, v in row.items() if k != "spread"} for row in plain.pop("rows")]
+        report = Report(**plain, rows=[Row(**row) for row in rows])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a result of python -m benchmarks ({type(error).__name__}: {error})"
+        ) from error
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}; this version reads {FORMAT}")
+    return report
+
+
+def compare(before: Report, after: Report) -> list[Comparison]:
+    """Rows of both, with times of both; ratios are those of medians.
+
+    The range of a ratio is that of its two sides: each from its first to its third quartile, or
+    over all its runs where they are fewer than 10. A difference is called one when 1 is outside. Of
+    two samples of one distribution that happens to less than one pair in twenty.
+
+    Raises:
+        UserError: reports of two suites, or without a row in common.
+    """
+    if before.suite != after.suite:
+        raise UserError(
+            f"the first file is of the suite {before.suite!r} and the second of {after.suite!r};"
+            " they have to be of one"
+        )
+    others = {_identity(row): row for row in after.rows}
+    pairs = [(row, others[_identity(row)]) for row in before.rows if _identity(row) in others]
+    timed = [(one, other) for one, other in pairs if one.seconds and other.seconds]
+    if not timed:
+        raise UserError("the two files have no timed row in common: they ran other cases")
+    return [_compared(one, other) for one, other in timed]
+
+
+def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -> list[str]:
+    """What a comparison comes to, and what else differs between the two runs."""
+    counts = {row.verdict: 0 for row in compared}
+    for row in compared:
+        counts[row.verdict] += 1
+    said = [
+        f"{len(compared)} rows: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + "."
+    ]
+    only = {_identity(row) for row in before.rows} ^ {_identity(row) for row in after.rows}
+    if only:
+        said.append(f"{len(only)} rows are in one of the files only.")
+    for what in ("machine", "versions", "arguments", "seeds"):
+        one, other = getattr(before, what), getattr(after, what)
+        for name in sorted({*one, *other} - {"load_before", "out"}):
+            if one.get(name) != other.get(name):
+                said.append(f"Different {what}: {name} was {one.get(name)} and is {other.get(name)}.")
+    return said
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up; the first is text, the others numbers."""
+    columns = list(zip(headers, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(headers), line(rule), *map(line, rows)])
+
+
+def report_table(report: Report, columns: Mapping[str, Callable[[Row], str]]) -> str:
+    """The rows of a report, a column for each header."""
+    cells = [[cell(row) for cell in columns.values()] for row in report.rows]
+    return table(list(columns), cells)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, thousands apart; nothing for None."""
+    if value is None:
+        return ""
+    if value == 0.0 or not np.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 10.0 ** (digits - 1):
+        return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.{digits - 1}e}"
+    return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.{digits - 1}e}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that suits it."""
+    if seconds is None:
+        return ""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds / 1e-6)} us"
+
+
+def _compared(one: Row, other: Row) -> Comparison:
+    (low_a, high_a), (low_b, high_b) = _range(one.seconds), _range(other.seconds)
+    lower, upper = low_b / high_a, high_b / low_a
+    fewest = min(len(one.seconds), len(other.seconds))
+    if fewest < LEAST:
+        verdict = f"too few runs ({fewest})"
+    elif lower > 1.0:
+        verdict = "slower"
+    elif upper < 1.0:
+        verdict = "faster"
+    else:
+        verdict = "within the spread"
+    return Comparison(one.case, other.median / one.median, lower, upper, verdict)
+
+
+def _range(runs: list[float]) -> tuple[float, float]:
+    quartiles = spread(runs)
+    return (min(runs), max(runs)) if len(runs) < FEW else (quartiles.lower, quartiles.upper)
+
+
+def _identity(row: Row) -> str:
+    return json.dumps(row.case, sort_keys=True)
+
+
+def _processor() -> str:
+    """Its name, where the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

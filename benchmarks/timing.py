@@ -1,0 +1,107 @@
+"""How long something takes: compilation apart, everything waited for, what is compared in turns."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+__all__ = ["Program", "Spread", "compiled", "in_turns", "spread", "timed"]
+
+
+class Program(NamedTuple):
+    """A compiled function, and what the compiler says of it."""
+
+    call: Callable[..., Any]
+    compile_seconds: float
+    """Tracing, lowering and compiling, together."""
+    peak_bytes: int | None
+    """Of its arguments, results and everything between; None where the compiler does not say."""
+    hlo: str
+    """What was compiled, as text: see `benchmarks.kernels`."""
+
+
+class Spread(NamedTuple):
+    """Seconds of a run."""
+
+    median: float
+    lower: float
+    """First quartile."""
+    upper: float
+    """Third quartile."""
+
+
+def compiled(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Program:
+    """`function` compiled for these arguments; nothing is run.
+
+    Where jax keeps a persistent compilation cache, the seconds may be those of reading it.
+    """
+    start = time.perf_counter()
+    program = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    return Program(program, seconds, _peak_bytes(program), program.as_text() or "")
+
+
+def in_turns(
+    variants: Mapping[Any, Callable[[], Any]],
+    *,
+    repeats: int,
+    seconds: float,
+    least: int = 3,
+    look: Callable[[Any, Any], None] = lambda name, result: None,
+) -> dict[Any, list[float]]:
+    """The seconds of every run of each variant.
+
+    After one run of each that does not count, and whose result `look` is shown, rounds follow, in which each variant has one run,
+    until its result is there. The next round begins with the next variant: none always runs in the
+    cache that the same other one leaves. A variant is done after `repeats` runs, or when its runs
+    have taken `seconds` together and there are `least` of them.
+    """
+    for name, variant in variants.items():
+        look(name, jax.block_until_ready(variant()))
+    runs: dict[Any, list[float]] = {name: [] for name in variants}
+    left, first = list(variants), 0
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        while left:
+            first = (first + 1) % len(left)
+            for name in left[first:] + left[:first]:
+                runs[name].append(timed(variants[name]))
+            left = [
+                name
+                for name in left
+                if len(runs[name]) < least
+                or (len(runs[name]) < repeats and sum(runs[name]) < seconds)
+            ]
+    finally:
+        if collects:
+            gc.enable()
+    return runs
+
+
+def timed(variant: Callable[[], Any]) -> float:
+    """Seconds of one run, until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(variant())
+    return time.perf_counter() - start
+
+
+def spread(runs: list[float]) -> Spread:
+    """Median and quartiles."""
+    lower, median, upper = np.percentile(runs, [25, 50, 75])
+    return Spread(float(median), float(lower), float(upper))
+
+
+def _peak_bytes(program: Any) -> int | None:
+    memory = program.memory_analysis()
+    if memory is None:
+        return None
+    parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    # A CPU's program has all of them at once (the resident set agrees to a thousandth); the peak
+    # that is reported for it knows nothing of temporaries.
+    peak = getattr(memory, "peak_memory_in_bytes", 0) if jax.default_backend() != "cpu" else 0
+    return int(peak or parts - memory.alias_size_in_bytes)
