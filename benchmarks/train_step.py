@@ -1,0 +1,175 @@
+r"""How much of a training day does the isotropic shortcut save?
+
+The whole train step (`training.make_train_step`: draws of t and noise, network, gradient, Adam with
+clipping, moving average), for the networks of some configs, with x_t made in three ways:
+
+    closed form   one expression, as `ddpm-jax train` does
+    loop          T steps of the chain, of which each example keeps those up to its t: a batch has
+                  times all over the chain, so a compiled loop walks to the end of it
+    none          nothing is drawn and nothing added: x_t is the data
+
+and apart, where a step of seconds would hide it, the time of the first two by themselves: draw t,
+draw noise, make x_t and the eps that the network is to predict.
+
+The loss is the simple one with uniform times in all of them, whatever the config trains on; images
+are random bytes. One device, parameters and optimizer state whole on it; the step does not donate
+its state, so that each run has the same one.
+
+What it does not measure: reading data, several devices (`ddpm-jax train` uses all there are),
+evaluation and checkpoints, and other batch sizes than those asked for: the network's share grows
+with the network, the noising's does not.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.results import Row, duration, find, number
+from benchmarks.settings import Common, Say, check_positive
+from benchmarks.timing import Program, compiled, in_turns, spread
+from ddpm_jax import convert, q_sample, q_step, simple_loss, timesteps, training
+from ddpm_jax.config import Config, load, make_schedule
+from ddpm_jax.data import image_shape, to_model_range
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import make_model
+from ddpm_jax.reverse import split_output
+from ddpm_jax.schedules import Schedule
+
+__all__ = ["COLUMNS", "NOISINGS", "PACKAGES", "Settings", "make_loss", "notes", "run", "step_of"]
+
+PACKAGES: tuple[str, ...] = ()
+NOISINGS = ("closed form", "loop", "none")
+Noising = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""`(key, x0, t) -> x_t, eps`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Common):
+    """What `python -m benchmarks train_step` takes."""
+
+    configs: tuple[Path, ...] = (Path("configs/digits.py"), Path("configs/cifar10.py"))
+    """Networks, chains and image sizes; no dataset has to be there."""
+    batches: tuple[int, ...] = (64, 4)
+    """Images in a step, one number for each config."""
+    repeats: int = 20
+    """Runs of each row that count, at most."""
+    seconds: float = 4.0
+    """Time for the runs of each row; there are at least three."""
+
+
+def run(settings: Settings, say: Say) -> list[Row]:
+    """Measures every config.
+
+    Raises:
+        UserError: settings that cannot work.
+    """
+    check_positive(settings)
+    if len(settings.configs) != len(settings.batches):
+        raise UserError(
+            f"--configs has {len(settings.configs)} entries and --batches {len(settings.batches)};"
+            " each config has a batch size of its own"
+        )
+    configs = [load(path) for path in settings.configs]
+    rows: list[Row] = []
+    for path, config, batch in zip(settings.configs, configs, settings.batches, strict=True):
+        say(f"{path.stem}, batch {batch}")
+        rows += _measured(settings, path.stem, config, batch, say)
+    return rows
+
+
+def step_of(
+    config: Config, noising: str, batch: int, seed: int
+) -> tuple[Program, training.TrainState, jax.Array]:
+    """The compiled train step, and the state and images that it takes."""
+    shape = image_shape(config.data.name, config.data.dir)
+    optimizer = config.optimizer
+    rate = training.learning_rate_schedule(
+        optimizer.learning_rate,
+        warmup_steps=optimizer.warmup_steps,
+        decay=optimizer.decay,
+        total_steps=config.train.steps,
+    )
+    adam = training.make_optimizer(
+        rate, b1=optimizer.b1, b2=optimizer.b2, clip_norm=optimizer.clip_norm
+    )
+    step = training.make_train_step(
+        make_loss(config, noising),
+        adam,
+        ema_decay=config.train.ema_decay,
+        window_steps=config.train.log_every,
+    )
+
+    @jax.jit
+    def born(key: Any) -> Any:
+        x_t, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+        params = make_model(config).init(key, x_t, t)
+        return training.init_state(params, adam, jax.random.key(seed))
+
+    state = born(jax.random.key(seed))
+    images = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
+    return compiled(step, state, jnp.asarray(images)), state, jnp.asarray(images)
+
+
+def make_loss(config: Config, noising: str) -> training.LossFn:
+    """`training.make_loss` for the simple loss and uniform times, x_t made as `noising` says."""
+    schedule, model = make_schedule(config.schedule), make_model(config)
+    noise = _noisings(schedule)[noising]
+
+    def loss_fn(params: Any, key: Any, images: Any, memory: Any) -> tuple[Any, Any]:
+        x0 = to_model_range(images, 256)
+        times_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t = timesteps.uniform(times_key, x0.shape[0], schedule.num_steps)
+        x_t, eps = noise(noise_key, x0, t)
+        output = model.apply(
+            params, x_t, schedule.network_time(t), train=True, rngs={"dropout": dropout_key}
+        )
+        prediction, _ = split_output(output, variance=config.model.variance)
+        predicts = config.model.predicts
+        return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts), memory
+
+    return loss_fn
+
+
+def _noisings(schedule: Schedule) -> dict[str, Noising]:
+    def closed(key: Any, x0: Any, t: Any) -> tuple[Any, Any]:
+        eps = jax.random.normal(key, x0.shape, x0.dtype)
+        return q_sample(schedule, x0, t, eps), eps
+
+    def loop(key: Any, x0: Any, t: Any) -> tuple[Any, Any]:
+        def step(x: Any, i: Any) -> tuple[Any, None]:
+            eps = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+            moved = q_step(schedule, x, jnp.broadcast_to(i, t.shape), eps)
+            arrived = (i > t).reshape(-1, *(1,) * (x.ndim - 1))
+            return jnp.where(arrived, x, moved), None
+
+        x_t, _ = jax.lax.scan(step, x0, jnp.arange(schedule.num_steps, dtype=jnp.int32))
+        return x_t, convert(schedule, x0, x_t, t, source="x0", target="eps")
+
+    def none(key: Any, x0: Any, t: Any) -> tuple[Any, Any]:
+        return x0, x0
+
+    return dict(zip(NOISINGS, (closed, loop, none), strict=True))
+
+
+def _measured(
+    settings: Settings, network: str, config: Config, batch: int, say: Say
+) -> list[Row]:
+    programs: dict[str, Program] = {}
+    variants: dict[str, Callable[[], Any]] = {}
+    parameters = 0
+    for noising in NOISINGS:
+        say(f"{network}: compiling the step, noising: {noising}")
+        program, state, images = step_of(config, noising, batch, settings.seed)
+        programs[noising] = program
+        # One state for all: it is large, and the same.
+        shared = variants and state_and_images or (state, images)
+        state_and_images = shared
+        variants[noising] = lambda call=program.call, shared=shared: call(*shared)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return []
