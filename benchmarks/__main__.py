@@ -82,7 +82,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     picture = path.with_suffix(".png")
     try:
         pictures.draw(report, picture)
-    except pictures.NoMatplotlib as missing:
+    except pictures.MatplotlibMissingError as missing:
         print(f"no picture: {missing}")
     else:
         print(f"picture   {picture}")
@@ -142,7 +142,7 @@ def _usage() -> str:
     lines = [f"  {name:<11} {what:<72} {took}" for name, (what, took) in SUITES.items()]
     return "\n".join(
         [
-            "usage: python -m benchmarks SUITE ...   (python -m benchmarks SUITE --help tells more)",
+            "usage: python -m benchmarks SUITE ...   (with --help: what it measures, and options)",
             "       python -m benchmarks compare BEFORE.json AFTER.json",
             "",
             *lines,

@@ -4,9 +4,9 @@ XLA's optimized HLO is a list of computations; each line of one is an instructio
 
     %name = type opcode(%operand, ...), attributes
 
-An instruction of the ENTRY computation is a kernel unless it only names or rearranges what is there
-(`parameter`, `tuple`, `bitcast`, ...). A loop is one instruction there, so `launches` also goes into
-the computations that are called, and counts a loop's as often as the loop is known to run.
+An instruction of the ENTRY computation is a kernel unless it only names what is there (`parameter`,
+`tuple`, `bitcast`, ...). A loop is one instruction there, so `launches` also goes into the
+computations that are called, and counts a loop's as often as the loop is known to run.
 
 The count is the compiler's, not a profiler's: a backend may run an instruction as several kernels
 (a convolution), or as none (a copy that it elides).

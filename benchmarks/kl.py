@@ -32,7 +32,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +84,11 @@ class Settings(Common):
     nodes: tuple[int, ...] = (2, 8, 32)
     """Nodes of the quadrature."""
     config: Path = Path("configs/digits.py")
-    """Images, network and the first of the two chains."""
+    """Images and network."""
+    chains: tuple[Literal["config", "cosine"], ...] = ("config", "cosine")
+    """The config's own chain, and a cosine schedule."""
     cosine_steps: int = 1000
-    """T of the second chain, a cosine schedule."""
+    """T of the cosine schedule."""
     batch: int = 64
     """Examples of the ELBO."""
     num_times: int = 8
@@ -114,11 +116,12 @@ def run(settings: Settings, say: Say) -> list[Row]:
     for name, pair in PAIRS.items():
         say(f"two Gaussians, {name}")
         rows += _pair(settings, name, pair)
-    named = f"{built.config.schedule.name}, T = {built.schedule.num_steps}"
-    cosine = schedules.cosine(settings.cosine_steps)
-    for name, schedule in ((named, built.schedule), (f"cosine, T = {cosine.num_steps}", cosine)):
-        say(f"ELBO, {name}")
-        rows += _elbo(settings, name, schedule, built)
+    for chain in settings.chains:
+        named, schedule = built.config.schedule.name, built.schedule
+        if chain == "cosine":
+            named, schedule = "cosine", schedules.cosine(settings.cosine_steps)
+        say(f"ELBO, {named}")
+        rows += _elbo(settings, f"{named}, T = {schedule.num_steps}", schedule, built)
     return rows
 
 
@@ -251,9 +254,7 @@ def _elbo(
     key_data, key_p, key_time, key = jax.random.split(jax.random.key(settings.seed), 4)
     x0 = analytic.sample(data, key_data, (settings.batch, *shape))
     perfect = analytic.predictor(data, schedule, predicts="eps")
-    params = jax.jit(built.model.init)(
-        built.key("parameters"), x0[:1], jnp.zeros(1, jnp.int32)
-    )
+    params = jax.jit(built.model.init)(built.key("parameters"), x0[:1], jnp.zeros(1, jnp.int32))
 
     def network(x_t: Any, t: Any) -> Any:
         return built.bind(params)(x_t, t)
@@ -309,9 +310,7 @@ def _losses_at_each_time(
         times = jnp.full(x0.shape[:1], t)
         eps = jax.random.normal(key, x0.shape)
         x_t = q_sample(schedule, x0, times, eps)
-        return vlb_terms(
-            schedule, predict(x_t, times), x0, x_t, times, predicts="eps", levels=None
-        )
+        return vlb_terms(schedule, predict(x_t, times), x0, x_t, times, predicts="eps", levels=None)
 
     keys = jax.random.split(key, schedule.num_steps)
     return jnp.stack([at(jnp.int32(t), keys[t]) for t in range(schedule.num_steps)])

@@ -7,10 +7,10 @@ from typing import Any
 from benchmarks.results import Report, Row, find
 from benchmarks.timing import spread
 
-__all__ = ["NoMatplotlib", "draw"]
+__all__ = ["MatplotlibMissingError", "draw"]
 
 
-class NoMatplotlib(ImportError):
+class MatplotlibMissingError(ImportError):
     """Says what to install."""
 
 
@@ -18,13 +18,13 @@ def draw(report: Report, path: Path) -> None:
     """Writes the picture of `report` as PNG.
 
     Raises:
-        NoMatplotlib: it is not installed.
+        MatplotlibMissingError: it is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise NoMatplotlib(
+        raise MatplotlibMissingError(
             f"pictures need matplotlib, of the extra 'benchmarks': pip install -e '.[benchmarks]'"
             f" ({error})"
         ) from error
@@ -78,7 +78,9 @@ def _kl(figure: Any, rows: list[Row]) -> None:
     axes.barh(
         [str(row.case["way"]) for row in ways], [row.numbers["variance_seconds"] for row in ways]
     )
-    axes.set(title="the whole ELBO: variance x seconds", xlabel="bits/dim squared x s", xscale="log")
+    axes.set(
+        title="the whole ELBO: variance x seconds", xlabel="bits/dim squared x s", xscale="log"
+    )
     _legend(figure, panels[:1])
 
 
@@ -91,7 +93,9 @@ def _train_step(figure: Any, rows: list[Row]) -> None:
 
 
 def _peers(figure: Any, rows: list[Row]) -> None:
-    points = list(dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "size" in r.case))
+    points = list(
+        dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "size" in r.case)
+    )
     for axes, (size, batch) in zip(_panels(figure, len(points)), points, strict=True):
         found = [row for row in find(rows, size=size, batch=batch) if row.seconds]
         _bars(axes, [f"{row.case['what']}, {row.case['by']}" for row in found], found)
@@ -136,4 +140,6 @@ def _legend(figure: Any, panels: list[Any]) -> None:
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         known |= dict(zip(labels, handles, strict=True))
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=4, fontsize="small"
+    )

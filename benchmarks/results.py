@@ -107,7 +107,9 @@ def machine() -> dict[str, Any]:
         "device_kind": device.device_kind,
         "devices": len(jax.devices()),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "system": platform.system(),
         "load_before": busy,
         "compilation_cache": bool(jax.config.jax_compilation_cache_dir),
@@ -147,7 +149,9 @@ def load(path: Path) -> Report:
         UserError: no such file, or it is none of this suite's files.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; python -m benchmarks SUITE --out writes such files")
+        raise UserError(
+            f"{path} does not exist; python -m benchmarks SUITE --out writes such files"
+        )
     try:
         plain = json.loads(path.read_text())
         found = plain.pop("format")
@@ -191,7 +195,9 @@ def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -
     for row in compared:
         counts[row.verdict] += 1
     said = [
-        f"{len(compared)} rows: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + "."
+        f"{len(compared)} rows: "
+        + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        + "."
     ]
     only = {_identity(row) for row in before.rows} ^ {_identity(row) for row in after.rows}
     if only:
@@ -200,7 +206,9 @@ def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -
         one, other = getattr(before, what), getattr(after, what)
         for name in sorted({*one, *other} - {"load_before", "out"}):
             if one.get(name) != other.get(name):
-                said.append(f"Different {what}: {name} was {one.get(name)} and is {other.get(name)}.")
+                said.append(
+                    f"Different {what}: {name} was {one.get(name)} and is {other.get(name)}."
+                )
     return said
 
 

@@ -1,6 +1,7 @@
 """What the suites' command lines have in common."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,8 @@ class Common:
 
 
 def as_json(settings: Common) -> dict[str, Any]:
-    """The settings as plain values."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(settings).items()
-    }
+    """The settings as JSON has them; paths are strings."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
 def check_positive(settings: Common) -> None:

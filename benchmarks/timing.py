@@ -33,7 +33,9 @@ class Spread(NamedTuple):
     """Third quartile."""
 
 
-def compiled(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Program:
+def compiled(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+) -> Program:
     """`function` compiled for these arguments; nothing is run.
 
     Where jax keeps a persistent compilation cache, the seconds may be those of reading it.
@@ -50,14 +52,18 @@ def in_turns(
     repeats: int,
     seconds: float,
     least: int = 3,
+    pause: float = 0.0,
     look: Callable[[Any, Any], None] = lambda name, result: None,
 ) -> dict[Any, list[float]]:
     """The seconds of every run of each variant.
 
-    After one run of each that does not count, and whose result `look` is shown, rounds follow, in which each variant has one run,
-    until its result is there. The next round begins with the next variant: none always runs in the
-    cache that the same other one leaves. A variant is done after `repeats` runs, or when its runs
-    have taken `seconds` together and there are `least` of them.
+    After one run of each that does not count, and whose result `look` is shown, rounds follow, in
+    which each variant has one run, until its result is there. The next round begins with the next
+    variant: none always runs in the cache that the same other one leaves. A variant is done after
+    `repeats` runs, or when its runs have taken `seconds` together and there are `least` of them.
+
+    `pause` is slept before each run: threads of one library that wait for work by spinning would
+    be in the way of another's.
     """
     for name, variant in variants.items():
         look(name, jax.block_until_ready(variant()))
@@ -70,6 +76,8 @@ def in_turns(
         while left:
             first = (first + 1) % len(left)
             for name in left[first:] + left[:first]:
+                if pause:
+                    time.sleep(pause)
                 runs[name].append(timed(variants[name]))
             left = [
                 name

@@ -21,7 +21,6 @@ with the network, the noising's does not.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.results import Row, duration, find, number
 from benchmarks.settings import Common, Say, check_positive
@@ -40,8 +40,19 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import make_model
 from ddpm_jax.reverse import split_output
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.training.objective import LossFn
 
-__all__ = ["COLUMNS", "NOISINGS", "PACKAGES", "Settings", "make_loss", "notes", "run", "step_of"]
+__all__ = [
+    "COLUMNS",
+    "NOISINGS",
+    "PACKAGES",
+    "Settings",
+    "make_loss",
+    "make_step",
+    "notes",
+    "run",
+    "state_and_images",
+]
 
 PACKAGES: tuple[str, ...] = ()
 NOISINGS = ("closed form", "loop", "none")
@@ -83,40 +94,17 @@ def run(settings: Settings, say: Say) -> list[Row]:
     return rows
 
 
-def step_of(
-    config: Config, noising: str, batch: int, seed: int
-) -> tuple[Program, training.TrainState, jax.Array]:
-    """The compiled train step, and the state and images that it takes."""
-    shape = image_shape(config.data.name, config.data.dir)
-    optimizer = config.optimizer
-    rate = training.learning_rate_schedule(
-        optimizer.learning_rate,
-        warmup_steps=optimizer.warmup_steps,
-        decay=optimizer.decay,
-        total_steps=config.train.steps,
-    )
-    adam = training.make_optimizer(
-        rate, b1=optimizer.b1, b2=optimizer.b2, clip_norm=optimizer.clip_norm
-    )
-    step = training.make_train_step(
+def make_step(config: Config, noising: str) -> Callable[[Any, Any], Any]:
+    """The pure train step, x_t made as `noising` says."""
+    return training.make_train_step(
         make_loss(config, noising),
-        adam,
+        _adam(config),
         ema_decay=config.train.ema_decay,
         window_steps=config.train.log_every,
     )
 
-    @jax.jit
-    def born(key: Any) -> Any:
-        x_t, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-        params = make_model(config).init(key, x_t, t)
-        return training.init_state(params, adam, jax.random.key(seed))
 
-    state = born(jax.random.key(seed))
-    images = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
-    return compiled(step, state, jnp.asarray(images)), state, jnp.asarray(images)
-
-
-def make_loss(config: Config, noising: str) -> training.LossFn:
+def make_loss(config: Config, noising: str) -> LossFn:
     """`training.make_loss` for the simple loss and uniform times, x_t made as `noising` says."""
     schedule, model = make_schedule(config.schedule), make_model(config)
     noise = _noisings(schedule)[noising]
@@ -157,19 +145,114 @@ def _noisings(schedule: Schedule) -> dict[str, Noising]:
     return dict(zip(NOISINGS, (closed, loop, none), strict=True))
 
 
-def _measured(
-    settings: Settings, network: str, config: Config, batch: int, say: Say
-) -> list[Row]:
-    programs: dict[str, Program] = {}
-    variants: dict[str, Callable[[], Any]] = {}
-    parameters = 0
+def _adam(config: Config) -> optax.GradientTransformation:
+    optimizer = config.optimizer
+    rate = training.learning_rate_schedule(
+        optimizer.learning_rate,
+        warmup_steps=optimizer.warmup_steps,
+        decay=optimizer.decay,
+        total_steps=config.train.steps,
+    )
+    return training.make_optimizer(
+        rate, b1=optimizer.b1, b2=optimizer.b2, clip_norm=optimizer.clip_norm
+    )
+
+
+def state_and_images(config: Config, batch: int, seed: int) -> tuple[training.TrainState, Any]:
+    """The state before the first step, and random bytes as images."""
+    shape = image_shape(config.data.name, config.data.dir)
+
+    @jax.jit
+    def born(key: Any) -> training.TrainState:
+        x_t, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+        params = make_model(config).init(key, x_t, t)
+        return training.init_state(params, _adam(config), key)
+
+    images = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
+    return born(jax.random.key(seed)), jnp.asarray(images)
+
+
+def _measured(settings: Settings, network: str, config: Config, batch: int, say: Say) -> list[Row]:
+    state, images = state_and_images(config, batch, settings.seed)
+    schedule = make_schedule(config.schedule)
+    numbers = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "num_steps": schedule.num_steps,
+    }
+    steps: dict[str, Program] = {}
     for noising in NOISINGS:
-        say(f"{network}: compiling the step, noising: {noising}")
-        program, state, images = step_of(config, noising, batch, settings.seed)
-        programs[noising] = program
-        # One state for all: it is large, and the same.
-        shared = variants and state_and_images or (state, images)
-        state_and_images = shared
-        variants[noising] = lambda call=program.call, shared=shared: call(*shared)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return []
+        say(f"{network}, batch {batch}: compiling the step, {noising}")
+        steps[noising] = compiled(make_step(config, noising), state, images)
+    say(f"{network}, batch {batch}: steps by turns")
+    told = {"repeats": settings.repeats, "seconds": settings.seconds}
+    calls = {name: program.call for name, program in steps.items()}
+    runs = in_turns({n: lambda call=call: call(state, images) for n, call in calls.items()}, **told)
+
+    alone: dict[str, Program] = {}
+    for noising, noise in _noisings(schedule).items():
+        if noising == "none":
+            continue
+
+        def draw(key: Any, images: Any, noise: Noising = noise) -> Any:
+            x0, (times_key, noise_key) = to_model_range(images, 256), jax.random.split(key)
+            t = timesteps.uniform(times_key, x0.shape[0], schedule.num_steps)
+            return noise(noise_key, x0, t)
+
+        alone[f"{noising}, alone"] = compiled(draw, state.key, images)
+    calls = {name: program.call for name, program in alone.items()}
+    runs |= in_turns(
+        {n: lambda call=call: call(state.key, images) for n, call in calls.items()}, **told
+    )
+    return [
+        Row(
+            {"network": network, "batch": batch, "noising": name},
+            runs[name],
+            program.compile_seconds,
+            {
+                **numbers,
+                "images_per_second": batch / spread(runs[name]).median,
+                "peak_bytes": program.peak_bytes,
+            },
+        )
+        for name, program in {**steps, **alone}.items()
+    ]
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "noising": lambda row: str(row.case["noising"]),
+    "network": lambda row: str(row.case["network"]),
+    "parameters": lambda row: f"{row.numbers['parameters']:,}",
+    "T": lambda row: str(row.numbers["num_steps"]),
+    "batch": lambda row: str(row.case["batch"]),
+    "time": lambda row: duration(row.median),
+    "quartiles": lambda row: " - ".join(
+        duration(seconds) for seconds in (spread(row.seconds).lower, spread(row.seconds).upper)
+    ),
+    "images/s": lambda row: number(row.numbers["images_per_second"]),
+    "peak MB": lambda row: number(row.numbers["peak_bytes"] and row.numbers["peak_bytes"] / 1e6),
+    "compile": lambda row: duration(row.compile_seconds),
+}
+"""Headers of the table, and what stands under them."""
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What the numbers say."""
+    said = []
+    for network, batch in dict.fromkeys((r.case["network"], r.case["batch"]) for r in rows):
+        times = {
+            str(row.case["noising"]): row.median for row in find(rows, network=network, batch=batch)
+        }
+        closed, loop = times["closed form"], times["loop"]
+        where = f"{network}, batch {batch}"
+        saved = 24.0 * (1.0 - closed / loop)
+        said.append(
+            f"{where}: of a day of training with the loop, the closed form saves {number(saved)}"
+            f" hours: {duration(loop)} and {duration(closed)} a step. By themselves loop and closed form take {duration(times['loop, alone'])} and"
+            f" {duration(times['closed form, alone'])}, {times['loop, alone'] / loop:.1%} and"
+            f" {times['closed form, alone'] / closed:.2%} of their steps."
+        )
+        said.append(
+            f"{where}: a step without noising takes {times['none'] / closed:.3f} of one with the"
+            " closed form."
+        )
+    return said

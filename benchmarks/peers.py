@@ -1,0 +1,286 @@
+r"""Is this library's noising as fast and as exact as diffusers'?
+
+The same arrays of images in one process, by turns, x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar)
+eps by
+
+    ddpm_jax              `q_sample`, jitted
+    diffusers             `DDPMScheduler.add_noise` on PyTorch tensors, on the CPU
+    diffusers, compiled   the same under `torch.compile`, where there is a C++ compiler for it
+
+with the noise given and with the noise drawn, and the drawing of standard normals by itself (jax's
+threefry, whose numbers do not depend on the device; PyTorch's Philox or Mersenne twister). Beside
+it a whole train step of a small network, to see what a slower draw costs there, and the largest
+relative error of both libraries' tables against float64.
+
+PyTorch has as many threads as there are cores. What is not measured: GPUs, on which both launch
+one kernel or a few; diffusers' training loops; and samplers, which tests compare step by step.
+"""
+
+import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import moments, train_step
+from benchmarks.results import Row, duration, find, number
+from benchmarks.settings import Common, Say, check_positive, parse_sizes
+from benchmarks.timing import compiled, in_turns, spread, timed
+from ddpm_jax import q_sample, schedules
+from ddpm_jax.config import Config, load
+from ddpm_jax.errors import UserError
+
+__all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run"]
+
+PACKAGES = ("torch", "diffusers")
+T = 1000
+PAUSE = 0.005
+"""Seconds between runs, in which the other library's threads go to sleep."""
+OURS, THEIRS, COMPILED = "ddpm_jax", "diffusers", "diffusers, compiled"
+WHATS = ("noise given", "noise drawn", "normals alone")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Common):
+    """What `python -m benchmarks peers` takes."""
+
+    sizes: tuple[str, ...] = ("8x8x1", "32x32x3", "64x64x3")
+    """Images, height x width x channels."""
+    batches: tuple[int, ...] = (64, 128)
+    """Images at once."""
+    config: Path = Path("configs/digits.py")
+    """Of the train step."""
+    batch: int = 64
+    """Images of the train step."""
+
+
+def run(settings: Settings, say: Say) -> list[Row]:
+    """Measures both libraries.
+
+    Raises:
+        UserError: settings that cannot work, or the libraries are not installed.
+    """
+    check_positive(settings)
+    sizes, config = parse_sizes(settings.sizes), load(settings.config)
+    torch, scheduler_class = _import()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(cores)
+    rows = _table_errors(scheduler_class)
+    for size, shape in sizes.items():
+        for batch in settings.batches:
+            say(f"{size}, batch {batch}")
+            rows += _noising(settings, torch, scheduler_class, size, (batch, *shape))
+    say("a train step")
+    return rows + _in_a_step(settings, torch, config)
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # theirs, of nothing that is used here
+            import torch
+            from diffusers import DDPMScheduler
+    except ImportError as error:
+        raise UserError(
+            "the suite peers needs diffusers and PyTorch, of the extra 'peers':"
+            f" pip install -e '.[peers]', on Python 3.11 ({error})"
+        ) from error
+    return torch, DDPMScheduler
+
+
+def _noising(
+    settings: Settings, torch: Any, scheduler_class: Any, size: str, shape: tuple[int, ...]
+) -> list[Row]:
+    rng = np.random.default_rng(settings.seed)
+    host = [rng.uniform(-1.0, 1.0, shape), rng.standard_normal(shape)]
+    host_t = rng.integers(0, T, shape[0])
+
+    schedule, key = schedules.cosine(T), jax.random.key(settings.seed)
+    x0, eps = (jnp.asarray(array, jnp.float32) for array in host)
+    t = jnp.asarray(host_t, jnp.int32)
+    ours: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "noise given": (lambda x0, t, eps: q_sample(schedule, x0, t, eps), (x0, t, eps)),
+        "noise drawn": (
+            lambda x0, t, key: q_sample(schedule, x0, t, jax.random.normal(key, shape)),
+            (x0, t, key),
+        ),
+        "normals alone": (lambda key: jax.random.normal(key, shape), (key,)),
+    }
+
+    torch.manual_seed(settings.seed)
+    scheduler = scheduler_class(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
+    # Channels first, as they have images.
+    their_x0, their_eps = (
+        torch.from_numpy(np.moveaxis(array, -1, 1).astype(np.float32).copy()) for array in host
+    )
+    their_t, their_shape = torch.from_numpy(host_t), tuple(their_x0.shape)
+
+    def given() -> Any:
+        return scheduler.add_noise(their_x0, their_eps, their_t)
+
+    def drawn() -> Any:
+        return scheduler.add_noise(their_x0, torch.randn(their_shape), their_t)
+
+    theirs = dict(zip(WHATS, (given, drawn, lambda: torch.randn(their_shape)), strict=True))
+
+    variants: dict[tuple[str, str], Callable[[], Any]] = {}
+    compiling: dict[tuple[str, str], float] = {}
+    failed: dict[tuple[str, str], str] = {}
+    for what, (function, arguments) in ours.items():
+        program = compiled(function, *arguments)
+        compiling[what, OURS] = program.compile_seconds
+        variants[what, OURS] = lambda call=program.call, a=arguments: call(*a)
+        variants[what, THEIRS] = theirs[what]
+        fast = torch.compile(theirs[what])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # theirs, while they compile
+                compiling[what, COMPILED] = timed(fast)
+        except Exception as error:  # whatever their compiler lacks: a row says that it is missing
+            failed[what, COMPILED] = _why(error)
+        else:
+            variants[what, COMPILED] = fast
+    runs = in_turns(variants, repeats=settings.repeats, seconds=settings.seconds, pause=PAUSE)
+
+    rows = []
+    for what in WHATS:
+        for by in (OURS, THEIRS, COMPILED):
+            case: dict[str, Any] = {"what": what, "by": by, "size": size, "batch": shape[0]}
+            if (what, by) in failed:
+                rows.append(Row(case, numbers={"unavailable": failed[what, by]}))
+                continue
+            seconds = runs[what, by]
+            moved = {"noise given": 3, "noise drawn": 2, "normals alone": 1}[what]
+            numbers = {
+                "images_per_second": shape[0] / spread(seconds).median,
+                "gigabytes_per_second": 4e-9 * moved * x0.size / spread(seconds).median,
+                "torch_threads": torch.get_num_threads(),
+            }
+            rows.append(Row(case, seconds, compiling.get((what, by)), numbers))
+    return rows
+
+
+def _why(error: Exception) -> str:
+    """One line."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "torch.compile wants a C++ compiler, and there is none"
+    return f"torch.compile fails: {type(error).__name__}"
+
+
+def _in_a_step(settings: Settings, torch: Any, config: Config) -> list[Row]:
+    """The train step, and its normals by both libraries."""
+    state, images = train_step.state_and_images(config, settings.batch, settings.seed)
+    step = compiled(train_step.make_step(config, "closed form"), state, images)
+    normals = compiled(lambda key: jax.random.normal(key, images.shape), state.key)
+    variants = {
+        ("train step", OURS): lambda: step.call(state, images),
+        ("its normals", OURS): lambda: normals.call(state.key),
+        ("its normals", THEIRS): lambda: torch.randn(tuple(images.shape)),
+    }
+    runs = in_turns(variants, repeats=settings.repeats, seconds=settings.seconds, pause=PAUSE)
+    size = "x".join(map(str, images.shape[1:]))
+    return [
+        Row({"what": what, "by": by, "size": size, "batch": settings.batch, "step": True}, seconds)
+        for (what, by), seconds in runs.items()
+    ]
+
+
+def _table_errors(scheduler_class: Any) -> list[Row]:
+    """The largest relative error over t of each table, ours and theirs, against float64."""
+    linear = np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, T)))
+    cosine = moments.cosine_alpha_bar(T)
+    rows = []
+    for name, log_alpha_bar, ours, options in (
+        ("linear", linear, schedules.linear(T), {"beta_schedule": "linear"}),
+        ("cosine", np.log(cosine), schedules.cosine(T), {"beta_schedule": "squaredcos_cap_v2"}),
+    ):
+        exact = {
+            "beta": -np.expm1(np.diff(log_alpha_bar, prepend=0.0)),
+            "alpha_bar": np.exp(log_alpha_bar),
+            "1 - alpha_bar": -np.expm1(log_alpha_bar),
+        }
+        scheduler = scheduler_class(num_train_timesteps=T, **options)
+        theirs = {
+            "beta": scheduler.betas.numpy(),
+            "alpha_bar": scheduler.alphas_cumprod.numpy(),
+            "1 - alpha_bar": (1.0 - scheduler.alphas_cumprod).numpy(),
+        }
+        tables = (ours.betas, ours.alpha_bar, ours.one_minus_alpha_bar)
+        for by, found in ((OURS, dict(zip(exact, tables, strict=True))), (THEIRS, theirs)):
+            for table, values in found.items():
+                error = np.max(np.abs(np.asarray(values, np.float64) / exact[table] - 1.0))
+                case: dict[str, Any] = {"table": table, "schedule": name, "by": by}
+                rows.append(Row(case, numbers={"relative_error": float(error)}))
+    return rows
+
+
+def _what(row: Row) -> str:
+    return str(row.case.get("what") or f"{row.case['table']}, {row.case['schedule']}")
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "what": _what,
+    "by": lambda row: str(row.case["by"]),
+    "size": lambda row: str(row.case.get("size", "")),
+    "batch": lambda row: str(row.case.get("batch", "")),
+    "time": lambda row: duration(row.median) if row.seconds else row.numbers.get("unavailable", ""),
+    "quartiles": lambda row: (
+        " - ".join(duration(s) for s in (spread(row.seconds).lower, spread(row.seconds).upper))
+        if row.seconds
+        else ""
+    ),
+    "images/s": lambda row: number(row.numbers.get("images_per_second")),
+    "GB/s": lambda row: number(row.numbers.get("gigabytes_per_second")),
+    "relative error": lambda row: number(row.numbers.get("relative_error")),
+    "compile": lambda row: duration(row.compile_seconds),
+}
+"""Headers of the table, and what stands under them."""
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What the numbers say."""
+    threads = {r.numbers["torch_threads"] for r in rows if "torch_threads" in r.numbers}
+    said = [f"PyTorch has {', '.join(map(str, threads))} threads."]
+    points = dict.fromkeys(
+        (r.case["size"], r.case["batch"]) for r in rows if "size" in r.case and "step" not in r.case
+    )
+    for size, batch in points:
+        ratios = []
+        for what in WHATS:
+            times = {
+                str(row.case["by"]): row.median
+                for row in find(rows, size=size, batch=batch, what=what)
+                if row.seconds and "step" not in row.case
+            }
+            their = min(seconds for by, seconds in times.items() if by != OURS)
+            faster = times[OURS] / their
+            ratios.append(
+                f"{what}, ddpm_jax takes {number(faster)} of the time"
+                + (" (the peer wins)" if faster > 1.0 else "")
+            )
+        said.append(f"{size}, batch {batch}, the faster of diffusers' two: {'; '.join(ratios)}.")
+    times = {(row.case["what"], row.case["by"]): row.median for row in rows if row.case.get("step")}
+    step, ours = times["train step", OURS], times["its normals", OURS]
+    theirs = times["its normals", THEIRS]
+    size, batch = next((r.case["size"], r.case["batch"]) for r in rows if r.case.get("step"))
+    said.append(
+        f"The normals of a train step ({size}, batch {batch}) take {duration(ours)} here and"
+        f" {duration(theirs)} in PyTorch. The step takes {duration(step)}: the difference is"
+        f" {(ours - theirs) / step:.2%} of it."
+    )
+    tables = [row for row in rows if "table" in row.case]
+    worst = {
+        by: max(r.numbers["relative_error"] for r in find(tables, by=by)) for by in (OURS, THEIRS)
+    }
+    said.append(
+        f"The largest relative error of a table: {number(worst[OURS])} in ddpm_jax and"
+        f" {number(worst[THEIRS])} in diffusers."
+    )
+    unavailable = {r.numbers["unavailable"] for r in rows if "unavailable" in r.numbers}
+    return said + [f"No compiled mode of diffusers' is in the table: {why}." for why in unavailable]
