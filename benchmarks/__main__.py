@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks import pictures, results
+from benchmarks import columns, pictures, results
 from benchmarks.settings import as_json
 from ddpm_jax.errors import UserError
 
@@ -92,12 +92,12 @@ def _as_text(report: results.Report, suite: ModuleType) -> str:
     machine, versions = report.machine, report.versions
     known = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
-        f"{report.suite}, {report.started}, {results.duration(report.took_seconds)}",
+        f"{report.suite}, {report.started}, {columns.duration(report.took_seconds)}",
         f"{machine['devices']} x {machine['device_kind']} ({machine['platform']}), one used;"
         f" {machine['processor']}, {machine['cores']} cores",
         known,
         "",
-        results.report_table(report, suite.COLUMNS),
+        columns.of_rows(report.rows, suite.COLUMNS),
         "",
         *(f"- {sentence}" for sentence in report.notes + _cautions(report)),
     ]
@@ -132,7 +132,7 @@ def _compare(arguments: Sequence[str]) -> None:
         for row in compared
     ]
     print(f"{before.suite}: {arguments[1]} over {arguments[0]}, seconds\n")
-    print(results.table(headers, cells))
+    print(columns.table(headers, cells))
     print()
     for sentence in results.conclusions(before, after, compared):
         print(f"- {sentence}")

@@ -25,6 +25,7 @@ one of a program that adds 1 to a number is marked with a d: dispatch is what it
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,12 +33,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import moments
+from benchmarks import columns, moments
+from benchmarks.chains import Chains, make_chains
+from benchmarks.columns import duration, number
 from benchmarks.kernels import count_kernels
-from benchmarks.results import Row, duration, find, number
-from benchmarks.settings import Common, Say, check_positive, parse_sizes
-from benchmarks.timing import Program, compiled, in_turns, spread, timed
-from ddpm_jax import processes, q_chain, q_sample, q_step, schedules
+from benchmarks.results import Row, find
+from benchmarks.settings import Common, Say, check_values, parse_sizes
+from benchmarks.timing import Program, compiled, in_turns, spread
+from ddpm_jax import q_chain, q_sample, q_step
 from ddpm_jax.errors import UserError
 
 __all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run"]
@@ -86,23 +89,13 @@ class Variant(NamedTuple):
     """Program calls in a run."""
 
 
-class Chains(NamedTuple):
-    """The processes of one size of image."""
-
-    isotropic: Any
-    spectral: Any
-    affine: Any | None
-    marginals: dict[int, moments.Affine]
-    """Of the affine chain, for each t that it reaches."""
-
-
 def run(settings: Settings, say: Say) -> list[Row]:
     """Measures everything that the settings ask for.
 
     Raises:
         UserError: settings that cannot work.
     """
-    check_positive(settings)
+    check_values(settings, distinct=("sizes", "batches", "times"))
     sizes = parse_sizes(settings.sizes)
     if settings.num_steps < 2:
         raise UserError(f"--num-steps is {settings.num_steps}; a chain has at least 2")
@@ -117,8 +110,14 @@ def run(settings: Settings, say: Say) -> list[Row]:
     least = DISPATCH * rows[0].median
     for size, shape in sizes.items():
         say(f"{size}: tables")
-        chains, set_up = _chains(settings, size, shape)
-        rows += set_up
+        chains, set_up = make_chains(
+            settings.num_steps,
+            shape,
+            sorted(settings.times) if int(np.prod(shape)) <= settings.affine_dims else [],
+            longest=settings.longest_set_up,
+            seconds=settings.seconds,
+        )
+        rows += [dataclasses.replace(row, case={"size": size, **row.case}) for row in set_up]
         for batch in settings.batches:
             say(f"{size}, batch {batch}: closed forms")
             x0, eps, key = _arrays(settings, (batch, *shape))
@@ -145,60 +144,6 @@ def _arrays(settings: Settings, shape: tuple[int, ...]) -> tuple[jax.Array, jax.
     return x0, jax.random.normal(noise_key, shape), key
 
 
-def _chains(settings: Settings, size: str, shape: tuple[int, ...]) -> tuple[Chains, list[Row]]:
-    schedule = schedules.cosine(settings.num_steps)
-    spectral = processes.blurring(schedule, shape)
-    dims = int(np.prod(shape))
-    if dims > settings.affine_dims:
-        return Chains(schedule, spectral, None, {}), []
-    A, b, Q = _dense_chain(settings.num_steps, dims)
-    rows: list[Row] = []
-    chain, estimate = None, 0.0
-    for t in sorted(settings.times):
-        case: dict[str, Any] = {"method": "affine set-up", "size": size, "t": t}
-        if rows:  # as long for each step as the chain before
-            estimate = rows[-1].median * t / int(rows[-1].case["t"])
-        if estimate > settings.longest_set_up:
-            rows.append(Row(case, numbers={"left_out_seconds": estimate}))
-            break
-
-        def set_up(t: int = t) -> Any:
-            return processes.affine_chain(A[:t], b[:t], Q[:t])
-
-        first = timed(set_up)  # compiles
-        runs: list[float] = []
-        while not runs or (len(runs) < 3 and sum(runs) < settings.seconds):
-            runs.append(timed(set_up))
-        rows.append(Row(case, runs, max(first - spread(runs).median, 0.0)))
-        chain = set_up()
-    reached = [t for t in settings.times if chain is not None and t <= chain.num_steps]
-    marginals = {t: moments.affine_marginal(A[:t], b[:t], Q[:t]) for t in reached}
-    return Chains(schedule, spectral, chain, marginals), rows
-
-
-def _dense_chain(num_steps: int, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A chain in which neighbouring pixels mix by turns, a drift, and noise with a covariance.
-
-    Rotations of the pairs (0, 1), (2, 3), ... at even steps and (1, 2), (3, 4), ... at odd ones:
-    they do not commute, so no basis makes all steps diagonal.
-    """
-    alpha_bar = moments.cosine_alpha_bar(num_steps)
-    betas = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
-    A = np.empty((num_steps, dims, dims))
-    for parity in (0, 1):
-        rotation = np.eye(dims)
-        for i in range(parity, dims - 1, 2):
-            rotation[i : i + 2, i : i + 2] = [
-                [np.cos(0.3), -np.sin(0.3)],
-                [np.sin(0.3), np.cos(0.3)],
-            ]
-        A[parity::2] = rotation
-    A *= np.sqrt(1.0 - betas)[:, None, None]
-    pixels = np.arange(dims)
-    covariance = np.exp(-0.5 * np.abs(np.subtract.outer(pixels, pixels)))
-    return A, 0.1 * betas[:, None] * np.cos(pixels), betas[:, None, None] * covariance
-
-
 def _closed_forms(
     settings: Settings, chains: Chains, x0: jax.Array, eps: jax.Array, key: jax.Array
 ) -> list[Variant]:
@@ -206,11 +151,12 @@ def _closed_forms(
     x0_host = np.asarray(x0)
     alpha_bar = moments.cosine_alpha_bar(settings.num_steps)
 
+    # The tables of many modes or matrices are arguments: as constants they would be compiled in.
     def given(process: Any, x0: Any, t: Any, eps: Any) -> Any:
-        return q_sample(process, x0, t, eps)
+        return q_sample(chains.isotropic if process is None else process, x0, t, eps)
 
     def drawn(process: Any, x0: Any, t: Any, key: Any) -> Any:
-        return q_sample(process, x0, t, jax.random.normal(key, shape))
+        return q_sample(chains.isotropic, x0, t, jax.random.normal(key, shape))
 
     add = compiled(lambda x, y: x + y, x0, eps)
     variants = [Variant("x + y", None, add, lambda: add.call(x0, eps), 3)]
@@ -226,9 +172,9 @@ def _closed_forms(
                     method,
                     t,
                     program,
-                    lambda times=times: program.call(process, x0, times, noise),
+                    functools.partial(program.call, process, x0, times, noise),
                     3 if function is given else 2,
-                    lambda x_t, t=t: white(t, x_t),
+                    functools.partial(white, t),
                 )
             )
 
@@ -243,8 +189,8 @@ def _closed_forms(
         return moments.white_affine(chains.marginals[t], x0_host, x_t)
 
     times = settings.times
-    variant("closed form", chains.isotropic, given, eps, isotropic, times)
-    variant("closed form, drawn", chains.isotropic, drawn, key, isotropic, times)
+    variant("closed form", None, given, eps, isotropic, times)
+    variant("closed form, drawn", None, drawn, key, isotropic, times)
     variant("spectral", chains.spectral, given, eps, blurred, times)
     if chains.affine is not None:
         variant("affine", chains.affine, given, eps, affine, list(chains.marginals))
@@ -257,12 +203,12 @@ def _loops(
     """Scan and Python loop by turns, for each t that does not take too long."""
     x0_host, alpha_bar = np.asarray(x0), moments.cosine_alpha_bar(settings.num_steps)
 
-    def one_step(schedule: Any, x: Any, t: Any, key: Any) -> Any:
+    def one_step(x: Any, t: Any, key: Any) -> Any:
         eps = jax.random.normal(jax.random.fold_in(key, t), x.shape)
         return q_step(schedule, x, jnp.broadcast_to(t, x.shape[:1]), eps)
 
-    step = compiled(one_step, schedule, x0, np.int32(0), key)
-    turns = in_turns({"": lambda: step.call(schedule, x0, np.int32(0), key)}, repeats=5, seconds=1)
+    step = compiled(one_step, x0, np.int32(0), key)
+    turns = in_turns({"": lambda: step.call(x0, np.int32(0), key)}, repeats=5, seconds=1)
     a_step = spread(turns[""]).median
     rows = []
     for steps in settings.times:
@@ -272,13 +218,13 @@ def _loops(
                 rows.append(Row(case, numbers={"left_out_seconds": steps * a_step}))
             continue
 
-        def all_steps(schedule: Any, x: Any, key: Any, steps: int = steps) -> Any:
+        def all_steps(x: Any, key: Any, steps: int = steps) -> Any:
             return q_chain(schedule, key, x, steps)
 
         def loop(steps: int = steps) -> jax.Array:
             x = x0
             for t in range(steps):
-                x = step.call(schedule, x, np.int32(t), key)
+                x = step.call(x, np.int32(t), key)
             return x
 
         def white(
@@ -286,9 +232,9 @@ def _loops(
         ) -> tuple[np.ndarray, np.ndarray]:
             return moments.white_isotropic(alpha_bar_t, x0_host, x_t)
 
-        scan = compiled(all_steps, schedule, x0, key)
+        scan = compiled(all_steps, x0, key)
         variants = [
-            Variant("scan", steps, scan, lambda call=scan.call: call(schedule, x0, key), 2, white),
+            Variant("scan", steps, scan, functools.partial(scan.call, x0, key), 2, white),
             Variant("Python loop", steps, step, loop, 2, white, calls=steps),
         ]
         rows += _measured(variants, settings, size, x0.shape, least)
@@ -344,26 +290,10 @@ def _row(
     return Row(case, runs, variant.program.compile_seconds, numbers)
 
 
-def _text(key: str) -> Callable[[Row], str]:
-    return lambda row: str(row.case.get(key, ""))
-
-
-def _figure(key: str, per: float = 1.0) -> Callable[[Row], str]:
-    return lambda row: number(row.numbers[key] / per) if row.numbers.get(key) is not None else ""
-
-
 def _time(row: Row) -> str:
     if "left_out_seconds" in row.numbers:
         return f"(about {duration(row.numbers['left_out_seconds'])})"
-    mark = " d" if row.numbers.get("dispatch_bound") else ""
-    return duration(row.median) + mark
-
-
-def _quartiles(row: Row) -> str:
-    if not row.seconds:
-        return ""
-    quartiles = spread(row.seconds)
-    return f"{duration(quartiles.lower)} - {duration(quartiles.upper)}"
+    return columns.time(row) + (" d" if row.numbers.get("dispatch_bound") else "")
 
 
 def _kernels(row: Row) -> str:
@@ -371,24 +301,23 @@ def _kernels(row: Row) -> str:
     return f"{numbers['kernels']} ({numbers['image_kernels']})" if "kernels" in numbers else ""
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "method": _text("method"),
-    "size": _text("size"),
-    "batch": _text("batch"),
-    "t": _text("t"),
+COLUMNS: columns.Columns = {
+    "method": columns.case("method"),
+    "size": columns.case("size"),
+    "batch": columns.case("batch"),
+    "t": columns.case("t"),
     "time": _time,
-    "quartiles": _quartiles,
-    "images/s": _figure("images_per_second"),
-    "GB/s": _figure("gigabytes_per_second"),
-    "peak MB": _figure("peak_bytes", 1e6),
+    "quartiles": columns.quartiles,
+    "images/s": columns.figure("images_per_second"),
+    "GB/s": columns.figure("gigabytes_per_second"),
+    "peak MB": columns.figure("peak_bytes", unit=1e6),
     "kernels (of images)": _kernels,
-    "launches": _figure("launches"),
-    "mean off, s.e.": _figure("mean_errors"),
-    "variance off, s.e.": _figure("variance_errors"),
-    "variance off": _figure("variance_distance"),
-    "compile": lambda row: duration(row.compile_seconds),
+    "launches": columns.figure("launches"),
+    "mean off, s.e.": columns.figure("mean_errors"),
+    "variance off, s.e.": columns.figure("variance_errors"),
+    "variance off": columns.figure("variance_distance"),
+    "compile": columns.compiling,
 }
-"""Headers of the table, and what stands under them."""
 
 
 def notes(rows: list[Row]) -> list[str]:
@@ -431,12 +360,10 @@ def notes(rows: list[Row]) -> list[str]:
 
 def _notes_of(rows: list[Row], where: str) -> list[str]:
     """Of one size and batch."""
-    medians = {
-        (str(row.case["method"]), row.case.get("t")): row.median for row in rows if row.seconds
+    medians: dict[tuple[str, Any], float] = {
+        (row.case["method"], row.case.get("t")): row.median for row in rows if row.seconds
     }
     times = sorted(t for method, t in medians if method == "closed form")
-    if not times:
-        return []
     first, last = times[0], times[-1]
     closed, add = medians["closed form", last], find(rows, method="x + y")[0]
     bound = ", dispatch-bound," if add.numbers["dispatch_bound"] else ""
@@ -452,9 +379,9 @@ def _notes_of(rows: list[Row], where: str) -> list[str]:
             ratio = medians[method, t] / medians[to, t]
             compared.append(f"{method} {number(ratio)} times the {to} (t = {t})")
     return [
-        f"{where}: the closed form reaches {add.median / closed:.0%} of the bandwidth of x + y{bound}"
-        f" and takes {closed / medians['closed form', first]:.3f} times as long at t = {last} as at"
-        f" t = {first}. Time of {'; '.join(compared)}."
+        f"{where}: the closed form reaches {add.median / closed:.0%} of the bandwidth of x +"
+        f" y{bound} and takes {closed / medians['closed form', first]:.3f} times as long at t ="
+        f" {last} as at t = {first}. Time of {'; '.join(compared)}."
     ]
 
 

@@ -17,6 +17,7 @@ one kernel or a few; diffusers' training loops; and samplers, which tests compar
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 import warnings
@@ -28,9 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import moments, train_step
-from benchmarks.results import Row, duration, find, number
-from benchmarks.settings import Common, Say, check_positive, parse_sizes
+from benchmarks import columns, moments, train_step
+from benchmarks.columns import duration, number
+from benchmarks.results import Row, find
+from benchmarks.settings import Common, Say, check_values, parse_sizes
 from benchmarks.timing import compiled, in_turns, spread, timed
 from ddpm_jax import q_sample, schedules
 from ddpm_jax.config import Config, load
@@ -66,7 +68,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
     Raises:
         UserError: settings that cannot work, or the libraries are not installed.
     """
-    check_positive(settings)
+    check_values(settings, distinct=("sizes", "batches"))
     sizes, config = parse_sizes(settings.sizes), load(settings.config)
     torch, scheduler_class = _import()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -135,7 +137,7 @@ def _noising(
     for what, (function, arguments) in ours.items():
         program = compiled(function, *arguments)
         compiling[what, OURS] = program.compile_seconds
-        variants[what, OURS] = lambda call=program.call, a=arguments: call(*a)
+        variants[what, OURS] = functools.partial(program.call, *arguments)
         variants[what, THEIRS] = theirs[what]
         fast = torch.compile(theirs[what])
         try:
@@ -224,21 +226,17 @@ def _what(row: Row) -> str:
     return str(row.case.get("what") or f"{row.case['table']}, {row.case['schedule']}")
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: columns.Columns = {
     "what": _what,
-    "by": lambda row: str(row.case["by"]),
-    "size": lambda row: str(row.case.get("size", "")),
-    "batch": lambda row: str(row.case.get("batch", "")),
+    "by": columns.case("by"),
+    "size": columns.case("size"),
+    "batch": columns.case("batch"),
     "time": lambda row: duration(row.median) if row.seconds else row.numbers.get("unavailable", ""),
-    "quartiles": lambda row: (
-        " - ".join(duration(s) for s in (spread(row.seconds).lower, spread(row.seconds).upper))
-        if row.seconds
-        else ""
-    ),
-    "images/s": lambda row: number(row.numbers.get("images_per_second")),
-    "GB/s": lambda row: number(row.numbers.get("gigabytes_per_second")),
-    "relative error": lambda row: number(row.numbers.get("relative_error")),
-    "compile": lambda row: duration(row.compile_seconds),
+    "quartiles": columns.quartiles,
+    "images/s": columns.figure("images_per_second"),
+    "GB/s": columns.figure("gigabytes_per_second"),
+    "relative error": columns.figure("relative_error"),
+    "compile": columns.compiling,
 }
 """Headers of the table, and what stands under them."""
 

@@ -46,7 +46,7 @@ def _forward(figure: Any, rows: list[Row]) -> None:
         dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "batch" in r.case)
     )
     panels = _panels(figure, len(points))
-    methods = list(dict.fromkeys(str(r.case["method"]) for r in rows if "t" in r.case))
+    methods = list(dict.fromkeys(r.case["method"] for r in rows if {"t", "batch"} <= {*r.case}))
     for axes, (size, batch) in zip(panels, points, strict=True):
         here = find(rows, size=size, batch=batch)
         for index, method in enumerate(methods):
@@ -62,26 +62,25 @@ def _forward(figure: Any, rows: list[Row]) -> None:
 
 def _kl(figure: Any, rows: list[Row]) -> None:
     pairs = list(dict.fromkeys(r.case["pair"] for r in rows if "pair" in r.case))
-    panels = _panels(figure, len(pairs) + 1)
+    chains = list(dict.fromkeys(r.case["chain"] for r in rows if "chain" in r.case))
+    methods = list(dict.fromkeys(r.case["method"] for r in rows if "pair" in r.case))
+    panels = _panels(figure, len(pairs) + len(chains))
     for axes, pair in zip(panels, pairs, strict=False):
-        here = find(rows, pair=pair)
-        for index, method in enumerate(dict.fromkeys(str(r.case["method"]) for r in here)):
-            found = find(here, method=method)
-            seconds = [row.median / row.numbers["dims"] for row in found]
+        for index, method in enumerate(methods):
+            found = find(rows, pair=pair, method=method)
+            seconds = [row.numbers["seconds_per_dimension"] for row in found]
             # An error of nothing has no logarithm.
             errors = [max(row.numbers["rms_error"], 1e-18) for row in found]
             axes.plot(seconds, errors, "o-", color=f"C{index}", markersize=3, label=method)
-        axes.set(title=str(pair), xlabel="seconds per dimension", ylabel="error, nats")
+        axes.set(title=pair, xlabel="seconds per dimension", ylabel="error, nats")
         axes.set(xscale="log", yscale="log")
-    ways = [row for row in rows if "way" in row.case]
-    axes = panels[len(pairs)]
-    axes.barh(
-        [str(row.case["way"]) for row in ways], [row.numbers["variance_seconds"] for row in ways]
-    )
-    axes.set(
-        title="the whole ELBO: variance x seconds", xlabel="bits/dim squared x s", xscale="log"
-    )
-    _legend(figure, panels[:1])
+    for axes, chain in zip(panels[len(pairs) :], chains, strict=True):
+        ways = find(rows, chain=chain)
+        products = [row.numbers["variance_seconds"] for row in ways]
+        axes.barh([row.case["way"] for row in ways], products)
+        axes.set(title=f"ELBO, {chain}", xlabel="variance x seconds, (bits/dim)^2 s", xscale="log")
+        axes.invert_yaxis()
+    _legend(figure, panels[: len(pairs)])
 
 
 def _train_step(figure: Any, rows: list[Row]) -> None:
@@ -114,7 +113,10 @@ def _panels(figure: Any, count: int) -> list[Any]:
     columns = min(count, 3)
     lines = -(-count // columns)
     figure.set_size_inches(max(4.5 * columns, 6.0), 3.6 * lines + 0.6)
-    return list(figure.subplots(lines, columns, squeeze=False).flat)[:count]
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return panels[:count]
 
 
 def _line(axes: Any, x: list[float], rows: list[Row], label: str, color: int) -> None:

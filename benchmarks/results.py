@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +24,11 @@ __all__ = [
     "Row",
     "compare",
     "conclusions",
-    "duration",
     "find",
     "load",
     "machine",
     "now",
-    "number",
-    "report_table",
     "save",
-    "table",
     "versions",
 ]
 
@@ -50,7 +46,7 @@ LEAST = 4
 class Row:
     """One line of a table."""
 
-    case: dict[str, str | int | float]
+    case: dict[str, Any]
     """What was measured. No two rows of a report have the same."""
     seconds: list[float] = dataclasses.field(default_factory=list)
     """Of every run, compilation apart; empty where time is not what the row is about."""
@@ -84,7 +80,7 @@ class Report:
 class Comparison(NamedTuple):
     """One row in two reports."""
 
-    case: dict[str, str | int | float]
+    case: dict[str, Any]
     ratio: float
     """Median of the second over median of the first."""
     lower: float
@@ -210,47 +206,6 @@ def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -
                     f"Different {what}: {name} was {one.get(name)} and is {other.get(name)}."
                 )
     return said
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up; the first is text, the others numbers."""
-    columns = list(zip(headers, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(headers), line(rule), *map(line, rows)])
-
-
-def report_table(report: Report, columns: Mapping[str, Callable[[Row], str]]) -> str:
-    """The rows of a report, a column for each header."""
-    cells = [[cell(row) for cell in columns.values()] for row in report.rows]
-    return table(list(columns), cells)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, thousands apart; nothing for None."""
-    if value is None:
-        return ""
-    if value == 0.0 or not np.isfinite(value):
-        return f"{value:g}"
-    if abs(value) >= 10.0 ** (digits - 1):
-        return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.{digits - 1}e}"
-    return f"{value:.{digits}g}" if abs(value) >= 1e-3 else f"{value:.{digits - 1}e}"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in the unit that suits it."""
-    if seconds is None:
-        return ""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{number(seconds / size)} {unit}"
-    return f"{number(seconds / 1e-6)} us"
 
 
 def _compared(one: Row, other: Row) -> Comparison:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ddpm_jax.errors import UserError
 
-__all__ = ["Common", "Say", "as_json", "check_positive", "parse_sizes"]
+__all__ = ["Common", "Say", "as_json", "check_values", "parse_sizes"]
 
 Say = Callable[[str], None]
 """Tells what is being measured, while it is."""
@@ -33,12 +33,17 @@ def as_json(settings: Common) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
-def check_positive(settings: Common) -> None:
-    """Raises UserError for a count or a time that is not above 0, and for lists without entries."""
+def check_values(settings: Common, *, distinct: tuple[str, ...] = ()) -> None:
+    """Raises UserError for a number that is not above 0, an empty list, or one with repetitions.
+
+    Only the lists that `distinct` names may not have the same value twice.
+    """
     for name, value in dataclasses.asdict(settings).items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, tuple) and not value:
             raise UserError(f"{option} is empty; give at least one value")
+        if name in distinct and len(set(value)) < len(value):
+            raise UserError(f"{option} is {' '.join(map(str, value))}; give each value once")
         for number in value if isinstance(value, tuple) else (value,):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if name == "seed":

@@ -21,6 +21,7 @@ with the network, the noising's does not.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.results import Row, duration, find, number
-from benchmarks.settings import Common, Say, check_positive
+from benchmarks import columns
+from benchmarks.columns import duration, number
+from benchmarks.results import Row, find
+from benchmarks.settings import Common, Say, check_values
 from benchmarks.timing import Program, compiled, in_turns, spread
 from ddpm_jax import convert, q_sample, q_step, simple_loss, timesteps, training
 from ddpm_jax.config import Config, load, make_schedule
@@ -80,7 +83,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
     Raises:
         UserError: settings that cannot work.
     """
-    check_positive(settings)
+    check_values(settings)
     if len(settings.configs) != len(settings.batches):
         raise UserError(
             f"--configs has {len(settings.configs)} entries and --batches {len(settings.batches)};"
@@ -184,9 +187,10 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
         say(f"{network}, batch {batch}: compiling the step, {noising}")
         steps[noising] = compiled(make_step(config, noising), state, images)
     say(f"{network}, batch {batch}: steps by turns")
-    told = {"repeats": settings.repeats, "seconds": settings.seconds}
-    calls = {name: program.call for name, program in steps.items()}
-    runs = in_turns({n: lambda call=call: call(state, images) for n, call in calls.items()}, **told)
+    told: dict[str, Any] = {"repeats": settings.repeats, "seconds": settings.seconds}
+    runs = in_turns(
+        {name: functools.partial(step.call, state, images) for name, step in steps.items()}, **told
+    )
 
     alone: dict[str, Program] = {}
     for noising, noise in _noisings(schedule).items():
@@ -199,9 +203,9 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
             return noise(noise_key, x0, t)
 
         alone[f"{noising}, alone"] = compiled(draw, state.key, images)
-    calls = {name: program.call for name, program in alone.items()}
     runs |= in_turns(
-        {n: lambda call=call: call(state.key, images) for n, call in calls.items()}, **told
+        {name: functools.partial(draw.call, state.key, images) for name, draw in alone.items()},
+        **told,
     )
     return [
         Row(
@@ -218,19 +222,17 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
     ]
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "noising": lambda row: str(row.case["noising"]),
-    "network": lambda row: str(row.case["network"]),
+COLUMNS: columns.Columns = {
+    "noising": columns.case("noising"),
+    "network": columns.case("network"),
     "parameters": lambda row: f"{row.numbers['parameters']:,}",
     "T": lambda row: str(row.numbers["num_steps"]),
-    "batch": lambda row: str(row.case["batch"]),
-    "time": lambda row: duration(row.median),
-    "quartiles": lambda row: " - ".join(
-        duration(seconds) for seconds in (spread(row.seconds).lower, spread(row.seconds).upper)
-    ),
-    "images/s": lambda row: number(row.numbers["images_per_second"]),
-    "peak MB": lambda row: number(row.numbers["peak_bytes"] and row.numbers["peak_bytes"] / 1e6),
-    "compile": lambda row: duration(row.compile_seconds),
+    "batch": columns.case("batch"),
+    "time": columns.time,
+    "quartiles": columns.quartiles,
+    "images/s": columns.figure("images_per_second"),
+    "peak MB": columns.figure("peak_bytes", unit=1e6),
+    "compile": columns.compiling,
 }
 """Headers of the table, and what stands under them."""
 
@@ -243,13 +245,13 @@ def notes(rows: list[Row]) -> list[str]:
             str(row.case["noising"]): row.median for row in find(rows, network=network, batch=batch)
         }
         closed, loop = times["closed form"], times["loop"]
-        where = f"{network}, batch {batch}"
-        saved = 24.0 * (1.0 - closed / loop)
+        alone, loop_alone = times["closed form, alone"], times["loop, alone"]
+        where, saved = f"{network}, batch {batch}", 24.0 * (1.0 - closed / loop)
         said.append(
             f"{where}: of a day of training with the loop, the closed form saves {number(saved)}"
-            f" hours: {duration(loop)} and {duration(closed)} a step. By themselves loop and closed form take {duration(times['loop, alone'])} and"
-            f" {duration(times['closed form, alone'])}, {times['loop, alone'] / loop:.1%} and"
-            f" {times['closed form, alone'] / closed:.2%} of their steps."
+            f" hours: {duration(loop)} and {duration(closed)} a step. By themselves loop and closed"
+            f" form take {duration(loop_alone)} and {duration(alone)}, {loop_alone / loop:.1%} and"
+            f" {alone / closed:.2%} of their steps."
         )
         said.append(
             f"{where}: a step without noising takes {times['none'] / closed:.3f} of one with the"

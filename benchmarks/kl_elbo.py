@@ -1,0 +1,193 @@
+"""Ways to the ELBO of a batch: all T times, or some, drawn in one way or another."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.results import Row
+from benchmarks.timing import compiled, in_turns, spread
+from ddpm_jax import (
+    analytic,
+    bits_per_dim,
+    estimate_bits_per_dim,
+    q_sample,
+    timesteps,
+    vlb_terms,
+)
+from ddpm_jax.data import to_model_range
+from ddpm_jax.experiment import Experiment
+from ddpm_jax.losses import prior_term
+from ddpm_jax.schedules import Schedule
+
+__all__ = ["Sizes", "measured"]
+
+
+class Way(NamedTuple):
+    """A way to the mean ELBO of a batch."""
+
+    name: str
+    times: int
+    """Network evaluations for each example."""
+    keys: int
+    of: Callable[[Any, Any, Any], Any]
+    """`(predict, key, x0) -> bits per dimension`, a scalar."""
+
+
+class Sizes(NamedTuple):
+    """How many of each."""
+
+    batch: int
+    num_times: int
+    keys: int
+    whole_keys: int
+
+
+def measured(
+    name: str,
+    schedule: Schedule,
+    built: Experiment,
+    sizes: Sizes,
+    *,
+    seed: int,
+    repeats: int,
+    seconds: float,
+) -> list[Row]:
+    """A row for each way to the ELBO on one chain; they run by turns."""
+    data, shape = _gaussian_of(built)
+    key_data, key_p, key_time, key = jax.random.split(jax.random.key(seed), 4)
+    x0 = analytic.sample(data, key_data, (sizes.batch, *shape))
+    perfect = analytic.predictor(data, schedule, predicts="eps")
+    params = jax.jit(built.model.init)(built.key("parameters"), x0[:1], jnp.zeros(1, jnp.int32))
+
+    def network(x_t: Any, t: Any) -> Any:
+        return built.bind(params)(x_t, t)
+
+    losses = _losses_at_each_time(schedule, perfect, key_p, x0)
+    ways = _ways(sizes, schedule, losses, built.config.evaluation.batch_size)
+    programs, found, variants = [], [], {}
+    for index, way in enumerate(ways):
+        perfectly = compiled(lambda key, x0, way=way: way.of(perfect, key, x0), key, x0)
+        keys = jax.random.split(jax.random.fold_in(key, index), way.keys)
+        bits = np.array([float(perfectly.call(k, x0)) for k in keys], np.float64)
+        found.append(bits)
+        program = compiled(lambda key, x0, way=way: way.of(network, key, x0), key_time, x0)
+        programs.append(program)
+        variants[index] = functools.partial(program.call, key_time, x0)
+    runs = in_turns(variants, repeats=repeats, seconds=seconds)
+    whole = found[0]
+    rows = []
+    for index, (way, bits) in enumerate(zip(ways, found, strict=True)):
+        variance, median = float(np.var(bits, ddof=1)), spread(runs[index]).median
+        off = float(np.mean(bits) - np.mean(whole))
+        standard_error = math.sqrt(variance / len(bits) + np.var(whole, ddof=1) / len(whole))
+        numbers = {
+            "times_per_example": way.times,
+            "keys": way.keys,
+            "bits_per_dim": float(np.mean(bits)),
+            "off_errors": abs(off) / standard_error if index else 0.0,
+            "deviation": math.sqrt(variance),
+            "variance_seconds": variance * median,
+        }
+        case: dict[str, Any] = {"chain": name, "way": way.name}
+        rows.append(Row(case, runs[index], programs[index].compile_seconds, numbers))
+    return rows
+
+
+def _gaussian_of(built: Experiment) -> tuple[analytic.Mixture, tuple[int, ...]]:
+    """Gaussian data with the mean and covariance of the images, their grey levels spread out."""
+    images, levels = built.images.train, built.images.levels
+    flat = np.asarray(to_model_range(jnp.asarray(images), levels), np.float64)
+    flat = flat.reshape(len(images), -1)
+    width = 2.0 / (levels - 1)
+    covariance = np.cov(flat.T) + width**2 / 12.0 * np.eye(flat.shape[1])
+    return analytic.gaussian(flat.mean(axis=0), covariance), images.shape[1:]
+
+
+def _losses_at_each_time(
+    schedule: Schedule, predict: Any, key: jax.Array, x0: jax.Array
+) -> jax.Array:
+    """L_t of the batch at every t, `[T, batch]`, in nats."""
+
+    @jax.jit
+    def at(t: Any, key: Any) -> Any:
+        times = jnp.full(x0.shape[:1], t)
+        eps = jax.random.normal(key, x0.shape)
+        x_t = q_sample(schedule, x0, times, eps)
+        return vlb_terms(schedule, predict(x_t, times), x0, x_t, times, predicts="eps", levels=None)
+
+    keys = jax.random.split(key, schedule.num_steps)
+    return jnp.stack([at(jnp.int32(t), keys[t]) for t in range(schedule.num_steps)])
+
+
+def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, rows_at_once: int) -> list[Way]:
+    num_steps = schedule.num_steps
+    told: dict[str, Any] = {"predicts": "eps", "levels": None}
+    best = jnp.sqrt(jnp.mean(jnp.square(losses), axis=1))
+    best /= jnp.sum(best)
+    history = timesteps.loss_history(num_steps)
+    for column in range(history.losses.shape[1]):
+        # Some example's loss, another one each time.
+        of = (jnp.arange(num_steps) + column) % losses.shape[1]
+        seen = jnp.take_along_axis(losses, of[:, None], axis=1)[:, 0]
+        history = timesteps.update_history(history, jnp.arange(num_steps, dtype=jnp.int32), seen)
+    learned = timesteps.probabilities(history)
+    chunk = max(rows_at_once // sizes.batch, 1)
+
+    def whole(predict: Any, key: Any, x0: Any) -> Any:
+        return jnp.mean(bits_per_dim(schedule, predict, key, x0, chunk=chunk, **told).total)
+
+    def once(draw: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, Any, Any], Any]:
+        def bits(predict: Any, key: Any, x0: Any) -> Any:
+            key_t, key_eps = jax.random.split(key)
+            t, weight = draw(key_t)
+            eps = jax.random.normal(key_eps, x0.shape)
+            x_t = q_sample(schedule, x0, t, eps)
+            output = predict(x_t, schedule.network_time(t))
+            nats = num_steps * weight * vlb_terms(schedule, output, x0, x_t, t, **told)
+            return jnp.mean(prior_term(schedule, x0) + nats) / _nats_per_bit(x0)
+
+        return bits
+
+    def some(probabilities: Any) -> Callable[[Any, Any, Any], Any]:
+        def bits(predict: Any, key: Any, x0: Any) -> Any:
+            options = told | {"num_times": sizes.num_times, "chunk": chunk}
+            return jnp.mean(
+                estimate_bits_per_dim(
+                    schedule, predict, key, x0, probabilities=probabilities, **options
+                ).total
+            )
+
+        return bits
+
+    batch = sizes.batch
+    ones = jnp.ones(batch)
+    return [
+        Way("all T times", num_steps, sizes.whole_keys, whole),
+        Way(
+            *("uniform", 1, sizes.keys),
+            once(lambda key: (timesteps.uniform(key, batch, num_steps), ones)),
+        ),
+        Way(
+            *("stratified", 1, sizes.keys),
+            once(lambda key: (timesteps.stratified(key, batch, num_steps), ones)),
+        ),
+        Way(
+            *("importance, best p", 1, sizes.keys),
+            once(lambda key: timesteps.importance(key, batch, best)),
+        ),
+        Way(
+            *("importance, history", 1, sizes.keys),
+            once(lambda key: timesteps.importance(key, batch, learned)),
+        ),
+        Way("estimate, uniform", sizes.num_times, sizes.keys, some(None)),
+        Way("estimate, best p", sizes.num_times, sizes.keys, some(best)),
+    ]
+
+
+def _nats_per_bit(x0: jax.Array) -> float:
+    return math.prod(x0.shape[1:]) * math.log(2.0)

@@ -1,0 +1,524 @@
+"""The benchmarks as people run them, at sizes that take seconds, and what their numbers rest on."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import get_config
+
+from benchmarks import columns, forward, kl_pairs, moments, results, timing, train_step
+from benchmarks.__main__ import SUITES, main
+from benchmarks.kernels import count_kernels
+from benchmarks.results import Report, Row
+from ddpm_jax import config as configs
+from ddpm_jax import schedules, training
+from ddpm_jax.errors import UserError
+
+TINY = str(Path(__file__).parent / "tiny.py")
+QUICK = ["--repeats", "4", "--seconds", "0.1"]
+ARGUMENTS = {
+    "forward": [
+        *("--sizes", "2x2x1", "4x4x3", "--batches", "2", "--times", "3", "6"),
+        *("--num-steps", "6", "--affine-dims", "4"),
+    ],
+    "kl": [
+        *("--samples", "1", "100", "--nodes", "2", "--config", TINY, "--chains", "config"),
+        *("--batch", "4", "--num-times", "2", "--keys", "4", "--whole-keys", "2"),
+    ],
+    "train_step": ["--configs", TINY, "--batches", "2"],
+    "peers": ["--sizes", "2x2x1", "--batches", "2", "--config", TINY, "--batch", "2"],
+}
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors of a command."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as left:  # by tyro
+        code = left.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """A suite's JSON file, run once."""
+    found = {}
+
+    def report(suite):
+        if suite == "peers":
+            pytest.importorskip("diffusers", reason="diffusers comes with the extra 'peers'")
+        if suite not in found:
+            out = tmp_path_factory.mktemp(suite)
+            assert main([suite, *ARGUMENTS[suite], *QUICK, "--out", str(out)]) == 0
+            found[suite] = out / f"{suite}.json"
+        return found[suite]
+
+    return report
+
+
+def report_of(suite="forward", *rows, **changed):
+    """A report that nobody measured."""
+    machine = {"platform": "cpu", "processor": "abacus", "load_before": 0.0}
+    made = Report(suite, {}, {"seed": 0}, machine, {"jax": "1"}, "now", 1.0, list(rows), [])
+    return dataclasses.replace(made, **changed)
+
+
+# The command.
+
+
+def test_the_suites_are_listed(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0
+    for name, (what, took) in SUITES.items():
+        (line,) = (line for line in out.splitlines() if line.split()[:1] == [name])
+        assert what in line
+        assert took in line
+    assert "compare" in out
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_help_says_what_is_measured_and_what_is_not(suite, capsys):
+    code, out, _ = run(capsys, suite, "--help")
+    assert code == 0
+    assert "What it does not measure" in out or "What is not measured" in out
+    assert "--repeats" in out
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_leaves_numbers_that_load(suite, reports):
+    plain = json.loads(reports(suite).read_text())
+    assert {"platform", "device_kind", "devices", "processor", "cores"} <= set(plain["machine"])
+    assert {"python", "jax", "jaxlib", "numpy", "ddpm_jax"} <= set(plain["versions"])
+    assert plain["seeds"] == {"seed": 0}
+    assert plain["arguments"]["repeats"] == 4
+    assert plain["notes"]
+    timed = [row for row in plain["rows"] if row["seconds"]]
+    assert timed
+    for row in timed:
+        assert set(row["spread"]) == {"median", "lower", "upper"}
+        assert row["spread"]["lower"] <= row["spread"]["median"] <= row["spread"]["upper"]
+        assert min(row["seconds"]) > 0.0
+    assert any(row["compile_seconds"] for row in timed)
+    report = results.load(reports(suite))
+    assert len({json.dumps(row.case, sort_keys=True) for row in report.rows}) == len(report.rows)
+    assert report.suite == suite
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_draws(suite, reports):
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra 'benchmarks'")
+    picture = reports(suite).with_suffix(".png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(picture) > 10_000
+
+
+def test_without_matplotlib_there_is_a_sentence_and_the_numbers(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    row = Row({"network": "n", "batch": 1, "noising": "none"}, [1.0, 1.0])
+    monkeypatch.setattr(train_step, "run", lambda settings, say: [row])
+    monkeypatch.setattr(train_step, "notes", lambda rows: [])
+    monkeypatch.setattr(train_step, "COLUMNS", {"noising": columns.case("noising")})
+    code, out, _ = run(capsys, "train_step", "--out", tmp_path)
+    assert code == 0
+    assert "pip install -e '.[benchmarks]'" in out
+    assert (tmp_path / "train_step.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sideways"], "there is no suite 'sideways'; it has to be one of forward, kl"),
+        (["forward", "--sizes", "8x8"], "--sizes has '8x8'; a size is height x width x channels"),
+        (["forward", "--sizes", "8x0x1"], "--sizes has '8x0x1'"),
+        (["forward", "--times", "5000"], "--times has 5000; the chain has --num-steps 4000"),
+        (["forward", "--times"], "--times is empty"),
+        (["forward", "--times", "5", "5"], "--times is 5 5; give each value once"),
+        (["forward", "--batches", "0"], "--batches is 0; it has to be above 0"),
+        (["forward", "--num-steps", "1", "--times", "1"], "--num-steps is 1"),
+        (["forward", "--seconds", "nan"], "--seconds is nan"),
+        (["forward", "--seed", "-1"], "--seed is -1"),
+        (["forward", "--size", "8x8x1"], "--sizes"),
+        (["forward", "--batches", "many"], "many"),
+        (["kl", "--samples", "12345"], "--samples has 12345"),
+        (["kl", "--keys", "1"], "at least 2"),
+        (["kl", "--config", "absent.py"], "'absent.py' does not exist"),
+        (["train_step", "--batches", "3"], "--configs has 2 entries and --batches 1"),
+        (["compare"], "compare wants two files, and got 0"),
+        (["compare", "absent.json", "absent.json"], "absent.json does not exist"),
+        (["compare", TINY, TINY], "is not a result of python -m benchmarks"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments, said, capsys, tmp_path):
+    out = [] if arguments[0] in ("compare", "sideways") else ["--out", tmp_path]
+    code, _, error = run(capsys, *arguments, *out)
+    assert code == 2
+    assert said in error
+    assert "Traceback" not in error
+
+
+# Comparing.
+
+
+def test_compare_prints_a_ratio_for_each_timed_row(reports, capsys):
+    path = reports("train_step")
+    code, out, _ = run(capsys, "compare", path, path)
+    assert code == 0
+    timed = [row for row in results.load(path).rows if row.seconds]
+    assert sum("1.000" in line for line in out.splitlines()) == len(timed)
+    assert "Different" not in out
+
+
+def test_compare_tells_slower_from_spread():
+    case = {"method": "a"}
+    steady = [1.0 + 0.01 * i for i in range(12)]
+    before = report_of("forward", Row(case, steady))
+    verdicts = {}
+    for name, runs in {
+        "slower": [2.0 * s for s in steady],
+        "faster": [0.5 * s for s in steady],
+        "within the spread": [1.005 * s for s in steady],
+        "too few runs (3)": [2.0, 2.0, 2.0],
+    }.items():
+        (found,) = results.compare(before, report_of("forward", Row(case, runs)))
+        assert found.lower <= found.ratio <= found.upper
+        verdicts[name] = found.verdict
+    assert verdicts == {name: name for name in verdicts}
+
+
+@pytest.mark.parametrize("runs", [4, 5, 9, 10, 30])
+def test_compare_seldom_sees_a_difference_that_is_none(runs):
+    """2,000 pairs of one skewed distribution: at most 5 %, 3 standard errors allowed."""
+    rng, pairs = np.random.default_rng(runs), 2000
+    seen = 0
+    for one, other in rng.lognormal(size=(pairs, 2, runs)):
+        before, after = (report_of("kl", Row({}, list(map(float, x)))) for x in (one, other))
+        (found,) = results.compare(before, after)
+        seen += found.verdict in ("slower", "faster")
+    assert seen / pairs < 0.05 + 3.0 * math.sqrt(0.05 * 0.95 / pairs)
+
+
+def test_compare_refuses_other_suites_and_says_what_differs():
+    row, other = Row({"a": 1}, [1.0] * 4), Row({"a": 2}, [1.0] * 4)
+    before = report_of("forward", row, other)
+    with pytest.raises(UserError, match="of the suite 'forward' and the second of 'kl'"):
+        results.compare(before, report_of("kl", row))
+    with pytest.raises(UserError, match="no timed row in common"):
+        results.compare(before, report_of("forward", Row({"a": 3}, [1.0])))
+    machine = {"platform": "cpu", "processor": "slide rule", "load_before": 3.0}
+    after = report_of("forward", row, machine=machine, versions={"jax": "2"})
+    said = results.conclusions(before, after, results.compare(before, after))
+    assert said == [
+        "1 rows: 1 within the spread.",
+        "1 rows are in one of the files only.",
+        "Different machine: processor was abacus and is slide rule.",
+        "Different versions: jax was 1 and is 2.",
+    ]
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    results.save(report_of("kl", Row({}, [1.0])), path)
+    assert results.load(path).rows == [Row({}, [1.0])]
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="has format 2; this version reads 1"):
+        results.load(path)
+
+
+# Timing.
+
+
+def test_times_are_those_of_the_clock():
+    runs = timing.in_turns(
+        {"short": lambda: time.sleep(0.005), "long": lambda: time.sleep(0.02)},
+        repeats=5,
+        seconds=1.0,
+    )
+    for name, slept in (("short", 0.005), ("long", 0.02)):
+        assert len(runs[name]) == 5
+        assert min(runs[name]) >= slept
+        assert min(runs[name]) < slept + 0.005
+
+
+def test_runs_take_turns_and_stop_at_the_budget():
+    order = []
+
+    def variant(name, slept):
+        return lambda: (order.append(name), time.sleep(slept))
+
+    variants = {"a": variant("a", 0.0), "b": variant("b", 0.011), "c": variant("c", 0.0)}
+    runs = timing.in_turns(variants, repeats=6, seconds=0.03)
+    assert {name: len(taken) for name, taken in runs.items()} == {"a": 6, "b": 3, "c": 6}
+    assert order == list("abcbcacababc") + order[12:]
+
+
+def test_the_work_is_waited_for():
+    """A product of matrices that takes milliseconds is not done when its call returns."""
+    x = jnp.ones((1000, 1000))
+    program = timing.compiled(lambda x: x @ x @ x @ x, x)
+    (runs,) = timing.in_turns({"": lambda: program.call(x)}, repeats=5, seconds=1.0).values()
+    flops = 3 * 2 * 1000**3
+    assert flops / min(runs) < 1e13  # nor is any core that fast
+    assert program.compile_seconds > 0.0
+
+
+def test_median_and_quartiles():
+    assert timing.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == timing.Spread(3.0, 2.0, 4.0)
+
+
+def test_peak_memory_holds_arguments_results_and_what_is_between():
+    x = jnp.ones((256, 256))
+    add = timing.compiled(lambda x, y: x + y, x, x)
+    assert add.peak_bytes >= 3 * x.nbytes
+    sort = timing.compiled(lambda x: jnp.sort(x, axis=0) + jnp.sort(x, axis=1), x)
+    assert sort.peak_bytes >= 3 * x.nbytes
+
+
+# Kernels.
+
+
+def test_kernels_of_known_programs():
+    x = jnp.ones((8, 64))
+    one = count_kernels(timing.compiled(lambda x, y: 2.0 * x + y, x, x).hlo, x.size)
+    assert (one.kernels, one.image_kernels, one.launches, one.loops_known) == (1, 1, 1, True)
+    # A product of matrices is no part of a fusion; a row is not as large as the images.
+    two = count_kernels(timing.compiled(lambda x: jnp.sin(x @ x.T)[0], x).hlo, x.size)
+    assert two.kernels >= 2
+    assert two.image_kernels < two.kernels
+
+
+def test_launches_follow_loops():
+    x = jnp.ones((8, 64))
+
+    def loop(steps):
+        def step(x, _):
+            return jnp.cumsum(jnp.sin(x), axis=1), None
+
+        return timing.compiled(lambda x: jax.lax.scan(step, x, None, length=steps)[0], x)
+
+    few, many = (count_kernels(loop(steps).hlo, x.size) for steps in (10, 1010))
+    assert few.kernels == many.kernels
+    a_step, rest = divmod(many.launches - few.launches, 1000)
+    assert rest == 0
+    assert a_step >= 1
+
+
+HLO = """HloModule m, entry_computation_layout={()->f32[4,4]{1,0}}
+
+%body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %p = (s32[], f32[4,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4]{1,0} get-tuple-element(%p), index=1
+  %next = s32[] fusion(%i), kind=kLoop, calls=%f
+  %y = f32[4,4]{1,0} custom-call(%x), custom_call_target="g"
+  ROOT %out = (s32[], f32[4,4]{1,0}) tuple(%next, %y)
+}
+
+%cond (p: (s32[], f32[4,4])) -> pred[] {
+  %p = (s32[], f32[4,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] fusion(%i), kind=kLoop, calls=%h
+}
+
+ENTRY %main (a: f32[4,4]) -> f32[4,4] {
+  %a = f32[4,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %scale = f32[4]{0} fusion(%zero), kind=kLoop, calls=%k
+  %t = (s32[], /*index=1*/f32[4,4]{1,0}) tuple(%zero, %a)
+  %w = (s32[], f32[4,4]{1,0}) while(%t), condition=%cond, body=%body, KNOWN
+  %got = f32[4,4]{1,0} get-tuple-element(%w), index=1
+  ROOT %r = f32[4]{0} reduce(%got, %scale), dimensions={0}, to_apply=%sum
+}
+"""
+
+
+def test_a_text_is_counted_by_hand():
+    known = HLO.replace("KNOWN", 'backend_config={"known_trip_count":{"n":"7"}}')
+    # scale, the loop and the reduction; the last two have 16 elements or more on either side.
+    assert count_kernels(known, 16) == (3, 2, 2 + 7 * 3, True)
+    assert count_kernels(HLO.replace(", KNOWN", ""), 16) == (3, 2, 2 + 3, False)
+
+
+# Moments.
+
+
+def noised(mean_scale=1.0, noise_scale=1.0, smooth=0.0, shift=0.0, shape=(16, 8, 8, 1)):
+    rng = np.random.default_rng(3)
+    x0, eps = rng.uniform(-1.0, 1.0, shape), rng.standard_normal(shape)
+    eps = math.sqrt(1.0 - smooth**2) * eps + smooth * np.roll(eps, 1, axis=2)
+    return x0, mean_scale * 0.8 * x0 + noise_scale * 0.6 * eps + shift
+
+
+def test_right_samples_are_near():
+    found = moments.distance(*moments.white_isotropic(0.64, *noised()))
+    assert found.values == 1024
+    assert not found.far
+    assert max(found.mean_errors, found.variance_errors) < 3.0
+    assert found.variance_distance < 3.0 * math.sqrt(2.0 / 1024)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean_scale": 0.5},
+        {"mean_scale": -1.0},
+        {"shift": 0.2},
+        {"noise_scale": 0.8},
+        {"noise_scale": 1.3},
+        {"smooth": 0.5},  # the variance of each pixel is right
+        {"mean_scale": math.nan},
+    ],
+)
+def test_wrong_samples_are_far(wrong):
+    assert moments.distance(*moments.white_isotropic(0.64, *noised(**wrong))).far
+
+
+def test_a_wrong_noising_is_flagged_in_table_and_notes(monkeypatch):
+    """1 - alpha_bar in the place of its root."""
+
+    def wrong(schedule, x0, t, eps):
+        a, b = schedule.signal(t), schedule.noise_variance(t)
+        return a.reshape(-1, 1, 1, 1) * x0 + b.reshape(-1, 1, 1, 1) * eps
+
+    schedule = schedules.cosine(50)
+    settings = forward.Settings(times=(5,), num_steps=50, repeats=3)
+    chains = forward.Chains(schedule, schedule, None, {})
+    x0, eps = jnp.zeros((8, 8, 8, 1)) + 0.5, jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
+    monkeypatch.setattr(forward, "q_sample", wrong)
+    variants = forward._closed_forms(settings, chains, x0, eps, jax.random.key(1))
+    rows = forward._measured(variants[:3], settings, "8x8x1", x0.shape, 0.0)
+    assert [row.numbers.get("far") for row in rows] == [None, True, True]
+    assert any("WRONG MOMENTS: closed form, 8x8x1, 8, 5." in said for said in forward.notes(rows))
+
+
+def test_blurred_and_affine_marginals_are_those_of_their_chains():
+    """One step of a chain of two pixels, by hand."""
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    A, b, Q = (
+        np.stack([turn, 2.0 * turn]),
+        np.array([[1.0, 0.0], [0.0, 3.0]]),
+        np.stack([np.eye(2)] * 2),
+    )
+    found = moments.affine_marginal(A, b, Q)
+    np.testing.assert_allclose(found.matrix, -2.0 * np.eye(2))
+    np.testing.assert_allclose(found.offset, [0.0, 5.0])
+    np.testing.assert_allclose(found.covariance, 5.0 * np.eye(2))
+    # A constant image has one frequency, which blur leaves alone.
+    x0 = np.full((3, 4, 6, 1), 0.7)
+    z, u = moments.white_blurred(0.64, 0.9, x0, 0.8 * x0)
+    np.testing.assert_allclose(z, 0.0, atol=1e-12)
+    np.testing.assert_allclose(u[:, 0], 0.8 * 0.7 * math.sqrt(24) / 0.6)
+    np.testing.assert_allclose(u[:, 1:], 0.0, atol=1e-12)
+
+
+def test_the_cosine_chain_in_float64_is_the_schedule():
+    exact = moments.cosine_alpha_bar(40)
+    np.testing.assert_allclose(np.asarray(schedules.cosine(40).alpha_bar), exact, rtol=1e-6)
+
+
+# What the suites say.
+
+
+def test_forward_has_all_methods_and_right_moments(reports):
+    report = results.load(reports("forward"))
+    rows = results.find(report.rows, size="2x2x1", batch=2)
+    methods = dict.fromkeys(row.case["method"] for row in rows)
+    assert set(methods) | {"affine set-up"} == set(forward.METHODS)
+    assert not results.find(report.rows, size="4x4x3", method="affine")
+    for row in rows:
+        assert row.numbers["gigabytes_per_second"] > 0.0
+        assert row.numbers["peak_bytes"] > 0
+        if row.case["method"] != "x + y":
+            assert row.numbers["far"] is False
+    (closed, _) = results.find(report.rows, size="4x4x3", method="closed form")
+    assert closed.numbers["image_kernels"] == 1
+    loops = {r.case["t"]: r for r in results.find(report.rows, size="4x4x3", method="Python loop")}
+    assert loops[6].numbers["launches"] == 2 * loops[3].numbers["launches"]
+
+
+def test_long_loops_are_left_out_and_said(monkeypatch):
+    settings = forward.Settings(times=(2, 50), num_steps=50, repeats=3, longest=1e-9)
+    x0 = jnp.zeros((2, 2, 2, 1))
+    rows = forward._loops(settings, schedules.cosine(50), "2x2x1", x0, jax.random.key(0), 0.0)
+    assert all(row.numbers["left_out_seconds"] > 0.0 and not row.seconds for row in rows)
+    assert "4 rows in brackets were not run" in " ".join(forward.notes(rows))
+    assert "(about " in columns.of_rows(rows, forward.COLUMNS)
+
+
+def test_kl_errors_are_those_of_the_methods(reports):
+    report = results.load(reports("kl"))
+    for name in kl_pairs.PAIRS:
+        rows = {
+            (row.case["method"], row.case.get("n")): row.numbers
+            for row in results.find(report.rows, pair=name)
+        }
+        assert rows["closed form", None]["relative_error"] < 5e-7
+        one, hundred = rows["Monte Carlo", 1]["rms_error"], rows["Monte Carlo", 100]["rms_error"]
+        assert one / hundred == pytest.approx(10.0, rel=0.1)  # of 40,000 dimensions or more
+    assert kl_pairs._exact(*map(np.float64, (0.0, 1.0, 1.0, 4.0))) == pytest.approx(
+        math.log(2.0) + (1.0 + 1.0) / 8.0 - 0.5
+    )
+    ways = [row.case["way"] for row in report.rows if "way" in row.case]
+    assert len(ways) == 7
+
+
+def test_the_step_is_that_of_training():
+    """With the closed form, the loss is the library's own for this objective and these times."""
+    config = get_config()
+    state, images = train_step.state_and_images(config, 4, 0)
+    ours = train_step.make_loss(config, "closed form")
+    theirs = training.make_loss(
+        train_step.make_model(config).apply,
+        configs.make_schedule(config.schedule),
+        objective="simple",
+        predicts="eps",
+        levels=256,
+        times="uniform",
+    )
+    key, x0 = jax.random.key(5), train_step.to_model_range(images, 256)
+    one, _ = jax.jit(ours)(state.params, key, images, ())
+    other, _ = jax.jit(theirs)(state.params, key, x0, ())
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_the_loop_of_a_step_has_the_closed_forms_moments():
+    """20,000 examples at four times each: mean and variance of x_t, 5 standard errors."""
+    schedule = schedules.cosine(8)
+    loop = train_step._noisings(schedule)["loop"]
+    t = jnp.tile(jnp.array([0, 3, 6, 7], jnp.int32), 5000)
+    x0 = jnp.broadcast_to(jnp.array([[0.5, -1.0]]), (t.size, 2))
+    x_t, eps = jax.jit(loop)(jax.random.key(0), x0, t)
+    alpha_bar = moments.cosine_alpha_bar(8)
+    for time_ in (0, 3, 6, 7):
+        here = np.asarray(t) == time_
+        found = moments.distance(
+            *moments.white_isotropic(alpha_bar[time_], np.asarray(x0)[here], np.asarray(x_t)[here])
+        )
+        assert not found.far, (time_, found)
+    assert float(jnp.var(eps)) == pytest.approx(1.0, abs=5.0 * math.sqrt(2.0 / eps.size))
+
+
+def test_notes_follow_from_the_numbers():
+    """Twice the time is half the bandwidth, whatever was measured here."""
+
+    def rows(closed, loop):
+        parts = {
+            "closed form": closed,
+            "loop": loop,
+            "none": 1.0,
+            "loop, alone": 1.0,
+            "closed form, alone": 0.5,
+        }
+        return [
+            Row({"network": "n", "batch": 1, "noising": name}, [seconds] * 3)
+            for name, seconds in parts.items()
+        ]
+
+    assert "saves 12 hours" in train_step.notes(rows(1.0, 2.0))[0]
+    assert "saves 18 hours" in train_step.notes(rows(1.0, 4.0))[0]
