@@ -151,12 +151,11 @@ def _closed_forms(
     x0_host = np.asarray(x0)
     alpha_bar = moments.cosine_alpha_bar(settings.num_steps)
 
-    # The tables of many modes or matrices are arguments: as constants they would be compiled in.
     def given(process: Any, x0: Any, t: Any, eps: Any) -> Any:
-        return q_sample(chains.isotropic if process is None else process, x0, t, eps)
+        return q_sample(process, x0, t, eps)
 
     def drawn(process: Any, x0: Any, t: Any, key: Any) -> Any:
-        return q_sample(chains.isotropic, x0, t, jax.random.normal(key, shape))
+        return q_sample(process, x0, t, jax.random.normal(key, shape))
 
     add = compiled(lambda x, y: x + y, x0, eps)
     variants = [Variant("x + y", None, add, lambda: add.call(x0, eps), 3)]
@@ -164,7 +163,14 @@ def _closed_forms(
     def variant(
         method: str, process: Any, function: Any, noise: Any, white: Any, reached: Sequence[int]
     ) -> None:
-        program = compiled(function, process, x0, first, noise)
+        # Tables are arguments, not constants to be compiled in, and leaf by leaf: `lower` puts
+        # what is no array into the places of a tree, which checked annotations refuse.
+        tables, tree = jax.tree.flatten(process)
+
+        def noised(tables: Any, x0: Any, t: Any, noise: Any) -> Any:
+            return function(jax.tree.unflatten(tree, tables), x0, t, noise)
+
+        program = compiled(noised, tables, x0, first, noise)
         for t in reached:
             times = jnp.full(shape[:1], t - 1, jnp.int32)
             variants.append(
@@ -172,7 +178,7 @@ def _closed_forms(
                     method,
                     t,
                     program,
-                    functools.partial(program.call, process, x0, times, noise),
+                    functools.partial(program.call, tables, x0, times, noise),
                     3 if function is given else 2,
                     functools.partial(white, t),
                 )
@@ -189,8 +195,8 @@ def _closed_forms(
         return moments.white_affine(chains.marginals[t], x0_host, x_t)
 
     times = settings.times
-    variant("closed form", None, given, eps, isotropic, times)
-    variant("closed form, drawn", None, drawn, key, isotropic, times)
+    variant("closed form", chains.isotropic, given, eps, isotropic, times)
+    variant("closed form, drawn", chains.isotropic, drawn, key, isotropic, times)
     variant("spectral", chains.spectral, given, eps, blurred, times)
     if chains.affine is not None:
         variant("affine", chains.affine, given, eps, affine, list(chains.marginals))
@@ -364,6 +370,8 @@ def _notes_of(rows: list[Row], where: str) -> list[str]:
         (row.case["method"], row.case.get("t")): row.median for row in rows if row.seconds
     }
     times = sorted(t for method, t in medians if method == "closed form")
+    if not times:
+        return []
     first, last = times[0], times[-1]
     closed, add = medians["closed form", last], find(rows, method="x + y")[0]
     bound = ", dispatch-bound," if add.numbers["dispatch_bound"] else ""

@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,19 @@ from ddpm_jax.experiment import Experiment
 from ddpm_jax.losses import prior_term
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["Sizes", "measured"]
+__all__ = ["WAYS", "Sizes", "WayName", "measured"]
+
+
+WayName = Literal[
+    "all", "uniform", "stratified", "best", "history", "estimate_uniform", "estimate_best"
+]
+WAYS: tuple[WayName, ...] = get_args(WayName)
 
 
 class Way(NamedTuple):
     """A way to the mean ELBO of a batch."""
 
-    name: str
+    name: WayName
     times: int
     """Network evaluations for each example."""
     keys: int
@@ -52,6 +58,7 @@ def measured(
     schedule: Schedule,
     built: Experiment,
     sizes: Sizes,
+    names: Sequence[WayName],
     *,
     seed: int,
     repeats: int,
@@ -64,20 +71,22 @@ def measured(
     perfect = analytic.predictor(data, schedule, predicts="eps")
     params = jax.jit(built.model.init)(built.key("parameters"), x0[:1], jnp.zeros(1, jnp.int32))
 
-    def network(x_t: Any, t: Any) -> Any:
-        return built.bind(params)(x_t, t)
-
     losses = _losses_at_each_time(schedule, perfect, key_p, x0)
-    ways = _ways(sizes, schedule, losses, built.config.evaluation.batch_size)
+    chunk = max(built.config.evaluation.batch_size // sizes.batch, 1)
+    ways = _ways(sizes, schedule, losses, chunk)
+    ways = [way for way in ways if way.name in ("all", *names)]
     programs, found, variants = [], [], {}
     for index, way in enumerate(ways):
         perfectly = compiled(lambda key, x0, way=way: way.of(perfect, key, x0), key, x0)
         keys = jax.random.split(jax.random.fold_in(key, index), way.keys)
         bits = np.array([float(perfectly.call(k, x0)) for k in keys], np.float64)
         found.append(bits)
-        program = compiled(lambda key, x0, way=way: way.of(network, key, x0), key_time, x0)
+        program = compiled(
+            lambda params, key, x0, way=way: way.of(built.bind(params), key, x0),
+            *(params, key_time, x0),
+        )
         programs.append(program)
-        variants[index] = functools.partial(program.call, key_time, x0)
+        variants[index] = functools.partial(program.call, params, key_time, x0)
     runs = in_turns(variants, repeats=repeats, seconds=seconds)
     whole = found[0]
     rows = []
@@ -124,7 +133,7 @@ def _losses_at_each_time(
     return jnp.stack([at(jnp.int32(t), keys[t]) for t in range(schedule.num_steps)])
 
 
-def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, rows_at_once: int) -> list[Way]:
+def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, chunk: int) -> list[Way]:
     num_steps = schedule.num_steps
     told: dict[str, Any] = {"predicts": "eps", "levels": None}
     best = jnp.sqrt(jnp.mean(jnp.square(losses), axis=1))
@@ -136,7 +145,6 @@ def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, rows_at_once: int
         seen = jnp.take_along_axis(losses, of[:, None], axis=1)[:, 0]
         history = timesteps.update_history(history, jnp.arange(num_steps, dtype=jnp.int32), seen)
     learned = timesteps.probabilities(history)
-    chunk = max(rows_at_once // sizes.batch, 1)
 
     def whole(predict: Any, key: Any, x0: Any) -> Any:
         return jnp.mean(bits_per_dim(schedule, predict, key, x0, chunk=chunk, **told).total)
@@ -166,26 +174,17 @@ def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, rows_at_once: int
 
     batch = sizes.batch
     ones = jnp.ones(batch)
+    draws: dict[WayName, Callable[[Any], tuple[Any, Any]]] = {
+        "uniform": lambda key: (timesteps.uniform(key, batch, num_steps), ones),
+        "stratified": lambda key: (timesteps.stratified(key, batch, num_steps), ones),
+        "best": lambda key: timesteps.importance(key, batch, best),
+        "history": lambda key: timesteps.importance(key, batch, learned),
+    }
     return [
-        Way("all T times", num_steps, sizes.whole_keys, whole),
-        Way(
-            *("uniform", 1, sizes.keys),
-            once(lambda key: (timesteps.uniform(key, batch, num_steps), ones)),
-        ),
-        Way(
-            *("stratified", 1, sizes.keys),
-            once(lambda key: (timesteps.stratified(key, batch, num_steps), ones)),
-        ),
-        Way(
-            *("importance, best p", 1, sizes.keys),
-            once(lambda key: timesteps.importance(key, batch, best)),
-        ),
-        Way(
-            *("importance, history", 1, sizes.keys),
-            once(lambda key: timesteps.importance(key, batch, learned)),
-        ),
-        Way("estimate, uniform", sizes.num_times, sizes.keys, some(None)),
-        Way("estimate, best p", sizes.num_times, sizes.keys, some(best)),
+        Way("all", num_steps, sizes.whole_keys, whole),
+        *(Way(name, 1, sizes.keys, once(draw)) for name, draw in draws.items()),
+        Way("estimate_uniform", sizes.num_times, sizes.keys, some(None)),
+        Way("estimate_best", sizes.num_times, sizes.keys, some(best)),
     ]
 
 

@@ -3,17 +3,17 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.results import Row
-from benchmarks.timing import compiled, in_turns, spread
+from benchmarks.timing import Program, compiled, in_turns, spread
 from ddpm_jax import gaussians
 
-__all__ = ["CHUNK", "PAIRS", "measured"]
+__all__ = ["CHUNK", "PAIRS", "Method", "make_methods", "measured"]
 
 PAIRS = {
     "means 0.1 apart": (0.0, 1.0, 0.1, 1.0),
@@ -23,71 +23,82 @@ PAIRS = {
 }
 """Mean and variance of q, mean and variance of p."""
 
-AT_ONCE = 1 << 22
-"""Draws, or values of a closed form, that keep a device busy."""
+SHARED = "shared variance"
 CHUNK = 10_000
 """Draws of a dimension in memory at once."""
 
 
-def measured(
-    name: str,
-    pair: tuple[float, ...],
-    samples: Sequence[int],
-    nodes: Sequence[int],
-    *,
-    seed: int,
-    repeats: int,
-    seconds: float,
-) -> list[Row]:
-    """A row for each method; they run by turns."""
-    methods: list[tuple[str, int, int, Callable[..., Any]]] = [
-        ("closed form", 0, AT_ONCE // 16, lambda key, *g: gaussians.kl_diagonal(*g))
-    ]
-    if pair[1] == pair[3]:
-        methods.append(
-            (
-                "shared variance",
-                0,
-                AT_ONCE // 16,
-                lambda key, mean_q, variance, mean_p, _: gaussians.kl_shared_variance(
-                    mean_q, mean_p, variance
-                ),
-            )
-        )
-    for count in nodes:
-        methods.append(("quadrature", count, max(AT_ONCE // 16 // count, 1), _quadrature(count)))
-    for n in samples:
-        methods.append(("Monte Carlo", n, min(max(AT_ONCE // n, 16), AT_ONCE // 16), _sampled(n)))
+class Method(NamedTuple):
+    """A way to the KL, compiled for as many dimensions at once as keep a device busy."""
 
-    key = jax.random.key(seed)
+    name: str
+    n: int | None
+    """Draws or nodes; None for closed forms."""
+    dims: int
+    program: Program
+    """`(key, mean_q, variance_q, mean_p, variance_p) -> nats`, all `[dims]`."""
+
+
+def make_methods(samples: Sequence[int], nodes: Sequence[int], at_once: int) -> list[Method]:
+    """The closed forms, and the other methods with so many draws and nodes.
+
+    Each has as many dimensions as have about `at_once` draws together, and at least 16.
+    """
+    most = max(at_once // 16, 16)
+    found: list[tuple[str, int | None, int, Callable[..., Any]]] = [
+        ("closed form", None, most, _closed),
+        (SHARED, None, most, _shared),
+        *(("quadrature", count, max(most // count, 16), _quadrature(count)) for count in nodes),
+        *(("Monte Carlo", n, min(max(at_once // n, 16), most), _sampled(n)) for n in samples),
+    ]
+    key = jax.random.key(0)
+    return [
+        Method(name, n, dims, compiled(function, key, *4 * (jnp.ones(dims),)))
+        for name, n, dims, function in found
+    ]
+
+
+def measured(
+    name: str, methods: Sequence[Method], *, seed: int, repeats: int, seconds: float
+) -> list[Row]:
+    """A row for each method that fits the pair `name`; they run by turns."""
+    pair, key = PAIRS[name], jax.random.key(seed)
+    fit = [method for method in methods if method.name != SHARED or pair[1] == pair[3]]
+    arrays = [_spread_out(seed, pair, method.dims) for method in fit]
     results: dict[int, np.ndarray] = {}
-    variants, programs, exact = {}, [], []
-    for index, (_, _, dims, function) in enumerate(methods):
-        gaussian_pair = _spread_out(seed, pair, dims)
-        exact.append(_exact(*(np.asarray(part, np.float64) for part in gaussian_pair)))
-        program = compiled(function, key, *gaussian_pair)
-        programs.append(program)
-        variants[index] = functools.partial(program.call, key, *gaussian_pair)
     runs = in_turns(
-        variants,
+        {
+            index: functools.partial(method.program.call, key, *arrays[index])
+            for index, method in enumerate(fit)
+        },
         repeats=repeats,
         seconds=seconds,
         look=lambda index, result: results.__setitem__(index, np.asarray(result, np.float64)),
     )
     rows = []
-    for index, (method, n, dims, _) in enumerate(methods):
-        error = math.sqrt(np.mean(np.square(results[index] - exact[index])))
-        size = float(np.mean(exact[index]))
+    for index, method in enumerate(fit):
+        exact = _exact(*(np.asarray(part, np.float64) for part in arrays[index]))
+        error = math.sqrt(np.mean(np.square(results[index] - exact)))
         numbers = {
-            "dims": dims,
-            "nats": size,
+            "dims": method.dims,
+            "nats": float(np.mean(exact)),
             "rms_error": error,
-            "relative_error": error / size,
-            "seconds_per_dimension": spread(runs[index]).median / dims,
+            "relative_error": error / float(np.mean(exact)),
+            "seconds_per_dimension": spread(runs[index]).median / method.dims,
         }
-        case: dict[str, Any] = {"pair": name, "method": method} | ({"n": n} if n else {})
-        rows.append(Row(case, runs[index], programs[index].compile_seconds, numbers))
+        case: dict[str, Any] = {"pair": name, "method": method.name}
+        if method.n is not None:
+            case["n"] = method.n
+        rows.append(Row(case, runs[index], method.program.compile_seconds, numbers))
     return rows
+
+
+def _closed(key: Any, *pair: Any) -> Any:
+    return gaussians.kl_diagonal(*pair)
+
+
+def _shared(key: Any, mean_q: Any, variance: Any, mean_p: Any, _: Any) -> Any:
+    return gaussians.kl_shared_variance(mean_q, mean_p, variance)
 
 
 def _spread_out(seed: int, pair: tuple[float, ...], dims: int) -> list[jax.Array]:

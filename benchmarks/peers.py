@@ -263,9 +263,8 @@ def notes(rows: list[Row]) -> list[str]:
                 + (" (the peer wins)" if faster > 1.0 else "")
             )
         said.append(f"{size}, batch {batch}, the faster of diffusers' two: {'; '.join(ratios)}.")
-    times = {(row.case["what"], row.case["by"]): row.median for row in rows if row.case.get("step")}
-    step, ours = times["train step", OURS], times["its normals", OURS]
-    theirs = times["its normals", THEIRS]
+    step = find(rows, what="train step")[0].median
+    ours, theirs = (find(rows, what="its normals", by=by)[0].median for by in (OURS, THEIRS))
     size, batch = next((r.case["size"], r.case["batch"]) for r in rows if r.case.get("step"))
     said.append(
         f"The normals of a train step ({size}, batch {batch}) take {duration(ours)} here and"
