@@ -1,4 +1,17 @@
-"""Forward processes beyond isotropy."""
+r"""Forward processes beyond isotropy: what still holds for which chain x_t = f(x_{t-1}, noise).
+
+    one scalar per step, white noise           a `Schedule` (`isotropic`): one (a, b) per t
+    diagonal in one orthonormal basis          `Spectral`: one (a, b) per t and mode, and all of
+                                               this library's functions
+        `blurring`, `correlated`, `equal_snr`, `per_pixel`, `spectral`
+    linear and Gaussian, any matrices          `affine_chain`: Gaussian marginals, transitions and
+                                               posteriors, from one associative scan
+    linear, with noise of a law that sums keep `gamma`: closed marginals, and posteriors of
+                                               another law
+    anything else                              `custom_chain`: the loop, and nothing more
+
+`litmus` says which of these a step makes.
+"""
 
 from ddpm_jax.processes.affine import AffineChain as AffineChain
 from ddpm_jax.processes.affine import affine_chain as affine_chain
