@@ -100,7 +100,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
         say(f"two Gaussians, {name}")
         rows += kl_pairs.measured(name, methods, **measured)
     for chain in settings.chains:
-        named, schedule = built.config.schedule.name, built.schedule
+        named, schedule = built.config.schedule.name, built.process
         if chain == "cosine":
             named, schedule = "cosine", schedules.cosine(settings.cosine_steps)
         say(f"ELBO, {named}")

@@ -28,7 +28,9 @@ PUBLIC = {
         *("zero_terminal_snr", "shifted", "respaced"),
     },
     "ddpm_jax.processes": {
-        *("Chain", "Modal", "NoClosedForm", "Process", "Spectral"),
+        *("Chain", "Modal", "NoClosedForm", "Process"),
+        *("Spectral", "AffineChain", "GammaChain", "CustomChain"),
+        *("affine_chain", "gamma", "custom_chain", "check_step"),
         *("isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
     },
     "ddpm_jax.gaussians": {
