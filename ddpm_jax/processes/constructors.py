@@ -88,12 +88,14 @@ def correlated(
         eigenvalues = np.asarray(spectrum, np.float64)
         if shape is not None:
             raise ValueError(f"shape is {shape}; it goes with covariance, a spectrum has its own")
-        if not (np.isfinite(eigenvalues).all() and (eigenvalues >= 0.0).all()):
-            raise ValueError("spectrum is negative or not finite somewhere; variances are not")
+        if eigenvalues.size == 0 or not ((eigenvalues >= 0.0) & (eigenvalues < np.inf)).all():
+            raise ValueError(
+                "spectrum is empty, negative or not finite somewhere; variances are not"
+            )
         _check_even(eigenvalues, basis)
     eigenvalues = _regular(eigenvalues, floor)
     log_alpha_bar = _column(on_host(schedule.log_alpha_bar), eigenvalues.ndim)
-    log_noise = log_alpha_bar - _column(schedule.mean_log_snr(), eigenvalues.ndim)
+    log_noise = _column(_log_noise(schedule), eigenvalues.ndim)
     log_eigenvalues = np.log(eigenvalues)
     return build(
         log_alpha_bar,
@@ -180,7 +182,7 @@ def blurring(
     # (1 - m) e^-z + m as 1 + (1 - m) expm1(-z): early blur is little, and log1p keeps all of it.
     log_scale = np.log1p((1.0 - min_scale) * np.expm1(-_column(tau, rank) * squared[None]))
     log_alpha_bar = _column(on_host(schedule.log_alpha_bar), rank)
-    log_noise = log_alpha_bar - _column(schedule.mean_log_snr(), rank)
+    log_noise = _column(_log_noise(schedule), rank)
     return build(
         log_alpha_bar + 2.0 * log_scale,
         log_noise,
@@ -195,6 +197,14 @@ def _check_schedule(schedule: Schedule) -> None:
             f"schedule is a {type(schedule).__name__}; it has to be a Schedule"
             " (ddpm_jax.schedules makes them)"
         )
+
+
+def _log_noise(schedule: Schedule) -> np.ndarray:
+    """log(1 - alpha_bar) `[T]`; 0 where no signal is left, and both other logarithms are -inf."""
+    log_alpha_bar, log_noise = on_host(schedule.log_alpha_bar), np.zeros(schedule.num_steps)
+    loud = np.isfinite(log_alpha_bar)
+    np.subtract(log_alpha_bar, schedule.mean_log_snr(), out=log_noise, where=loud)
+    return log_noise
 
 
 def _column(table: np.ndarray, rank: int) -> np.ndarray:
