@@ -19,7 +19,7 @@ from ddpm_jax.schedules import Schedule
 __all__ = ["Chain", "Modal", "NoClosedForm", "Process", "check_modal", "check_process"]
 
 
-class NoClosedForm(TypeError):  # noqa: N818 - it says what there is not, as StopIteration does  # noqa: N818
+class NoClosedForm(TypeError):  # noqa: N818 - it says what there is not, as StopIteration does
     """A closed form was asked of a chain that has none."""
 
 

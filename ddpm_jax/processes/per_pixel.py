@@ -18,12 +18,13 @@ from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
 from ddpm_jax.checks import check_float
-from ddpm_jax.processes.spectral import Spectral, build, check_values
+from ddpm_jax.processes.spectral import Spectral, build, check_values, common_shape
 from ddpm_jax.schedules.tables import check_num_steps
 
 __all__ = ["per_pixel"]
 
-Table = ArrayLike | Callable[[Array], Array]
+Numbers = float | ArrayLike
+Table = Numbers | Callable[[Array], Array]
 
 
 def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None = None) -> Spectral:
@@ -61,7 +62,7 @@ def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None 
                     f"condition is missing; {name} is a function of it (bind it with"
                     " per_pixel(..., condition=...) where the batch is)"
                 )
-        return _fixed(np.asarray(log_snr, np.float64), np.asarray(variance, np.float64))
+        return _fixed(_log_snr(log_snr), variance)
     if not any(made.values()):
         raise ValueError("condition is given, and neither log_snr nor variance is a function of it")
     check_float("condition", condition)
@@ -74,7 +75,7 @@ def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None 
                 f" ({examples}, T, *data)"
             )
     else:
-        snr_table = jnp.asarray(np.asarray(log_snr, np.float32))[None]
+        snr_table = jnp.asarray(_log_snr(log_snr).astype(np.float32))[None]
     rank = snr_table.ndim - 2
     if callable(variance):
         spread = variance(condition)
@@ -84,38 +85,67 @@ def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None 
                 f" with as many axes as the data of log_snr, {rank}"
             )
     else:
-        spread = jnp.broadcast_to(jnp.asarray(np.asarray(variance, np.float32)), (1,) * (rank + 1))
+        spread = jnp.asarray(_variance(variance, rank).astype(np.float32))[None]
+    _check_fits(spread.shape[1:], snr_table.shape[2:])
     return _conditioned(snr_table, spread, examples)
 
 
-def _fixed(log_snr: np.ndarray, variance: np.ndarray) -> Spectral:
+def _log_snr(table: Numbers) -> np.ndarray:
+    log_snr = np.asarray(table, np.float64)
     if log_snr.ndim < 2:
         raise ValueError(f"log_snr has shape {log_snr.shape}; it has to be [T, *data]")
-    if variance.ndim not in (0, log_snr.ndim - 1):
+    if np.isnan(log_snr).any():
+        raise ValueError("log_snr is NaN somewhere")
+    return log_snr
+
+
+def _variance(table: Numbers, rank: int) -> np.ndarray:
+    variance = np.asarray(table, np.float64)
+    if variance.ndim not in (0, rank):
         raise ValueError(
             f"variance has shape {variance.shape}; it has to be one number or [*data], with as many"
-            f" axes as the data of log_snr, {log_snr.ndim - 1}"
+            f" axes as the data of log_snr, {rank}"
         )
     if not ((variance > 0.0).all() and np.isfinite(variance).all()):
         raise ValueError("variance is not above 0 and finite everywhere")
-    variance = variance.reshape(variance.shape or (1,) * (log_snr.ndim - 1))
+    return variance.reshape(variance.shape or (1,) * rank)
+
+
+def _check_fits(variance: tuple[int, ...], data: tuple[int, ...]) -> None:
+    common_shape(
+        f"variance has the shape {variance}, and the data of log_snr {data}; axes have to be as"
+        " long as each other or 1",
+        *(variance, data),
+    )
+
+
+def _fixed(log_snr: np.ndarray, variance: Numbers) -> Spectral:
+    spread = _variance(variance, log_snr.ndim - 1)
+    _check_fits(spread.shape, log_snr.shape[1:])
     return build(
         -np.logaddexp(0.0, -log_snr),
-        -np.logaddexp(0.0, log_snr) + np.log(variance)[None],
-        log_prior_variance=np.log(variance),
+        -np.logaddexp(0.0, log_snr) + np.log(spread)[None],
+        log_prior_variance=np.log(spread),
     )
 
 
 def _conditioned(log_snr: Array, variance: Array, examples: int) -> Spectral:
     num_steps = log_snr.shape[1]
     check_num_steps(num_steps)
+    # A network may speak in bfloat16, in which neighbouring times are one.
+    log_snr, variance = (
+        table.astype(jnp.float32) if jnp.finfo(table.dtype).bits < 32 else table
+        for table in (log_snr, variance)
+    )
     log_signal = -jax.nn.softplus(-log_snr)
     log_noise = -jax.nn.softplus(log_snr) + jnp.log(variance)[:, None]
     shape = (examples, num_steps, *log_noise.shape[2:])
     log_signal, log_noise = jnp.broadcast_to(log_signal, shape), jnp.broadcast_to(log_noise, shape)
+    zero_terminal_snr = False
     if not isinstance(log_noise, jax.core.Tracer):
         tables = (np.asarray(table, np.float64) for table in (log_signal, log_noise))
         check_values(*(np.moveaxis(table, 0, -1) for table in tables))
+        zero_terminal_snr = bool(np.isneginf(log_signal).any())
     log_prior = jnp.broadcast_to(jnp.log(variance), (examples, *shape[2:]))
 
     def parts(table: Array) -> Array:
@@ -127,5 +157,6 @@ def _conditioned(log_snr: Array, variance: Array, examples: int) -> Spectral:
         log_prior_variance=log_prior,
         network_times=jnp.arange(num_steps, dtype=jnp.int32),
         basis=bases.identity(),
+        zero_terminal_snr=zero_terminal_snr,
         conditioned=True,
     )

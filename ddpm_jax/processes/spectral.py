@@ -29,7 +29,7 @@ from ddpm_jax.schedules.tables import (
     two_parts,
 )
 
-__all__ = ["Spectral", "build", "spectral"]
+__all__ = ["Spectral", "build", "check_values", "common_shape", "spectral"]
 
 
 @jax.tree_util.register_dataclass
@@ -99,8 +99,13 @@ class Spectral:
         left_over = self._rows(self.log_signal_variance[1], t, before=0.0) - self._rows(
             self.log_noise_variance[1], t, before=0.0
         )
-        # Two sums, because the first may round away what the second has.
-        ratio = jnp.exp(log_signal - log_noise) * (1.0 + left_over)
+        log_ratio = log_signal - log_noise
+        # What that difference was rounded by (Knuth's two-sum), or an SNR of e^-16 is known to 16
+        # last places.
+        of_noise = log_signal - log_ratio
+        rounding = (log_signal - (log_ratio + of_noise)) + (of_noise - log_noise)
+        rounding = jnp.where(jnp.isfinite(log_ratio), rounding, 0.0)
+        ratio = jnp.exp(log_ratio) * (1.0 + (left_over + rounding))
         silent = jnp.isneginf(log_signal)
         return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
 
@@ -172,7 +177,9 @@ class Spectral:
     def _each_example(self, table: Array, batch: int) -> Array:
         if not self.conditioned:
             return jnp.broadcast_to(table[None], (batch, *table.shape))
-        return jnp.repeat(table, batch // table.shape[0], axis=0)
+        examples, *modes = table.shape
+        rows = jnp.broadcast_to(table[:, None], (examples, batch // examples, *modes))
+        return rows.reshape(batch, *modes)  # `repeat` is not for explicit meshes
 
 
 def spectral(
@@ -222,12 +229,14 @@ def build(
         ValueError: as `spectral`.
     """
     basis = bases.identity() if basis is None else basis
-    shape = np.broadcast_shapes(log_signal_variance.shape, log_noise_variance.shape)
-    if log_signal_variance.ndim != log_noise_variance.ndim:
-        raise ValueError(
-            f"signal_variance has shape {log_signal_variance.shape} and noise_variance"
-            f" {log_noise_variance.shape}; both are [T, *modes]"
-        )
+    of_signal, of_noise = log_signal_variance.shape, log_noise_variance.shape
+    wrong = (
+        f"signal_variance has shape {of_signal} and noise_variance {of_noise}; both are"
+        " [T, *modes], with axes of modes as long as the other's or 1"
+    )
+    if not of_signal or of_signal[:1] != of_noise[:1] or len(of_signal) != len(of_noise):
+        raise ValueError(wrong)
+    shape = common_shape(wrong, of_signal, of_noise)
     check_num_steps(shape[0])
     basis.check_modes("signal_variance", shape[1:])
     log_signal, log_noise = (
@@ -238,6 +247,9 @@ def build(
         log_prior_variance = np.logaddexp(log_signal[-1], log_noise[-1])
     if not np.isfinite(log_prior_variance).all():
         raise ValueError("prior_variance is 0 or not finite somewhere; it has to be above 0")
+    wrong = f"prior_variance has shape {log_prior_variance.shape}; the modes are {shape[1:]}"
+    if common_shape(wrong, log_prior_variance.shape, shape[1:]) != shape[1:]:
+        raise ValueError(wrong)
     return Spectral(
         log_signal_variance=two_parts(log_signal),
         log_noise_variance=two_parts(log_noise),
@@ -274,6 +286,14 @@ def check_values(log_signal: np.ndarray, log_noise: np.ndarray) -> None:
         )
 
 
+def common_shape(otherwise: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """What the shapes broadcast to; raises ValueError(otherwise) where they do not."""
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(otherwise) from None
+
+
 def _first(where: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argwhere(where)[0])
 
@@ -283,7 +303,7 @@ def _log(name: str, values: ArrayLike) -> np.ndarray:
     if table.size == 0 or not (table >= 0.0).all():
         raise ValueError(f"{name} is empty, negative or NaN somewhere; variances are not")
     with np.errstate(divide="ignore"):  # 0 is judged where it is known whether it may be
-        return np.log(table)
+        return np.asarray(np.log(table))  # of a single number NumPy makes no array
 
 
 def _by_example(t: Array, examples: int) -> Array:
