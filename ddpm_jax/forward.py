@@ -351,7 +351,18 @@ def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
     """`values`, of each example or each of its modes, so that they broadcast over `like`.
 
     Floats take its dtype.
+
+    Raises:
+        ValueError: modes that are not those of the data: as many axes, each as long or 1.
     """
+    modes, data = values.shape[1:], like.shape[1:]
+    if modes and not (
+        len(modes) == len(data) and all(k in (1, n) for k, n in zip(modes, data, strict=True))
+    ):
+        raise ValueError(
+            f"the data have shape {like.shape}, and the process has the modes {modes}: as many axes"
+            " as one example, each as long or 1"
+        )
     if jnp.issubdtype(values.dtype, jnp.floating):
         # NumPy's float64 is float32 to JAX, unless told otherwise.
         values = values.astype(jax.dtypes.canonicalize_dtype(like.dtype))
