@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddpm_jax.checks import check_float
-from ddpm_jax.forward import q_sample, q_transition
+from ddpm_jax.forward import per_example, q_sample, q_transition
 from ddpm_jax.processes import Modal
 from ddpm_jax.samplers.base import Sampler, SamplerState, StepInfo, both_times
 
@@ -23,11 +23,12 @@ def inpaint(
     """`sampler` with the pixels under `mask` held to `known` (Lugmayr et al. 2022, algorithm 1).
 
     https://arxiv.org/abs/2201.09865. After a step from t to s the known pixels become a fresh
-    q_sample(known, s); at s = -1 that is `known` itself, exactly. A sampler that has just moved the
-    unknown pixels knew nothing of this noise. So that both come to agree, x_s is taken back up to t
-    by `q_transition` and stepped again, `resamplings` times in all, the last step onto the data
-    included (the paper's goes there once). The result is not exactly the posterior's, but comes
-    closer with more resamplings.
+    q_sample(known, s); at s = -1 that is `known` itself, exactly. Where a process mixes pixels, as
+    one that blurs does, unknown ones have a share in noised known ones: it is that of x0_hat. A
+    sampler that has just moved the unknown pixels knew nothing of this noise. So that both come to
+    agree, x_s is taken back up to t by `q_transition` and stepped again, `resamplings` times in
+    all, the last step onto the data included (the paper's goes there once). The result is not
+    exactly the posterior's, but comes closer with more resamplings.
 
     What a multistep sampler remembers belongs to the path it came on. Fresh noise leaves that path,
     so a step that is taken again starts without memory, at first order; to remember across it
@@ -74,7 +75,9 @@ def inpaint(
             step_key, noise_key = jax.random.split(key)
             moved, info = sampler.step(step_key, state, t, s)
             noise = jax.random.normal(noise_key, moved.x_t.shape, moved.x_t.dtype)
-            there = q_sample(process, known.astype(moved.x_t.dtype), s_each, noise)
+            x0 = jnp.where(mask, known.astype(moved.x_t.dtype), info.x0_hat)
+            there = q_sample(process, x0, s_each, noise)
+            there = jnp.where(per_example(s_each < 0, there), x0, there)  # without rounding
             x_s = jnp.where(mask, there, moved.x_t)
             return moved._replace(x_t=x_s), info._replace(x_s=x_s)
 
