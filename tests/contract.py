@@ -69,6 +69,20 @@ def look_up(name):
     return lambda **times: getattr(SCHEDULE, name)(**times)
 
 
+def of_condition(condition):
+    """Terms of the ELBO under a process that a condition makes, in all of its arguments."""
+    falling = jnp.linspace(4.0, -4.0, 12)[None, :, None, None]
+    process = processes.per_pixel(
+        lambda c: falling + c[:, None], variance=lambda c: jnp.exp(c), condition=condition
+    )
+    t = jnp.where(condition[:, 0, 0] > 0.0, 3, 7)
+    x_t = forward.q_sample(process, jnp.sin(condition), t, jnp.cos(condition))
+    prior = losses.prior_term(process, jnp.sin(condition))
+    return prior + losses.vlb_terms(
+        process, 0.3 * condition, jnp.sin(condition), x_t, t, predicts="v", levels=None
+    )
+
+
 t, s = jnp.arange(BATCH, dtype=jnp.int32) + 2, jnp.arange(BATCH, dtype=jnp.int32) - 1
 key = jax.random.key(5)
 grey = on_grid(0)
@@ -266,6 +280,7 @@ def cases_of(process):
 CASES = {
     **cases_of(SCHEDULE),
     **{f"{name}, blurring": case for name, case in cases_of(BLURRING).items()},
+    "per_pixel": Case(of_condition, {"condition": image(0)}, "condition"),
     "kl_diagonal": Case(
         gaussians.kl_diagonal,
         {
@@ -366,7 +381,7 @@ STATIC = {
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("identity", "dct", "fourier", "orthonormal"),
-    *("isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
+    *("isotropic", "spectral", "correlated", "equal_snr", "blurring"),
     *("mix", "per_example", "data_axes", "widened"),  # between rooms only
     *("check_predicts", "split_output", "variance_range", "interpolate"),
 }

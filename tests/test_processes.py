@@ -1,0 +1,679 @@
+"""Processes of many modes against their definitions as dense matrices, and against the loop."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import SCHEDULE, cases_of
+from exact import chain, float64
+from exact_modes import (
+    COVARIANCE,
+    FALLING,
+    NAMES,
+    SHAPE,
+    SIZE,
+    build,
+    dense,
+    heat,
+)
+
+from ddpm_jax import (
+    bases,
+    bits_per_dim,
+    convert,
+    kl_weight,
+    losses,
+    processes,
+    q_chain,
+    q_posterior,
+    q_sample,
+    q_step,
+    q_transition,
+    schedules,
+)
+from ddpm_jax.forward import q_posterior_variance
+
+SPECTRAL = NAMES[1:]
+T = 50
+PAIRS = [(1, 0), (2, 1), (25, 24), (49, 48), (49, 0), (30, 7), (20, 3), (0, -1), (49, -1)]
+
+every_process = pytest.mark.parametrize("name", SPECTRAL)
+
+
+def images(x):
+    return jnp.asarray(x, jnp.float32).reshape(-1, *SHAPE)
+
+
+def flat(x):
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def filled(values):
+    """What was looked up, for every mode of the data: `[times, d]` in float64."""
+    return np.broadcast_to(np.float64(values), (len(values), *SHAPE)).reshape(len(values), -1)
+
+
+def in_ulps(found, expected):
+    """Errors in last places of float32; 0 where both are 0 or infinite."""
+    expected, found = np.asarray(expected, np.float64), filled(found)
+    error = np.subtract(found, expected, out=np.zeros_like(expected), where=found != expected)
+    finite = np.where(np.isfinite(expected), expected, 1.0)
+    return np.abs(error) / np.spacing(np.abs(finite).astype(np.float32))
+
+
+# Tables.
+
+
+@every_process
+@pytest.mark.parametrize("num_steps", [50, 1000])
+def test_tables_are_those_of_the_definition(name, num_steps):
+    exact, process = dense(name, num_steps), build(name, num_steps)
+    t = jnp.arange(num_steps, dtype=jnp.int32)
+    log_snr = exact.log_signal - exact.log_noise
+    a2, b2 = np.exp(exact.log_signal), np.exp(exact.log_noise)
+    for what, expected in (
+        ("signal", np.sqrt(a2)),
+        ("signal_variance", a2),
+        ("noise", np.sqrt(b2)),
+        ("noise_variance", b2),
+        ("snr", np.exp(log_snr)),
+        ("power", a2 + b2),
+    ):
+        worst = in_ulps(getattr(process, what)(t), expected).max()
+        print(f"{name}, T = {num_steps}: {what} {worst:.1f} ulp")
+        assert worst < 4
+    np.testing.assert_allclose(
+        filled(jnp.exp(process.log_prior_variance)[None])[0], np.exp(exact.log_prior), rtol=1e-6
+    )
+    missing = -np.expm1(exact.log_noise[-1:] - exact.log_prior)
+    np.testing.assert_allclose(filled(process.prior(1)[1]), missing, atol=5e-7)
+    np.testing.assert_array_equal(process.network_time(t), t)
+
+
+@every_process
+@pytest.mark.parametrize("num_steps", [50, 1000])
+def test_neighbouring_times_keep_all_digits(name, num_steps):
+    # Everything made of differences of logarithms; those of float32 would have 4 to 5 digits left.
+    exact, process = dense(name, num_steps), build(name, num_steps)
+    t = jnp.arange(1, num_steps, dtype=jnp.int32)
+    log_snr, b2 = exact.log_signal - exact.log_noise, np.exp(exact.log_noise)
+    fall, snr = np.diff(log_snr, axis=0), np.exp(log_snr)
+    kept = np.diff(exact.log_signal, axis=0)
+    weight_x0 = 0.5 * snr[:-1] * -np.expm1(fall)
+    power = np.exp(exact.log_signal) + b2
+    for what, found, expected in (
+        ("log SNR", process.log_snr_difference(t, t - 1), fall),
+        ("log a^2", process.log_alpha_bar_difference(t, t - 1), kept),
+        ("beta", process.beta(t), b2[1:] * -np.expm1(fall)),
+        ("posterior", q_posterior_variance(process, t, t - 1), b2[:-1] * -np.expm1(fall)),
+        ("eps", kl_weight(process, t, predicts="eps"), 0.5 * np.expm1(-fall)),
+        ("x0", kl_weight(process, t, predicts="x0"), weight_x0),
+        ("v", kl_weight(process, t, predicts="v"), weight_x0 * b2[1:] / power[1:] ** 2),
+    ):
+        # A mode that blur has done with changes by less than the digits of two parts hold; where
+        # signal and noise both come and go ("rotated"), their differences cancel.
+        worst = in_ulps(found, expected)[np.abs(expected) > 1e-9].max()
+        print(f"{name}, T = {num_steps}: {what} {worst:.1f} ulp")
+        assert worst < (30 if name == "rotated" else 8)
+
+
+def test_the_data_stand_at_minus_one():
+    t = jnp.array([-1])
+    for name in SPECTRAL:
+        process = build(name)
+        assert np.all(process.signal(t) == 1.0)
+        assert np.all(process.noise_variance(t) == 0.0)
+        assert np.isposinf(process.snr(t)).all()
+        outside = jnp.array([-2, T])
+        for table in (process.signal, process.noise, process.snr, process.beta):
+            assert np.isnan(table(outside)).all()
+
+
+def test_where_snr_would_rise_there_is_no_number():
+    process = build("blurring")
+    late, early = jnp.array([20]), jnp.array([10])
+    assert np.isnan(process.log_snr_difference(early, late)).all()
+    assert np.isnan(q_posterior_variance(process, early, late)).all()
+    assert np.all(process.log_snr_difference(late, late) == 0.0)
+
+
+# Constructors.
+
+
+def test_isotropic_is_the_schedule_itself():
+    schedule = schedules.cosine(10)
+    assert processes.isotropic(schedule) is schedule
+
+
+def test_blurring_is_the_papers():
+    # Hoogeboom & Salimans 2022: x_t = V alpha_t V^T x + sigma_t eps with sigma_t shared by all.
+    made = schedules.cosine(20)
+    process = processes.blurring(made, (5, 4, 3), max_blur=3.0, min_scale=0.01)
+    scale = heat(20, (5, 4, 3), 3.0, 0.01).reshape(20, 5, 4, 3)
+    signal, noise = zip(*[chain("cosine", 20).signal_and_noise(t) for t in range(20)], strict=True)
+    t = jnp.arange(20, dtype=jnp.int32)
+    expected = float64(signal)[:, None, None, None] * scale[..., :1]
+    np.testing.assert_allclose(process.signal(t), expected, rtol=1e-6)
+    np.testing.assert_allclose(process.noise(t)[:, 0, 0, 0], float64(noise), rtol=1e-6)
+    assert np.ptp(np.asarray(process.noise(t)), axis=(1, 2)).max() == 0.0
+    assert np.all(process.prior(1)[0] == 1.0)
+
+
+def test_without_blur_there_is_ddpm():
+    schedule, t = schedules.cosine(20), jnp.arange(20, dtype=jnp.int32)
+    process = processes.blurring(schedule, (3, 2, 1), max_blur=0.0)
+    expected = np.asarray(schedule.signal(t))[:, None, None, None]
+    np.testing.assert_allclose(process.signal(t), np.broadcast_to(expected, (20, 3, 2, 1)), 1e-6)
+
+
+def test_a_covariance_is_that_of_the_noise():
+    # Lambda for images of shape SHAPE, by its matrix and by its spectrum.
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 6))
+    covariance = root @ root.T + 0.1 * np.eye(6)
+    by_matrix = processes.correlated(schedules.cosine(9), covariance, shape=(2, 3))
+    t, eye = jnp.full(6, 4), jnp.eye(6).reshape(6, 2, 3)
+    noise = flat(q_sample(by_matrix, jnp.zeros((6, 2, 3)), t, eye))
+    _, b = chain("cosine", 9).signal_and_noise(4)
+    np.testing.assert_allclose(noise @ noise.T, float(b) ** 2 * covariance, rtol=1e-5, atol=1e-6)
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    by_spectrum = processes.correlated(
+        schedules.cosine(9), spectrum=eigenvalues, basis=bases.orthonormal(vectors.T)
+    )
+    flat_noise = q_sample(by_spectrum, jnp.zeros((6, 6)), t, jnp.eye(6))
+    np.testing.assert_allclose(np.square(flat_noise).sum(), np.square(noise).sum(), rtol=1e-5)
+
+
+def test_a_stationary_covariance_by_its_spectrum():
+    # Of a ring of 8 pixels, built by its definition and by the FFT of its first row.
+    distance = np.minimum(np.arange(8), 8 - np.arange(8))
+    row = np.exp(-0.7 * distance)
+    covariance = np.array([np.roll(row, i) for i in range(8)])
+    process = processes.correlated(
+        schedules.cosine(9), spectrum=np.fft.fft(row).real, basis=bases.fourier((0,))
+    )
+    t, nothing = jnp.full(8, 8), jnp.zeros((8, 8))
+    noise = flat(q_sample(process, nothing, t, jnp.eye(8)))
+    b2 = float(chain("cosine", 9).one_minus_alpha_bar[8])
+    np.testing.assert_allclose(noise @ noise.T, b2 * covariance, atol=1e-6)
+
+
+def test_equal_snr_drowns_all_modes_at_once():
+    # 20,000 images with the spectrum FALLING: power of the signal over that of the noise.
+    process, t = build("equal_snr"), 20
+    rng = np.random.default_rng(0)
+    modes = rng.normal(size=(20_000, SIZE)) * np.sqrt(FALLING.ravel())
+    x0 = modes @ dense("equal_snr").matrix
+    shared = jnp.full(len(x0), t)
+    signal = process.basis.to_modes(q_sample(process, images(x0), shared, images(0.0 * x0)))
+    noise = process.noise_variance(shared[:1])[0]
+    ratio = np.square(signal).mean(axis=0) / noise
+    np.testing.assert_allclose(ratio, math.exp(chain("cosine", T).log_snr[t]), rtol=0.06)
+
+
+def test_per_pixel_is_prior_grad_and_mulan():
+    rng = np.random.default_rng(1)
+    c = rng.uniform(0.3, 2.0, size=(4, 6)).astype(np.float32)
+    x0, eps = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    t = np.array([0, 3, 9, 11])
+    alpha_bar = float64(chain("cosine", 12).alpha_bar)[t, None]
+    # PriorGrad, eq. 4: noise N(0, Sigma(c)), the schedule untouched.
+    log_snr = np.repeat(float64(chain("cosine", 12).log_snr)[:, None], 6, axis=1)
+    prior_grad = processes.per_pixel(log_snr, variance=lambda c: c**2, condition=jnp.asarray(c))
+    found = q_sample(prior_grad, *map(jnp.asarray, (x0, t.astype(np.int32), eps)))
+    expected = np.sqrt(alpha_bar) * x0 + np.sqrt(1.0 - alpha_bar) * c * eps
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(prior_grad.prior(4)[0], c**2, rtol=1e-6)
+
+    # MuLAN, eq. 8: a polynomial in time with coefficients made of the condition, per pixel.
+    def gamma(c):
+        u = jnp.linspace(0.0, 1.0, 12)[None, :, None]
+        return 6.0 - 12.0 * (c[:, None] * u + u**3) / (c[:, None] + 1.0)
+
+    mulan = processes.per_pixel(gamma, condition=jnp.asarray(c))
+    found = q_sample(mulan, *map(jnp.asarray, (x0, t.astype(np.int32), eps)))
+    u = np.linspace(0.0, 1.0, 12)[t, None]
+    log_snr = 6.0 - 12.0 * (c * u + u**3) / (c + 1.0)
+    a2 = 1.0 / (1.0 + np.exp(-log_snr))
+    np.testing.assert_allclose(found, np.sqrt(a2) * x0 + np.sqrt(1.0 - a2) * eps, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", ["blurring", "correlated"])
+def test_a_schedule_that_leaves_no_signal_is_welcome(make):
+    schedule = schedules.zero_terminal_snr(schedules.cosine(10))
+    process = {
+        "blurring": lambda: processes.blurring(schedule, SHAPE),
+        "correlated": lambda: processes.correlated(schedule, COVARIANCE, shape=SHAPE),
+    }[make]()
+    assert process.zero_terminal_snr
+    last, rng = jnp.full(3, 9), np.random.default_rng(0)
+    assert np.all(process.signal(last) == 0.0)
+    assert np.all(process.snr(last) == 0.0)
+    x0, eps = images(rng.normal(size=(3, SIZE))), images(rng.normal(size=(3, SIZE)))
+    x_t = q_sample(process, x0, last, eps)
+    np.testing.assert_array_equal(x_t, q_sample(process, 0.0 * x0, last, eps))
+    mean, variance = q_posterior(process, x0, x_t, last, last - 1)
+    assert np.isfinite(mean).all()
+    expected = process.noise_variance(last - 1)
+    np.testing.assert_allclose(variance, expected, rtol=1e-6)
+    v = convert(process, x0, x_t, last, source="x0", target="v")
+    np.testing.assert_allclose(
+        convert(process, v, x_t, last, source="v", target="x0"), x0, atol=2e-6
+    )
+    with pytest.raises(ValueError, match="predicts is 'eps'"):
+        kl_weight(process, last, predicts="eps")
+
+
+# q against dense matrices.
+
+
+@every_process
+def test_q_is_that_of_the_matrices(name):
+    exact, process, rng = dense(name), build(name), np.random.default_rng(2)
+    x0, x_t, eps = (rng.normal(size=(len(PAIRS), SIZE)) for _ in range(3))
+    t, s = (jnp.asarray(times, jnp.int32) for times in zip(*PAIRS, strict=True))
+    sampled = flat(q_sample(process, images(x0), t, images(eps)))
+    moved = flat(q_transition(process, images(x0), t, s, images(eps)))
+    stepped = flat(q_step(process, images(x0), t, images(eps)))
+    mean, variance = q_posterior(process, images(x0), images(x_t), t, s)
+    variance = filled(variance)
+    for i, (late, early) in enumerate(PAIRS):
+        expected = exact.signal(late) @ x0[i] + exact.noise(late) @ eps[i]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(sampled[i], expected, atol=2e-6 * scale)
+        for found, before in ((moved, early), (stepped, late - 1)):
+            step, added = exact.transition(late, before)
+            values, vectors = np.linalg.eigh(added)
+            root = vectors @ np.diag(np.sqrt(values)) @ vectors.T  # symmetric, as B^T b B is
+            expected = step @ x0[i] + root @ eps[i]
+            np.testing.assert_allclose(found[i], expected, atol=2e-6 * np.abs(expected).max())
+        if early >= 0:
+            on_x0, on_x_t, covariance = exact.posterior(late, early)
+            expected = on_x0 @ x0[i] + on_x_t @ x_t[i]
+            np.testing.assert_allclose(flat(mean)[i], expected, atol=5e-6 * np.abs(expected).max())
+            of_modes = exact.of_modes(variance[i])
+            np.testing.assert_allclose(of_modes, covariance, atol=3e-6 * covariance.max())
+        else:
+            np.testing.assert_allclose(flat(mean)[i], x0[i], atol=2e-6)
+            np.testing.assert_array_equal(variance[i], 0.0)
+
+
+@every_process
+def test_averaged_over_x_t_the_posterior_is_q_of_x_s(name):
+    process, pairs = build(name), PAIRS[:-2]
+    t, s = (jnp.asarray(times, jnp.int32) for times in zip(*pairs, strict=True))
+    rng = np.random.default_rng(3)
+    x0 = images(rng.normal(size=(len(pairs), SIZE)))
+    middle = q_sample(process, x0, t, jnp.zeros_like(x0))
+    mean, _ = q_posterior(process, x0, middle, t, s)
+    expected = q_sample(process, x0, s, jnp.zeros_like(x0))
+    np.testing.assert_allclose(mean, expected, atol=5e-6 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", ["blurring", "correlated", "per_pixel"])
+def test_the_loop_has_the_moments_of_the_closed_form(name):
+    # 100,000 chains of 12 steps. All means and covariances within 5 standard errors at a fixed
+    # seed: 180 of them, p < 1e-3 together.
+    samples, walked, rng = 100_000, 12, np.random.default_rng(4)
+    exact, process = dense(name, 16), build(name, 16)
+    x0 = rng.normal(size=SIZE)
+    start = jnp.broadcast_to(images(x0), (samples, *SHAPE))
+    key_chain, key_eps = jax.random.split(jax.random.key(0))
+    by_loop = jax.jit(q_chain, static_argnums=3)(process, key_chain, start, walked)
+    at_once = q_sample(
+        process, start, jnp.full(samples, walked - 1), jax.random.normal(key_eps, start.shape)
+    )
+    mean = exact.signal(walked - 1) @ x0
+    covariance = exact.noise(walked - 1) @ exact.noise(walked - 1)
+    variances = np.diag(covariance)
+    spread = np.sqrt((covariance**2 + np.outer(variances, variances)) / samples)
+    for x in map(flat, (by_loop, at_once)):
+        assert (np.abs(x.mean(axis=0) - mean) < 5 * np.sqrt(variances / samples)).all()
+        assert (np.abs(np.cov(x.T) - covariance) < 5 * spread).all()
+
+
+@every_process
+def test_conversions_are_those_of_the_matrices(name):
+    exact, process, rng = dense(name), build(name), np.random.default_rng(5)
+    for t in (0, 20, 49):
+        x0, eps = rng.normal(size=(2, 3, SIZE))
+        signal, noise = exact.signal(t), exact.noise(t)
+        x_t = x0 @ signal + eps @ noise  # both symmetric
+        known = {
+            "x0": x0,
+            "eps": eps,
+            "v": eps @ signal - x0 @ noise,
+            "score": -eps @ np.linalg.inv(noise),
+        }
+        for source, target in itertools.permutations(known, 2):
+            found = convert(
+                process,
+                images(known[source]),
+                images(x_t),
+                jnp.full(3, t),
+                source=source,
+                target=target,
+            )
+            a, b = exact.a(t), exact.b(t)
+            # Digits go where a small a or b divides what was rounded.
+            lost = max(1.0, (b / a).max() if target in ("x0", "v") else (a / b).max())
+            lost = max(lost, 1 / b.min()) if "score" in (source, target) else lost
+            scale = max(np.abs(known[target]).max(), np.abs(known[source]).max())
+            np.testing.assert_allclose(flat(found), known[target], atol=6e-6 * lost * scale)
+
+
+# One shared mode.
+
+SHARED = processes.spectral(
+    *(
+        np.exp(np.float64(part))[:, None, None]
+        for part in (
+            float64(chain("cosine", 12).log_alpha_bar),
+            float64(chain("cosine", 12).log_alpha_bar) - float64(chain("cosine", 12).log_snr),
+        )
+    ),
+    prior_variance=np.ones((1, 1)),
+)
+OF_SCHEDULE, OF_SHARED = cases_of(SCHEDULE), cases_of(SHARED)
+
+
+@pytest.mark.parametrize("name", OF_SCHEDULE)
+def test_one_shared_mode_is_the_schedule_in_every_function(name):
+    one, other = (case[name] for case in (OF_SCHEDULE, OF_SHARED))
+    expected, found = (jax.jit(case.function)(**case.arrays) for case in (one, other))
+    for leaf, like in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.squeeze(leaf), like, rtol=2e-5, atol=3e-6)
+
+
+# What is known of each example.
+
+
+def gamma(c):
+    """A log SNR that falls however c is, for pixels `[6]` and 8 times."""
+    u = jnp.linspace(0.0, 1.0, 8)[None, :, None]
+    return 5.0 - 11.0 * (jax.nn.softplus(c)[:, None] * u + u**2) / 2.0
+
+
+CONDITIONS = jnp.asarray(np.random.default_rng(6).normal(size=(3, 6)), jnp.float32)
+X0 = jax.random.normal(jax.random.key(1), (3, 6))
+
+
+def conditioned(c):
+    return processes.per_pixel(gamma, variance=lambda c: 0.5 + jax.nn.sigmoid(c), condition=c)
+
+
+def linear_network(x_t, t):
+    return 0.4 * x_t
+
+
+def bits(c, x0, **options):
+    return bits_per_dim(
+        conditioned(c),
+        linear_network,
+        jax.random.key(0),
+        x0,
+        predicts="v",
+        levels=None,
+        **options,
+    ).total
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_in_chunks_each_example_keeps_its_own_tables(chunk):
+    together = jax.jit(lambda c, x0: bits(c, x0, chunk=chunk))(CONDITIONS, X0)
+    np.testing.assert_allclose(together, jax.jit(bits)(CONDITIONS, X0), rtol=1e-5)
+    t = jnp.full(3, 5)
+    loss = losses.vlb_terms(
+        conditioned(CONDITIONS), linear_network(X0, t), X0, X0, t, predicts="v", levels=None
+    )
+    for i in range(3):
+        alone = losses.vlb_terms(
+            conditioned(CONDITIONS[i : i + 1]),
+            linear_network(X0[i : i + 1], t[:1]),
+            *(X0[i : i + 1], X0[i : i + 1], t[:1]),
+            predicts="v",
+            levels=None,
+        )
+        np.testing.assert_allclose(loss[i : i + 1], alone, rtol=1e-6)
+
+
+def test_rows_of_one_example_are_neighbours():
+    process, t = conditioned(CONDITIONS), jnp.array([0, 5, 3, 7, 1, 2])
+    rows = process.noise_variance(t)
+    for i, row in enumerate(rows):
+        alone = conditioned(CONDITIONS[i // 2 : i // 2 + 1]).noise_variance(t[i : i + 1])
+        np.testing.assert_allclose(row, alone[0], rtol=1e-6)
+    for count in (1, 2, 4):
+        with pytest.raises(ValueError, match=rf"t has shape \({count},\); .* 3 examples"):
+            process.signal(t[:count])
+
+
+def test_gradients_reach_what_made_the_tables():
+    # Central differences along one direction, through jit: q, the posterior, the ELBO.
+    key, t = jax.random.key(2), jnp.array([0, 3, 7])
+    eps = jax.random.normal(key, X0.shape)
+
+    def losses_of(c):
+        process = conditioned(c)
+        x_t = q_sample(process, X0, t, eps)
+        mean, variance = q_posterior(process, X0, x_t, t, t - 1)
+        return jnp.mean(bits(c, X0)) + jnp.mean(x_t**2) + jnp.mean(mean**2) + jnp.mean(variance)
+
+    value_and_grad = jax.jit(jax.value_and_grad(losses_of))
+    slope = value_and_grad(CONDITIONS)[1]
+    direction, step = jnp.cos(jnp.arange(18.0)).reshape(3, 6), 5e-3
+    ahead, behind = (value_and_grad(CONDITIONS + sign * step * direction)[0] for sign in (1, -1))
+    assert np.isfinite(slope).all()
+    np.testing.assert_allclose(jnp.vdot(slope, direction), (ahead - behind) / (2 * step), rtol=2e-2)
+
+
+def test_conditions_may_be_mapped_over():
+    stacked = jnp.stack([CONDITIONS, CONDITIONS + 0.3])
+    mapped = jax.jit(jax.vmap(bits, in_axes=(0, None)))(stacked, X0)
+    for found, c in zip(mapped, stacked, strict=True):
+        np.testing.assert_allclose(found, bits(c, X0), rtol=1e-5)
+
+
+def test_a_log_snr_that_rises_where_it_is_traced_gives_nan():
+    def rising(c):
+        return gamma(c).at[:, 5].add(9.0)
+
+    def sampled(c):
+        process = processes.per_pixel(rising, condition=c)
+        return q_step(process, X0, jnp.array([3, 5, 7]), X0)
+
+    assert np.isnan(jax.jit(sampled)(CONDITIONS)).all(axis=1).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="rises from t = 4 to 5 in mode"):
+        sampled(CONDITIONS)
+
+
+def test_a_network_that_speaks_in_bfloat16_has_float32_tables():
+    process = processes.per_pixel(lambda c: gamma(c).astype(jnp.bfloat16), condition=CONDITIONS)
+    assert process.log_signal_variance.dtype == process.log_noise_variance.dtype == jnp.float32
+    assert np.isfinite(kl_weight(process, jnp.array([1, 2, 7]), predicts="v")).all()
+
+
+# What cannot be.
+
+FALL = np.linspace(0.9, 0.1, 9)
+RISING = np.tile(FALL[:, None], (1, 3))
+RISING[5, 1] = RISING[4, 1] * 1.01
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise", "options", "message"),
+    [
+        (RISING, 1 - RISING, {}, r"rises from t = 4 to 5 in mode \(1,\), by a factor of 1.0"),
+        (
+            FALL[:, None] * [1, 0],
+            FALL,
+            {},
+            r"signal_variance has shape \(9, 2\) and noise_variance",
+        ),
+        (
+            FALL[:, None] * [1, 0],
+            np.ones((9, 2)),
+            {},
+            r"mode\) = \(0, 1\) is 0; it has to be above",
+        ),
+        (
+            FALL[:, None],
+            0 * FALL[:, None],
+            {},
+            r"noise_variance at .* = \(0, 0\) is 0; .* no density",
+        ),
+        (-FALL[:, None], FALL[:, None], {}, "signal_variance is empty, negative or NaN"),
+        (FALL[:, None], FALL[:, None] * np.nan, {}, "noise_variance is empty, negative or NaN"),
+        (FALL[:, None], FALL[::-1, None] * np.inf, {}, "noise_variance at .* is inf"),
+        (np.array(0.5), np.array(0.5), {}, r"signal_variance has shape \(\)"),
+        (
+            FALL[:, None],
+            1 - FALL,
+            {},
+            r"signal_variance has shape \(9, 1\) and noise_variance \(9,\)",
+        ),
+        (FALL[:, None], 1 - FALL[1:, None], {}, r"\(9, 1\) and noise_variance \(8, 1\); both are"),
+        (np.ones((9, 3)), np.ones((9, 2)), {}, r"\(9, 3\) and noise_variance \(9, 2\); both are"),
+        (FALL[:1, None], 1 - FALL[:1, None], {}, "num_steps is 1"),
+        (FALL[:, None], 1 - FALL[:, None], {"basis": bases.dct()}, "modes .* the dct basis wants"),
+        (FALL[:, None], 1 - FALL[:, None], {"prior_variance": np.zeros(1)}, "prior_variance is 0"),
+        (FALL[:, None], 1 - FALL[:, None], {"prior_variance": [1, 1]}, r"prior_variance has shape"),
+    ],
+)
+def test_tables_that_are_no_chain(signal, noise, options, message):
+    with pytest.raises(ValueError, match=message):
+        processes.spectral(signal, noise, **options)
+
+
+def test_flat_tables_are_a_chain():
+    # SNR that stays, as a mode that has been blurred away does, adds nothing and loses nothing.
+    flat_tables = np.stack([FALL, np.full(9, 0.5)], axis=1)
+    process = processes.spectral(flat_tables, 1 - flat_tables)
+    t = jnp.arange(1, 9, dtype=jnp.int32)
+    assert np.all(process.beta(t)[:, 1] == 0.0)
+    assert np.all(kl_weight(process, t, predicts="x0")[:, 1] == 0.0)
+
+
+SINGULAR = np.diag([1.0, 0.5, 0.0])
+UNEVEN = np.array([1.0, 0.5, 0.4, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"covariance": SINGULAR},
+            "covariance is singular: its least eigenvalue is 0 beside .* 1,",
+        ),
+        ({"covariance": np.diag([1.0, -0.1])}, "eigenvalue -0.1; it has to be positive semi"),
+        ({"covariance": [[1.0, 0.5], [0.4, 1.0]]}, r"not symmetric: \[0, 1\] is 0.5, \[1, 0\] 0.4"),
+        ({"covariance": np.ones((2, 3))}, r"covariance has shape \(2, 3\); it has to be \(d, d\)"),
+        ({"covariance": np.full((2, 2), np.nan)}, "covariance is not finite"),
+        ({"covariance": np.eye(6), "shape": (2, 2)}, r"shape is \(2, 2\); .* the 6 modes"),
+        ({"covariance": np.eye(2), "basis": bases.identity()}, "basis is given; it goes with spec"),
+        ({}, "covariance and spectrum: one of the two has to be given"),
+        ({"covariance": np.eye(2), "spectrum": np.ones(2)}, "one of the two has to be given"),
+        ({"spectrum": np.ones(2)}, "basis is missing"),
+        ({"spectrum": UNEVEN, "basis": bases.fourier((0,))}, "spectrum is not even"),
+        ({"spectrum": [], "basis": bases.identity()}, "spectrum is empty"),
+        ({"spectrum": [1.0, -1.0], "basis": bases.identity()}, "spectrum is empty, negative"),
+        ({"spectrum": [1.0, 0.0], "basis": bases.identity()}, "floor=1e-4 gives such"),
+        ({"spectrum": [0.0, 0.0], "basis": bases.identity(), "floor": 0.1}, "covariance is 0"),
+        ({"spectrum": [1.0, 1.0], "basis": bases.dct()}, r"modes \(2,\); the dct basis wants"),
+        ({"spectrum": [1.0], "basis": bases.identity(), "shape": (1,)}, "it goes with covariance"),
+        ({"covariance": np.eye(2), "floor": 0.0}, r"floor is 0.0; it has to be in \(0, 1\]"),
+    ],
+)
+def test_covariances_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        processes.correlated(schedules.cosine(9), **options)
+
+
+def test_a_floor_gives_noise_to_modes_that_have_none():
+    process = processes.correlated(schedules.cosine(9), SINGULAR, floor=0.01)
+    prior = np.sort(process.prior(1)[0][0])
+    np.testing.assert_allclose(prior, [0.01, 0.5, 1.0], rtol=1e-6)
+    assert np.isfinite(kl_weight(process, jnp.array([1]), predicts="x0")).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((4,), {}, r"shape is \(4,\); it has to be that of an image"),
+        ((4, 0, 1), {}, r"shape is \(4, 0, 1\)"),
+        (SHAPE, {"max_blur": -1.0}, "max_blur is -1.0"),
+        (SHAPE, {"max_blur": math.inf}, "max_blur is inf"),
+        (SHAPE, {"min_scale": 0.0}, r"min_scale is 0.0; it has to be in \(0, 1\]"),
+    ],
+)
+def test_blurs_that_cannot_be(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        processes.blurring(schedules.cosine(9), shape, **options)
+
+
+LOG_SNR = np.linspace(5.0, -5.0, 9)[:, None] * np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("log_snr", "options", "message"),
+    [
+        (lambda c: c, {}, "condition is missing; log_snr is a function of it"),
+        (LOG_SNR, {"variance": lambda c: c}, "condition is missing; variance is a function of it"),
+        (LOG_SNR, {"condition": X0}, "condition is given, and neither log_snr nor variance"),
+        (LOG_SNR[:, 0], {}, r"log_snr has shape \(9,\); it has to be \[T, \*data\]"),
+        (LOG_SNR * np.nan, {}, "log_snr is NaN"),
+        (LOG_SNR[::-1], {}, r"rises from t = 0 to 1 in mode \(0,\)"),
+        (LOG_SNR, {"variance": np.ones((1, 3))}, r"variance has shape \(1, 3\); .* \[\*data\]"),
+        (LOG_SNR, {"variance": np.ones(2)}, r"variance has the shape \(2,\), and .* \(3,\)"),
+        (LOG_SNR, {"variance": -1.0}, "variance is not above 0"),
+        (lambda c: c, {"condition": X0}, r"log_snr returned the shape \(3, 6\)"),
+        (
+            lambda c: gamma(c)[:2],
+            {"condition": X0},
+            r"log_snr returned the shape \(2, 8, 6\); it has to return \(3, T, \*data\)",
+        ),
+        (
+            gamma,
+            {"condition": X0, "variance": lambda c: c[0]},
+            r"variance returned the shape \(6,\)",
+        ),
+        (gamma, {"condition": X0, "variance": np.ones(4)}, r"variance has the shape \(4,\)"),
+        (
+            LOG_SNR,
+            {"condition": X0, "variance": lambda c: c[:, :2] ** 2},
+            r"shape \(2,\), and .*\(3,\)",
+        ),
+    ],
+)
+def test_conditions_that_cannot_be(log_snr, options, message):
+    with pytest.raises(ValueError, match=message):
+        processes.per_pixel(log_snr, **options)
+
+
+def test_a_fixed_part_beside_a_conditioned_one():
+    spread = np.linspace(0.5, 1.5, 6)
+    process = processes.per_pixel(gamma, variance=spread, condition=CONDITIONS)
+    np.testing.assert_allclose(process.prior(3)[0], np.tile(spread, (3, 1)), rtol=1e-6)
+
+
+def test_data_that_have_other_modes_are_refused():
+    process = processes.per_pixel(LOG_SNR)
+    for shape in ((2, 3, 4), (2, 1), (2, 4)):
+        x0 = jnp.ones(shape)
+        with pytest.raises(ValueError, match=r"the data have shape .* the modes \(3,\)"):
+            q_sample(process, x0, jnp.array([0, 1]), x0)
+
+
+def test_what_is_no_schedule(without_annotation_checks):
+    for make in (
+        lambda wrong: processes.blurring(wrong, SHAPE),
+        lambda wrong: processes.correlated(wrong, np.eye(2)),
+        processes.isotropic,
+    ):
+        with pytest.raises(TypeError, match=r"schedule is a .*; it has to be a Schedule"):
+            make(build("blurring"))
+    with pytest.raises(TypeError, match="process is a int; it has to be a schedule or another"):
+        q_sample(3, X0, jnp.zeros(3, jnp.int32), X0)
