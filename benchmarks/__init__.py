@@ -4,7 +4,7 @@
     python -m benchmarks forward            runs one: a table, a JSON file, a picture
     python -m benchmarks compare A B        two JSON files of one suite, row by row
 
-Compilation is timed apart. What is compared runs in turns, in one process, so that a machine that
+Compilation is timed apart. What is compared runs by turns, in one process, so that a machine that
 slows down slows all of it alike; every run is waited for, and all their times are in the file. What
 is printed under a table follows from its numbers.
 """

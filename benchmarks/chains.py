@@ -58,7 +58,7 @@ def make_chains(
             taken.append(time.perf_counter() - start)
         median = spread(taken[1:]).median
         rows.append(Row(case, taken[1:], max(taken[0] - median, 0.0)))
-        per_step = median / t
+        per_step = min(taken[1:]) / t
     reached = [row.case["t"] for row in rows if row.seconds]
     marginals = {t: moments.affine_marginal(A[:t], b[:t], Q[:t]) for t in reached}
     return Chains(schedule, spectral, chain, marginals), rows

@@ -39,7 +39,8 @@ class Kernels(NamedTuple):
     kernels: int
     """Instructions of the ENTRY computation that launch something."""
     image_kernels: int
-    """Those of them that read or write an array of at least as many elements as the images."""
+    """Those of them that read or write an array with the batch's length and at least as many
+    elements as the images, or with exactly as many."""
     launches: int
     """All launches, loops followed."""
     loops_known: bool
@@ -54,16 +55,17 @@ class _Instruction(NamedTuple):
     rest: str
 
 
-def count_kernels(hlo: str, elements: int) -> Kernels:
-    """The kernels of a compiled program's text; `elements` is how many the images have together."""
+def count_kernels(hlo: str, images: tuple[int, ...]) -> Kernels:
+    """The kernels of a compiled program's text; `images` is their shape, `[batch, ...]`."""
     computations, entry = _parse(hlo)
     types = {i.name: i.type for i in computations[entry]}
     launched = [i for i in computations[entry] if i.opcode not in _FREE]
     large = [
         i
         for i in launched
-        if max(_elements(i.type), *(_elements(types.get(name, "")) for name in ("", *i.operands)))
-        >= elements
+        if any(
+            _has_images(kind, images) for kind in (i.type, *(types.get(n, "") for n in i.operands))
+        )
     ]
     launches, known = _launches(computations, entry)
     return Kernels(len(launched), len(large), launches, known)
@@ -109,7 +111,12 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
     return computations, entry
 
 
-def _elements(kind: str) -> int:
-    """Of the largest array of a type."""
-    sizes = [[int(n) for n in dims.split(",") if n] for dims in _ARRAY.findall(kind)]
-    return max((math.prod(size) for size in sizes), default=0)
+def _has_images(kind: str, images: tuple[int, ...]) -> bool:
+    """Whether an array of this type may hold the images: tables may have more numbers than they."""
+    elements = math.prod(images)
+    for dims in _ARRAY.findall(kind):
+        shape = [int(n) for n in dims.split(",") if n]
+        size = math.prod(shape)
+        if size == elements or (size > elements and shape[0] == images[0]):
+            return True
+    return False

@@ -1,6 +1,7 @@
 """How long something takes: compilation apart, everything waited for, what is compared in turns."""
 
 import gc
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -58,9 +59,10 @@ def in_turns(
     """The seconds of every run of each variant.
 
     After one run of each that does not count, and whose result `look` is shown, rounds follow, in
-    which each variant has one run, until its result is there. The next round begins with the next
-    variant: none always runs in the cache that the same other one leaves. A variant is done after
-    `repeats` runs, or when its runs have taken `seconds` together and there are `least` of them.
+    which each variant has one run, until its result is there. Each round has an order of its own,
+    drawn by chance: in a fixed one, whoever comes after the largest finds cold caches each time.
+    A variant is done after `repeats` runs, or when its runs have taken `seconds` together and there
+    are `least` of them.
 
     `pause` is slept before each run: threads of one library that wait for work by spinning would
     be in the way of another's.
@@ -68,14 +70,13 @@ def in_turns(
     for name, variant in variants.items():
         look(name, jax.block_until_ready(variant()))
     runs: dict[Any, list[float]] = {name: [] for name in variants}
-    left, first = list(variants), 0
+    left, order = list(variants), random.Random(0)
     collects = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         while left:
-            first = (first + 1) % len(left)
-            for name in left[first:] + left[:first]:
+            for name in order.sample(left, len(left)):
                 if pause:
                     time.sleep(pause)
                 runs[name].append(timed(variants[name]))
