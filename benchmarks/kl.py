@@ -18,14 +18,14 @@ at once as keep the device busy, so that the time is not that of dispatch.
                                      which is known here, or made of 10 losses at each t
     estimate_uniform, estimate_best  `estimate_bits_per_dim`, some independent times for each
 
-The variance is that of the batch's mean over many keys, with the same examples; what remains of it
-for all T times is that of the noise. Losses are those of a perfect network for Gaussian data with
-the mean and covariance of the config's images. The time is that of the config's own network, at
-work for the same calls. Variance times seconds is what counts: halve it, and the same precision
-takes half as long.
+The examples are held-out images of the config's dataset, the same for all keys, and the variance is
+that of their mean over the keys; what is left of it for all T times is that of the noise. Losses
+are those of the best linear denoiser, which knows the images' mean and covariance and needs no
+training. The time is that of the config's own network, at work for the same calls. Variance times
+seconds is what counts: halve it, and the same precision takes half as long.
 
-What it does not measure: the variance of gradients; networks that are not perfect, whose losses
-may be spread otherwise over t; and the spread between examples, which more of them average out.
+What it does not measure: the variance of gradients; trained networks, whose losses may be spread
+otherwise over t; and the spread between examples, which more of them average out.
 """
 
 import dataclasses
@@ -88,6 +88,10 @@ def run(settings: Settings, say: Say) -> list[Row]:
     if min(settings.keys, settings.whole_keys, settings.num_times) < 2:
         raise UserError("--keys, --whole-keys and --num-times have to be at least 2")
     built = experiment.build(load(settings.config))
+    if settings.batch > len(built.images.held_out):
+        raise UserError(
+            f"--batch is {settings.batch}; there are {len(built.images.held_out)} held-out images"
+        )
     rows: list[Row] = []
     say("two Gaussians: compiling")
     methods = kl_pairs.make_methods(settings.samples, settings.nodes, settings.at_once)
@@ -100,15 +104,17 @@ def run(settings: Settings, say: Say) -> list[Row]:
         say(f"two Gaussians, {name}")
         rows += kl_pairs.measured(name, methods, **measured)
     for chain in settings.chains:
-        named, schedule = built.config.schedule.name, built.process
+        named, process = built.config.schedule.name, built.process
+        if built.config.process.name != "isotropic":
+            named += f", {built.config.process.name}"
         if chain == "cosine":
-            named, schedule = "cosine", schedules.cosine(settings.cosine_steps)
+            named, process = "cosine", schedules.cosine(settings.cosine_steps)
         say(f"ELBO, {named}")
         sizes = kl_elbo.Sizes(
             settings.batch, settings.num_times, settings.keys, settings.whole_keys
         )
-        called = f"{named}, T = {schedule.num_steps}"
-        rows += kl_elbo.measured(called, schedule, built, sizes, settings.ways, **measured)
+        called = f"{named}, T = {process.num_steps}"
+        rows += kl_elbo.measured(called, process, built, sizes, settings.ways, **measured)
     return rows
 
 

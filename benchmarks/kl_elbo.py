@@ -22,7 +22,7 @@ from ddpm_jax import (
 from ddpm_jax.data import to_model_range
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.losses import prior_term
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.processes import Modal
 
 __all__ = ["WAYS", "Sizes", "WayName", "measured"]
 
@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
 
 def measured(
     name: str,
-    schedule: Schedule,
+    process: Modal,
     built: Experiment,
     sizes: Sizes,
     names: Sequence[WayName],
@@ -65,21 +65,21 @@ def measured(
     seconds: float,
 ) -> list[Row]:
     """A row for each way to the ELBO on one chain; they run by turns."""
-    data, shape = _gaussian_of(built)
-    key_data, key_p, key_time, key = jax.random.split(jax.random.key(seed), 4)
-    x0 = analytic.sample(data, key_data, (sizes.batch, *shape))
-    perfect = analytic.predictor(data, schedule, predicts="eps")
+    key_p, key_time, key = jax.random.split(jax.random.key(seed), 3)
+    levels = built.images.levels
+    x0 = to_model_range(jnp.asarray(built.images.held_out[: sizes.batch]), levels)
+    linear = analytic.predictor(_gaussian_of(built), process, predicts="eps")
     params = jax.jit(built.model.init)(built.key("parameters"), x0[:1], jnp.zeros(1, jnp.int32))
 
-    losses = _losses_at_each_time(schedule, perfect, key_p, x0)
+    losses = _losses_at_each_time(process, linear, key_p, x0, levels)
     chunk = max(built.config.evaluation.batch_size // sizes.batch, 1)
-    ways = _ways(sizes, schedule, losses, chunk)
+    ways = _ways(sizes, process, losses, chunk, levels)
     ways = [way for way in ways if way.name in ("all", *names)]
     programs, found, variants = [], [], {}
     for index, way in enumerate(ways):
-        perfectly = compiled(lambda key, x0, way=way: way.of(perfect, key, x0), key, x0)
+        linearly = compiled(lambda key, x0, way=way: way.of(linear, key, x0), key, x0)
         keys = jax.random.split(jax.random.fold_in(key, index), way.keys)
-        bits = np.array([float(perfectly.call(k, x0)) for k in keys], np.float64)
+        bits = np.array([float(linearly.call(k, x0)) for k in keys], np.float64)
         found.append(bits)
         program = compiled(
             lambda params, key, x0, way=way: way.of(built.bind(params), key, x0),
@@ -107,18 +107,18 @@ def measured(
     return rows
 
 
-def _gaussian_of(built: Experiment) -> tuple[analytic.Mixture, tuple[int, ...]]:
+def _gaussian_of(built: Experiment) -> analytic.Mixture:
     """Gaussian data with the mean and covariance of the images, their grey levels spread out."""
     images, levels = built.images.train, built.images.levels
     flat = np.asarray(to_model_range(jnp.asarray(images), levels), np.float64)
     flat = flat.reshape(len(images), -1)
     width = 2.0 / (levels - 1)
     covariance = np.cov(flat.T) + width**2 / 12.0 * np.eye(flat.shape[1])
-    return analytic.gaussian(flat.mean(axis=0), covariance), images.shape[1:]
+    return analytic.gaussian(flat.mean(axis=0), covariance)
 
 
 def _losses_at_each_time(
-    schedule: Schedule, predict: Any, key: jax.Array, x0: jax.Array
+    process: Modal, predict: Any, key: jax.Array, x0: jax.Array, levels: int
 ) -> jax.Array:
     """L_t of the batch at every t, `[T, batch]`, in nats."""
 
@@ -126,16 +126,17 @@ def _losses_at_each_time(
     def at(t: Any, key: Any) -> Any:
         times = jnp.full(x0.shape[:1], t)
         eps = jax.random.normal(key, x0.shape)
-        x_t = q_sample(schedule, x0, times, eps)
-        return vlb_terms(schedule, predict(x_t, times), x0, x_t, times, predicts="eps", levels=None)
+        x_t = q_sample(process, x0, times, eps)
+        output = predict(x_t, times)
+        return vlb_terms(process, output, x0, x_t, times, predicts="eps", levels=levels)
 
-    keys = jax.random.split(key, schedule.num_steps)
-    return jnp.stack([at(jnp.int32(t), keys[t]) for t in range(schedule.num_steps)])
+    keys = jax.random.split(key, process.num_steps)
+    return jnp.stack([at(jnp.int32(t), keys[t]) for t in range(process.num_steps)])
 
 
-def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, chunk: int) -> list[Way]:
-    num_steps = schedule.num_steps
-    told: dict[str, Any] = {"predicts": "eps", "levels": None}
+def _ways(sizes: Sizes, process: Modal, losses: jax.Array, chunk: int, levels: int) -> list[Way]:
+    num_steps = process.num_steps
+    told: dict[str, Any] = {"predicts": "eps", "levels": levels}
     best = jnp.sqrt(jnp.mean(jnp.square(losses), axis=1))
     best /= jnp.sum(best)
     history = timesteps.loss_history(num_steps)
@@ -147,17 +148,17 @@ def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, chunk: int) -> li
     learned = timesteps.probabilities(history)
 
     def whole(predict: Any, key: Any, x0: Any) -> Any:
-        return jnp.mean(bits_per_dim(schedule, predict, key, x0, chunk=chunk, **told).total)
+        return jnp.mean(bits_per_dim(process, predict, key, x0, chunk=chunk, **told).total)
 
     def once(draw: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, Any, Any], Any]:
         def bits(predict: Any, key: Any, x0: Any) -> Any:
             key_t, key_eps = jax.random.split(key)
             t, weight = draw(key_t)
             eps = jax.random.normal(key_eps, x0.shape)
-            x_t = q_sample(schedule, x0, t, eps)
-            output = predict(x_t, schedule.network_time(t))
-            nats = num_steps * weight * vlb_terms(schedule, output, x0, x_t, t, **told)
-            return jnp.mean(prior_term(schedule, x0) + nats) / _nats_per_bit(x0)
+            x_t = q_sample(process, x0, t, eps)
+            output = predict(x_t, process.network_time(t))
+            nats = num_steps * weight * vlb_terms(process, output, x0, x_t, t, **told)
+            return jnp.mean(prior_term(process, x0) + nats) / _nats_per_bit(x0)
 
         return bits
 
@@ -166,7 +167,7 @@ def _ways(sizes: Sizes, schedule: Schedule, losses: jax.Array, chunk: int) -> li
             options = told | {"num_times": sizes.num_times, "chunk": chunk}
             return jnp.mean(
                 estimate_bits_per_dim(
-                    schedule, predict, key, x0, probabilities=probabilities, **options
+                    process, predict, key, x0, probabilities=probabilities, **options
                 ).total
             )
 
