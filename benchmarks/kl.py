@@ -104,7 +104,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
         say(f"two Gaussians, {name}")
         rows += kl_pairs.measured(name, methods, **measured)
     for chain in settings.chains:
-        named, process = built.config.schedule.name, built.process
+        named, process = str(built.config.schedule.name), built.process
         if built.config.process.name != "isotropic":
             named += f", {built.config.process.name}"
         if chain == "cosine":
