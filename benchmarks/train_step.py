@@ -11,9 +11,9 @@ clipping, moving average), for the networks of some configs, with x_t made in th
 and apart, where a step of seconds would hide it, the time of the first two by themselves: draw t,
 draw noise, make x_t and the eps that the network is to predict.
 
-The loss is the simple one with uniform times and the isotropic chain of the config's schedule in all
-of them, whatever the config trains on; images are random bytes. One device, parameters and optimizer state whole on it; the step does not donate
-its state, so that each run has the same one.
+The loss is the simple one, with uniform times and the isotropic chain of the config's schedule,
+whatever the config trains on; images are random bytes. It runs on one device, parameters and
+optimizer state whole, and does not donate its state, so that each run has the same one.
 
 What it does not measure: reading data, several devices (`ddpm-jax train` uses all there are),
 evaluation and checkpoints, and other batch sizes than those asked for: the network's share grows
