@@ -16,6 +16,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
@@ -159,16 +160,14 @@ class Spectral:
     def _rows(self, table: Array, t: Array, *, before: float) -> Array:
         if not self.conditioned:
             return look_up(table, t, before=before)
-        examples = table.shape[0]
-        t = _by_example(t, examples)
+        (t,) = _by_example(table, t)
         rows = jax.vmap(lambda table, t: look_up(table, t, before=before))(table, t)
         return rows.reshape(t.size, *table.shape[2:])
 
     def _difference(self, parts: Array, t: Array, s: Array, *, before: float) -> Array:
         if not self.conditioned:
             return difference(parts, t, s, before=before)
-        examples = parts.shape[1]
-        t, s = _by_example(t, examples), _by_example(s, examples)
+        t, s = _by_example(parts[0], t, s)
         rows = jax.vmap(
             lambda parts, t, s: difference(parts, t, s, before=before), in_axes=(1, 0, 0)
         )(parts, t, s)
@@ -306,11 +305,23 @@ def _log(name: str, values: ArrayLike) -> np.ndarray:
         return np.asarray(np.log(table))  # of a single number NumPy makes no array
 
 
-def _by_example(t: Array, examples: int) -> Array:
-    """Times as `[examples, rows of each]`: rows of one example are neighbours."""
-    if t.shape[0] % examples:
-        raise ValueError(
-            f"t has shape {t.shape}; the process has tables for {examples} examples, so it has to"
-            f" be ({examples},), or a multiple of it with neighbours that share an example"
-        )
-    return t.reshape(examples, -1)
+def _by_example(table: Array, *times: Array) -> list[Array]:
+    """Each of `times` as `[examples, rows of each]`: rows of one example are neighbours.
+
+    They are split over the devices as the examples of `table` are; only an explicit mesh has to be
+    told, and times that were made there are whole on every device.
+    """
+    examples, sharding = table.shape[0], jax.typeof(table).sharding
+    split = []
+    for t in times:
+        if t.shape[0] % examples:
+            raise ValueError(
+                f"t has shape {t.shape}; the process has tables for {examples} examples, so it has"
+                f" to be ({examples},), or a multiple of it with neighbours that share an example"
+            )
+        t = t.reshape(examples, -1)
+        if sharding.spec[0] is not None:
+            where = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], None))
+            t = jax.sharding.reshard(t, where)
+        split.append(t)
+    return split
