@@ -1,0 +1,174 @@
+r"""Which matrices share a basis: the table's rows on plain arrays, float64 on the host.
+
+The process of one orthonormal basis U, rows its modes, has U A_t U^T and U B_t B_t^T U^T diagonal
+for every t. The bases of `ddpm_jax.bases` are tried, those a caller names, and where the matrices
+are known exactly their joint eigenbasis, if there is one. How much of a matrix is not diagonal:
+
+    of A    the largest element off the diagonal, against the largest element on it
+    of Q    |Q_ij| against b_i b_j + (b_i + b_j) max b / 20, b_i = sqrt(Q_ii)
+
+The second term is for what float32 leaves of modes whose noise is far below that of others.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import bases
+from ddpm_jax.bases import Basis
+
+__all__ = [
+    "ROUNDING",
+    "TOLERANCE",
+    "Modes",
+    "candidates",
+    "joint_eigenbasis",
+    "modes",
+    "modes_by_probes",
+]
+
+TOLERANCE = 2e-5
+"""Relative; what is larger is seen: of the noise's covariance, and between base points."""
+ROUNDING = 5e-6
+"""The same of A, whose elements off the diagonal are measured against those on it."""
+
+
+class Modes(NamedTuple):
+    """A chain read in one basis."""
+
+    name: str
+    basis: Basis
+    keep: np.ndarray
+    """The factor on x, `[T, *shape]`."""
+    added: np.ndarray
+    """The variance of the noise, `[T, *shape]`."""
+    error_of_x: float
+    """What is off the diagonal of A, relative."""
+    error_of_noise: float
+    """What is off the diagonal of Q, relative."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the modes do not mix, as far as can be seen."""
+        return self.error_of_x <= ROUNDING and self.error_of_noise <= TOLERANCE
+
+    @property
+    def anisotropy(self) -> tuple[float, float]:
+        """How far the factors, and the variances, of one time lie apart, relative."""
+        return _spread(self.keep), _spread(self.added)
+
+
+def candidates(shape: tuple[int, ...]) -> dict[str, Basis]:
+    """The bases that are tried on data of this shape: all axes but the channels', and each alone."""
+    axes = tuple(range(min(len(shape), 2)))
+    choices = [axes, *((axis,) for axis in axes)] if len(axes) > 1 else [axes]
+    choices = [choice for choice in choices if choice and all(shape[i] > 1 for i in choice)]
+    return {
+        "identity": bases.identity(),
+        **{f"dct{_names(choice)}": bases.dct(choice) for choice in choices},
+        **{f"fourier{_names(choice)}": bases.fourier(choice) for choice in choices},
+    }
+
+
+def modes(
+    name: str, basis: Basis, shape: tuple[int, ...], keep: np.ndarray, add: np.ndarray
+) -> Modes:
+    """The chain A `[T, d, d]`, B `[T, d, d]` in `basis`, and what of it is not diagonal there."""
+    d = math.prod(shape)
+    matrix = np.eye(d) if name == "identity" else in_modes(basis, shape, np.eye(d)).T
+    if name == "identity":
+        turned, spread = keep, add
+    else:
+        turned, spread = matrix @ keep @ matrix.T, matrix @ add
+    covariance = spread @ np.swapaxes(spread, -1, -2)
+    factors = np.diagonal(turned, axis1=-2, axis2=-1)
+    variances = np.diagonal(covariance, axis1=-2, axis2=-1)
+    deviations = np.sqrt(variances)
+    largest = 0.05 * deviations.max(axis=-1)[:, None, None]
+    i, j = deviations[:, :, None], deviations[:, None, :]
+    return Modes(
+        name,
+        basis,
+        factors.reshape(-1, *shape),
+        variances.reshape(-1, *shape),
+        _worst(_off_diagonal(turned), np.abs(factors).max(axis=-1)[:, None, None]),
+        _worst(_off_diagonal(covariance), i * j + largest * (i + j)),
+    )
+
+
+def modes_by_probes(
+    name: str,
+    basis: Basis,
+    shape: tuple[int, ...],
+    signs: np.ndarray,
+    of_x: np.ndarray,
+    of_noise: np.ndarray,
+) -> Modes:
+    """The same from products with two random vectors, whose modes are the `signs` `[2, d]`.
+
+    A diagonal matrix times signs is its diagonal times signs: the first vector gives it, the second
+    says whether it is all there is.
+
+    Args:
+        name: of the basis.
+        basis: in which the chain is read.
+        shape: of the data.
+        signs: modes of the two vectors, each -1 or 1.
+        of_x: A times the vectors, `[T, 2, d]`.
+        of_noise: Q times the vectors.
+    """
+    diagonals = [signs * in_modes(basis, shape, products) for products in (of_x, of_noise)]
+    errors = [
+        _worst(np.ptp(both, axis=1), np.abs(both).max(axis=(1, 2))[:, None]) for both in diagonals
+    ]
+    keep, added = (both.mean(axis=1).reshape(-1, *shape) for both in diagonals)
+    return Modes(name, basis, keep, added, *errors)
+
+
+def in_modes(basis: Basis, shape: tuple[int, ...], vectors: np.ndarray) -> np.ndarray:
+    """Vectors `[..., d]` of the data as those of the modes."""
+    data = jnp.asarray(vectors.reshape(-1, *shape), jnp.float32)
+    return np.asarray(basis.to_modes(data), np.float64).reshape(vectors.shape)
+
+
+def joint_eigenbasis(matrices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An orthonormal matrix, rows its modes, that makes `matrices` `[m, d, d]` most diagonal.
+
+    They commute if they are diagonal in it. A random combination of all has their eigenvectors;
+    where two of its eigenvalues happen to lie close, rounding turns these, and a few Newton steps
+    on all matrices at once turn them back.
+    """
+    symmetric = 0.5 * (matrices + np.swapaxes(matrices, -1, -2))
+    size = np.abs(symmetric).max(axis=(-2, -1), keepdims=True)
+    symmetric = symmetric / np.where(size > 0.0, size, 1.0)
+    mixed = np.einsum("m,mij->ij", rng.normal(size=len(symmetric)), symmetric)
+    basis = np.linalg.eigh(mixed)[1].T
+    for _ in range(4):
+        turned = basis @ symmetric @ basis.T
+        diagonal = np.diagonal(turned, axis1=-2, axis2=-1)
+        gap = diagonal[:, None, :] - diagonal[:, :, None]
+        room = np.sum(gap**2, axis=0)
+        angle = -np.sum(turned * gap, axis=0) / np.where(room > 1e-9, room, np.inf)
+        # Orthonormal again: the nearest such matrix.
+        left, _, right = np.linalg.svd((np.eye(len(basis)) + np.clip(angle, -0.1, 0.1)) @ basis)
+        basis = left @ right
+    return basis
+
+
+def _off_diagonal(matrices: np.ndarray) -> np.ndarray:
+    return np.abs(matrices) * (1.0 - np.eye(matrices.shape[-1]))
+
+
+def _worst(values: np.ndarray, scale: np.ndarray) -> float:
+    return float(np.max(values / np.where(values > 0.0, scale, 1.0), initial=0.0))
+
+
+def _spread(values: np.ndarray) -> float:
+    rows = values.reshape(len(values), -1)
+    return _worst(np.ptp(rows, axis=-1), np.abs(rows).max(axis=-1))
+
+
+def _names(axes: tuple[int, ...]) -> str:
+    return "(" + ", ".join(map(str, axes)) + ")"

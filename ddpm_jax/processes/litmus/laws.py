@@ -1,0 +1,174 @@
+r"""Noise that is no linear function of eps: is its law one that sums of it keep?
+
+A step x_t = A x + h(eps) whose h works on each element alone has noise of independent elements,
+and their law is known without drawing: h of the equally probable quantiles of eps is a sample of
+the law with no randomness, moments come from h on a grid with the normal's weights. A law is
+recognised if its distribution function is within `DISTANCE` of the sample's everywhere.
+
+    normal     any A. h turns eps about; the chain is Gaussian all the same
+    gamma      A = diag(k) > 0, scales theta_t with theta_t / prod_{s <= t} k_s the same for all t:
+               k_t Gamma(a, theta_{t-1}) + Gamma(b, theta_t) is Gamma(a + b, theta_t)
+               (Nachmani et al. 2021, https://arxiv.org/abs/2110.05948)
+    Cauchy     A = diag(k): the scales add up, k_t g_{t-1} + g_t. There are no moments
+
+Others that sums keep (inverse Gaussian, stable laws without a density in closed form) are not
+looked for, and the answer for them is the loop.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammainc, ndtr, ndtri
+
+from ddpm_jax.processes.litmus.probes import Step, flat
+
+__all__ = ["DISTANCE", "Law", "distribution", "recognise", "sums"]
+
+DISTANCE = 1e-3
+"""Largest distance between two distribution functions that are taken for one (Kolmogorov's)."""
+SAME_SCALE = 1e-3
+"""Relative; gammas whose scales differ by more are not closed under sums."""
+
+_QUANTILES = 4096
+_NORMAL_ENOUGH = 1e5  # a gamma of this shape is within 1e-3 of a normal
+_MOST_ELEMENTS = 64  # of which the law is read; that h works on each alone is asked of all
+
+
+class Law(NamedTuple):
+    """The noise at every t, tables `[T, k]` of k elements, float64."""
+
+    name: str
+    """"normal", "gamma" or "Cauchy", or "" for none of these."""
+    distance: float
+    """Between its distribution function and the named one, or the nearest; the worst."""
+    location: np.ndarray
+    """A normal's mean, a Cauchy's median, where a gamma begins."""
+    scale: np.ndarray
+    """A normal's deviation, a Cauchy's half width; a gamma's, negative if its tail is below."""
+    shape: np.ndarray
+    """Of a gamma; of others 1."""
+    mean: np.ndarray
+    """By quadrature, whatever the law."""
+    variance: np.ndarray
+    """By quadrature, whatever the law; NaN where it is all in the tail, as a Cauchy's."""
+    elements: np.ndarray
+    """Which k of the d elements."""
+
+
+def recognise(step: Step, shape: tuple[int, ...], num_steps: int, key: jax.Array) -> Law | None:
+    """The law of h(eps) = f(0, eps) at every t, or None if h mixes elements."""
+    f, d = flat(step, shape), math.prod(shape)
+    mix_key, choice_key = jax.random.split(key)
+    if not _works_on_each_alone(f, d, num_steps, mix_key):
+        return None
+    elements = np.sort(jax.random.permutation(choice_key, d)[:_MOST_ELEMENTS])
+    grid = np.linspace(-8.0, 8.0, 4097)
+    weights = np.exp(-0.5 * grid**2) / np.exp(-0.5 * grid**2).sum()
+    outside = np.abs(grid) > 5.0  # where a variance has no business to be, if there is one
+    levels = ndtri((jnp.arange(_QUANTILES, dtype=jnp.float32) + 0.5) / _QUANTILES)
+    inputs = jnp.concatenate([levels, jnp.asarray(grid, jnp.float32)])
+
+    @jax.jit
+    def noise(t: jax.Array) -> jax.Array:
+        values = jax.vmap(lambda level: f(jnp.zeros(d), jnp.full(d, level), t))(inputs)
+        return values[:, elements]
+
+    moments, fits = [], []
+    for t in range(num_steps):
+        values = np.asarray(noise(jnp.int32(t)), np.float64)
+        alike = bool((values == values[:, :1]).all())
+        values = values[:, :1] if alike else values  # most are: one is read for all
+        on_grid, sample = values[_QUANTILES:], np.sort(values[:_QUANTILES], axis=0)
+        with np.errstate(all="ignore"):
+            mean = weights @ on_grid
+            variance, third = (weights @ (on_grid - mean) ** power for power in (2, 3))
+            far = weights[outside] @ (on_grid - mean)[outside] ** 2
+            variance = np.where(far <= 0.01 * variance, variance, np.nan)
+            fits.append(_fits(sample, mean, variance, third, len(elements)))
+        moments.append(np.broadcast_to(np.stack([mean, variance]), (2, len(elements))))
+    distances = {name: max(fit[name][0] for fit in fits) for name in fits[0]}
+    nearest = min(distances, key=distances.__getitem__)
+    name = next((name for name in distances if distances[name] <= DISTANCE), "")
+    tables = np.stack([fit[name or nearest][1] for fit in fits], axis=1)
+    return Law(
+        name, distances[name or nearest], *tables, *np.stack(moments, axis=1), elements=elements
+    )
+
+
+def sums(law: Law, keep: np.ndarray) -> Law | None:
+    """The law of x_t - (prod k) x_0 at every t, or None where sums do not keep it.
+
+    Args:
+        law: of each step's noise.
+        keep: k, the factors on x, `[T, k]` for the same elements.
+    """
+    if law.name == "gamma":
+        if not (keep > 0.0).all():
+            return None
+        base = law.scale / np.cumprod(keep, axis=0)
+        if (np.ptp(base, axis=0) > SAME_SCALE * np.abs(base).mean(axis=0)).any():
+            return None
+    location, scale, shape = (table.copy() for table in (law.location, law.scale, law.shape))
+    for t in range(1, len(keep)):
+        location[t] += keep[t] * location[t - 1]
+        if law.name == "gamma":
+            shape[t] += shape[t - 1]
+        else:
+            scale[t] += np.abs(keep[t]) * scale[t - 1]
+    return law._replace(location=location, scale=scale, shape=shape)
+
+
+def distribution(name: str, z: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """The distribution function of a named law of location 0 and scale 1; a gamma's of `shape`."""
+    if name == "Cauchy":
+        return 0.5 + np.arctan(z) / np.pi
+    z = jnp.asarray(z, jnp.float32)
+    if name == "gamma":
+        z = jnp.maximum(z, 0.0)
+        return np.asarray(gammainc(jnp.broadcast_to(jnp.float32(shape), z.shape), z), np.float64)
+    return np.asarray(ndtr(z), np.float64)
+
+
+def _fits(
+    sample: np.ndarray, mean: np.ndarray, variance: np.ndarray, third: np.ndarray, k: int
+) -> dict[str, tuple[float, np.ndarray]]:
+    """By name: how far the law lies from the sorted sample, and location, scale and shape."""
+    deviation = np.sqrt(variance)
+    gamma_scale = 0.5 * third / variance
+    gamma_shape = variance / gamma_scale**2
+    low, middle, high = (sample[int(_QUANTILES * share)] for share in (0.25, 0.5, 0.75))
+    one = np.ones_like(mean)
+    guesses = {
+        "normal": (mean, deviation, one),
+        "gamma": (mean - gamma_shape * gamma_scale, gamma_scale, gamma_shape),
+        "Cauchy": (middle, 0.5 * (high - low), one),
+    }
+    expected = (np.arange(_QUANTILES)[:, None] + 0.5) / _QUANTILES
+    fits = {}
+    for name, (location, scale, shape) in guesses.items():
+        if shape.max() > _NORMAL_ENOUGH or not np.isfinite(shape).all():
+            fits[name] = (np.inf, np.broadcast_to(np.stack([location, scale, one]), (3, k)))
+            continue
+        below = distribution(name, (sample - location) / scale, shape)
+        error = np.abs(np.where(scale > 0.0, below, 1.0 - below) - expected).max()
+        parameters = np.broadcast_to(np.stack([location, scale, shape]), (3, k))
+        fits[name] = (float(np.nan_to_num(error, nan=np.inf)), parameters)
+    return fits
+
+
+def _works_on_each_alone(f: Step, d: int, num_steps: int, key: jax.Array) -> bool:
+    """Whether an element of f(0, eps) stays when other elements of eps change, at every t."""
+    keys = jax.random.split(key, 3)
+    one, other = jax.random.normal(keys[0], (2, 8, d))
+    kept = jax.random.bernoulli(keys[1], 0.5, (8, d))
+
+    def changed(t: jax.Array) -> jax.Array:
+        noise = jax.vmap(lambda eps: f(jnp.zeros(d), eps, t))
+        before, after = noise(one), noise(jnp.where(kept, one, other))
+        return jnp.max(jnp.where(kept, jnp.abs(after - before), 0.0)) / jnp.max(jnp.abs(before))
+
+    times = jnp.arange(num_steps, dtype=jnp.int32)
+    return bool((jax.jit(lambda times: jax.lax.map(changed, times))(times) <= 1e-5).all())

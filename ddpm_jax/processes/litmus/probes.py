@@ -1,0 +1,239 @@
+r"""A step linearized: what it does to x and to eps at every t, and how far that is from all it does.
+
+    f(x, eps) = A x + b + g(x, eps),  g(x, 0) = 0
+
+At each t the step is linearized at the origin and at base points of several scales. With few
+dimensions it is pushed forward along all directions, which gives the Jacobians; with many, along a
+few random ones. Four numbers say how far the step is from affine, relative, the worst of all
+points. Slopes alone would not do: those of `round`, and of a `custom_jvp`, are not how the function
+changes. So each number is taken of the slopes and of the values:
+
+    in_x       f(x, 0) against A x + b
+    in_eps     g(x, eps) against J(x) eps, J the Jacobian in eps at (x, 0)
+    in_state   J(x) J(x)^T, the covariance of the noise, against that at the origin
+    in_sum     g(x, eps) against g(0, eps): noise of any law, but added
+
+With the first three at 0 the chain is x_t = A x + b + noise, Gaussian of one covariance. J itself
+may turn with x: to multiply eps by the sign of x changes nothing.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["SCALES", "Linearized", "Step", "flat", "linearize"]
+
+Step = Callable[[jax.Array, jax.Array, jax.Array], Any]
+"""`(x_prev, eps, t) -> x_t` for one sample, t a scalar int32."""
+
+SCALES = (0.1, 1.0, 8.0, 60.0, 1000.0)
+"""How large the elements of x are where the step is probed, times 0.5 to 1.5."""
+
+_EPS_SCALES = (0.1, 1.0, 2.0, 3.3, 3.6)  # times as much: float32 normals end at 5.42
+_RARE = 0.03  # elements smaller than this share of the largest are measured against that share
+_ULPS = 0.1  # a tolerance of 2e-5 on values leaves this share of it to float32's rounding
+
+
+class Linearized(NamedTuple):
+    """One step at every t, float64 on the host."""
+
+    offset: np.ndarray
+    """b = f(0, 0), `[T, d]`."""
+    of_x: np.ndarray
+    """A v for each direction v, `[T, k, d]`."""
+    of_eps: np.ndarray
+    """`[T, k, d]`: B v for each direction v if they are all, else the covariance's, B B^T v."""
+    departures: dict[str, np.ndarray]
+    """`in_x`, `in_eps`, `in_state` and `in_sum`, each `[T]`; inf where something is not finite."""
+    num_points: int
+    """Base points at each t."""
+
+
+def linearize(
+    step: Step,
+    shape: tuple[int, ...],
+    num_steps: int,
+    key: jax.Array,
+    directions: np.ndarray | None,
+) -> Linearized:
+    """`step` at all T times, along `directions` `[k, d]`; None is along each axis, exactly."""
+    f, d, exact = flat(step, shape), math.prod(shape), directions is None
+    along = jnp.eye(d) if directions is None else jnp.asarray(directions, jnp.float32)
+    few = along if exact else along[:1]
+    x, eps = _points(key, d)
+    points, none, nowhere = len(x), jnp.zeros_like(x), jnp.zeros((1, d))
+
+    def slopes(t: jax.Array, along: jax.Array, x: jax.Array, eps: jax.Array) -> _Slopes:
+        value, push = jax.linearize(lambda x, eps: f(x, eps, t), x, eps)
+        zero = jnp.zeros_like(x)
+        of_x = jax.vmap(lambda v: push(v, zero))(along)
+        of_eps = jax.vmap(lambda v: push(zero, v))(along)
+        if exact:
+            covariance = jnp.matmul(of_eps.T, of_eps, precision="highest")
+        else:
+            pull = jax.linear_transpose(push, x, eps)
+            covariance = jax.vmap(lambda v: push(zero, pull(v)[1]))(along)
+        return _Slopes(value, of_x, of_eps, covariance, push(x, zero), push(zero, eps))
+
+    def at(t: jax.Array) -> tuple[jax.Array, ...]:
+        bases = jnp.concatenate([nowhere, x, none, x]), jnp.concatenate([nowhere, none, eps, eps])
+        probed = jax.vmap(functools.partial(slopes, t, few))(*bases)
+        origin = jax.tree.map(lambda leaf: leaf[:1], probed)
+        there = (
+            jax.tree.map(lambda leaf: leaf[1 + i * points : 1 + (i + 1) * points], probed)
+            for i in range(3)
+        )
+        departures = _departures(x, eps, origin, *there, rare=_RARE if exact else 1.0)
+        if exact:
+            return origin.value[0], origin.of_x[0], origin.of_eps[0], departures
+        along_all = slopes(t, along, nowhere[0], nowhere[0])
+        return along_all.value, along_all.of_x, along_all.covariance, departures
+
+    with jax.default_matmul_precision("highest"):
+        times = jnp.arange(num_steps, dtype=jnp.int32)
+        offset, of_x, of_eps, departures = jax.jit(lambda times: jax.lax.map(at, times))(times)
+    worst = np.nan_to_num(np.asarray(departures, np.float64), nan=np.inf, posinf=np.inf)
+    return Linearized(
+        *(np.asarray(table, np.float64) for table in (offset, of_x, of_eps)),
+        departures=dict(zip(("in_x", "in_eps", "in_state", "in_sum"), worst.T, strict=True)),
+        num_points=points,
+    )
+
+
+def flat(step: Step, shape: tuple[int, ...]) -> Step:
+    """`step` of vectors."""
+
+    def f(x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        return step(x.reshape(shape), eps.reshape(shape), t).reshape(-1)
+
+    return f
+
+
+class _Slopes(NamedTuple):
+    """f and its slopes, at one base point or many."""
+
+    value: Any  # f
+    of_x: Any  # [k, d], the Jacobian in x along k directions
+    of_eps: Any  # [k, d], that in eps
+    covariance: Any  # [k, d], of the noise along them
+    through_x: Any  # [d], the Jacobian in x along x itself
+    through_eps: Any  # [d], that in eps along eps
+
+
+def _points(key: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
+    """Base points in pairs of opposite signs: what bends on one side only bends at one of them."""
+    signs_key, sizes_key = jax.random.split(key)
+    shape = (2, len(SCALES), d)
+    signs = jax.random.rademacher(signs_key, shape, jnp.float32)
+    sizes = jax.random.uniform(sizes_key, shape, minval=0.5, maxval=1.5)
+    scales = jnp.asarray([SCALES, _EPS_SCALES])[:, :, None]
+    x, eps = signs * sizes * scales
+    return jnp.concatenate([x, -x]), jnp.concatenate([eps, -eps])
+
+
+def _departures(
+    x: jax.Array,
+    eps: jax.Array,
+    origin: _Slopes,
+    still: _Slopes,
+    moved: _Slopes,
+    both: _Slopes,
+    *,
+    rare: float,
+) -> jax.Array:
+    """The four numbers: what is known of f at (0, 0), (x, 0), (0, eps) and (x, eps), compared.
+
+    Each element is measured against its own size, but none against less than the share `rare` of
+    the largest.
+    """
+
+    def length(*slopes: jax.Array) -> jax.Array:
+        """Of each element's row, `[points, 1, d]`: the longer of those that are compared."""
+        rows = [jnp.sqrt(jnp.sum(jnp.square(slope), axis=-2, keepdims=True)) for slope in slopes]
+        longest = jnp.max(jnp.stack(jnp.broadcast_arrays(*rows)), axis=0)
+        return jnp.maximum(longest, rare * jnp.max(longest, axis=-1, keepdims=True))
+
+    def worst(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+        a, b, scale = jnp.broadcast_arrays(a, b, scale)
+        return jnp.max(jnp.where(a == b, 0.0, jnp.abs(a - b) / scale))  # 0 / 0 is no departure
+
+    def largest(values: jax.Array) -> jax.Array:
+        return jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+
+    keep, noise = length(origin.of_x, still.of_x), length(origin.of_eps, still.of_eps)
+    bent, shared = length(still.of_eps, both.of_eps), length(moved.of_eps, both.of_eps)
+    size = keep[:, 0] * largest(x) + largest(origin.value)
+    rounding = _ULPS * size
+    of_both, of_eps = both.value - still.value, moved.value - origin.value
+    if rare < 1.0:
+        scale = noise * jnp.swapaxes(noise, -1, -2)
+    else:
+        scale = jnp.maximum(largest(still.covariance), largest(origin.covariance))
+    pairs = (
+        (still.of_x, origin.of_x, keep),
+        (still.value, origin.value + still.through_x, size),
+        (both.of_eps, still.of_eps, bent),
+        (of_both, both.through_eps, bent[:, 0] * largest(eps) + rounding),
+        (still.covariance, origin.covariance, scale),
+        (both.of_eps, moved.of_eps, shared),
+        (of_both, of_eps, jnp.abs(of_eps) + shared[:, 0] * largest(eps) + rounding),
+    )
+    in_x, x_values, in_eps, eps_values, in_state, in_sum, sum_values = (
+        worst(*pair) for pair in pairs
+    )
+    return jnp.stack(
+        [
+            jnp.maximum(in_x, x_values),
+            jnp.maximum(in_eps, eps_values),
+            in_state,
+            jnp.maximum(in_sum, sum_values),
+        ]
+    )
+
+
+def commutator(step: Step, shape: tuple[int, ...], num_steps: int, key: jax.Array) -> float:
+    r"""How far all A_t and B_t B_t^T are from having a common orthonormal eigenbasis, by probes.
+
+    They have one if they are symmetric and commute. Two random combinations C_1 and C_2 of them
+    all, without what each has of the identity, commute only if all do (almost surely), so
+    |C_1 C_2 v - C_2 C_1 v| is looked at for one random v; and A_t v against A_t^T v for each t.
+    """
+    f, d = flat(step, shape), math.prod(shape)
+    weights_key, v_key = jax.random.split(key)
+    weights = jax.random.normal(weights_key, (2, num_steps, 2))
+    v = jax.random.rademacher(v_key, (d,), jnp.float32)
+    times = jnp.arange(num_steps, dtype=jnp.int32)
+    zero = jnp.zeros(d)
+
+    def products(v: jax.Array, t: jax.Array) -> tuple[jax.Array, ...]:
+        _, push = jax.linearize(lambda x, eps: f(x, eps, t), zero, zero)
+        pull = jax.linear_transpose(push, zero, zero)
+        backwards, into_eps = pull(v)
+        return push(v, zero), push(zero, into_eps), backwards
+
+    @jax.jit
+    def each(v: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.lax.map(lambda t: products(v, t), times)
+
+    with jax.default_matmul_precision("highest"):
+        of_x, of_noise, backwards = each(v)
+        means = jnp.mean(of_x * v[None], axis=1), jnp.mean(of_noise * v[None], axis=1)
+        sizes = jnp.maximum(jnp.max(jnp.abs(of_noise), axis=1), jnp.finfo(jnp.float32).tiny)
+
+        def combined(v: jax.Array, weights: jax.Array) -> jax.Array:
+            of_x, of_noise, _ = each(v)
+            of_x = of_x - means[0][:, None] * v[None]
+            of_noise = (of_noise - means[1][:, None] * v[None]) / sizes[:, None]
+            return weights[:, 0] @ of_x + weights[:, 1] @ of_noise
+
+        one_two = combined(combined(v, weights[1]), weights[0])
+        two_one = combined(combined(v, weights[0]), weights[1])
+    size = jnp.max(jnp.abs(one_two)) + jnp.max(jnp.abs(two_one)) + 1e-3 * num_steps
+    skew = jnp.max(jnp.abs(of_x - backwards), axis=1) / jnp.max(jnp.abs(of_x), axis=1)
+    commuting = jnp.max(jnp.abs(one_two - two_one)) / size
+    return float(jnp.maximum(commuting, jnp.max(jnp.nan_to_num(skew))))

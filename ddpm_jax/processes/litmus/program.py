@@ -1,0 +1,92 @@
+"""What can be read from a step's program without running it: random draws, and a proof.
+
+A step is traced to a jaxpr, and classes of values are followed through it: independent of x and
+eps, affine in both together, or unknown. If the result is affine then the step is, in exact
+arithmetic, for every x, eps and t, which no number of probes could say. The list of operations
+that keep a value affine is short and on the safe side: what is not on it makes a value unknown,
+and the probes decide.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+__all__ = ["is_affine", "random_draws"]
+
+_CONSTANT, _AFFINE, _UNKNOWN = 0, 1, 2
+
+# Affine in all their operands together. Indices and predicates are no floats: they are constant,
+# or unknown and not looked up here.
+_SUMS = {
+    *("add", "sub", "add_any", "neg", "reduce_sum", "cumsum", "fft", "real", "imag", "complex"),
+    *("reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "slice", "dynamic_slice"),
+    *("gather", "scatter", "scatter-add", "dynamic_update_slice", "select_n", "concatenate"),
+    *("stack", "pad", "copy", "convert_element_type"),
+}
+# Linear in each of two operands; one of them has to be constant.
+_PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
+
+
+def is_affine(program: core.ClosedJaxpr) -> bool:
+    """Whether it can be read off that the only result is affine in the first two arguments."""
+    classes = [_AFFINE, _AFFINE] + [_CONSTANT] * (len(program.jaxpr.invars) - 2)
+    return _follow(program.jaxpr, classes)[0] != _UNKNOWN
+
+
+def random_draws(program: core.ClosedJaxpr) -> list[str]:
+    """Names of the operations that draw random numbers or make keys, sorted."""
+    names = {equation.primitive.name for equation in _equations(program.jaxpr)}
+    draws = ("threefry2x32", "rng_bit_generator", "rng_uniform")
+    return sorted(name for name in names if name.startswith("random_") or name in draws)
+
+
+def _follow(jaxpr: Any, inputs: Sequence[int]) -> list[int]:
+    classes: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def look_up(atom: Any) -> int:
+        return _CONSTANT if isinstance(atom, core.Literal) else classes.get(atom, _CONSTANT)
+
+    for equation in jaxpr.eqns:
+        operands = [look_up(atom) for atom in equation.invars]
+        results = _result(equation, operands)
+        for variable, result in zip(equation.outvars, results, strict=True):
+            narrow = result == _AFFINE and not _is_wide(variable.aval.dtype)
+            classes[variable] = _UNKNOWN if narrow else result
+    return [look_up(atom) for atom in jaxpr.outvars]
+
+
+def _result(equation: Any, operands: list[int]) -> list[int]:
+    name, worst = equation.primitive.name, max(operands, default=_CONSTANT)
+    if worst == _CONSTANT or worst == _UNKNOWN:
+        return [worst] * len(equation.outvars)
+    if name == "cond":
+        branches = [_follow(branch.jaxpr, operands[1:]) for branch in equation.params["branches"]]
+        return [max(results) for results in zip(*branches, strict=True)]
+    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "remat", "checkpoint"):
+        return _follow(getattr(inner, "jaxpr", inner), operands)
+    affine = (
+        name in _SUMS
+        or (name in _PRODUCTS and sorted(operands) == [_CONSTANT, _AFFINE])
+        or (name == "div" and operands == [_AFFINE, _CONSTANT])
+    )
+    return [_AFFINE if affine else _UNKNOWN] * len(equation.outvars)
+
+
+def _is_wide(dtype: Any) -> bool:
+    """Whether rounding to it is float32's or finer, and nothing worse."""
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
