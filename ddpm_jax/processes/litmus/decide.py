@@ -26,6 +26,8 @@ from ddpm_jax.schedules.tables import check_num_steps
 
 __all__ = ["litmus"]
 
+VARIANCE_GAP = 1e-6
+"""The largest |k^2 + q - 1| of a schedule: a few roundings of k."""
 MOST_BYTES = 2**28
 """An affine chain whose tables would take more is not made: 26 T d^2 float32 numbers at most."""
 
@@ -105,11 +107,11 @@ def litmus(
             f"step draws random numbers of its own ({', '.join(draws)}): every chain would see the"
             " same ones; all its noise has to come from eps, and constants from outside"
         )
-    probe_key, law_key, walk_key = jax.random.split(key, 3)
-    chain = _look(step, shape, num_steps, probe_key, bases or {}, exact_up_to)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+    chain = _look(step, shape, num_steps, rng, bases or {}, exact_up_to)
     proved = program.is_affine(traced)
-    found = _decide(chain, proved, law_key)
-    confirmed, p_values, threshold = _confirm(chain, found, walk_key, num_chains, significance)
+    found = _decide(chain, proved)
+    confirmed, p_values, threshold = _confirm(chain, found, key, num_chains, significance)
     evidence = _evidence(chain, found, proved)._replace(
         p_values=p_values,
         threshold=threshold,
@@ -132,7 +134,7 @@ class _Chain(NamedTuple):
     step: Step
     shape: tuple[int, ...]
     num_steps: int
-    key: jax.Array
+    rng: np.random.Generator
     linear: Linearized
     exact: bool
     bases: dict[str, Basis]
@@ -154,6 +156,14 @@ class _Chain(NamedTuple):
             )
             for i, (name, basis) in enumerate(self.bases.items())
         ]
+
+    def directions(self) -> np.ndarray:
+        """Vectors of the data `[2 bases, d]`, two of random signs in each basis."""
+        vectors = [
+            np.asarray(basis.to_data(jnp.asarray(signs.reshape(2, *self.shape), jnp.float32)))
+            for basis, signs in zip(self.bases.values(), self.signs, strict=True)
+        ]
+        return np.concatenate(vectors).reshape(2 * len(vectors), -1)
 
     def matrices(self) -> tuple[np.ndarray, np.ndarray]:
         """A and B `[T, d, d]`, of exact Jacobians."""
@@ -178,29 +188,20 @@ def _look(
     step: Step,
     shape: tuple[int, ...],
     num_steps: int,
-    key: jax.Array,
+    rng: np.random.Generator,
     more: Mapping[str, Basis],
     exact_up_to: int,
 ) -> _Chain:
-    probe_key, sign_key, rest = jax.random.split(key, 3)
     tried = {**classify.candidates(shape), **more}
     d = math.prod(shape)
     exact = d <= exact_up_to
-    signs = jax.random.rademacher(sign_key, (len(tried), 2, d), jnp.float32)
-    directions = None
-    if not exact:
-        vectors = [
-            np.asarray(basis.to_data(signs[i].reshape(2, *shape))).reshape(2, d)
-            for i, basis in enumerate(tried.values())
-        ]
-        directions = np.concatenate(vectors)
-    linear = probes.linearize(step, shape, num_steps, probe_key, directions)
-    return _Chain(
-        step, shape, num_steps, rest, linear, exact, tried, np.asarray(signs, np.float64)
-    )
+    signs = rng.choice([-1.0, 1.0], (len(tried), 2, d))
+    chain = _Chain(step, shape, num_steps, rng, None, exact, tried, signs)
+    directions = None if exact else chain.directions()
+    return chain._replace(linear=probes.linearize(step, shape, num_steps, rng, directions))
 
 
-def _decide(chain: _Chain, proved: bool, key: jax.Array) -> _Found:
+def _decide(chain: _Chain, proved: bool) -> _Found:
     """The row, from how far the step departs from affine."""
     worst = {name: float(values.max()) for name, values in chain.linear.departures.items()}
     at = {name: int(values.argmax()) for name, values in chain.linear.departures.items()}
@@ -214,7 +215,7 @@ def _decide(chain: _Chain, proved: bool, key: jax.Array) -> _Found:
         name = "in_state" if worst["in_state"] > TOLERANCE else "in_sum"
         reason = f"the noise depends on x: by {worst[name]:.1e} of its size at t = {at[name]}"
         return _Found("loop", loop, reason)
-    return _added(chain, loop, key)
+    return _added(chain, loop)
 
 
 def _gaussian(chain: _Chain) -> _Found:
@@ -224,9 +225,8 @@ def _gaussian(chain: _Chain) -> _Found:
     fitting = [modes for modes in read if modes.fits]
     if not fitting and chain.exact:
         A, B = chain.matrices()
-        seed = np.asarray(jax.random.key_data(chain.key)).tolist()
         both = np.concatenate([A, B @ np.swapaxes(B, -1, -2)])
-        matrix = classify.joint_eigenbasis(both, np.random.default_rng(seed))
+        matrix = classify.joint_eigenbasis(both, chain.rng)
         basis = all_bases.orthonormal(matrix, chain.shape)
         read.append(classify.modes("eigenbasis", basis, chain.shape, A, B))
         fitting = [modes for modes in read if modes.fits]
@@ -240,7 +240,7 @@ def _gaussian(chain: _Chain) -> _Found:
         worst = min(max(modes.error_of_x, modes.error_of_noise) for modes in read)
         reason = "linear and Gaussian, with matrices that share no orthonormal eigenbasis"
         if not chain.exact:
-            apart = probes.commutator(chain.step, chain.shape, chain.num_steps, chain.key)
+            apart = probes.commutator(chain.step, chain.shape, chain.num_steps, chain.rng)
             if apart <= 5.0 * TOLERANCE:
                 return _Found(
                     "spectral",
@@ -274,17 +274,17 @@ def _gaussian(chain: _Chain) -> _Found:
 def _modal(modes: Modes, shared: bool) -> Any:
     """The process of these modes; ValueError if a table of logarithms cannot hold it."""
     keep, added = modes.keep, modes.added
+    if (keep < 0.0).any():
+        raise ValueError("a factor on x is negative")
     if shared:
         axes = tuple(range(1, keep.ndim))
         keep, added = (table.mean(axis=axes, keepdims=True) for table in (keep, added))
-        if np.abs(keep**2 + added - 1.0).max() <= 1e-6:
+        if np.abs(keep**2 + added - 1.0).max() <= VARIANCE_GAP:
             return schedules.from_betas(added.reshape(-1))
     elif modes.basis.kind != "orthonormal":
         for axis in range(1, keep.ndim):
             if _alike(keep, axis) <= ROUNDING and _alike(added, axis) <= TOLERANCE:
                 keep, added = (table.mean(axis=axis, keepdims=True) for table in (keep, added))
-    if (keep < 0.0).any():
-        raise ValueError("a factor on x is negative")
     noise, total = np.empty_like(added), np.zeros_like(added[0])
     for t in range(len(keep)):
         total = keep[t] ** 2 * total + added[t]
@@ -297,19 +297,19 @@ def _affine(chain: _Chain, reason: str, common: dict[str, Any]) -> _Found:
     d, T = math.prod(chain.shape), chain.num_steps
     bytes_needed = 4 * T * d**2 * (6 + 2 * (1 + math.ceil(math.log2(T))))
     if not chain.exact or bytes_needed > MOST_BYTES:
-        note = (
-            f"no process: dense matrices of d = {d} and T = {T} take {bytes_needed / 2**20:.0f} MiB,"
-            f" and are made up to d = `exact_up_to` and {MOST_BYTES / 2**20:.0f} MiB"
-        )
+        size = f"the dense matrices of d = {d} and T = {T} take {bytes_needed / 2**20:.0f} MiB"
+        note = f"no process: {size}, and {MOST_BYTES / 2**20:.0f} MiB is the most that is made"
+        if bytes_needed <= MOST_BYTES:
+            note = f"no process, because Jacobians were not complete: `exact_up_to` = {d} makes one"
         return _Found("affine", None, reason, note, **common)
     A, B = chain.matrices()
     Q = B @ np.swapaxes(B, -1, -2)
     return _Found("affine", affine_chain(A, chain.linear.offset, Q), reason, **common)
 
 
-def _added(chain: _Chain, loop: Any, key: jax.Array) -> _Found:
+def _added(chain: _Chain, loop: Any) -> _Found:
     """Of a chain linear in x with noise that is added, but no linear function of eps."""
-    law = laws.recognise(chain.step, chain.shape, chain.num_steps, key)
+    law = laws.recognise(chain.step, chain.shape, chain.num_steps, chain.rng)
     if law is None:
         reason = "linear in x, and noise that is added but mixes elements and is not linear in eps"
         return _Found("loop", loop, reason, "the law of such noise is not looked for")
@@ -351,11 +351,7 @@ def _with_moments(chain: _Chain, law: Law) -> _Chain | None:
     if chain.exact:
         of_eps = np.sqrt(variance)[:, :, None] * np.eye(d)
     else:
-        vectors = [
-            np.asarray(basis.to_data(jnp.asarray(signs.reshape(2, *chain.shape), jnp.float32)))
-            for basis, signs in zip(chain.bases.values(), chain.signs, strict=True)
-        ]
-        of_eps = variance[:, None] * np.concatenate(vectors).reshape(-1, d)
+        of_eps = variance[:, None] * chain.directions()
     return chain._replace(linear=chain.linear._replace(of_eps=of_eps, offset=mean))
 
 
@@ -370,7 +366,7 @@ def _gamma(modes: Modes, law: Law) -> tuple[Any, str]:
     betas = law.variance.mean(axis=1)
     if base.mean() < 0.0 or np.abs(law.mean).max() > TOLERANCE * math.sqrt(betas.max()):
         return None, "no process: the noise of `gamma` has mean 0 and its tail above"
-    if np.abs(keep.mean(axis=1) ** 2 + betas - 1.0).max() > TOLERANCE:
+    if (np.abs(keep.mean(axis=1) ** 2 + betas - 1.0) > VARIANCE_GAP + 1e-4 * betas).any():
         return None, "no process: that of `gamma` preserves the variance, k^2 + q = 1"
     return gamma(schedules.from_betas(betas), float(base.mean())), ""
 
@@ -381,15 +377,13 @@ def _confirm(
     """Whether loops agree with what was found; the least p-value of each test; what rejects."""
     if found.row == "loop" or (found.process is None and found.keep is None):
         return True, {}, significance
-    start_key, seed_key, noise_key = jax.random.split(key, 3)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(seed_key)).tolist())
-    x0, T = simulate.starts(start_key, chain.shape), chain.num_steps
+    x0, T = simulate.starts(chain.rng, chain.shape), chain.num_steps
     least: dict[str, float] = {}
     count = 0
-    walked = simulate.walk(chain.step, x0, noise_key, T, num_chains, (0, T // 2, T - 1))
+    walked = simulate.walk(chain.step, x0, key, T, num_chains, (0, T // 2, T - 1))
     for t, x in walked:
         for start, samples in zip(x0, x, strict=True):
-            for name, p_value in _p_values(found, t, start, samples, rng).items():
+            for name, p_value in _p_values(found, t, start, samples, chain.rng).items():
                 least[name] = min(least.get(name, 1.0), p_value)
                 count += 1
     threshold = significance / count
@@ -415,13 +409,7 @@ def _p_values(
         M, m, C = (np.asarray(table[0], np.float64) for table in found.process.marginal(time))
         mean = M @ np.asarray(x0, np.float64).reshape(-1) + m
         return _without_noiseless(np.asarray(x, np.float64).reshape(len(x), -1) - mean, mean, C, rng)
-    process = found.process
-    signal, noise = (
-        table.reshape(table.shape + (1,) * (x.ndim - table.ndim))
-        for table in (process.signal(time), process.noise(time))
-    )
-    mean = process.basis.to_data(signal * process.basis.to_modes(x0[None]))
-    residuals = process.basis.to_modes(x - mean) / noise
+    residuals = simulate.white(found.process, x0, x, time)
     return simulate.normal_p_values(np.asarray(residuals, np.float64).reshape(len(x), -1), rng)
 
 

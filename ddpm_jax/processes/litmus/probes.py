@@ -58,14 +58,14 @@ def linearize(
     step: Step,
     shape: tuple[int, ...],
     num_steps: int,
-    key: jax.Array,
+    rng: np.random.Generator,
     directions: np.ndarray | None,
 ) -> Linearized:
     """`step` at all T times, along `directions` `[k, d]`; None is along each axis, exactly."""
     f, d, exact = flat(step, shape), math.prod(shape), directions is None
     along = jnp.eye(d) if directions is None else jnp.asarray(directions, jnp.float32)
     few = along if exact else along[:1]
-    x, eps = _points(key, d)
+    x, eps = _points(rng, d)
     points, none, nowhere = len(x), jnp.zeros_like(x), jnp.zeros((1, d))
 
     def slopes(t: jax.Array, along: jax.Array, x: jax.Array, eps: jax.Array) -> _Slopes:
@@ -125,15 +125,13 @@ class _Slopes(NamedTuple):
     through_eps: Any  # [d], that in eps along eps
 
 
-def _points(key: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
+def _points(rng: np.random.Generator, d: int) -> tuple[jax.Array, jax.Array]:
     """Base points in pairs of opposite signs: what bends on one side only bends at one of them."""
-    signs_key, sizes_key = jax.random.split(key)
     shape = (2, len(SCALES), d)
-    signs = jax.random.rademacher(signs_key, shape, jnp.float32)
-    sizes = jax.random.uniform(sizes_key, shape, minval=0.5, maxval=1.5)
-    scales = jnp.asarray([SCALES, _EPS_SCALES])[:, :, None]
-    x, eps = signs * sizes * scales
-    return jnp.concatenate([x, -x]), jnp.concatenate([eps, -eps])
+    scales = np.asarray([SCALES, _EPS_SCALES])[:, :, None]
+    sizes = scales * rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
+    x, eps = (jnp.asarray(np.concatenate([half, -half]), jnp.float32) for half in sizes)
+    return x, eps
 
 
 def _departures(
@@ -196,7 +194,9 @@ def _departures(
     )
 
 
-def commutator(step: Step, shape: tuple[int, ...], num_steps: int, key: jax.Array) -> float:
+def commutator(
+    step: Step, shape: tuple[int, ...], num_steps: int, rng: np.random.Generator
+) -> float:
     r"""How far all A_t and B_t B_t^T are from having a common orthonormal eigenbasis, by probes.
 
     They have one if they are symmetric and commute. Two random combinations C_1 and C_2 of them
@@ -204,9 +204,8 @@ def commutator(step: Step, shape: tuple[int, ...], num_steps: int, key: jax.Arra
     |C_1 C_2 v - C_2 C_1 v| is looked at for one random v; and A_t v against A_t^T v for each t.
     """
     f, d = flat(step, shape), math.prod(shape)
-    weights_key, v_key = jax.random.split(key)
-    weights = jax.random.normal(weights_key, (2, num_steps, 2))
-    v = jax.random.rademacher(v_key, (d,), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(2, num_steps, 2)), jnp.float32)
+    v = jnp.asarray(rng.choice([-1.0, 1.0], d), jnp.float32)
     times = jnp.arange(num_steps, dtype=jnp.int32)
     zero = jnp.zeros(d)
 

@@ -24,7 +24,7 @@ _SUMS = {
     *("add", "sub", "add_any", "neg", "reduce_sum", "cumsum", "fft", "real", "imag", "complex"),
     *("reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "slice", "dynamic_slice"),
     *("gather", "scatter", "scatter-add", "dynamic_update_slice", "select_n", "concatenate"),
-    *("stack", "pad", "copy", "convert_element_type"),
+    *("stack", "unstack", "split", "pad", "copy", "convert_element_type"),
 }
 # Linear in each of two operands; one of them has to be constant.
 _PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}

@@ -18,6 +18,7 @@ the Kolmogorov-Smirnov test alone.
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +26,16 @@ import numpy as np
 
 from ddpm_jax.processes.litmus.probes import Step
 
-__all__ = ["normal_p_values", "starts", "uniform_p_value", "walk"]
+__all__ = ["normal_p_values", "starts", "uniform_p_value", "walk", "white"]
 
 _DIRECTIONS = 4
 _MOST_VALUES = 200_000  # of one Kolmogorov-Smirnov test
 
 
-def starts(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def starts(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
     """A few x_0 `[3, *shape]`: nothing, data in [-1, 1], and some far outside."""
-    uniform = jax.random.uniform(key, (2, *shape), minval=-1.0, maxval=1.0)
-    return jnp.concatenate([jnp.zeros((1, *shape)), uniform * _column([1.0, 10.0], uniform)])
+    uniform = [scale * rng.uniform(-1.0, 1.0, shape) for scale in (0.0, 1.0, 10.0)]
+    return jnp.asarray(np.stack(uniform), jnp.float32)
 
 
 def walk(
@@ -48,6 +49,21 @@ def walk(
             x = advance(x, _draw(key, jnp.int32(t), x.shape), jnp.int32(t))
             if t in keep:
                 yield t, x
+
+
+@jax.jit
+def white(process: Any, x0: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+    """What is left of x_t `[n, *shape]`, given x_0 `[*shape]`, if a modal `process` explains it.
+
+    (B x_t - a B x_0) / b of each mode, white if the process is right; t is `[1]`.
+    """
+    signal, noise = (
+        table.reshape(table.shape + (1,) * (x.ndim - table.ndim))
+        for table in (process.signal(t), process.noise(t))
+    )
+    # The mean is taken off in the data's coordinates: there are fewer roundings then.
+    mean = process.basis.to_data(signal * process.basis.to_modes(x0[None]))
+    return process.basis.to_modes(x - mean) / noise
 
 
 def normal_p_values(residuals: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
@@ -123,7 +139,3 @@ def _several(p_values: Sequence[float], count: int | None = None) -> float:
 def _normal_below(values: np.ndarray) -> np.ndarray:
     chosen = jnp.asarray(values[:_MOST_VALUES], jnp.float32)
     return np.asarray(jax.scipy.special.ndtr(chosen), np.float64)
-
-
-def _column(values: Sequence[float], like: jax.Array) -> jax.Array:
-    return jnp.asarray(values).reshape(-1, *(1,) * (like.ndim - 1))
