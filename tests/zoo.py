@@ -38,8 +38,8 @@ class Animal(NamedTuple):
             values = np.asarray(values, np.float64)
             if values.ndim == 3:
                 return np.broadcast_to(values, (T, d, d))
-            values = np.broadcast_to(values.reshape(-1, *(1,) * (values.ndim < 2)), (T, d))
-            return values[:, :, None] * np.eye(d)
+            rows = values.reshape(-1, 1) if values.ndim < 2 else values
+            return np.broadcast_to(rows, (T, d))[:, :, None] * np.eye(d)
 
         shift = np.broadcast_to(np.reshape(np.asarray(self.b, np.float64), (-1, 1)), (T, d))
         return matrices(self.A), shift, matrices(self.Q)
@@ -105,8 +105,7 @@ def convolved(kernel, mode):
             padded = jnp.pad(x, widths, mode=mode)
             n = x.shape[axis]
             x = sum(
-                w * jax.lax.slice_in_dim(padded, i, i + n, axis=axis)
-                for i, w in enumerate(kernel)
+                w * jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i, w in enumerate(kernel)
             )
         return x
 
@@ -144,7 +143,9 @@ lopsided = [0.1, 0.6, 0.3]
 mirrored, periodic = (
     kron(blur_matrix(8, kernel, mirror), blur_matrix(8, kernel, mirror)) for mirror in (True, False)
 )
-circulant = np.stack([np.roll(np.exp(-np.minimum(np.arange(8), 8 - np.arange(8)) / 2.0), i) for i in range(8)])
+circulant = np.stack(
+    [np.roll(np.exp(-np.minimum(np.arange(8), 8 - np.arange(8)) / 2.0), i) for i in range(8)]
+)
 fading = 1.0 - 0.3 * np.linspace(0.2, 1.0, T)[:, None] * np.arange(8) / 8.0
 growing = 0.05 + 0.2 * np.linspace(0.1, 1.0, T)[:, None] * (np.arange(8)[::-1] + 1.0) / 8.0
 
@@ -160,8 +161,8 @@ spin = np.sqrt(1.0 - betas)[:, None, None] * rotation(0.3)
 shear = 0.9 * (np.eye(8) + 0.2 * np.eye(8, k=1))
 shared = np.full((8, 8), 1.0 / 8.0)
 
-remembered_A = np.block([[0.9 * np.eye(4), 0.3 * np.eye(4)], [np.zeros((4, 8))]])
-remembered_B = np.block([[np.zeros((4, 4)), 0.4 * np.eye(4)], [np.zeros((4, 4)), np.eye(4)]])
+remembered_a = np.block([[0.9 * np.eye(4), 0.3 * np.eye(4)], [np.zeros((4, 8))]])
+remembered_b = np.block([[np.zeros((4, 4)), 0.4 * np.eye(4)], [np.zeros((4, 4)), np.eye(4)]])
 
 
 def remembering(x, eps, t):
@@ -197,7 +198,12 @@ ZOO = {
         process="Schedule",
     ),
     "variance exploding": Animal(
-        "isotropic", (8,), lambda x, eps, t: x + 1.3 ** t.astype(jnp.float32) * eps, 1.0, 1.69 ** np.arange(T), process="Spectral"
+        "isotropic",
+        (8,),
+        lambda x, eps, t: x + 1.3 ** t.astype(jnp.float32) * eps,
+        1.0,
+        1.69 ** np.arange(T),
+        process="Spectral",
     ),
     "sub-VP": Animal(
         "isotropic", (8,), scaled(keep, np.sqrt(sub_q)), keep, sub_q, process="Spectral"
@@ -214,7 +220,12 @@ ZOO = {
         process="Spectral",
     ),
     "noise turned by a matrix at each t": Animal(
-        "isotropic", (8,), mixed(keep[:, None, None] * np.eye(8), add[:, None, None] * turns), keep, betas, process="Schedule"
+        "isotropic",
+        (8,),
+        mixed(keep[:, None, None] * np.eye(8), add[:, None, None] * turns),
+        keep,
+        betas,
+        process="Schedule",
     ),
     "noise turned by the sign of x": Animal(
         "isotropic",
@@ -343,7 +354,7 @@ ZOO = {
         betas[:, None, None] * shared @ shared,
     ),
     "noise shared between steps": Animal(
-        "affine", (2, 4), remembering, remembered_A[None], (remembered_B @ remembered_B.T)[None]
+        "affine", (2, 4), remembering, remembered_a[None], (remembered_b @ remembered_b.T)[None]
     ),
     "gamma noise, eps^2 - 1": Animal(
         "closed, not Gaussian",
@@ -378,7 +389,12 @@ ZOO = {
         law="Cauchy",
     ),
     "gamma noise, no shared scale": Animal(
-        "loop", (8,), noisy(lambda eps: 0.5**0.5 * (jnp.square(eps) - 1.0)), keep, betas, law="gamma"
+        "loop",
+        (8,),
+        noisy(lambda eps: 0.5**0.5 * (jnp.square(eps) - 1.0)),
+        keep,
+        betas,
+        law="gamma",
     ),
     "Laplace noise": Animal("loop", (8,), noisy(laplace), keep, betas),
     "uniform noise": Animal(

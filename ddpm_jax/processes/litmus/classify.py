@@ -13,6 +13,7 @@ The second term is for what float32 leaves of modes whose noise is far below tha
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +25,7 @@ __all__ = [
     "TOLERANCE",
     "Modes",
     "candidates",
+    "in_data",
     "joint_eigenbasis",
     "modes",
     "modes_by_probes",
@@ -61,7 +63,7 @@ class Modes(NamedTuple):
 
 
 def candidates(shape: tuple[int, ...]) -> dict[str, Basis]:
-    """The bases that are tried on data of this shape: all axes but the channels' are transformed."""
+    """The bases that are tried on data of this shape, over all axes but that of the channels."""
     axes = tuple(range(min(len(shape), 2)))
     return {
         "identity": bases.identity(),
@@ -128,7 +130,17 @@ def modes_by_probes(
 def in_modes(basis: Basis, shape: tuple[int, ...], vectors: np.ndarray) -> np.ndarray:
     """Vectors `[..., d]` of the data as those of the modes."""
     data = jnp.asarray(vectors.reshape(-1, *shape), jnp.float32)
-    return np.asarray(basis.to_modes(data), np.float64).reshape(vectors.shape)
+    return np.asarray(_to_modes(basis, data), np.float64).reshape(vectors.shape)
+
+
+def in_data(basis: Basis, shape: tuple[int, ...], vectors: np.ndarray) -> np.ndarray:
+    """Vectors `[..., d]` of the modes as those of the data."""
+    modes = jnp.asarray(vectors.reshape(-1, *shape), jnp.float32)
+    return np.asarray(_to_data(basis, modes), np.float64).reshape(vectors.shape)
+
+
+_to_modes = jax.jit(Basis.to_modes)  # one program, where there would be dozens
+_to_data = jax.jit(Basis.to_data)
 
 
 def joint_eigenbasis(matrices: np.ndarray, rng: np.random.Generator) -> np.ndarray:

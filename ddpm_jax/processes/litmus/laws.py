@@ -88,10 +88,10 @@ def recognise(
     distances = {name: max(fit[name][0] for fit in fits) for name in fits[0]}
     nearest = min(distances, key=distances.__getitem__)
     name = next((name for name in distances if distances[name] <= DISTANCE), "")
-    tables = np.stack([fit[name or nearest][1] for fit in fits], axis=1)
-    return Law(
-        name, distances[name or nearest], *tables, *np.stack(moments, axis=1), elements=elements
-    )
+    location, scale, form = np.stack([fit[name or nearest][1] for fit in fits], axis=1)
+    mean, variance = np.stack(moments, axis=1)
+    distance = distances[name or nearest]
+    return Law(name, distance, location, scale, form, mean, variance, elements)
 
 
 def sums(law: Law, keep: np.ndarray) -> Law | None:
@@ -121,11 +121,12 @@ def distribution(name: str, z: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """The distribution function of a named law of location 0 and scale 1; a gamma's of `shape`."""
     if name == "Cauchy":
         return 0.5 + np.arctan(z) / np.pi
-    z = jnp.asarray(z, jnp.float32)
+    single = jnp.asarray(z, jnp.float32)
     if name == "gamma":
-        z = jnp.maximum(z, 0.0)
-        return np.asarray(gammainc(jnp.broadcast_to(jnp.float32(shape), z.shape), z), np.float64)
-    return np.asarray(ndtr(z), np.float64)
+        above = jnp.maximum(single, 0.0)
+        every = jnp.broadcast_to(jnp.float32(shape), above.shape)
+        return np.asarray(gammainc(every, above), np.float64)
+    return np.asarray(ndtr(single), np.float64)
 
 
 def _fits(

@@ -1,4 +1,4 @@
-r"""A step linearized: what it does to x and to eps at every t, and how far that is from all it does.
+r"""A step linearized: what it does to x and to eps, and how far that is from all it does.
 
     f(x, eps) = A x + b + g(x, eps),  g(x, 0) = 0
 
@@ -19,6 +19,7 @@ may turn with x: to multiply eps by the sign of x changes nothing.
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,9 +33,9 @@ Step = Callable[[jax.Array, jax.Array, jax.Array], Any]
 """`(x_prev, eps, t) -> x_t` for one sample, t a scalar int32."""
 
 SCALES = (0.1, 1.0, 8.0, 60.0, 1000.0)
-"""How large the elements of x are where the step is probed, times 0.5 to 1.5."""
+"""How large the elements of x are where the step is probed, up to a factor of 4 either way."""
 
-_EPS_SCALES = (0.1, 1.0, 2.0, 3.3, 3.6)  # times as much: float32 normals end at 5.42
+_EPS_SCALES = (0.3, 1.0, 2.0, 3.3, 3.6)  # times at most 1.5: float32 normals end at 5.42
 _RARE = 0.03  # elements smaller than this share of the largest are measured against that share
 _ULPS = 0.1  # a tolerance of 2e-5 on values leaves this share of it to float32's rounding
 
@@ -65,8 +66,8 @@ def linearize(
     f, d, exact = flat(step, shape), math.prod(shape), directions is None
     along = jnp.eye(d) if directions is None else jnp.asarray(directions, jnp.float32)
     few = along if exact else along[:1]
-    x, eps = _points(rng, d)
-    points, none, nowhere = len(x), jnp.zeros_like(x), jnp.zeros((1, d))
+    x, eps, factors = _points(rng, d, num_steps)
+    points, nowhere = len(x), jnp.zeros((1, d))
 
     def slopes(t: jax.Array, along: jax.Array, x: jax.Array, eps: jax.Array) -> _Slopes:
         value, push = jax.linearize(lambda x, eps: f(x, eps, t), x, eps)
@@ -80,15 +81,22 @@ def linearize(
             covariance = jax.vmap(lambda v: push(zero, pull(v)[1]))(along)
         return _Slopes(value, of_x, of_eps, covariance, push(x, zero), push(zero, eps))
 
-    def at(t: jax.Array) -> tuple[jax.Array, ...]:
-        bases = jnp.concatenate([nowhere, x, none, x]), jnp.concatenate([nowhere, none, eps, eps])
+    def at(here: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        t, factor = here
+        at_x, at_eps = factor[0, :, None] * x, factor[1, :, None] * eps
+        none = jnp.zeros_like(x)
+        bases = (
+            jnp.concatenate([nowhere, at_x, none, at_x]),
+            jnp.concatenate([nowhere, none, at_eps, at_eps]),
+        )
         probed = jax.vmap(functools.partial(slopes, t, few))(*bases)
         origin = jax.tree.map(lambda leaf: leaf[:1], probed)
-        there = (
-            jax.tree.map(lambda leaf: leaf[1 + i * points : 1 + (i + 1) * points], probed)
-            for i in range(3)
+        still, moved, both = (
+            jax.tree.map(operator.itemgetter(slice(first, first + points)), probed)
+            for first in range(1, 1 + 3 * points, points)
         )
-        departures = _departures(x, eps, origin, *there, rare=_RARE if exact else 1.0)
+        rare = _RARE if exact else 1.0
+        departures = _departures(at_x, at_eps, origin, still, moved, both, rare=rare)
         if exact:
             return origin.value[0], origin.of_x[0], origin.of_eps[0], departures
         along_all = slopes(t, along, nowhere[0], nowhere[0])
@@ -96,10 +104,14 @@ def linearize(
 
     with jax.default_matmul_precision("highest"):
         times = jnp.arange(num_steps, dtype=jnp.int32)
-        offset, of_x, of_eps, departures = jax.jit(lambda times: jax.lax.map(at, times))(times)
+        offset, of_x, of_eps, departures = jax.jit(functools.partial(jax.lax.map, at))(
+            (times, factors)
+        )
     worst = np.nan_to_num(np.asarray(departures, np.float64), nan=np.inf, posinf=np.inf)
     return Linearized(
-        *(np.asarray(table, np.float64) for table in (offset, of_x, of_eps)),
+        offset=np.asarray(offset, np.float64),
+        of_x=np.asarray(of_x, np.float64),
+        of_eps=np.asarray(of_eps, np.float64),
         departures=dict(zip(("in_x", "in_eps", "in_state", "in_sum"), worst.T, strict=True)),
         num_points=points,
     )
@@ -125,13 +137,22 @@ class _Slopes(NamedTuple):
     through_eps: Any  # [d], that in eps along eps
 
 
-def _points(rng: np.random.Generator, d: int) -> tuple[jax.Array, jax.Array]:
-    """Base points in pairs of opposite signs: what bends on one side only bends at one of them."""
+def _points(
+    rng: np.random.Generator, d: int, num_steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Base points x and eps `[points, d]`, and by what they are stretched, `[T, 2, points]`.
+
+    They come in pairs of opposite signs: what bends on one side only bends at one of the two. The
+    sizes of all t together leave no gaps.
+    """
     shape = (2, len(SCALES), d)
     scales = np.asarray([SCALES, _EPS_SCALES])[:, :, None]
     sizes = scales * rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
     x, eps = (jnp.asarray(np.concatenate([half, -half]), jnp.float32) for half in sizes)
-    return x, eps
+    of_x = np.exp(rng.uniform(-math.log(3.0), math.log(3.0), (num_steps, len(SCALES))))
+    of_eps = rng.uniform(0.3, 1.0, (num_steps, len(SCALES)))
+    factors = np.tile(np.stack([of_x, of_eps], axis=1), (1, 1, 2))
+    return x, eps, jnp.asarray(factors, jnp.float32)
 
 
 def _departures(
@@ -200,39 +221,49 @@ def commutator(
     r"""How far all A_t and B_t B_t^T are from having a common orthonormal eigenbasis, by probes.
 
     They have one if they are symmetric and commute. Two random combinations C_1 and C_2 of them
-    all, without what each has of the identity, commute only if all do (almost surely), so
-    |C_1 C_2 v - C_2 C_1 v| is looked at for one random v; and A_t v against A_t^T v for each t.
+    all, each matrix without its multiple of the identity, commute only if all do (almost surely),
+    so C_1 C_2 v is compared with C_2 C_1 v for a few random v and, because some combinations show
+    little, for a few pairs; and A_t v with A_t^T v for each t. Rounding leaves about 3e-6.
     """
     f, d = flat(step, shape), math.prod(shape)
-    weights = jnp.asarray(rng.normal(size=(2, num_steps, 2)), jnp.float32)
-    v = jnp.asarray(rng.choice([-1.0, 1.0], d), jnp.float32)
-    times = jnp.arange(num_steps, dtype=jnp.int32)
-    zero = jnp.zeros(d)
-
-    def products(v: jax.Array, t: jax.Array) -> tuple[jax.Array, ...]:
-        _, push = jax.linearize(lambda x, eps: f(x, eps, t), zero, zero)
-        pull = jax.linear_transpose(push, zero, zero)
-        backwards, into_eps = pull(v)
-        return push(v, zero), push(zero, into_eps), backwards
+    pairs = jnp.asarray(rng.normal(size=(3, 2, 2, num_steps)), jnp.float32)
+    v = jnp.asarray(rng.choice([-1.0, 1.0], (8, d)), jnp.float32)
+    times, zero = jnp.arange(num_steps, dtype=jnp.int32), jnp.zeros(d)
 
     @jax.jit
-    def each(v: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.lax.map(lambda t: products(v, t), times)
+    def products(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A v and B B^T v, `[2, T, 8, d]`; A^T v, `[T, 8, d]`."""
+
+        def at(t: jax.Array) -> tuple[jax.Array, ...]:
+            _, push = jax.linearize(lambda x, eps: f(x, eps, t), zero, zero)
+            pull = jax.linear_transpose(push, zero, zero)
+            back, into_eps = jax.vmap(pull)(v)
+            nothing = jnp.zeros_like(v)
+            return jax.vmap(push)(v, nothing), jax.vmap(push)(nothing, into_eps), back
+
+        of_x, of_noise, back = jax.lax.map(at, times)
+        return jnp.stack([of_x, of_noise]), back
 
     with jax.default_matmul_precision("highest"):
-        of_x, of_noise, backwards = each(v)
-        means = jnp.mean(of_x * v[None], axis=1), jnp.mean(of_noise * v[None], axis=1)
-        sizes = jnp.maximum(jnp.max(jnp.abs(of_noise), axis=1), jnp.finfo(jnp.float32).tiny)
+        both, back = products(v)
+        of_x = both[0]
+        shares = jnp.mean(both * v[None, None], axis=(2, 3), keepdims=True)
+        sizes = jnp.max(jnp.abs(both), axis=(2, 3), keepdims=True)
+        sizes = jnp.where(sizes > 0.0, sizes, 1.0).at[0].set(1.0)
+        spreads = jnp.mean(jnp.square((both - shares * v[None, None]) / sizes), axis=(2, 3))
 
-        def combined(v: jax.Array, weights: jax.Array) -> jax.Array:
-            of_x, of_noise, _ = each(v)
-            of_x = of_x - means[0][:, None] * v[None]
-            of_noise = (of_noise - means[1][:, None] * v[None]) / sizes[:, None]
-            return weights[:, 0] @ of_x + weights[:, 1] @ of_noise
+        def combined(weights: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.einsum(
+                "kt,ktvd->vd", weights, (products(v)[0] - shares * v[None, None]) / sizes
+            )
 
-        one_two = combined(combined(v, weights[1]), weights[0])
-        two_one = combined(combined(v, weights[0]), weights[1])
-    size = jnp.max(jnp.abs(one_two)) + jnp.max(jnp.abs(two_one)) + 1e-3 * num_steps
-    skew = jnp.max(jnp.abs(of_x - backwards), axis=1) / jnp.max(jnp.abs(of_x), axis=1)
-    commuting = jnp.max(jnp.abs(one_two - two_one)) / size
-    return float(jnp.maximum(commuting, jnp.max(jnp.nan_to_num(skew))))
+        apart = 0.0
+        for first, second in pairs:
+            difference = combined(first, combined(second, v)) - combined(second, combined(first, v))
+            # What combinations of these spreads have on average: one that happens to be small is
+            # no reason to blow up rounding.
+            expected = [jnp.sum(jnp.square(w) * (spreads + 1e-4)) for w in (first, second)]
+            size = jnp.sqrt(expected[0] * expected[1] * v.size)
+            apart = max(apart, float(jnp.linalg.norm(difference) / size))
+    skew = jnp.max(jnp.abs(of_x - back), axis=(1, 2)) / jnp.max(jnp.abs(of_x), axis=(1, 2))
+    return max(apart, float(jnp.max(jnp.nan_to_num(skew))))

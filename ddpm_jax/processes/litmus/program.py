@@ -24,7 +24,7 @@ _SUMS = {
     *("add", "sub", "add_any", "neg", "reduce_sum", "cumsum", "fft", "real", "imag", "complex"),
     *("reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "slice", "dynamic_slice"),
     *("gather", "scatter", "scatter-add", "dynamic_update_slice", "select_n", "concatenate"),
-    *("stack", "unstack", "split", "pad", "copy", "convert_element_type"),
+    *("stack", "unstack", "split", "pad", "copy", "stop_gradient", "convert_element_type"),
 }
 # Linear in each of two operands; one of them has to be constant.
 _PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
@@ -60,7 +60,7 @@ def _follow(jaxpr: Any, inputs: Sequence[int]) -> list[int]:
 
 def _result(equation: Any, operands: list[int]) -> list[int]:
     name, worst = equation.primitive.name, max(operands, default=_CONSTANT)
-    if worst == _CONSTANT or worst == _UNKNOWN:
+    if worst != _AFFINE:
         return [worst] * len(equation.outvars)
     if name == "cond":
         branches = [_follow(branch.jaxpr, operands[1:]) for branch in equation.params["branches"]]

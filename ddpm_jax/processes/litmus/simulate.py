@@ -32,23 +32,23 @@ _DIRECTIONS = 4
 _MOST_VALUES = 200_000  # of one Kolmogorov-Smirnov test
 
 
-def starts(rng: np.random.Generator, shape: tuple[int, ...]) -> jax.Array:
+def starts(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A few x_0 `[3, *shape]`: nothing, data in [-1, 1], and some far outside."""
     uniform = [scale * rng.uniform(-1.0, 1.0, shape) for scale in (0.0, 1.0, 10.0)]
-    return jnp.asarray(np.stack(uniform), jnp.float32)
+    return np.stack(uniform).astype(np.float32)
 
 
 def walk(
-    step: Step, x0: jax.Array, key: jax.Array, num_steps: int, num_chains: int, keep: Sequence[int]
-) -> Iterator[tuple[int, jax.Array]]:
+    step: Step, x0: np.ndarray, key: jax.Array, num_steps: int, num_chains: int, keep: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
     """x_t `[starts, num_chains, *shape]` at the times `keep`, by the loop."""
-    x = jnp.repeat(x0[:, None], num_chains, axis=1)
+    x = jnp.asarray(np.repeat(x0[:, None], num_chains, axis=1))
     with jax.default_matmul_precision("highest"):
         advance = jax.jit(jax.vmap(jax.vmap(step, in_axes=(0, 0, None)), in_axes=(0, 0, None)))
         for t in range(num_steps):
             x = advance(x, _draw(key, jnp.int32(t), x.shape), jnp.int32(t))
             if t in keep:
-                yield t, x
+                yield t, np.asarray(x)
 
 
 @jax.jit
@@ -76,7 +76,7 @@ def normal_p_values(residuals: np.ndarray, rng: np.random.Generator) -> dict[str
     along = residuals @ unit
     first, second = residuals[: n // 2], residuals[n // 2 :]
     extremes = second @ _extreme_directions(first)
-    far = math.sqrt(n) * np.abs(residuals.mean(axis=0)).max()
+    far = math.sqrt(n) * float(np.max(np.abs(residuals.mean(axis=0))))
     laws = [along[:, i] for i in range(_DIRECTIONS)] + [residuals.reshape(-1)]
     return {
         "mean": _several([math.erfc(far / math.sqrt(2.0))], d),
@@ -137,5 +137,7 @@ def _several(p_values: Sequence[float], count: int | None = None) -> float:
 
 
 def _normal_below(values: np.ndarray) -> np.ndarray:
-    chosen = jnp.asarray(values[:_MOST_VALUES], jnp.float32)
-    return np.asarray(jax.scipy.special.ndtr(chosen), np.float64)
+    return np.asarray(_ndtr(values[:_MOST_VALUES].astype(np.float32)), np.float64)
+
+
+_ndtr = jax.jit(jax.scipy.special.ndtr)

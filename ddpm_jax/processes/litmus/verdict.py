@@ -10,7 +10,7 @@ Row = Literal["isotropic", "spectral", "affine", "closed, not Gaussian", "loop"]
 _COST = {
     "isotropic": "one multiply-add per element, the same for every t",
     "spectral": "one multiply-add per mode and {basis}, the same for every t",
-    "affine": "one scan over the matrices, log2 T deep; then d^2 multiply-adds, the same for every t",
+    "affine": "one scan of T steps once, log2 T deep; then d^2 multiply-adds, the same for every t",
     "closed, not Gaussian": "one draw of {law} per element, the same for every t",
     "loop": "t + 1 steps",
 }
@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
     method: Literal["exact", "probes"]
     """Whether the step was linearized along all directions or along a few random ones."""
     proved: bool
-    """Whether the step's program says that it is affine in x and eps; the probes ran all the same."""
+    """Whether the step's program says that it is affine in x and eps; probes ran all the same."""
     dimension: int
     """d."""
     num_steps: int
@@ -34,7 +34,7 @@ class Evidence(NamedTuple):
     num_points: int
     """Base points at each t, of all the sizes that `probes.SCALES` lists."""
     in_x: float
-    """How far f(x, 0) is from affine, relative; the worst of all t. `probes` says how it is measured."""
+    """How far f(x, 0) is from affine, relative; of all t the worst. `probes` says how of what."""
     in_eps: float
     """How far the noise is from linear in eps, relative."""
     in_state: float
@@ -66,7 +66,7 @@ class Evidence(NamedTuple):
     num_chains: int
     """Loops walked from each of three x_0."""
     same_moments: Any
-    """For added noise of a law without a closed form: the Gaussian process of its mean and covariance."""
+    """For added noise without a closed form: the Gaussian process of its mean and covariance."""
 
 
 class Verdict(NamedTuple):
@@ -74,7 +74,7 @@ class Verdict(NamedTuple):
 
     row: Row
     process: Any
-    """Ready for `q_sample` and friends; None where the row has one that this library cannot hold."""
+    """Ready for `q_sample` and friends; None where there is one, but not here: see the note."""
     evidence: Evidence
 
     def __str__(self) -> str:
@@ -98,12 +98,11 @@ class Verdict(NamedTuple):
                 f" (of its law {e.in_sum:.0e}); resolved {e.resolution:.0e}",
             ),
             ("bases", ", ".join(f"{name} {a:.0e} {q:.0e}" for name, (a, q) in worst)),
-            (
-                "tables",
-                f"k apart by {e.anisotropy[0]:.0e}, q by {e.anisotropy[1]:.0e}; k^2 + q - 1 up to"
-                f" {e.variance_gap:.0e}; offset {e.offset:.0e}",
-            ),
         ]
+        if e.basis:
+            apart = f"k apart by {e.anisotropy[0]:.0e}, q by {e.anisotropy[1]:.0e}"
+            gap = f"k^2 + q - 1 up to {e.variance_gap:.0e}; offset {e.offset:.0e}"
+            lines.append(("tables", f"{apart}; {gap}"))
         if e.law != "normal" or e.law_distance > 0.0:
             lines.append(("noise", f"{e.law or 'another law'}, distance {e.law_distance:.0e}"))
         if e.p_values:

@@ -1,0 +1,233 @@
+"""Which row of the table a linearized chain is in, and the process that is made of it."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax import schedules
+from ddpm_jax.bases import orthonormal
+from ddpm_jax.processes.affine import affine_chain
+from ddpm_jax.processes.custom import custom_chain
+from ddpm_jax.processes.gamma import gamma
+from ddpm_jax.processes.litmus import classify, laws, probes
+from ddpm_jax.processes.litmus.classify import ROUNDING, TOLERANCE, Modes
+from ddpm_jax.processes.litmus.laws import Law
+from ddpm_jax.processes.litmus.read import Probed
+from ddpm_jax.processes.litmus.verdict import Row
+from ddpm_jax.processes.spectral import build
+
+__all__ = ["Found", "row_of"]
+
+OFFSET = 3e-6
+"""The largest b_t that is taken for none, where data and noise are of the size 1."""
+VARIANCE_GAP = 1e-6
+"""The largest |k^2 + q - 1| of a schedule: a few roundings of k."""
+COMMUTING = 6e-6
+"""Of `probes.commutator`, what is taken for rounding."""
+MOST_BYTES = 2**28
+"""The tables of an affine chain are made if they take no more."""
+
+
+class Found(NamedTuple):
+    """What was derived, before simulation had its say."""
+
+    row: Row
+    process: Any
+    reason: str
+    note: str = ""
+    read: tuple[Modes, ...] = ()
+    """The chain in all bases that were tried."""
+    chosen: Modes | None = None
+    """And in the one that fits."""
+    law: Law | None = None
+    """Of noise that is not linear in eps."""
+    total: Law | None = None
+    """Of x_t less what is left of x_0, if it is not Gaussian and closed."""
+    left: np.ndarray | None = None
+    """What is left of x_0 in the elements of `total`, `[T, k]`."""
+    same_moments: Any = None
+
+
+def row_of(chain: Probed, *, proved: bool) -> Found:
+    """From how far the step departs from affine; `proved` if its program says that it does not."""
+    worst = {name: float(np.max(value)) for name, value in chain.linear.departures.items()}
+    when = {name: int(np.argmax(value)) for name, value in chain.linear.departures.items()}
+    if proved or max(worst["in_x"], worst["in_eps"], worst["in_state"]) <= TOLERANCE:
+        return _gaussian(chain)
+    loop = custom_chain(chain.step, chain.num_steps)
+    if worst["in_x"] > TOLERANCE:
+        reason = f"nonlinear in x: off by {worst['in_x']:.1e} of its size at t = {when['in_x']}"
+        return Found("loop", loop, reason)
+    if worst["in_sum"] > TOLERANCE:
+        name = "in_state" if worst["in_state"] > TOLERANCE else "in_sum"
+        reason = f"the noise depends on x: by {worst[name]:.1e} of its size at t = {when[name]}"
+        return Found("loop", loop, reason)
+    return _added(chain, loop)
+
+
+def _gaussian(chain: Probed) -> Found:
+    """Of a linear chain with Gaussian noise."""
+    read = chain.modes()
+    if chain.exact and not any(modes.fits for modes in read):
+        A, B = chain.matrices()
+        both = np.concatenate([A, B @ np.swapaxes(B, -1, -2)])
+        basis = orthonormal(classify.joint_eigenbasis(both, chain.rng), chain.shape)
+        read.append(classify.modes("eigenbasis", basis, chain.shape, A, B))
+    chosen = next((modes for modes in read if modes.fits), None)
+    found = Found("affine", None, "", read=tuple(read), chosen=chosen)
+
+    noise = math.sqrt(max(0.0, float(np.max(read[0].added))))
+    if chain.offset > OFFSET * (1.0 + noise):
+        reason = f"linear and Gaussian, with an offset b_t of up to {chain.offset:.1e}"
+        if chosen is not None:
+            reason += f"; all else is diagonal in the basis {chosen.name}"
+        return _affine(chain, found, reason)
+    if chosen is None:
+        return _without_basis(chain, found)
+    shared = chosen.name == "identity" and (
+        chosen.anisotropy[0] <= ROUNDING and chosen.anisotropy[1] <= TOLERANCE
+    )
+    try:
+        process = _modal(chosen, shared=shared)
+    except ValueError as error:
+        what = "one scalar pair per t" if shared else f"diagonal in the basis {chosen.name}"
+        return _affine(chain, found, f"{what}, but not in logarithms: {error}")
+    if not shared:
+        reason = f"all A_t and Q_t are diagonal in the basis {chosen.name}, and not isotropic"
+        return found._replace(row="spectral", process=process, reason=reason)
+    reason = "A_t = k_t I and Q_t = q_t I, with k^2 + q = 1: a schedule"
+    if not isinstance(process, schedules.Schedule):
+        reason = "A_t = k_t I and Q_t = q_t I; k^2 + q is not 1: one shared mode, no schedule"
+    return found._replace(row="isotropic", process=process, reason=reason)
+
+
+def _without_basis(chain: Probed, found: Found) -> Found:
+    if not chain.exact:
+        apart = probes.commutator(chain.step, chain.shape, chain.num_steps, chain.rng)
+        if apart <= COMMUTING:
+            return found._replace(
+                row="spectral",
+                reason="all matrices are symmetric and commute: they share an orthonormal basis,"
+                f" none of {', '.join(chain.bases)}",
+                note="no process, because probes cannot find the basis: name it in `bases`, or"
+                f" give an `exact_up_to` of {chain.dimension}",
+            )
+    least = min(max(modes.error_of_x, modes.error_of_noise) for modes in found.read)
+    return _affine(
+        chain,
+        found,
+        "linear and Gaussian, with matrices that share no orthonormal basis: off the diagonal by"
+        f" {least:.1e} at best",
+    )
+
+
+def _modal(modes: Modes, *, shared: bool) -> Any:
+    """The process of these modes; ValueError where a table of logarithms cannot hold it."""
+    keep, added = modes.keep, modes.added
+    if (keep < 0.0).any():
+        raise ValueError("a factor on x is negative")
+    if shared:
+        axes = tuple(range(1, keep.ndim))
+        keep, added = (table.mean(axis=axes, keepdims=True) for table in (keep, added))
+        if np.max(np.abs(keep**2 + added - 1.0)) <= VARIANCE_GAP:
+            return schedules.from_betas(added.reshape(-1))
+    elif modes.basis.kind != "orthonormal":
+        for axis in range(1, keep.ndim):
+            if _apart(keep, axis) <= ROUNDING and _apart(added, axis) <= TOLERANCE:
+                keep, added = (table.mean(axis=axis, keepdims=True) for table in (keep, added))
+    noise, total = np.empty_like(added), np.zeros_like(added[0])
+    for t in range(len(keep)):
+        total = keep[t] ** 2 * total + added[t]
+        noise[t] = total
+    with np.errstate(divide="ignore"):
+        return build(2.0 * np.cumsum(np.log(keep), axis=0), np.log(noise), modes.basis)
+
+
+def _apart(table: np.ndarray, axis: int) -> float:
+    """How far the entries along an axis lie apart, relative to the largest of them."""
+    size = np.max(np.abs(table), axis=axis)
+    return float(np.max(np.ptp(table, axis=axis) / np.where(size > 0.0, size, 1.0)))
+
+
+def _affine(chain: Probed, found: Found, reason: str) -> Found:
+    d, T = chain.dimension, chain.num_steps
+    size = 4 * T * d**2 * (6 + 2 * (1 + math.ceil(math.log2(T))))
+    if size > MOST_BYTES:
+        note = (
+            f"no process: the tables of d = {d} and T = {T} take {size / 2**20:.0f} MiB, and"
+            f" {MOST_BYTES / 2**20:.0f} MiB are the most that is made"
+        )
+        return found._replace(reason=reason, note=note)
+    if not chain.exact:
+        note = f"no process, because the Jacobians are not complete: give an `exact_up_to` of {d}"
+        return found._replace(reason=reason, note=note)
+    A, B = chain.matrices()
+    process = affine_chain(A, chain.linear.offset, B @ np.swapaxes(B, -1, -2))
+    return found._replace(reason=reason, process=process)
+
+
+def _added(chain: Probed, loop: Any) -> Found:
+    """Of a chain linear in x, with noise that is added but no linear function of eps."""
+    law = laws.recognise(chain.step, chain.shape, chain.num_steps, chain.rng)
+    if law is None:
+        reason = "linear in x, and noise that is added but mixes elements and is not linear in eps"
+        return Found("loop", loop, reason, "the law of such noise is not looked for")
+    moments = _with_moments(chain, law)
+    gaussian = None if moments is None else _gaussian(moments)
+    if law.name == "normal" and gaussian is not None:
+        return gaussian._replace(law=law)
+    identity = chain.modes()[0]
+    found = Found("loop", loop, "", read=(identity,), law=law)
+    if law.name in ("gamma", "Cauchy") and identity.error_of_x <= ROUNDING:
+        keep = identity.keep.reshape(chain.num_steps, -1)[:, law.elements]
+        total = laws.sums(law, keep)
+        if total is not None:
+            process, note = _gamma(identity, law)
+            return found._replace(
+                row="closed, not Gaussian",
+                process=process,
+                reason=f"linear in x, and added noise whose law, {law.name}, is kept by sums",
+                note=note,
+                chosen=identity,
+                total=total,
+                left=np.cumprod(keep, axis=0),
+            )
+    what = f"{law.name} noise without a shared scale" if law.name else "noise of an unknown law"
+    reason = f"linear in x, but {what}, whose sums are of another kind"
+    if gaussian is None or gaussian.process is None:
+        return found._replace(reason=reason)
+    note = "mean and covariance are known all the same, and are those of `evidence.same_moments`"
+    return found._replace(reason=reason, note=note, same_moments=gaussian.process)
+
+
+def _with_moments(chain: Probed, law: Law) -> Probed | None:
+    """The chain with Gaussian noise of the same mean and variance, or None if these are unknown."""
+    if not np.isfinite(law.variance).all():
+        return None
+    mean, variance = law.mean, law.variance
+    if len(law.elements) < chain.dimension:
+        if np.ptp(variance, axis=1).any() or np.ptp(mean, axis=1).any():
+            return None
+        mean, variance = (
+            np.repeat(table[:, :1], chain.dimension, axis=1) for table in (mean, variance)
+        )
+    # What the quadrature leaves of a mean is no offset.
+    mean = np.where(np.abs(mean) <= TOLERANCE * np.sqrt(variance), 0.0, mean)
+    return chain.with_noise(mean, variance)
+
+
+def _gamma(modes: Modes, law: Law) -> tuple[Any, str]:
+    """The process of gamma noise, or None and why there is none."""
+    if law.name != "gamma":
+        return None, f"no process: the library has none of {law.name} noise"
+    keep = modes.keep.reshape(len(modes.keep), -1)
+    base = law.scale / np.cumprod(keep[:, law.elements], axis=0)
+    if modes.anisotropy[0] > ROUNDING or np.ptp(base) > laws.SAME_SCALE * abs(np.mean(base)):
+        return None, "no process: that of `gamma` has one schedule and one scale for all elements"
+    betas = law.variance.mean(axis=1)
+    if np.mean(base) < 0.0 or np.max(np.abs(law.mean)) > TOLERANCE * math.sqrt(np.max(betas)):
+        return None, "no process: the noise of `gamma` has mean 0 and its tail above"
+    if (np.abs(keep.mean(axis=1) ** 2 + betas - 1.0) > VARIANCE_GAP + 1e-4 * betas).any():
+        return None, "no process: that of `gamma` preserves the variance, k^2 + q = 1"
+    return gamma(schedules.from_betas(betas), float(np.mean(base))), ""
