@@ -382,6 +382,7 @@ STATIC = {
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("identity", "dct", "fourier", "orthonormal"),
     *("isotropic", "spectral", "correlated", "equal_snr", "blurring"),
+    *("affine_chain", "gamma", "custom_chain", "check_step", "litmus"),
     *("mix", "per_example", "data_axes", "widened"),  # between rooms only
     *("check_predicts", "split_output", "variance_range", "interpolate"),
 }

@@ -32,6 +32,8 @@ PUBLIC = {
         *("Spectral", "AffineChain", "GammaChain", "CustomChain"),
         *("affine_chain", "gamma", "custom_chain", "check_step"),
         *("isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
+        *("AffineChain", "affine_chain", "GammaChain", "gamma"),
+        *("CustomChain", "check_step", "custom_chain", "Evidence", "Verdict", "litmus"),
     },
     "ddpm_jax.gaussians": {
         *("kl_diagonal", "kl_full", "kl_shared_variance", "kl_standardized"),

@@ -231,6 +231,43 @@ def test_a_step_that_is_none_is_refused(step, error, message, without_annotation
         litmus(step, (8,), T, jax.random.key(0))
 
 
+@jax.custom_vjp
+def without_jvp(x):
+    return 0.9 * x
+
+
+without_jvp.defvjp(lambda x: (0.9 * x, None), lambda _, slope: (0.9 * slope,))
+
+
+def called_back(x, eps, t):
+    same = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return vp(x, jax.pure_callback(np.tanh, same, eps, vmap_method="sequential"), t)
+
+
+def while_loop(x, eps, t):
+    return vp(jax.lax.while_loop(lambda y: jnp.sum(y) > 1e3, lambda y: 0.5 * y, x), eps, t)
+
+
+@pytest.mark.parametrize(
+    ("step", "exact_up_to", "needs"),
+    [
+        (lambda x, eps, t: vp(without_jvp(x), eps, t), 64, "jvp: "),
+        (called_back, 64, "jvp: "),
+        (while_loop, 0, "jvp and vjp: "),
+    ],
+    ids=["custom_vjp", "callback", "while"],
+)
+def test_a_step_without_slopes_is_refused(step, exact_up_to, needs):
+    with pytest.raises(TypeError, match=f"step cannot be linearized, which takes its {needs}"):
+        litmus(step, (8,), T, jax.random.key(0), exact_up_to=exact_up_to)
+
+
+@pytest.mark.parametrize("exact_up_to", [0, 64])
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1), (2, 1)])
+def test_the_smallest_samples(shape, exact_up_to):
+    assert litmus(vp, shape, 2, jax.random.key(0), exact_up_to=exact_up_to).row == "isotropic"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -28,6 +28,9 @@ from ddpm_jax.processes.custom import check_step as check_step
 from ddpm_jax.processes.custom import custom_chain as custom_chain
 from ddpm_jax.processes.gamma import GammaChain as GammaChain
 from ddpm_jax.processes.gamma import gamma as gamma
+from ddpm_jax.processes.litmus import Evidence as Evidence
+from ddpm_jax.processes.litmus import Verdict as Verdict
+from ddpm_jax.processes.litmus import litmus as litmus
 from ddpm_jax.processes.per_pixel import per_pixel as per_pixel
 from ddpm_jax.processes.spectral import Spectral as Spectral
 from ddpm_jax.processes.spectral import spectral as spectral

@@ -35,6 +35,8 @@ TOLERANCE = 1e-5
 """Relative; what is larger is seen: of the noise's covariance, and between base points."""
 ROUNDING = 3e-6
 """The same of A, whose elements off the diagonal are measured against those on it."""
+NOTHING = 1e-6
+"""A factor on x, a deviation or, by probes, a variance below this share of the largest is 0."""
 
 
 class Modes(NamedTuple):
@@ -91,8 +93,8 @@ def modes(
     return Modes(
         name,
         basis,
-        factors.reshape(-1, *shape),
-        variances.reshape(-1, *shape),
+        _without_rounding(factors, NOTHING).reshape(-1, *shape),
+        _without_rounding(variances, NOTHING**2).reshape(-1, *shape),
         _worst(_off_diagonal(turned), np.abs(factors).max(axis=-1)[:, None, None]),
         _worst(_off_diagonal(covariance), i * j + largest * (i + j)),
     )
@@ -123,7 +125,9 @@ def modes_by_probes(
     errors = [
         _worst(np.ptp(both, axis=1), np.abs(both).max(axis=(1, 2))[:, None]) for both in diagonals
     ]
-    keep, added = (both.mean(axis=1).reshape(-1, *shape) for both in diagonals)
+    keep, added = (
+        _without_rounding(both.mean(axis=1), NOTHING).reshape(-1, *shape) for both in diagonals
+    )
     return Modes(name, basis, keep, added, *errors)
 
 
@@ -165,6 +169,11 @@ def joint_eigenbasis(matrices: np.ndarray, rng: np.random.Generator) -> np.ndarr
         left, _, right = np.linalg.svd((np.eye(len(basis)) + np.clip(angle, -0.1, 0.1)) @ basis)
         basis = left @ right
     return basis
+
+
+def _without_rounding(diagonals: np.ndarray, share: float) -> np.ndarray:
+    largest = np.max(np.abs(diagonals), axis=-1, keepdims=True)
+    return np.where(np.abs(diagonals) <= share * largest, 0.0, diagonals)
 
 
 def _off_diagonal(matrices: np.ndarray) -> np.ndarray:

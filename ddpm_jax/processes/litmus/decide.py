@@ -42,17 +42,18 @@ def litmus(
         loop                   everything else                       `CustomChain`
 
     **Derived**: the step is linearized at every t, at the origin and at 10 base points with
-    elements of x from 0.05 to 1500 and of eps up to 5.4, where float32 normals end
-    (`litmus.probes`). All of f has to be affine, and the noise's covariance the same everywhere, to
-    2e-5 of each element's own size; in exact arithmetic that is proved where the step's program
-    shows it. With d up to `exact_up_to` the Jacobians are complete, and a joint eigenbasis is found
-    if there is one. Above, random vectors say whether they are diagonal in each of a list of bases,
-    or at least commute; what one element of many does is then measured against the largest.
+    elements of x from 0.02 to 4500 and of eps up to 5.4, where float32 normals end. All of f has
+    to be affine, and the noise's covariance the same everywhere; where the step's program shows it
+    that is proved, in exact arithmetic. Up to `exact_up_to` dimensions the Jacobians are complete
+    and a joint eigenbasis is found if there is one. Above, random vectors say whether they are
+    diagonal in each of a list of bases, or at least symmetric and commuting; an element is then
+    measured against the largest of all.
 
-    **What it can see**, in float32: an anisotropy or a state dependence of the noise's covariance,
-    or a bend of the step, of 2e-5 of its size; of a basis that turns by an angle, the angle times
-    the spread of the eigenvalues, from 2e-5 of those of Q and 5e-6 of the largest of A. What only
-    happens further out, or between the base points and without a slope at them, it may miss.
+    **What it sees**, in float32: a bend of the step, an anisotropy or a state dependence of the
+    noise's covariance, of 1e-5 of its size; of a basis that turns, the angle times how far the two
+    eigenvalues lie apart, from 1e-5 of those of Q and 3e-6 of the largest of A. A factor on x below
+    1e-6 of the largest, or such a deviation of the noise (1e-3 above `exact_up_to`), counts as 0.
+    What happens further out, or between base points and without a slope at them, it may miss.
 
     **Confirmed**: loops are walked from three x_0, and the derived mean, covariance and law of x_t
     tested at three times (`litmus.simulate`). A rejection makes it a "loop".
@@ -88,9 +89,8 @@ def litmus(
     shape = tuple(shape)
     _check_arguments(shape, num_steps, key, significance, num_chains, exact_up_to)
     check_step(step, shape)
-    traced = jax.make_jaxpr(lambda *arguments: step(*arguments))(
-        jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0)
-    )
+    sample = jax.ShapeDtypeStruct(shape, jnp.float32)
+    traced = jax.make_jaxpr(lambda *arguments: step(*arguments))(sample, sample, jnp.int32(0))
     draws = program.random_draws(traced)
     if draws:
         raise ValueError(

@@ -70,10 +70,14 @@ def recognise(
     levels = ndtri((np.arange(_QUANTILES, dtype=np.float32) + 0.5) / _QUANTILES)
     inputs = jnp.concatenate([levels, jnp.asarray(_GRID, jnp.float32)])
 
+    zero = jnp.zeros(d, jnp.float32)
+
     @jax.jit
     def noise(t: jax.Array) -> jax.Array:
-        values = jax.vmap(lambda level: f(jnp.zeros(d), jnp.full(d, level), t))(inputs)
-        return values[:, elements]
+        def of(level: jax.Array) -> jax.Array:
+            return f(zero, jnp.full_like(zero, level), t)[elements]
+
+        return jax.lax.map(of, inputs, batch_size=1024)
 
     moments, fits = [], []
     for t in range(num_steps):
@@ -177,7 +181,7 @@ def _works_on_each_alone(f: Step, d: int, num_steps: int, rng: np.random.Generat
     kept = jnp.asarray(rng.random((8, d)) < 0.5)
 
     def changed(t: jax.Array) -> jax.Array:
-        noise = jax.vmap(lambda eps: f(jnp.zeros(d), eps, t))
+        noise = jax.vmap(lambda eps: f(jnp.zeros_like(eps), eps, t))
         before, after = noise(one), noise(jnp.where(kept, one, other))
         return jnp.max(jnp.where(kept, jnp.abs(after - before), 0.0)) / jnp.max(jnp.abs(before))
 

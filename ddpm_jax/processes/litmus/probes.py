@@ -64,10 +64,14 @@ def linearize(
 ) -> Linearized:
     """`step` at all T times, along `directions` `[k, d]`; None is along each axis, exactly."""
     f, d, exact = flat(step, shape), math.prod(shape), directions is None
-    along = jnp.eye(d) if directions is None else jnp.asarray(directions, jnp.float32)
+    along = (
+        jnp.eye(d, dtype=jnp.float32)
+        if directions is None
+        else jnp.asarray(directions, jnp.float32)
+    )
     few = along if exact else along[:1]
     x, eps, factors = _points(rng, d, num_steps)
-    points, nowhere = len(x), jnp.zeros((1, d))
+    points, nowhere = len(x), jnp.zeros((1, d), jnp.float32)
 
     def slopes(t: jax.Array, along: jax.Array, x: jax.Array, eps: jax.Array) -> _Slopes:
         value, push = jax.linearize(lambda x, eps: f(x, eps, t), x, eps)
@@ -102,11 +106,16 @@ def linearize(
         along_all = slopes(t, along, nowhere[0], nowhere[0])
         return along_all.value, along_all.of_x, along_all.covariance, departures
 
+    times = jnp.arange(num_steps, dtype=jnp.int32)
     with jax.default_matmul_precision("highest"):
-        times = jnp.arange(num_steps, dtype=jnp.int32)
-        offset, of_x, of_eps, departures = jax.jit(functools.partial(jax.lax.map, at))(
-            (times, factors)
-        )
+        try:
+            compiled = jax.jit(functools.partial(jax.lax.map, at)).lower((times, factors)).compile()
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise TypeError(
+                f"step cannot be linearized, which takes its {'jvp' if exact else 'jvp and vjp'}:"
+                f" {error}"
+            ) from error
+        offset, of_x, of_eps, departures = compiled((times, factors))
     worst = np.nan_to_num(np.asarray(departures, np.float64), nan=np.inf, posinf=np.inf)
     return Linearized(
         offset=np.asarray(offset, np.float64),
@@ -228,7 +237,7 @@ def commutator(
     f, d = flat(step, shape), math.prod(shape)
     pairs = jnp.asarray(rng.normal(size=(3, 2, 2, num_steps)), jnp.float32)
     v = jnp.asarray(rng.choice([-1.0, 1.0], (8, d)), jnp.float32)
-    times, zero = jnp.arange(num_steps, dtype=jnp.int32), jnp.zeros(d)
+    times, zero = jnp.arange(num_steps, dtype=jnp.int32), jnp.zeros(d, jnp.float32)
 
     @jax.jit
     def products(v: jax.Array) -> tuple[jax.Array, jax.Array]:

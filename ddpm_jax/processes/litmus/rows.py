@@ -57,13 +57,17 @@ def row_of(chain: Probed, *, proved: bool) -> Found:
         return _gaussian(chain)
     loop = custom_chain(chain.step, chain.num_steps)
     if worst["in_x"] > TOLERANCE:
-        reason = f"nonlinear in x: off by {worst['in_x']:.1e} of its size at t = {when['in_x']}"
+        reason = f"nonlinear in x, by {_share(worst['in_x'])} at t = {when['in_x']}"
         return Found("loop", loop, reason)
     if worst["in_sum"] > TOLERANCE:
         name = "in_state" if worst["in_state"] > TOLERANCE else "in_sum"
-        reason = f"the noise depends on x: by {worst[name]:.1e} of its size at t = {when[name]}"
+        reason = f"the noise depends on x, by {_share(worst[name])} at t = {when[name]}"
         return Found("loop", loop, reason)
     return _added(chain, loop)
+
+
+def _share(value: float) -> str:
+    return f"{value:.1e} of its size" if value < 1.0 else "all of its size"
 
 
 def _gaussian(chain: Probed) -> Found:

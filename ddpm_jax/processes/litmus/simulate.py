@@ -97,7 +97,7 @@ def uniform_p_value(values: np.ndarray) -> float:
     if not np.isfinite(values).all():
         return 0.0
     steps = np.arange(n + 1) / n
-    distance = max(float((steps[1:] - values).max()), float((values - steps[:-1]).max()))
+    distance = float(max(np.max(steps[1:] - values), np.max(values - steps[:-1])))
     argument = (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n)) * distance
     if argument < 0.3:  # the series takes long, and the answer is 1 to five digits
         return 1.0
@@ -107,7 +107,7 @@ def uniform_p_value(values: np.ndarray) -> float:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _draw(key: jax.Array, t: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(key, t), shape)
+    return jax.random.normal(jax.random.fold_in(key, t), shape, jnp.float32)
 
 
 def _extreme_directions(residuals: np.ndarray) -> np.ndarray:
