@@ -145,6 +145,7 @@ def test_the_configs_beyond_isotropy_train_and_sample(name, tmp_path, capsys):
     tiny = ["--model.multipliers", "1", "--model.channels", "4", "--model.norm-groups", "2"]
     tiny += ["--model.attention-resolutions", "--schedule.num-steps", "6", "--train.steps", "2"]
     tiny += ["--train.batch-size", "8", "--train.draw-every", "2", "--evaluation.num-samples", "2"]
+    tiny += ["--mesh.data", "1"]
     assert main(["train", f"configs/{name}.py", *tiny, "--workdir", str(run)]) == 0
     results = json.loads((run / "results.json").read_text())
     assert results["step"] == 2
@@ -187,7 +188,7 @@ def test_inspect_prints_the_network(capsys):
         (["train", TINY, "--process.name", "blur"], ["--process.name", "blurring"]),
         (["train", TINY, "--process.max-blur", "-1"], ["process.max_blur is -1.0"]),
         (
-            ["train", TINY, "--process.name", "blurring", "--schedule.zero-terminal-snr", "True"],
+            ["train", TINY, "--process.name", "blurring", "--schedule.zero-terminal-snr"],
             ["model.predicts", "no signal at t = T - 1"],
         ),
         (["train"], ["wants a config file first"]),
