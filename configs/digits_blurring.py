@@ -1,6 +1,24 @@
-"""TODO
+"""Scikit-learn's digits under blur and noise at once (Hoogeboom & Salimans 2022).
 
     ddpm-jax train configs/digits_blurring.py
+
+https://arxiv.org/abs/2209.05557. All but the process is as in configs/digits.py: 1.984 +- 0.014
+bits/dim beside 1.966 +- 0.013; image by image the difference is 0.018 +- 0.003.
+
+Why these numbers. A kernel of 2 pixels at the end, 1 pixel half way, is a stroke's width on 8x8,
+and it acts late: at t = 0 there is none, so that the decoder's noise is that of digits.py. What
+blur can cost: the KL terms are a line integral of the best denoiser's error over the SNR of all
+modes, and depend on where SNR begins and ends, not on the way (Guo et al. 2005,
+https://doi.org/10.1109/TIT.2005.844072). Blur leaves the beginning alone, and the end was noise
+anyway. It makes the way longer: log SNR of the finest mode falls by 29 in place of 15, in as many
+steps. For Gaussian data with the digits' covariance and the best denoiser that costs 0.012
+bits/dim at T = 250, and a quarter of it at T = 1000.
+
+The 20 pixels of the paper's larger images do wipe out these: the finest mode falls to its least
+scale within the first 40 of 250 steps, the same Gaussian pays 0.169, and after 500 steps of
+training the digits stood at 2.942 bits/dim beside 2.314 with 2 pixels and 2.280 without blur. A
+network that predicts eps has to repeat the noise of modes without signal to many digits; one that
+predicts v (`--model.predicts v`) need not, and stood at BLURV. With 2 pixels v is no better, 2.318.
 """
 
 from ddpm_jax.config import (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import chex
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import tiny
 
+from ddpm_jax import config as configs
 from ddpm_jax import processes
 from ddpm_jax.config import ConfigError, MeshConfig, ProcessConfig, make_schedule
-from ddpm_jax.data import ImageSet
+from ddpm_jax.data import ImageSet, load
 from ddpm_jax.experiment import build, make_process
 from ddpm_jax.experiment.process import exponential_spectrum, measured_spectrum
 
+ROOT = Path(__file__).parents[1]
 SHAPE = (8, 6, 3)
 
 
@@ -101,3 +104,29 @@ def test_equal_snr_drowns_all_modes_of_the_digits_alike():
     ratio = np.asarray(experiment.process.snr(t), np.float64) * variance
     expected = np.broadcast_to(log_snr[:, None, None, None], ratio.shape)
     np.testing.assert_allclose(np.log(ratio), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "cost", "in_finer_steps"),
+    [("digits_blurring", 0.012, 0.003), ("digits_correlated", 0.033, 0.032)],
+)
+def test_a_perfect_network_pays_what_the_configs_say(name, cost, in_finer_steps):
+    """KL terms of Gaussian data with the digits' covariance, by matrices, beside white noise."""
+    images = load("digits", None)
+    data = (images.train / 8.0 - 1.0).reshape(len(images.train), -1)
+    basis = np.kron(cosines(8), cosines(8))
+    covariance = basis @ (np.cov(data, rowvar=False) + 1e-6 * np.eye(64)) @ basis.T
+    precision = np.linalg.inv(covariance)
+
+    def bits_per_dim(config, num_steps):
+        schedule = dataclasses.replace(config.schedule, num_steps=num_steps)
+        process = make_process(dataclasses.replace(config, schedule=schedule), images.image_shape)
+        snr = np.asarray(process.snr(jnp.arange(num_steps)), np.float64).reshape(num_steps, -1)
+        snr = np.broadcast_to(snr, (num_steps, 64))
+        unknown = [np.diag(np.linalg.inv(precision + np.diag(row))) for row in snr[1:]]
+        return 0.5 * np.sum(-np.diff(snr, axis=0) * unknown) / (64 * math.log(2.0))
+
+    white, other = (configs.load(ROOT / "configs" / f"{n}.py") for n in ("digits", name))
+    for num_steps, expected in ((250, cost), (1000, in_finer_steps)):
+        more = bits_per_dim(other, num_steps) - bits_per_dim(white, num_steps)
+        assert more == pytest.approx(expected, abs=5e-4)
