@@ -29,9 +29,7 @@ PUBLIC = {
     },
     "ddpm_jax.processes": {
         *("Chain", "Modal", "NoClosedForm", "Process"),
-        *("Spectral", "AffineChain", "GammaChain", "CustomChain"),
-        *("affine_chain", "gamma", "custom_chain", "check_step"),
-        *("isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
+        *("Spectral", "isotropic", "spectral", "correlated", "equal_snr", "blurring", "per_pixel"),
         *("AffineChain", "affine_chain", "GammaChain", "gamma"),
         *("CustomChain", "check_step", "custom_chain", "Evidence", "Verdict", "litmus"),
     },
