@@ -87,6 +87,13 @@ def test_scipy_says_the_same(shape):
     np.testing.assert_allclose(bases.fourier(axes).to_modes(ours), by_hartley, atol=1e-5)
 
 
+def test_sides_too_long_for_a_product_go_by_fft():
+    x = np.random.default_rng(0).normal(size=(2, 600, 2)).astype(np.float32)
+    modes = bases.dct((0,)).to_modes(jnp.asarray(x))
+    np.testing.assert_allclose(modes, scipy.fft.dctn(x, axes=(1,), norm="ortho"), atol=2e-5)
+    np.testing.assert_allclose(bases.dct((0,)).to_data(modes), x, atol=2e-5)
+
+
 @pytest.mark.parametrize("kind", ["dct", "fourier"])
 def test_what_is_blurred_or_stationary_is_diagonal(kind):
     # The matrix of a convolution with a symmetric kernel, one unit image at a time, by scipy: with
