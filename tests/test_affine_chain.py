@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax import forward, schedules
 from ddpm_jax.processes import NoClosedForm, affine_chain
+from ddpm_jax.processes.roots import root_of_product, roots
 
 T, D, BATCH = 21, 3, 8
 SHAPE = (D, 1)
@@ -199,6 +200,20 @@ def test_the_kl_is_half_the_squared_distance_in_the_shared_covariance():
         other, _ = conditioned(steps, flat(x0_hat)[i], np.zeros(D), t, s)
         expected = 0.5 * (mean - other) @ np.linalg.solve(covariance, mean - other)
         np.testing.assert_allclose(kl[i], expected, rtol=1e-5)
+
+
+def test_the_kl_between_close_times_keeps_its_digits():
+    # 1e-5 of the signal to noise is lost at each step; float32 alone would know it to 1%.
+    betas = np.full(T, 1e-5)
+    betas[0] = 0.5
+    identity = np.broadcast_to(np.eye(D), (T, D, D))
+    scaled = (np.sqrt(1.0 - betas)[:, None, None] * identity, betas[:, None, None] * identity)
+    chain = affine_chain(scaled[0], np.zeros((T, D)), scaled[1])
+    x0, t = jnp.ones((T - 1, D)), jnp.arange(1, T)
+    kl = chain.posterior_kl(x0, 0 * x0, t, t - 1)
+    alpha_bar = np.cumprod(1.0 - betas)
+    snr = alpha_bar / (1.0 - alpha_bar)
+    np.testing.assert_allclose(kl, 0.5 * D * (snr[:-1] - snr[1:]), rtol=2e-6)
 
 
 def test_the_plain_square_is_another_number():
@@ -398,6 +413,38 @@ def test_gradients_of_a_learned_chain(variance):
             np.testing.assert_allclose(
                 slope[index], (ends[0] - ends[1]) / (2 * step), rtol=1e-3, atol=1e-4
             )
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_slopes_of_roots(rank):
+    # Along covariances F F^T of one rank, two eigenvalues of which agree at rank 2: central
+    # differences in float64.
+    rng, step = np.random.default_rng(12), 1e-6
+    F = np.linalg.qr(rng.normal(size=(D, D)))[0][:, :rank] * [1.0, 1.0, 0.5][:rank]
+    move = rng.normal(size=(D, rank))
+
+    def exact(h):
+        values, vectors = np.linalg.eigh((F + h * move) @ (F + h * move).T)
+        seen = values > 1e-8
+        inverse = np.where(seen, np.where(seen, values, 1.0) ** -0.5, 0.0)
+        deviations = np.sqrt(np.where(seen, values, 0.0))
+        return [(vectors * each) @ vectors.T for each in (deviations, inverse, 1.0 - seen)]
+
+    C, slope = (jnp.asarray(x, jnp.float32) for x in (F @ F.T, F @ move.T + move @ F.T))
+    found = jax.jvp(roots, (C,), (slope,))
+    expected = [(b - a) / (2 * step) for a, b in zip(exact(-step), exact(step), strict=True)]
+    for value, at, tangent, difference in zip(
+        *found[:1], exact(0.0), found[1], expected, strict=True
+    ):
+        np.testing.assert_allclose(value, at, atol=1e-5)
+        np.testing.assert_allclose(tangent, difference, rtol=1e-3, atol=1e-4)
+
+    wide = np.concatenate([F, np.zeros((D, 2 * D - rank))], axis=1)
+    moved = np.concatenate([move, np.zeros((D, 2 * D - rank))], axis=1)
+    f32 = [jnp.asarray(x, jnp.float32) for x in (wide, moved)]
+    value, tangent = jax.jvp(root_of_product, f32[:1], f32[1:])
+    np.testing.assert_allclose(value, exact(0.0)[0], atol=1e-6)
+    np.testing.assert_allclose(tangent, expected[0], rtol=1e-3, atol=1e-4)
 
 
 rng = np.random.default_rng(11)
