@@ -238,7 +238,7 @@ ZOO = {
     "noise folded onto another normal": Animal(
         "isotropic",
         (8,),
-        noisy(lambda eps: jnp.where(jnp.abs(eps) < 1.0, -eps, eps)),
+        noisy(lambda eps: jnp.where(jnp.abs(jnp.abs(eps) - 1.0) < 0.3, -eps, eps)),
         keep,
         betas,
         process="Schedule",
@@ -401,10 +401,10 @@ ZOO = {
         "loop", (8,), noisy(lambda eps: 12.0**0.5 * (ndtr(eps) - 0.5)), keep, betas
     ),
     "coin tosses": Animal("loop", (8,), noisy(jnp.sign), keep, betas),
-    "noise with eps^3 in it": Animal(
+    "noise with 1e-3 eps^3 in it": Animal(
         "loop",
         (8,),
-        noisy(lambda eps: (eps + 0.02 * (eps**3 - 3.0 * eps)) / (1.0 + 6.0 * 0.02**2) ** 0.5),
+        noisy(lambda eps: (eps + 1e-3 * (eps**3 - 3.0 * eps)) / (1.0 + 6e-6) ** 0.5),
         keep,
         betas,
     ),

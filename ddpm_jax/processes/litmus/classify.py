@@ -34,7 +34,7 @@ __all__ = [
 TOLERANCE = 1e-5
 """Relative; what is larger is seen: of the noise's covariance, and between base points."""
 ROUNDING = 3e-6
-"""The same of A, whose elements off the diagonal are measured against those on it."""
+"""The same of a complete A; the transforms of large images round more, and have `TOLERANCE`."""
 NOTHING = 1e-6
 """A factor on x, a deviation or, by probes, a variance below this share of the largest is 0."""
 
@@ -52,11 +52,13 @@ class Modes(NamedTuple):
     """What is off the diagonal of A, relative."""
     error_of_noise: float
     """What is off the diagonal of Q, relative."""
+    rounding: float
+    """What of `error_of_x` is taken for it."""
 
     @property
     def fits(self) -> bool:
         """Whether the modes do not mix, as far as can be seen."""
-        return self.error_of_x <= ROUNDING and self.error_of_noise <= TOLERANCE
+        return self.error_of_x <= self.rounding and self.error_of_noise <= TOLERANCE
 
     @property
     def anisotropy(self) -> tuple[float, float]:
@@ -97,6 +99,7 @@ def modes(
         _without_rounding(variances, NOTHING**2).reshape(-1, *shape),
         _worst(_off_diagonal(turned), np.abs(factors).max(axis=-1)[:, None, None]),
         _worst(_off_diagonal(covariance), i * j + largest * (i + j)),
+        ROUNDING,
     )
 
 
@@ -128,7 +131,7 @@ def modes_by_probes(
     keep, added = (
         _without_rounding(both.mean(axis=1), NOTHING).reshape(-1, *shape) for both in diagonals
     )
-    return Modes(name, basis, keep, added, *errors)
+    return Modes(name, basis, keep, added, *errors, rounding=TOLERANCE)
 
 
 def in_modes(basis: Basis, shape: tuple[int, ...], vectors: np.ndarray) -> np.ndarray:

@@ -50,8 +50,9 @@ def litmus(
     measured against the largest of all.
 
     **What it sees**, in float32: a bend of the step, an anisotropy or a state dependence of the
-    noise's covariance, of 1e-5 of its size; of a basis that turns, the angle times how far the two
-    eigenvalues lie apart, from 1e-5 of those of Q and 3e-6 of the largest of A. A factor on x below
+    noise's covariance, of 1e-5 of its size; a law of the noise that is 1e-4 from the normal one
+    (Kolmogorov); of a basis that turns, the angle times how far the two eigenvalues lie apart, from
+    1e-5 of those of Q and 3e-6 of the largest of A (1e-5 above `exact_up_to`). A factor on x below
     1e-6 of the largest, or such a deviation of the noise (1e-3 above `exact_up_to`), counts as 0.
     What happens further out, or between base points and without a slope at them, it may miss.
 

@@ -41,7 +41,7 @@ _ULPS = 0.1  # a tolerance of 2e-5 on values leaves this share of it to float32'
 
 
 class Linearized(NamedTuple):
-    """One step at every t, float64 on the host."""
+    """One step at every t, on the host."""
 
     offset: np.ndarray
     """b = f(0, 0), `[T, d]`."""
@@ -119,8 +119,8 @@ def linearize(
     worst = np.nan_to_num(np.asarray(departures, np.float64), nan=np.inf, posinf=np.inf)
     return Linearized(
         offset=np.asarray(offset, np.float64),
-        of_x=np.asarray(of_x, np.float64),
-        of_eps=np.asarray(of_eps, np.float64),
+        of_x=np.asarray(of_x, np.float64 if exact else np.float32),  # of images they are large
+        of_eps=np.asarray(of_eps, np.float64 if exact else np.float32),
         departures=dict(zip(("in_x", "in_eps", "in_state", "in_sum"), worst.T, strict=True)),
         num_points=points,
     )

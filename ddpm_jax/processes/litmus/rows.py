@@ -183,7 +183,7 @@ def _added(chain: Probed, loop: Any) -> Found:
         return gaussian._replace(law=law)
     identity = chain.modes()[0]
     found = Found("loop", loop, "", read=(identity,), law=law)
-    if law.name in ("gamma", "Cauchy") and identity.error_of_x <= ROUNDING:
+    if law.name in ("gamma", "Cauchy") and identity.error_of_x <= identity.rounding:
         keep = identity.keep.reshape(chain.num_steps, -1)[:, law.elements]
         total = laws.sums(law, keep)
         if total is not None:
@@ -210,6 +210,8 @@ def _with_moments(chain: Probed, law: Law) -> Probed | None:
     if not np.isfinite(law.variance).all():
         return None
     mean, variance = law.mean, law.variance
+    if law.name == "normal":
+        mean, variance = law.location, law.scale**2
     if len(law.elements) < chain.dimension:
         if np.ptp(variance, axis=1).any() or np.ptp(mean, axis=1).any():
             return None
