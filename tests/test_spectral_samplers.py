@@ -200,3 +200,21 @@ def test_one_shared_mode_is_the_schedule(make):
         for process in (shared, schedule)
     )
     np.testing.assert_allclose(ours.x0, theirs.x0, atol=2e-5)
+
+
+def test_inversion_from_silence_into_noise_of_any_size():
+    # Where no signal is left x_t is b_t eps, and b_t is 1 for white noise alone.
+    process = processes.correlated(
+        schedules.zero_terminal_snr(schedules.cosine(40)), np.diag([4.0, 0.25])
+    )
+    x0, times = STARTS[:, :2].astype(np.float32), samplers.time_grid(process, 40)
+
+    def predict(x_t, t):
+        return 0.3 * x_t
+
+    x_T = samplers.ddim_inversion(
+        process, predict, jnp.asarray(x0), times, predicts="v", iterations=40
+    )
+    down = samplers.ddim(process, predict, predicts="v", threshold=None)
+    back = samplers.sample(down, jax.random.key(0), x_T.shape, times, start=x_T).x0
+    np.testing.assert_allclose(back, x0, atol=2e-4)

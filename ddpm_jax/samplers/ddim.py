@@ -100,7 +100,7 @@ def ddim_inversion(
     divides what is left by a factor that grows as the steps get shorter. For an exact denoiser of
     Gaussian data, going round always converges. `sample(ddim(...), start=...)` of the result at
     the same `times`, without a threshold, is `x0` again. From a time that has no signal the step
-    is x_s = a_s x0_hat + b_s x_t instead, solved for x_t.
+    is x_s = a_s x0_hat + (b_s / b_t) x_t instead, solved for x_t.
 
     Args:
         process: a schedule, or another process of modes.
@@ -133,12 +133,12 @@ def ddim_inversion(
             weight_x_s, weight_eps = process.signal(t) / a_s, -process.noise(t) * jnp.expm1(-h)
             if not process.zero_terminal_snr:
                 return mix(process, (weight_x_s, x_s), (weight_eps, eps_hat))
-            one_over_b = 1.0 / jnp.where(silent, b_s, 1.0)
+            louder = process.noise(t) / jnp.where(silent, b_s, 1.0)
             return mix(
                 process,
-                (jnp.where(silent, one_over_b, weight_x_s), x_s),
+                (jnp.where(silent, louder, weight_x_s), x_s),
                 (jnp.where(silent, 0.0, weight_eps), eps_hat),
-                (jnp.where(silent, -a_s * one_over_b, 0.0), x0_hat),
+                (jnp.where(silent, -a_s * louder, 0.0), x0_hat),
             )
 
         return jax.lax.fori_loop(0, iterations, go_round, x_s), None
