@@ -218,3 +218,38 @@ def test_inversion_from_silence_into_noise_of_any_size():
     down = samplers.ddim(process, predict, predicts="v", threshold=None)
     back = samplers.sample(down, jax.random.key(0), x_T.shape, times, start=x_T).x0
     np.testing.assert_allclose(back, x0, atol=2e-4)
+
+
+SOLVERS = {
+    "2M": samplers.dpm_solver_pp,
+    "2M, stochastic": bound(samplers.dpm_solver_pp, stochastic=True),
+    "probability_flow": samplers.probability_flow,
+    "learned range": bound(samplers.ancestral, variance="learned_range"),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_mode_whose_snr_stays_has_a_sample_all_the_same(name):
+    # Gaussian data, independent in two modes, so that neither knows of the other's times.
+    falling = np.linspace(5.0, -5.0, 20)
+    stays = np.clip(falling, -2.0, 1.5)
+    moves = [t for t in reversed(range(20)) if t == 0 or stays[t - 1] != stays[t]]
+
+    def sampled(second, times):
+        process = processes.per_pixel(np.stack([falling, second], axis=1))
+
+        def predict(x_t, t):
+            a, b2 = process.signal(t), process.noise_variance(t)
+            x0_hat = 0.5 * a * x_t / (0.5 * jnp.square(a) + b2)
+            return (x0_hat, jnp.zeros_like(x_t)) if name == "learned range" else x0_hat
+
+        sampler = SOLVERS[name](process, predict, predicts="x0", threshold=None)
+        times = jnp.asarray(times, jnp.int32)
+        return np.asarray(samplers.sample(sampler, jax.random.key(0), (8, 2), times).x0)
+
+    every = list(reversed(range(20)))
+    found = sampled(stays, every)
+    np.testing.assert_allclose(found[:, 0], sampled(falling, every)[:, 0], rtol=1e-5)
+    assert np.isfinite(found).all()
+    if name == "probability_flow":  # it remembers across the steps on which nothing happened
+        np.testing.assert_allclose(found[:, 1], sampled(stays, moves)[:, 1], rtol=1e-4)

@@ -38,7 +38,8 @@ __all__ = ["dpm_solver_pp"]
 
 
 class Before(NamedTuple):
-    """The step before; of no weight if it was infinite: none at all, or one out of pure noise."""
+    """The step before; of no weight in modes where it was infinite, as it is if there was none or
+    one out of pure noise, or where it had no length."""
 
     x0_hat: Float[Array, "batch *data"]
     h: Float[Array, "batch *modes"]
@@ -56,7 +57,8 @@ def dpm_solver_pp(
     """DPM-Solver++ in data prediction, one call of `predict` a step; see the module.
 
     The first step, the step onto the data and the step after one out of pure noise are of first
-    order, since one of their two steps in lambda has no length.
+    order, since they lack one of their two steps in lambda; so is, in a mode whose SNR stayed as it
+    was, the step after that.
 
     Args:
         process: a schedule, or another process of modes.
@@ -88,7 +90,8 @@ def dpm_solver_pp(
         x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=threshold)
         ahead = x0_hat
         if order == 2:
-            ratio = jnp.where(jnp.isinf(h), 0.0, h) / before.h
+            stood = before.h == 0.0
+            ratio = jnp.where(jnp.isinf(h) | stood, 0.0, h) / jnp.where(stood, 1.0, before.h)
             ahead = x0_hat + mix(process, (0.5 * ratio, x0_hat - before.x0_hat))
         if stochastic:
             mean, variance = q_posterior(process, ahead, x_t, t, s)

@@ -149,9 +149,13 @@ def probability_flow(
         bend = per_example(process.noise(s) * jnp.exp(h), bend) * bend
         x_s = euler - process.basis.to_data(bend).astype(x_t.dtype)
         h = half_log_snr_step(process, t, s)
-        past = Past(
+        seen = Past(
             (eps_hat, *past.eps_hats)[: order - 1],
             (h, *(h + distance for distance in past.distances))[: order - 1],
+        )
+        # Where sigma stays, the next eps_hat takes the place of this one.
+        past = jax.tree.map(
+            lambda new, old: jnp.where(per_example(h == 0.0, new), old, new), seen, past
         )
         return SamplerState(x_s, past), StepInfo(x_s, x0_hat)
 
