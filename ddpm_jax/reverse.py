@@ -102,7 +102,8 @@ def learned_log_variance(
     """log of the learned variance of p(x_s | x_t), between small and large in the logarithm.
 
     Nichol & Dhariwal 2021, eq. 15. At `s = -1`, where the small one is 0, the small one of the
-    step from t = 1 to s = 0 takes its place.
+    step from t = 1 to s = 0 takes its place, or the large one if that step adds nothing. A step
+    that adds nothing has no variance, whatever is learned: -inf.
 
     Args:
         process: a schedule, or another process of modes.
@@ -140,7 +141,10 @@ def interpolate(
     small: Float[Array, "batch *modes"],
     large: Float[Array, "batch *modes"],
 ) -> Float[Array, "batch *data"]:
-    """u log large + (1 - u) log small."""
+    """u log large + (1 - u) log small, large where small is 0; -inf where both are."""
     u = widened(interpolation)
+    still = large == 0.0
+    large = jnp.where(still, 1.0, large)
+    small = jnp.where(small == 0.0, large, small)
     log_large, log_small = per_example(jnp.log(large), u), per_example(jnp.log(small), u)
-    return u * log_large + (1.0 - u) * log_small
+    return jnp.where(per_example(still, u), -jnp.inf, u * log_large + (1.0 - u) * log_small)

@@ -557,6 +557,38 @@ def test_flat_tables_are_a_chain():
     assert np.all(kl_weight(process, t, predicts="x0")[:, 1] == 0.0)
 
 
+@pytest.mark.parametrize("variance", ["small", "large", "learned_range"])
+def test_a_step_on_which_snr_stays_costs_nothing(variance):
+    # The second mode stays on every step: its terms are 0, and so are their gradients.
+    t = jnp.arange(1, 9, dtype=jnp.int32)
+    x0, x_t, wrong = (jax.random.normal(jax.random.key(i), (8, 2)) for i in range(3))
+
+    def nats(log_snr, prediction, u):
+        process = processes.per_pixel(
+            lambda _: jnp.repeat(log_snr[None], 8, axis=0), condition=jnp.zeros((8, 1))
+        )
+        learned = {"interpolation": u} if variance == "learned_range" else {}
+        return losses.vlb_terms(
+            process,
+            *(prediction, x0[:, : u.shape[1]], x_t[:, : u.shape[1]], t),
+            **learned,
+            predicts="x0",
+            levels=None,
+            variance=variance,
+        ).sum()
+
+    log_snr = jnp.stack([jnp.linspace(3.0, -3.0, 9), jnp.full(9, 0.5)], axis=1)
+    u = jnp.zeros((8, 2))
+    both, of_both = jax.value_and_grad(nats, argnums=(0, 1, 2))(log_snr, wrong, u)
+    one, of_one = jax.value_and_grad(nats, argnums=(0, 1, 2))(
+        log_snr[:, :1], wrong[:, :1], u[:, :1]
+    )
+    np.testing.assert_allclose(both, one, rtol=1e-6)
+    for found, expected in zip(of_both, of_one, strict=True):
+        np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5)
+        assert np.isfinite(found).all()
+
+
 SINGULAR = np.diag([1.0, 0.5, 0.0])
 UNEVEN = np.array([1.0, 0.5, 0.4, 0.3])
 

@@ -146,16 +146,23 @@ def vlb_terms(
     if variance == "small":
         kl = per_example(weight, error) * jnp.square(error)
     else:
-        posterior = jnp.log(q_posterior_variance(process, step, step - 1))
+        posterior, beta = q_posterior_variance(process, step, step - 1), process.beta(step)
+        # A step on which SNR stays adds nothing, and the way back is known: it costs nothing.
+        stays = process.log_snr_difference(step, step - 1) == 0.0
+        posterior, beta, weight = (
+            jnp.where(stays, 1.0, value) for value in (posterior, beta, weight)
+        )
+        still = per_example(stays, x0)
         if interpolation is None:
-            log_variance = _fill(jnp.log(process.beta(step)), x0)
+            log_variance = _fill(jnp.log(beta), x0)
         else:
             log_variance = learned_log_variance(process, interpolation, step, step - 1)
         # A term that the last line does not choose must not overflow: 0 times inf in its gradient
         # is NaN, and an interpolation may be far outside [0, 1].
-        difference = jnp.where(is_decoder, 0.0, _fill(posterior, x0) - log_variance)
+        difference = _fill(jnp.log(posterior), x0) - log_variance
+        difference = jnp.where(is_decoder | still, 0.0, difference)
         scale = per_example(jnp.sqrt(2.0 * weight), x0) * jnp.exp(0.5 * difference)
-        kl = kl_standardized(scale * error, difference)
+        kl = jnp.where(still, 0.0, kl_standardized(scale * error, difference))
     kl = jnp.sum(kl, axis=data_axes(x0))
 
     # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
