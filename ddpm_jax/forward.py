@@ -235,7 +235,9 @@ def q_posterior_variance(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        NoClosedForm: a chain without modes.
     """
+    check_modal("process", process)
     check_vector("t", t)
     check_times("s", s, t.shape[0])
     return process.noise_variance(s) * _one_minus_snr_ratio(process, t, s)

@@ -84,7 +84,9 @@ def fixed_variance(
 
     Raises:
         TypeError, ValueError: a time of the wrong dtype or shape, or an unknown `variance`.
+        NoClosedForm: a chain without modes.
     """
+    check_modal("process", process)
     check_vector("t", t)
     check_times("s", s, t.shape[0])
     check_choice("variance", variance, ("small", "large"))

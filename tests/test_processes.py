@@ -32,6 +32,8 @@ from ddpm_jax import (
     q_sample,
     q_step,
     q_transition,
+    reverse,
+    samplers,
     schedules,
 )
 from ddpm_jax.forward import q_posterior_variance
@@ -704,8 +706,24 @@ def test_what_is_no_schedule(without_annotation_checks):
         lambda wrong: processes.blurring(wrong, SHAPE),
         lambda wrong: processes.correlated(wrong, np.eye(2)),
         processes.isotropic,
+        lambda wrong: processes.gamma(wrong, 0.1),
     ):
         with pytest.raises(TypeError, match=r"schedule is a .*; it has to be a Schedule"):
             make(build("blurring"))
     with pytest.raises(TypeError, match="process is a int; it has to be a schedule or another"):
         q_sample(3, X0, jnp.zeros(3, jnp.int32), X0)
+
+
+def test_a_chain_without_modes_has_no_variances_and_no_samplers(without_annotation_checks):
+    chain = processes.custom_chain(lambda x_prev, eps, t: x_prev + eps, 8)
+    t, s = jnp.array([3, 4]), jnp.array([1, 1])
+    sampler = samplers.ddim(build("blurring"), linear_network, predicts="v")
+    for ask in (
+        lambda: q_posterior_variance(chain, t, s),
+        lambda: reverse.fixed_variance(chain, t, s, variance="large"),
+        lambda: reverse.learned_log_variance(chain, X0[:2], t, s),
+        lambda: samplers.time_grid(chain, 4, "log_snr"),
+        lambda: samplers.inpaint(sampler, chain, X0, X0 > 0.0),
+    ):
+        with pytest.raises(processes.NoClosedForm, match="process is a CustomChain, which has no"):
+            ask()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
+from ddpm_jax.processes.contract import check_schedule
 from ddpm_jax.processes.spectral import Spectral, build
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.schedules.tables import on_host
@@ -31,7 +32,7 @@ def isotropic(schedule: Schedule) -> Schedule:
     Raises:
         TypeError: `schedule` is none.
     """
-    _check_schedule(schedule)
+    check_schedule(schedule)
     return schedule
 
 
@@ -75,7 +76,7 @@ def correlated(
         >>> processes.correlated(schedules.cosine(100), near).num_steps
         100
     """
-    _check_schedule(schedule)
+    check_schedule(schedule)
     if (covariance is None) == (spectrum is None):
         raise ValueError("covariance and spectrum: one of the two has to be given")
     if covariance is not None:
@@ -165,7 +166,7 @@ def blurring(
         >>> processes.blurring(schedules.cosine(1000), (8, 8, 1)).zero_terminal_snr
         False
     """
-    _check_schedule(schedule)
+    check_schedule(schedule)
     shape = tuple(shape)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"shape is {shape}; it has to be that of an image, the channel last")
@@ -189,14 +190,6 @@ def blurring(
         bases.dct(tuple(range(len(sides)))),
         log_prior_variance=np.zeros((1,) * rank),
     )
-
-
-def _check_schedule(schedule: Schedule) -> None:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"schedule is a {type(schedule).__name__}; it has to be a Schedule"
-            " (ddpm_jax.schedules makes them)"
-        )
 
 
 def _log_noise(schedule: Schedule) -> np.ndarray:

@@ -16,7 +16,15 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax.processes.spectral import Spectral
 from ddpm_jax.schedules import Schedule
 
-__all__ = ["Chain", "Modal", "NoClosedForm", "Process", "check_modal", "check_process"]
+__all__ = [
+    "Chain",
+    "Modal",
+    "NoClosedForm",
+    "Process",
+    "check_modal",
+    "check_process",
+    "check_schedule",
+]
 
 
 class NoClosedForm(TypeError):  # noqa: N818 - it says what there is not, as StopIteration does
@@ -100,4 +108,13 @@ def check_modal(name: str, process: Any) -> None:
     if not isinstance(process, Modal):
         raise NoClosedForm(
             f"{name} is a {type(process).__name__}, which has no modes: {process.without_modes}"
+        )
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raises TypeError unless `schedule` is one, and not another process."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedule is a {type(schedule).__name__}; it has to be a Schedule"
+            " (ddpm_jax.schedules makes them)"
         )

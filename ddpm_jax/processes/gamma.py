@@ -40,6 +40,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_float, check_key, check_same_shape, check_scalar, check_times
 from ddpm_jax.processes.arrays import check_draw, column, on_every_device
+from ddpm_jax.processes.contract import check_schedule
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["GammaChain", "gamma"]
@@ -274,6 +275,7 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
             skewness 2 theta_0 sqrt(SNR_t): it is nearly Gaussian where that is small.
 
     Raises:
+        TypeError: `schedule` is none.
         ValueError: `theta_0` is not one number above 0.
 
     Example:
@@ -285,6 +287,7 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
         >>> chain.q_sample(x0, t, eps).shape
         (2, 8)
     """
+    check_schedule(schedule)
     value = check_scalar("theta_0", theta_0)
     least = float(jnp.finfo(jnp.float32).tiny) ** 0.5  # its square is in every shape
     if value is not None and not least <= value <= 1.0 / least:

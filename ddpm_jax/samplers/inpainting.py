@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from ddpm_jax.checks import check_float
 from ddpm_jax.forward import per_example, q_sample, q_transition
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.contract import check_modal
 from ddpm_jax.samplers.base import Sampler, SamplerState, StepInfo, both_times
 
 __all__ = ["inpaint"]
@@ -47,7 +48,9 @@ def inpaint(
     Raises:
         TypeError, ValueError: `known` not floating point, `mask` not bool or of another shape,
             `resamplings` below 1; and from `init`, images of another shape.
+        NoClosedForm: a chain without modes.
     """
+    check_modal("process", process)
     check_float("known", known)
     if not (hasattr(mask, "dtype") and mask.dtype == jnp.bool_):
         said = getattr(mask, "dtype", type(mask).__name__)

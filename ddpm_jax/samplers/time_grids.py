@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from ddpm_jax.checks import check_choice
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.contract import check_modal
 
 __all__ = ["Spacing", "time_grid"]
 
@@ -36,6 +37,7 @@ def time_grid(
     Raises:
         ValueError: `num_steps` outside [1, T], or an unknown `spacing`.
         TypeError: "log_snr" of a traced process; times are chosen outside of jit.
+        NoClosedForm: a chain without modes.
 
     Example:
         >>> from ddpm_jax import samplers, schedules
@@ -47,6 +49,7 @@ def time_grid(
         >>> samplers.time_grid(schedule, 5, "trailing").tolist()
         [9, 7, 5, 3, 1]
     """
+    check_modal("process", process)
     T = process.num_steps
     if not 1 <= num_steps <= T:
         raise ValueError(f"num_steps is {num_steps}; a chain of T = {T} has 1 to {T}")
