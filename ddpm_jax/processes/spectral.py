@@ -177,7 +177,7 @@ class Spectral:
         if not self.conditioned:
             return jnp.broadcast_to(table[None], (batch, *table.shape))
         examples, *modes = table.shape
-        rows = jnp.broadcast_to(table[:, None], (examples, batch // examples, *modes))
+        rows = jnp.broadcast_to(table[:, None], (examples, _rows_of_each(batch, examples), *modes))
         return rows.reshape(batch, *modes)  # `repeat` is not for explicit meshes
 
 
@@ -314,14 +314,18 @@ def _by_example(table: Array, *times: Array) -> list[Array]:
     examples, sharding = table.shape[0], jax.typeof(table).sharding
     split = []
     for t in times:
-        if t.shape[0] % examples:
-            raise ValueError(
-                f"t has shape {t.shape}; the process has tables for {examples} examples, so it has"
-                f" to be ({examples},), or a multiple of it with neighbours that share an example"
-            )
-        t = t.reshape(examples, -1)
+        t = t.reshape(examples, _rows_of_each(t.shape[0], examples))
         if sharding.spec[0] is not None:
             where = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], None))
             t = jax.sharding.reshard(t, where)
         split.append(t)
     return split
+
+
+def _rows_of_each(batch: int, examples: int) -> int:
+    if batch % examples:
+        raise ValueError(
+            f"the batch has {batch} rows, and the process tables for {examples} examples: rows have"
+            " to be as many, or a multiple with neighbours that share an example"
+        )
+    return batch // examples
