@@ -531,6 +531,9 @@ RISING[5, 1] = RISING[4, 1] * 1.01
         (-FALL[:, None], FALL[:, None], {}, "signal_variance is empty, negative or NaN"),
         (FALL[:, None], FALL[:, None] * np.nan, {}, "noise_variance is empty, negative or NaN"),
         (FALL[:, None], FALL[::-1, None] * np.inf, {}, "noise_variance at .* is inf"),
+        (FALL[:, None], np.full((9, 1), 1e-39), {}, "noise_variance at .* is 1e-39; .* float32"),
+        (FALL[:, None], np.full((9, 1), 1e39), {}, r"noise_variance at .* is 1e\+39; .* float32"),
+        (1e39 * FALL[:, None], np.ones((9, 1)), {}, "signal_variance at .* float32"),
         (np.array(0.5), np.array(0.5), {}, r"signal_variance has shape \(\)"),
         (
             FALL[:, None],

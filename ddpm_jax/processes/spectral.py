@@ -12,6 +12,7 @@ so SNR must not rise in any mode, from any time to the next, and then it does no
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,10 @@ from ddpm_jax.schedules.tables import (
 )
 
 __all__ = ["Spectral", "build", "check_values", "common_shape", "spectral"]
+
+# Logarithms of what float32 holds; XLA takes smaller numbers for 0.
+_LEAST = math.log(float(np.finfo(np.float32).tiny))
+_LARGEST = math.log(float(np.finfo(np.float32).max))
 
 
 @jax.tree_util.register_dataclass
@@ -192,8 +197,8 @@ def spectral(
 
     Args:
         signal_variance: above 0, and 0 at T - 1 at most. `modes` has as many axes as the data,
-            each as long as theirs or 1.
-        noise_variance: above 0 and finite.
+            each as long as theirs or 1. It may be less than float32 holds.
+        noise_variance: above 0 and finite, in float32.
         basis: where the modes are; by default they are the pixels.
         prior_variance: of p(x_{T-1}), `[*modes]`; by default a^2 + b^2 at T - 1, what data of unit
             variance have there.
@@ -263,17 +268,20 @@ def build(
 
 def check_values(log_signal: np.ndarray, log_noise: np.ndarray) -> None:
     """Raises ValueError unless the tables `[T, *modes]` are those of a chain."""
-    if not (np.isfinite(log_signal[:-1]).all() and (log_signal[-1] < np.inf).all()):
-        where = _first(~np.isfinite(log_signal))
+    inside = np.isfinite(log_signal) & (log_signal < _LARGEST)
+    inside[-1] |= np.isneginf(log_signal[-1])
+    if not inside.all():
+        where = _first(~inside)
         raise ValueError(
             f"signal_variance at (t, *mode) = {where} is {np.exp(log_signal[where]):g}; it has to"
-            " be above 0 and finite, and may be 0 at T - 1 alone"
+            " be above 0 and finite in float32, and may be 0 at T - 1 alone"
         )
-    if not np.isfinite(log_noise).all():
-        where = _first(~np.isfinite(log_noise))
+    inside = (log_noise > _LEAST) & (log_noise < _LARGEST)
+    if not inside.all():
+        where = _first(~inside)
         raise ValueError(
             f"noise_variance at (t, *mode) = {where} is {np.exp(log_noise[where]):g}; it has to be"
-            " above 0 and finite: a mode without noise has no density, and no step back"
+            " above 0 and finite in float32: a mode without noise has no density, and no step back"
         )
     rise = np.diff(log_signal - log_noise, axis=0)
     if (rise > 1e-12).any():

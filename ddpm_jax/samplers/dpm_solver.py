@@ -39,7 +39,8 @@ __all__ = ["dpm_solver_pp"]
 
 class Before(NamedTuple):
     """The step before; of no weight in modes where it was infinite, as it is if there was none or
-    one out of pure noise, or where it had no length."""
+    one out of pure noise, or where it had no length.
+    """
 
     x0_hat: Float[Array, "batch *data"]
     h: Float[Array, "batch *modes"]
