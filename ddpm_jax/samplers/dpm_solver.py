@@ -38,8 +38,9 @@ __all__ = ["dpm_solver_pp"]
 
 
 class Before(NamedTuple):
-    """The step before; of no weight in modes where it was infinite, as it is if there was none or
-    one out of pure noise, or where it had no length.
+    """The step before; of no weight in modes where it had no length or was infinite.
+
+    It is infinite if there was none, or one out of pure noise.
     """
 
     x0_hat: Float[Array, "batch *data"]

@@ -125,13 +125,13 @@ def modes_by_probes(
         of_noise: Q times the vectors.
     """
     diagonals = [signs * in_modes(basis, shape, products) for products in (of_x, of_noise)]
-    errors = [
+    error_of_x, error_of_noise = (
         _worst(np.ptp(both, axis=1), np.abs(both).max(axis=(1, 2))[:, None]) for both in diagonals
-    ]
+    )
     keep, added = (
         _without_rounding(both.mean(axis=1), NOTHING).reshape(-1, *shape) for both in diagonals
     )
-    return Modes(name, basis, keep, added, *errors, rounding=TOLERANCE)
+    return Modes(name, basis, keep, added, error_of_x, error_of_noise, TOLERANCE)
 
 
 def in_modes(basis: Basis, shape: tuple[int, ...], vectors: np.ndarray) -> np.ndarray:
