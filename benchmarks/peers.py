@@ -139,10 +139,10 @@ def _noising(
         compiling[what, OURS] = program.compile_seconds
         variants[what, OURS] = functools.partial(program.call, *arguments)
         variants[what, THEIRS] = theirs[what]
-        fast = torch.compile(theirs[what])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # theirs, while they compile
+                fast = torch.compile(theirs[what])
                 compiling[what, COMPILED] = timed(fast)
         except Exception as error:  # whatever their compiler lacks: a row says that it is missing
             failed[what, COMPILED] = _why(error)
@@ -262,7 +262,9 @@ def notes(rows: list[Row]) -> list[str]:
                 f"{what}, ddpm_jax takes {number(faster)} of the time"
                 + (" (the peer wins)" if faster > 1.0 else "")
             )
-        said.append(f"{size}, batch {batch}, the faster of diffusers' two: {'; '.join(ratios)}.")
+        said.append(
+            f"{size}, batch {batch}, beside the faster of diffusers' two: {'; '.join(ratios)}."
+        )
     step = find(rows, what="train step")[0].median
     ours, theirs = (find(rows, what="its normals", by=by)[0].median for by in (OURS, THEIRS))
     size, batch = next((r.case["size"], r.case["batch"]) for r in rows if r.case.get("step"))

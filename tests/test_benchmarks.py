@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from tiny import get_config
 
-from benchmarks import columns, forward, kl_pairs, moments, results, timing, train_step
+from benchmarks import (
+    columns,
+    forward,
+    kl_pairs,
+    moments,
+    peers,
+    results,
+    timing,
+    train_step,
+)
 from benchmarks.__main__ import SUITES, main
 from benchmarks.kernels import count_kernels
 from benchmarks.results import Report, Row
@@ -550,6 +559,41 @@ def test_the_loop_of_a_step_has_the_closed_forms_moments():
         )
         assert not found.far, (time_, found)
     assert float(jnp.var(eps)) == pytest.approx(1.0, abs=5.0 * math.sqrt(2.0 / eps.size))
+
+
+def test_peers_say_who_wins_and_what_is_missing():
+    def rows(ours, theirs):
+        case = {"size": "1x1x1", "batch": 1}
+        timed = [
+            Row({"what": what, "by": by, **case}, [seconds] * 3, None, {"torch_threads": 1})
+            for what in peers.WHATS
+            for by, seconds in (("ddpm_jax", ours), ("diffusers", theirs))
+        ]
+        missing = Row(
+            {"what": "noise given", "by": "diffusers, compiled", **case},
+            numbers={"unavailable": "there is no compiler"},
+        )
+        step = [
+            Row({"what": what, "by": by, "step": True, **case}, [seconds] * 3)
+            for what, by, seconds in (
+                ("train step", "ddpm_jax", 10.0),
+                ("its normals", "ddpm_jax", ours),
+                ("its normals", "diffusers", theirs),
+            )
+        ]
+        tables = [
+            Row({"table": "beta", "schedule": "linear", "by": by}, numbers={"relative_error": 0.5})
+            for by in ("ddpm_jax", "diffusers")
+        ]
+        return [*timed, missing, *step, *tables]
+
+    lost = " ".join(peers.notes(rows(2.0, 1.0)))
+    assert lost.count("ddpm_jax takes 2 of the time (the peer wins)") == 3
+    assert "the difference is 10.00% of it" in lost
+    assert "No compiled mode of diffusers' is in the table: there is no compiler." in lost
+    won = " ".join(peers.notes(rows(1.0, 2.0)))
+    assert won.count("ddpm_jax takes 0.5 of the time") == 3
+    assert "wins" not in won
 
 
 def test_notes_follow_from_the_numbers():
