@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 Weighting = Callable[[Modal, Array], Array]
-"""`(process, t) -> w`, both `[batch]`: the factor on the squared error of x0, unitless."""
+"""`(process, t) -> w`, in each mode, shaped as `process.snr(t)`: the factor on the squared error of
+x0, unitless."""
 
 
 def simple_loss(
@@ -113,7 +114,8 @@ def error_weight(
 
     Raises:
         TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, eps with a
-            schedule of zero terminal SNR, or a weighting that returns anything but `[batch]`.
+            schedule of zero terminal SNR, or a weighting that returns another shape than `[batch]`,
+            `[batch, *modes]` for a process of many modes.
     """
     check_vector("t", t)
     check_predicts(process, predicts)
