@@ -19,6 +19,7 @@ from exact_modes import (
     dense,
     heat,
 )
+from mpmath import mp
 
 from ddpm_jax import (
     bases,
@@ -162,6 +163,18 @@ def test_blurring_is_the_papers():
     np.testing.assert_allclose(process.noise(t)[:, 0, 0, 0], float64(noise), rtol=1e-6)
     assert np.ptp(np.asarray(process.noise(t)), axis=(1, 2)).max() == 0.0
     assert np.all(process.prior(1)[0] == 1.0)
+
+
+@pytest.mark.parametrize("min_scale", [1.0, 1e-3, 1e-17])
+def test_blur_of_any_scale_keeps_all_digits(min_scale):
+    process = processes.blurring(schedules.cosine(T), SHAPE, min_scale=min_scale)
+    log_power = np.asarray(process.log_signal_variance, np.float64).sum(axis=0)
+    found = log_power[:, 3, 2, 0] - log_power[:, 0, 0, 0]  # the mean of an image is never blurred
+    for t, kept in enumerate(found):
+        sigma = 20 * mp.sin(mp.pi * (t + 1) / T / 2) ** 2
+        blurred = mp.exp(-((mp.pi * 3 / 4) ** 2 + (mp.pi * 2 / 3) ** 2) * sigma**2 / 2)
+        expected = 2 * mp.log((1 - mp.mpf(min_scale)) * blurred + mp.mpf(min_scale))
+        assert abs(kept - expected) <= 1e-11 * (1 + abs(expected))
 
 
 def test_without_blur_there_is_ddpm():

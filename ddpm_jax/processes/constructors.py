@@ -180,8 +180,12 @@ def blurring(
     u = np.arange(1, schedule.num_steps + 1) / schedule.num_steps
     tau = 0.5 * np.square(max_blur * np.square(np.sin(0.5 * np.pi * u)))
     rank = squared.ndim
-    # (1 - m) e^-z + m as 1 + (1 - m) expm1(-z): early blur is little, and log1p keeps all of it.
-    log_scale = np.log1p((1.0 - min_scale) * np.expm1(-_column(tau, rank) * squared[None]))
+    # (1 - m) e^-z + m as 1 + (1 - m) expm1(-z): early blur is little, and log1p keeps all of it;
+    # late, m is little, and the sum of logarithms keeps that.
+    z = _column(tau, rank) * squared[None]
+    early = np.log1p((1.0 - min_scale) * np.expm1(-np.minimum(z, 1.0)))
+    log_rest = math.log1p(-min_scale) if min_scale < 1.0 else -math.inf
+    log_scale = np.where(z < 1.0, early, np.logaddexp(log_rest - z, math.log(min_scale)))
     log_alpha_bar = _column(on_host(schedule.log_alpha_bar), rank)
     log_noise = _column(_log_noise(schedule), rank)
     return build(
