@@ -515,6 +515,7 @@ def test_a_network_that_speaks_in_bfloat16_has_float32_tables():
 # What cannot be.
 
 FALL = np.linspace(0.9, 0.1, 9)
+UNEVEN = np.array([1.0, 0.5, 0.4, 0.3])
 RISING = np.tile(FALL[:, None], (1, 3))
 RISING[5, 1] = RISING[4, 1] * 1.01
 
@@ -558,6 +559,12 @@ RISING[5, 1] = RISING[4, 1] * 1.01
         (np.ones((9, 3)), np.ones((9, 2)), {}, r"\(9, 3\) and noise_variance \(9, 2\); both are"),
         (FALL[:1, None], 1 - FALL[:1, None], {}, "num_steps is 1"),
         (FALL[:, None], 1 - FALL[:, None], {"basis": bases.dct()}, "modes .* the dct basis wants"),
+        (
+            FALL[:, None],
+            np.ones((9, 1)) * UNEVEN,
+            {"basis": bases.fourier((0,))},
+            "noise_variance is not even",
+        ),
         (FALL[:, None], 1 - FALL[:, None], {"prior_variance": np.zeros(1)}, "prior_variance is 0"),
         (FALL[:, None], 1 - FALL[:, None], {"prior_variance": [1, 1]}, r"prior_variance has shape"),
     ],
@@ -609,7 +616,6 @@ def test_a_step_on_which_snr_stays_costs_nothing(variance):
 
 
 SINGULAR = np.diag([1.0, 0.5, 0.0])
-UNEVEN = np.array([1.0, 0.5, 0.4, 0.3])
 
 
 @pytest.mark.parametrize(

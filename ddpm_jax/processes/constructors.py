@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
 from ddpm_jax.processes.contract import check_schedule
-from ddpm_jax.processes.spectral import Spectral, build
+from ddpm_jax.processes.spectral import Spectral, build, check_even
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.schedules.tables import on_host
 
@@ -93,7 +93,7 @@ def correlated(
             raise ValueError(
                 "spectrum is empty, negative or not finite somewhere; variances are not"
             )
-        _check_even(eigenvalues, basis)
+        check_even("spectrum", eigenvalues[None], basis)
     eigenvalues = _regular(eigenvalues, floor)
     log_alpha_bar = _column(on_host(schedule.log_alpha_bar), eigenvalues.ndim)
     log_noise = _column(_log_noise(schedule), eigenvalues.ndim)
@@ -233,19 +233,6 @@ def _eigenbasis(
         )
     basis = bases.orthonormal(eigenvectors.T, shape)
     return np.maximum(eigenvalues, 0.0).reshape(shape), basis
-
-
-def _check_even(spectrum: np.ndarray, basis: bases.Basis) -> None:
-    """A stationary covariance has an even spectrum; in the Fourier basis others are none."""
-    if basis.kind != "fourier" or spectrum.ndim <= max(basis.axes):
-        return
-    axes = tuple(axis for axis in basis.axes if spectrum.shape[axis] > 1)
-    mirrored = np.roll(np.flip(spectrum, axes), 1, axes)
-    if not np.allclose(mirrored, spectrum, rtol=1e-5, atol=0.0):
-        raise ValueError(
-            "spectrum is not even: in the Fourier basis lambda(k) has to be lambda(-k), the"
-            " frequency n - k of n"
-        )
 
 
 def _regular(eigenvalues: np.ndarray, floor: float | None) -> np.ndarray:

@@ -31,7 +31,7 @@ from ddpm_jax.schedules.tables import (
     two_parts,
 )
 
-__all__ = ["Spectral", "build", "check_values", "common_shape", "spectral"]
+__all__ = ["Spectral", "build", "check_even", "check_values", "common_shape", "spectral"]
 
 # Logarithms of what float32 holds; XLA takes smaller numbers for 0.
 _LEAST = math.log(float(np.finfo(np.float32).tiny))
@@ -204,8 +204,9 @@ def spectral(
             variance have there.
 
     Raises:
-        ValueError: shapes that do not fit, values outside their range, or a signal-to-noise ratio
-            that rises: the variance of that step would be negative.
+        ValueError: shapes that do not fit, values outside their range, a signal-to-noise ratio
+            that rises: the variance of that step would be negative; or tables that are not even,
+            lambda(k) = lambda(-k), in a Fourier basis.
 
     Example:
         >>> import numpy as np
@@ -247,6 +248,8 @@ def build(
         np.broadcast_to(table, shape) for table in (log_signal_variance, log_noise_variance)
     )
     check_values(log_signal, log_noise)
+    for name, table in (("signal_variance", log_signal), ("noise_variance", log_noise)):
+        check_even(name, np.exp(table), basis)
     if log_prior_variance is None:
         log_prior_variance = np.logaddexp(log_signal[-1], log_noise[-1])
     if not np.isfinite(log_prior_variance).all():
@@ -290,6 +293,22 @@ def check_values(log_signal: np.ndarray, log_noise: np.ndarray) -> None:
         raise ValueError(
             f"the signal-to-noise ratio rises from t = {t - 1} to {t} in mode {where[1:]}, by a"
             f" factor of {np.exp(rise[where]):.9g}: the variance of that step would be negative"
+        )
+
+
+def check_even(name: str, tables: np.ndarray, basis: bases.Basis) -> None:
+    """Raises ValueError unless `tables` `[T, *modes]` fit a Fourier basis: are lambda(-k) at k.
+
+    Those of everything stationary are, and `Basis.diagonal` reads no others.
+    """
+    if basis.kind != "fourier" or tables.ndim - 1 <= max(basis.axes):
+        return
+    axes = tuple(axis + 1 for axis in basis.axes if tables.shape[axis + 1] > 1)
+    mirrored = np.roll(np.flip(tables, axes), 1, axes)
+    if not np.allclose(mirrored, tables, rtol=1e-5, atol=0.0):
+        raise ValueError(
+            f"{name} is not even: in the Fourier basis lambda(k) has to be lambda(-k), the"
+            " frequency n - k of n"
         )
 
 
