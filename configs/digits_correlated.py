@@ -14,9 +14,9 @@ bits/dim less, 0.027 here. The chain begins at so much finer detail, and pays fo
 as far as the network does not know the grid of grey levels: 0.038 more than digits.py. Gaussian
 data with the digits' covariance and the best denoiser would pay 0.033, and 0.032 at T = 1000.
 
-Longer correlations cost more: at 1 pixel (rho = 0.37) that entropy is 0.21, and after 500 steps of training
-the digits stood at 2.479 bits/dim beside 2.307 with half a pixel and 2.277 with white noise (all
-three predicting v, which made no difference to white noise). To begin with more noise
+Longer correlations cost more: at 1 pixel (rho = 0.37) that entropy is 0.21, and after 500 steps of
+training the digits stood at 2.479 bits/dim beside 2.307 with half a pixel and 2.277 with white
+noise (all three predicting v, which made no difference to white noise). To begin with more noise
 (--schedule.log-snr-max 6.7, as much entropy as white noise has at 7) is no way out: the decoder
 pays then, and the whole run ends at 2.101.
 """
