@@ -221,7 +221,9 @@ def test_the_plain_square_is_another_number():
     # variance weighs the error in the quiet direction 50 times too low.
     Q = np.stack([np.diag([1.0, 0.01])] * 4)
     chain = affine_chain(np.stack([0.9 * np.eye(2)] * 4), np.zeros((4, 2)), Q)
-    isotropic = affine_chain(chain.windows.matrix[:4], np.zeros((4, 2)), [0.505 * np.eye(2)] * 4)
+    isotropic = affine_chain(
+        np.stack([0.9 * np.eye(2)] * 4), np.zeros((4, 2)), [0.505 * np.eye(2)] * 4
+    )
     error, t = jnp.array([[0.0, 0.3]]), jnp.array([3])
     right = chain.posterior_kl(error, 0 * error, t, t - 1)
     plain = isotropic.posterior_kl(error, 0 * error, t, t - 1)

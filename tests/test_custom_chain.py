@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import forward, schedules
-from ddpm_jax.processes import NoClosedForm, check_step, custom_chain
+from ddpm_jax import forward, losses, schedules
+from ddpm_jax.processes import NoClosedForm, affine_chain, check_step, custom_chain, gamma
 
 T, BATCH, SHAPE = 30, 8, (3, 2)
 SCHEDULE = schedules.cosine(T)
@@ -74,6 +74,23 @@ def test_what_it_cannot_do_says_why_and_names_the_loop():
         with pytest.raises(NoClosedForm, match=rf"\({name}\): .* its step alone; q_chain walks"):
             ask()
     assert issubclass(NoClosedForm, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("chain", "why"),
+    [
+        (CHAIN, "CustomChain, which has no modes: it is told by its step alone"),
+        (gamma(SCHEDULE, 0.1), "GammaChain, which has no modes: its noise is no Gaussian"),
+        (
+            affine_chain(np.zeros((2, 6, 6)), np.zeros((2, 6)), np.zeros((2, 6, 6))),
+            "AffineChain, which has no modes: its matrices need not commute",
+        ),
+    ],
+)
+def test_what_needs_modes_says_why_there_are_none(without_annotation_checks, chain, why):
+    x = image(0)
+    with pytest.raises(NoClosedForm, match=why):
+        losses.vlb_terms(chain, x, x, x, t, predicts="eps", levels=None)
 
 
 def test_jit_traces_once_and_the_chain_is_static():

@@ -40,24 +40,12 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from ddpm_jax.checks import check_float, check_same_shape, check_times
+from ddpm_jax.processes.affine_tables import ROUNDING, Affine, Tables, act, build
 from ddpm_jax.processes.arrays import check_draw, einsum, flat, rows, split_as
 from ddpm_jax.processes.contract import NoClosedForm
-from ddpm_jax.processes.roots import factor, root_of_product, roots
+from ddpm_jax.processes.roots import root_of_product
 
-__all__ = ["Affine", "AffineChain", "affine_chain"]
-
-_ROUNDING = 4.0 * float(jnp.finfo(jnp.float32).eps)
-
-
-class Affine(NamedTuple):
-    """x -> matrix x + shift + root eps with white eps, one or many: the covariance is root root^T.
-
-    `root` need not be square; d rows.
-    """
-
-    matrix: Float[Array, "*batch d d"]
-    shift: Float[Array, "*batch d"]
-    root: Float[Array, "*batch d k"]
+__all__ = ["AffineChain", "affine_chain"]
 
 
 class AffineChain(NamedTuple):
@@ -67,21 +55,13 @@ class AffineChain(NamedTuple):
     `[batch, ...]` with d values each, any float dtype, which the result keeps.
     """
 
-    marginals: Affine
-    """q(x_t | x_0) for t = -1, which is the identity, to T - 1: `[T + 1, ...]`."""
-    whitening: Float[Array, "rows d d"]
-    """Pseudo-inverses of the marginals' roots, `[T + 1, d, d]`."""
-    snr: Float[Array, "2 rows d d"]
-    """S of eq. (5), in two parts: rounded, and what rounding left over. 0 for t = -1."""
-    noiseless: Float[Array, "rows d d"]
-    """M_t, in the directions where C_t has no variance."""
-    windows: Affine
-    """Steps composed, `[levels T + 1, ...]`: level 0 the steps themselves; last, the identity."""
+    tables: Tables
+    """`snr` is in two parts, `[2, T + 1, d, d]`: rounded, and what rounding left over."""
 
     @property
     def num_steps(self) -> int:
         """T."""
-        return self.marginals.shift.shape[-2] - 1
+        return self.tables.marginals.shift.shape[-2] - 1
 
     @property
     def without_modes(self) -> str:
@@ -94,7 +74,7 @@ class AffineChain(NamedTuple):
     @property
     def dimensions(self) -> int:
         """d, values per example."""
-        return self.marginals.shift.shape[-1]
+        return self.tables.marginals.shift.shape[-1]
 
     def q_sample(
         self,
@@ -109,7 +89,7 @@ class AffineChain(NamedTuple):
         """
         self._check("x0", x0, t=t)
         check_same_shape("eps", eps, "x0", x0)
-        return _apply(_look_up(self.marginals, t + 1), x0, eps)
+        return _apply(_look_up(self.tables.marginals, t + 1), x0, eps)
 
     def q_step(
         self,
@@ -124,8 +104,8 @@ class AffineChain(NamedTuple):
         """
         self._check("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
-        beyond = self.windows.shift.shape[-2]
-        step = _look_up(self.windows, jnp.where(t < self.num_steps, t, beyond))
+        beyond = self.tables.windows.shift.shape[-2]
+        step = _look_up(self.tables.windows, jnp.where(t < self.num_steps, t, beyond))
         return _apply(step, x_prev, eps)
 
     def q_transition(
@@ -167,8 +147,8 @@ class AffineChain(NamedTuple):
         self._check("x0", x0, t=t, s=s)
         check_same_shape("x_t", x_t, "x0", x0)
         between = self._between("q_posterior", t, s)
-        at_s, at_t = _look_up(self.marginals, s + 1), _look_up(self.marginals, t + 1)
-        whitening = rows(self.whitening, t + 1)
+        at_s, at_t = _look_up(self.tables.marginals, s + 1), _look_up(self.tables.marginals, t + 1)
+        whitening = rows(self.tables.whitening, t + 1)
         # Correlations first: they are at most 1, however small C_s or C_t is.
         correlation = einsum("bij,bkj,bkl->bil", at_s.root, between.matrix, whitening)
         gain = einsum("bij,bjk,bkl->bil", at_s.root, correlation, whitening)
@@ -182,7 +162,7 @@ class AffineChain(NamedTuple):
 
         wide = flat(x0)
         surprise = split_as(flat(x_t), wide) - _mean(at_t, wide)
-        mean = _mean(at_s, wide) + _times(gain, surprise)
+        mean = _mean(at_s, wide) + act(gain, surprise)
         return mean.reshape(x0.shape).astype(x0.dtype), 0.5 * (covariance + covariance.mT)
 
     def posterior_kl(
@@ -206,15 +186,15 @@ class AffineChain(NamedTuple):
         check_same_shape("x0_hat", x0_hat, "x0", x0)
         wide = flat(x0)
         difference = wide - split_as(flat(x0_hat), wide)
-        rounded = rows(self.snr[0], s + 1) - rows(self.snr[0], t + 1)
-        left_over = rows(self.snr[1], s + 1) - rows(self.snr[1], t + 1)
+        rounded = rows(self.tables.snr[0], s + 1) - rows(self.tables.snr[0], t + 1)
+        left_over = rows(self.tables.snr[1], s + 1) - rows(self.tables.snr[1], t + 1)
         lost = (rounded + left_over).astype(difference.dtype)
-        kl = 0.5 * jnp.sum(difference * _times(lost, difference), axis=-1)
+        kl = 0.5 * jnp.sum(difference * act(lost, difference), axis=-1)
 
-        noiseless = rows(self.noiseless, s + 1)
-        rounding = _ROUNDING * self.dimensions
+        noiseless = rows(self.tables.noiseless, s + 1)
+        rounding = ROUNDING * self.dimensions
         largest = jnp.max(jnp.abs(noiseless), axis=(-2, -1)) * jnp.max(jnp.abs(difference), axis=-1)
-        apart = jnp.max(jnp.abs(_times(noiseless, difference)), axis=-1) > rounding * largest
+        apart = jnp.max(jnp.abs(act(noiseless, difference)), axis=-1) > rounding * largest
         return jnp.where(s < t, jnp.where(apart, jnp.inf, kl), jnp.nan)
 
     def draw_noise(
@@ -243,8 +223,8 @@ class AffineChain(NamedTuple):
         Raises:
             TypeError, ValueError: `t` of the wrong dtype or shape.
         """
-        check_times("t", t, math.prod(jnp.shape(t)))
-        return _told(_look_up(self.marginals, t + 1))
+        checkact("t", t, math.prod(jnp.shape(t)))
+        return _told(_look_up(self.tables.marginals, t + 1))
 
     def transition(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
@@ -255,13 +235,13 @@ class AffineChain(NamedTuple):
             TypeError, ValueError: an argument of the wrong dtype or shape, by name.
             NoClosedForm: the chain was made without its transitions.
         """
-        check_times("t", t, math.prod(jnp.shape(t)))
-        check_times("s", s, t.shape[0])
+        checkact("t", t, math.prod(jnp.shape(t)))
+        checkact("s", s, t.shape[0])
         return _told(self._between("transition", t, s))
 
     def _between(self, what: str, t: Array, s: Array) -> Affine:
         """The steps s + 1 to t in one, `root` [batch, d, 2 d]; NaN unless -1 <= s < t < T."""
-        T, size = self.num_steps, self.windows.shift.shape[-2]
+        T, size = self.num_steps, self.tables.windows.shift.shape[-2]
         if T > 1 and size == T + 1:
             raise NoClosedForm(
                 f"{what} needs the steps composed over any range of times, and this chain was made"
@@ -273,11 +253,11 @@ class AffineChain(NamedTuple):
         # The highest bit in which two times differ tells the border that lies between them.
         level = 32 - jax.lax.clz(jnp.bitwise_xor(first, last))
         identity = jnp.where(level == 0, size - 1, level * T + first)
-        before = _look_up(self.windows, jnp.where(inside, identity, size))
-        after = _look_up(self.windows, jnp.where(inside, level * T + last, size))
+        before = _look_up(self.tables.windows, jnp.where(inside, identity, size))
+        after = _look_up(self.tables.windows, jnp.where(inside, level * T + last, size))
         matrix, shift, moved = (
             einsum("bij,bjk->bik", after.matrix, before.matrix),
-            _times(after.matrix, before.shift) + after.shift,
+            act(after.matrix, before.shift) + after.shift,
             einsum("bij,bjk->bik", after.matrix, before.root),
         )
         return Affine(matrix, shift, jnp.concatenate([moved, after.root], axis=-1))
@@ -286,7 +266,7 @@ class AffineChain(NamedTuple):
         check_float(name, x)
         self._check_shape(f"{name} has shape", x.shape)
         for time, value in times.items():
-            check_times(time, value, x.shape[0])
+            checkact(time, value, x.shape[0])
 
     def _check_shape(self, what: str, shape: tuple[int, ...]) -> None:
         d = self.dimensions
@@ -306,10 +286,10 @@ def affine_chain(
     those of a chain that is learned, are composed in their own dtype, at least float32, and their
     values are not checked; then a variance below 4 d roundings of the largest counts as 0.
 
-    Memory: T d^2 numbers, 6 times for the marginals and twice per level of the table that
-    transitions and posteriors read, 1 + ceil(log2 T) levels: 26 T d^2 numbers at T = 1000, of
-    which `transitions=False` leaves 8 and takes q_transition and q_posterior away. Time, once:
-    about as many products of matrices, and half as many eigendecompositions.
+    Memory: 6 T d^2 numbers for the marginals and 2 T d^2 for each of the 1 + ceil(log2 T) levels
+    of the table that transitions and posteriors read: 28 T d^2 at T = 1000, 460 MB for d = 64.
+    `transitions=False` leaves 8 T d^2, and q_sample, q_step and posterior_kl. Time, once: about
+    3 T log2 T products of matrices, T log2 T Cholesky factors and 2 T eigendecompositions.
 
     Args:
         A: `[T, d, d]`, any matrices, singular ones too.
@@ -335,115 +315,23 @@ def affine_chain(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
         traced = {name: _widest(name, value) for name, value in given.items()}
         _check_shapes(traced)
-        tables = _tables(*_same_dtype(traced), transitions=transitions)
-        return tables._replace(snr=jnp.stack([tables.snr, jnp.zeros_like(tables.snr)]))
+        tables = build(*_same_dtype(traced), transitions=transitions)
+        whole = jnp.stack([tables.snr, jnp.zeros_like(tables.snr)])
+        return AffineChain(tables._replace(snr=whole))
     host = {name: np.asarray(value, dtype=np.float64) for name, value in given.items()}
     _check_shapes(host)
     _check_values(host)
     # Now, and not when a function that is being traced around this will run.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        tables = _compiled_tables(*host.values(), transitions=transitions)
+        tables = _compiled_build(*host.values(), transitions=transitions)
         wide = jax.tree.map(np.asarray, tables)
     _check_float32(wide)
     rounded = wide.snr.astype(np.float32)
     wide = wide._replace(snr=np.stack([rounded, wide.snr - rounded]))
-    return jax.tree.map(lambda table: jnp.asarray(table.astype(np.float32)), wide)
+    return AffineChain(jax.tree.map(lambda table: jnp.asarray(table.astype(np.float32)), wide))
 
 
-class _Steps(NamedTuple):
-    """Steps told by their covariance, which is what eq. (1) composes."""
-
-    matrix: jax.Array
-    shift: jax.Array
-    covariance: jax.Array
-
-
-def _then(first: _Steps, second: _Steps) -> _Steps:
-    """Eq. (1)."""
-    moved = einsum("...ij,...jk->...ik", second.matrix, first.covariance)
-    return _Steps(
-        einsum("...ij,...jk->...ik", second.matrix, first.matrix),
-        _times(second.matrix, first.shift) + second.shift,
-        einsum("...ik,...jk->...ij", moved, second.matrix) + second.covariance,
-    )
-
-
-def _tables(A: jax.Array, b: jax.Array, Q: jax.Array, *, transitions: bool) -> AffineChain:
-    """All tables in the arguments' dtype; `snr` still in one part."""
-    identity = _Steps(*jax.tree.map(lambda x: jnp.zeros_like(x[:1]), (A, b, Q)))
-    identity = identity._replace(matrix=jnp.eye(A.shape[-1], dtype=A.dtype)[None])
-    step_roots = roots(Q).root
-    # The covariance of what is drawn: without the eigenvalues that counted as 0.
-    steps = _Steps(A, b, einsum("...ik,...jk->...ij", step_roots, step_roots))
-
-    scanned = jax.lax.associative_scan(_then, steps)
-    marginals = _joined([identity, scanned])
-    root, inverse, null = roots(marginals.covariance)
-    M = marginals.matrix
-    whitened = einsum("...ij,...jk->...ik", inverse, M)
-
-    parts, factors = [steps, identity], [step_roots, identity.covariance]
-    if transitions:
-        windows = _windows(steps, identity)
-        parts.insert(1, windows)
-        factors.insert(1, factor(windows.covariance))
-    windows = _joined(parts)
-    return AffineChain(
-        marginals=Affine(M, marginals.shift, root),
-        whitening=inverse,
-        snr=einsum("...ki,...kj->...ij", whitened, whitened),
-        noiseless=_above_rounding(einsum("...ij,...jk->...ik", null, M), M),
-        windows=Affine(windows.matrix, windows.shift, jnp.concatenate(factors)),
-    )
-
-
-_compiled_tables = jax.jit(_tables, static_argnames="transitions")
-
-
-def _windows(steps: _Steps, identity: _Steps) -> _Steps:
-    """Levels 1, 2, ... of the disjoint sparse table, each T long, one after the other.
-
-    Level j has blocks of 2^j steps with a border in their middle. Left of it an entry composes the
-    steps from its own to the border, right of it those from the border to its own. One more
-    composition extends an entry over its whole block, a half of the next level's.
-    """
-    T = len(steps.shift)
-    num_levels = (T - 1).bit_length()
-    padded = _joined([steps, *[identity] * (2**num_levels - T)])
-    index = jnp.arange(2**num_levels, dtype=jnp.int32)
-
-    def extend(blocks: tuple[_Steps, _Steps], level: jax.Array) -> tuple[tuple, _Steps]:
-        from_start, to_end = blocks
-        is_right = (index >> level) & 1 == 1
-        border = ((index >> level) | 1) << level  # the first step of the right half
-        own = _where(is_right, from_start, to_end)
-        other = _where(is_right, _at(from_start, border - 1), _at(to_end, border))
-        whole = _then(_where(is_right, other, own), _where(is_right, own, other))
-        return (_where(is_right, whole, from_start), _where(is_right, to_end, whole)), own
-
-    _, levels = jax.lax.scan(extend, (padded, padded), jnp.arange(num_levels, dtype=jnp.int32))
-    return jax.tree.map(lambda x: x[:, :T].reshape(-1, *x.shape[2:]), levels)
-
-
-def _above_rounding(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """`part` of the matrices `whole`; 0 where it is less than float32 would show."""
-    largest = [jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True) for x in (part, whole)]
-    return jnp.where(largest[0] > _ROUNDING * largest[1], part, 0.0)
-
-
-def _where(condition: jax.Array, one: _Steps, other: _Steps) -> _Steps:
-    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-
-    return jax.tree.map(choose, one, other)
-
-
-def _at(steps: _Steps, index: jax.Array) -> _Steps:
-    return jax.tree.map(lambda x: x[index], steps)
-
-
-def _joined(parts: list[_Steps]) -> _Steps:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+_compiled_build = jax.jit(build, static_argnames="transitions")
 
 
 def _look_up(table: Affine, index: jax.Array) -> Affine:
@@ -453,15 +341,11 @@ def _look_up(table: Affine, index: jax.Array) -> Affine:
 def _apply(step: Affine, x: jax.Array, eps: jax.Array) -> jax.Array:
     wide = flat(x)
     noise = split_as(flat(eps), wide).astype(wide.dtype)
-    return (_mean(step, wide) + _times(step.root, noise)).reshape(x.shape).astype(x.dtype)
+    return (_mean(step, wide) + act(step.root, noise)).reshape(x.shape).astype(x.dtype)
 
 
 def _mean(step: Affine, x: jax.Array) -> jax.Array:
-    return _times(step.matrix, x) + step.shift.astype(x.dtype)
-
-
-def _times(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    return einsum("...ij,...j->...i", matrix.astype(x.dtype), x)
+    return act(step.matrix, x) + step.shift.astype(x.dtype)
 
 
 def _told(step: Affine) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -513,7 +397,7 @@ def _check_values(arrays: dict[str, np.ndarray]) -> None:
         )
 
 
-def _check_float32(tables: AffineChain) -> None:
+def _check_float32(tables: Tables) -> None:
     largest, marginals = float(np.finfo(np.float32).max), tables.marginals
     variances = np.square(marginals.root).sum(axis=-1)
     for name, table in (("M", marginals.matrix), ("m", marginals.shift), ("C", variances)):
