@@ -223,7 +223,7 @@ class AffineChain(NamedTuple):
         Raises:
             TypeError, ValueError: `t` of the wrong dtype or shape.
         """
-        checkact("t", t, math.prod(jnp.shape(t)))
+        check_times("t", t, math.prod(jnp.shape(t)))
         return _told(_look_up(self.tables.marginals, t + 1))
 
     def transition(
@@ -235,8 +235,8 @@ class AffineChain(NamedTuple):
             TypeError, ValueError: an argument of the wrong dtype or shape, by name.
             NoClosedForm: the chain was made without its transitions.
         """
-        checkact("t", t, math.prod(jnp.shape(t)))
-        checkact("s", s, t.shape[0])
+        check_times("t", t, math.prod(jnp.shape(t)))
+        check_times("s", s, t.shape[0])
         return _told(self._between("transition", t, s))
 
     def _between(self, what: str, t: Array, s: Array) -> Affine:
@@ -266,7 +266,7 @@ class AffineChain(NamedTuple):
         check_float(name, x)
         self._check_shape(f"{name} has shape", x.shape)
         for time, value in times.items():
-            checkact(time, value, x.shape[0])
+            check_times(time, value, x.shape[0])
 
     def _check_shape(self, what: str, shape: tuple[int, ...]) -> None:
         d = self.dimensions
