@@ -59,7 +59,7 @@ def count_kernels(hlo: str, images: tuple[int, ...]) -> Kernels:
     """The kernels of a compiled program's text; `images` is their shape, `[batch, ...]`."""
     computations, entry = _parse(hlo)
     types = {i.name: i.type for i in computations[entry]}
-    launched = [i for i in computations[entry] if i.opcode not in _FREE]
+    launched = [i for i in computations[entry] if not _is_free(i)]
     large = [
         i
         for i in launched
@@ -69,6 +69,11 @@ def count_kernels(hlo: str, images: tuple[int, ...]) -> Kernels:
     ]
     launches, known = _launches(computations, entry)
     return Kernels(len(launched), len(large), launches, known)
+
+
+def _is_free(instruction: _Instruction) -> bool:
+    """What was started is counted at its start, and not when it is done."""
+    return instruction.opcode in _FREE or instruction.opcode.endswith("-done")
 
 
 def _launches(computations: dict[str, list[_Instruction]], name: str) -> tuple[int, bool]:
@@ -81,7 +86,7 @@ def _launches(computations: dict[str, list[_Instruction]], name: str) -> tuple[i
                 inside, inside_known = _launches(computations, called)
                 total += inside * (int(trips.group(1)) if trips else 1)
                 known &= inside_known
-        elif instruction.opcode not in _FREE:
+        elif not _is_free(instruction):
             total += 1
     return total, known
 

@@ -390,16 +390,18 @@ ENTRY %main (a: f32[4,4]) -> f32[4,4] {
   %t = (s32[], /*index=1*/f32[4,4]{1,0}) tuple(%zero, %a)
   %w = (s32[], f32[4,4]{1,0}) while(%t), condition=%cond, body=%body, KNOWN
   %got = f32[4,4]{1,0} get-tuple-element(%w), index=1
-  ROOT %r = f32[4]{0} reduce(%got, %scale), dimensions={0}, to_apply=%sum
+  %moved = (f32[4,4]{1,0:T(8,128)}, f32[4,4]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%got)
+  %there = f32[4,4]{1,0:T(8,128)} copy-done(%moved)
+  ROOT %r = f32[4]{0} reduce(%there, %scale), dimensions={0}, to_apply=%sum
 }
 """
 
 
 def test_a_text_is_counted_by_hand():
     known = HLO.replace("KNOWN", 'backend_config={"known_trip_count":{"n":"7"}}')
-    # scale, the loop and the reduction; the last two have the images on one side.
-    assert count_kernels(known, (4, 4)) == (3, 2, 2 + 7 * 3, True)
-    assert count_kernels(HLO.replace(", KNOWN", ""), (4, 4)) == (3, 2, 2 + 3, False)
+    # scale, the loop, the copy and the reduction; all but scale have the images on one side.
+    assert count_kernels(known, (4, 4)) == (4, 3, 3 + 7 * 3, True)
+    assert count_kernels(HLO.replace(", KNOWN", ""), (4, 4)) == (4, 3, 3 + 3, False)
 
 
 # Moments.
