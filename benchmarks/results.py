@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "machine",
     "now",
+    "run_range",
     "save",
     "versions",
 ]
@@ -208,8 +209,14 @@ def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -
     return said
 
 
+def run_range(runs: list[float]) -> tuple[float, float]:
+    """Where the time of a run is: between its quartiles, or anywhere for fewer than 10 runs."""
+    quartiles = spread(runs)
+    return (min(runs), max(runs)) if len(runs) < FEW else (quartiles.lower, quartiles.upper)
+
+
 def _compared(one: Row, other: Row) -> Comparison:
-    (low_a, high_a), (low_b, high_b) = _range(one.seconds), _range(other.seconds)
+    (low_a, high_a), (low_b, high_b) = run_range(one.seconds), run_range(other.seconds)
     lower, upper = low_b / high_a, high_b / low_a
     fewest = min(len(one.seconds), len(other.seconds))
     if fewest < LEAST:
@@ -221,11 +228,6 @@ def _compared(one: Row, other: Row) -> Comparison:
     else:
         verdict = "within the spread"
     return Comparison(one.case, other.median / one.median, lower, upper, verdict)
-
-
-def _range(runs: list[float]) -> tuple[float, float]:
-    quartiles = spread(runs)
-    return (min(runs), max(runs)) if len(runs) < FEW else (quartiles.lower, quartiles.upper)
 
 
 def _identity(row: Row) -> str:

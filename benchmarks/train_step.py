@@ -33,7 +33,7 @@ import optax
 
 from benchmarks import columns
 from benchmarks.columns import duration, number
-from benchmarks.results import Row, find
+from benchmarks.results import Row, find, run_range
 from benchmarks.settings import Common, Say, check_values
 from benchmarks.timing import Program, compiled, in_turns, spread
 from ddpm_jax import convert, q_sample, q_step, simple_loss, timesteps, training
@@ -73,7 +73,7 @@ class Settings(Common):
     """Images in a step, one number for each config."""
     repeats: int = 20
     """Runs of each row that count, at most."""
-    seconds: float = 4.0
+    seconds: float = 12.0
     """Time for the runs of each row; there are at least three."""
 
 
@@ -241,20 +241,33 @@ def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
     said = []
     for network, batch in dict.fromkeys((r.case["network"], r.case["batch"]) for r in rows):
-        times = {
-            str(row.case["noising"]): row.median for row in find(rows, network=network, batch=batch)
-        }
-        closed, loop = times["closed form"], times["loop"]
+        found = {row.case["noising"]: row for row in find(rows, network=network, batch=batch)}
+        times = {name: row.median for name, row in found.items()}
+        closed, loop, none = (times[name] for name in NOISINGS)
         alone, loop_alone = times["closed form, alone"], times["loop, alone"]
-        where, saved = f"{network}, batch {batch}", 24.0 * (1.0 - closed / loop)
+        where = f"{network}, batch {batch}"
+        difference = loop_alone - alone
         said.append(
-            f"{where}: of a day of training with the loop, the closed form saves {number(saved)}"
-            f" hours: {duration(loop)} and {duration(closed)} a step. By themselves loop and closed"
-            f" form take {duration(loop_alone)} and {duration(alone)}, {loop_alone / loop:.1%} and"
-            f" {alone / closed:.2%} of their steps."
+            f"{where}: by themselves, the loop takes {duration(loop_alone)} and the closed form"
+            f" {duration(alone)}, {alone / closed:.2%} of its step of {duration(closed)}. Of a day"
+            f" of training with the loop that is {_hours(difference, closed + difference)} saved."
         )
         said.append(
-            f"{where}: a step without noising takes {times['none'] / closed:.3f} of one with the"
-            " closed form."
+            f"{where}: whole steps say {_hours(loop - closed, loop)}: {duration(loop)} with the loop"
+            + _within(found["loop"], found["closed form"])
+            + f". A step without noising takes {none / closed:.3f} of one with the closed form"
+            + _within(found["none"], found["closed form"])
+            + "."
         )
     return said
+
+
+def _hours(saved: float, whole: float) -> str:
+    return f"{number(24.0 * saved / whole)} hours"
+
+
+def _within(one: Row, other: Row) -> str:
+    """A warning where two rows' times overlap."""
+    (low, high), (other_low, other_high) = run_range(one.seconds), run_range(other.seconds)
+    apart = low > other_high or high < other_low
+    return "" if apart else ", which is within the spread of the runs"

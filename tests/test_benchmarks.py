@@ -614,5 +614,11 @@ def test_notes_follow_from_the_numbers():
             for name, seconds in parts.items()
         ]
 
-    assert "saves 12 hours" in train_step.notes(rows(1.0, 2.0))[0]
-    assert "saves 18 hours" in train_step.notes(rows(1.0, 4.0))[0]
+    # Half a second of 1 s of noising, in a step of 1 s: a third of a day with the loop is saved.
+    apart, whole = train_step.notes(rows(1.0, 2.0))
+    assert "that is 8 hours saved" in apart
+    assert "50.00% of its step" in apart
+    assert "whole steps say 12 hours" in whole
+    assert "18 hours" in train_step.notes(rows(1.0, 4.0))[1]
+    assert "2 s with the loop." in whole
+    assert "1 s with the loop, which is within the spread" in train_step.notes(rows(1.0, 1.0))[1]
