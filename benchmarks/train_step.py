@@ -253,7 +253,8 @@ def notes(rows: list[Row]) -> list[str]:
             f" of training with the loop that is {_hours(difference, closed + difference)} saved."
         )
         said.append(
-            f"{where}: whole steps say {_hours(loop - closed, loop)}: {duration(loop)} with the loop"
+            f"{where}: whole steps say {_hours(loop - closed, loop)}: {duration(loop)} with the"
+            " loop"
             + _within(found["loop"], found["closed form"])
             + f". A step without noising takes {none / closed:.3f} of one with the closed form"
             + _within(found["none"], found["closed form"])
