@@ -18,9 +18,9 @@ __all__ = ["SUITES", "main"]
 
 SUITES = {
     "forward": ("x_t from x_0: loops, closed forms, and what memory allows", "4 minutes"),
-    "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "3 minutes"),
+    "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "4 minutes"),
     "train_step": ("what noising costs in a train step, looped and in one", "5 minutes"),
-    "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "2 minutes"),
+    "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "3 minutes"),
 }
 """What each is about, and how long it takes on 2 CPU cores with its defaults."""
 

@@ -31,12 +31,12 @@ def make_chains(
     affine_times: Sequence[int],
     *,
     longest: float,
-    seconds: float,
 ) -> tuple[Chains, list[Row]]:
     """The chains of images of `shape`, and a row for what the affine one took at each length.
 
-    It has as many steps as the largest of the rising `affine_times` whose tables take less than
-    `longest` seconds, judged by the chain before; without any there is none.
+    It has as many steps as the largest of the rising `affine_times` whose tables are expected to
+    take less than `longest` seconds, by how much longer the second of two shorter chains took than
+    the first; without any there is none.
     """
     schedule = schedules.cosine(num_steps)
     spectral = processes.blurring(schedule, shape)
@@ -44,21 +44,25 @@ def make_chains(
         return Chains(schedule, spectral, None, {}), []
     A, b, Q = dense(num_steps, int(np.prod(shape)))
     rows: list[Row] = []
-    chain, per_step = None, 0.0
+    chain = None
+    known: list[tuple[int, float]] = []  # lengths, and the least that their tables took
     for t in affine_times:
         case = {"method": "affine set-up", "t": t}
-        if per_step * t > longest:
-            rows.append(Row(case, numbers={"left_out_seconds": per_step * t}))
-            continue
+        if len(known) > 1:
+            (shorter, less), (longer, more) = known[-2:]
+            expected = more + (more - less) / (longer - shorter) * (t - longer)
+            if expected > longest:
+                rows.append(Row(case, numbers={"left_out_seconds": expected}))
+                continue
         taken: list[float] = []  # the first one compiles
-        while len(taken) < 2 or (len(taken) < 4 and sum(taken[1:]) < seconds):
+        while len(taken) < 2 or (len(taken) < 4 and sum(taken[1:]) < 0.5 * longest):
             start = time.perf_counter()
             chain = processes.affine_chain(A[:t], b[:t], Q[:t], transitions=False)
             jax.block_until_ready(chain)
             taken.append(time.perf_counter() - start)
         median = spread(taken[1:]).median
         rows.append(Row(case, taken[1:], max(taken[0] - median, 0.0)))
-        per_step = min(taken[1:]) / t
+        known.append((t, min(taken)))
     reached = [row.case["t"] for row in rows if row.seconds]
     marginals = {t: moments.affine_marginal(A[:t], b[:t], Q[:t]) for t in reached}
     return Chains(schedule, spectral, chain, marginals), rows

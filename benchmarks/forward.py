@@ -68,7 +68,7 @@ class Settings(Common):
     """T of the chain, a cosine schedule; no t is above it."""
     longest: float = 6.0
     """Seconds that one run of a loop may take; rows of longer ones say what they would take."""
-    longest_set_up: float = 8.0
+    longest_set_up: float = 12.0
     """Seconds that the tables of an affine chain may take; longer chains are left out."""
     affine_dims: int = 64
     """Numbers in an image, above which the affine chain is left out."""
@@ -115,7 +115,6 @@ def run(settings: Settings, say: Say) -> list[Row]:
             shape,
             sorted(settings.times) if int(np.prod(shape)) <= settings.affine_dims else [],
             longest=settings.longest_set_up,
-            seconds=settings.seconds,
         )
         rows += [dataclasses.replace(row, case={"size": size, **row.case}) for row in set_up]
         for batch in settings.batches:
