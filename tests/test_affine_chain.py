@@ -324,20 +324,14 @@ def test_the_chain_walked_has_the_moments_of_the_closed_form(name):
         assert (np.abs(np.cov(x.T) - C) < 4.5 * spread / np.sqrt(count) + 1e-5).all()
 
 
-def dots(jaxpr, depth=0):
-    """Number of dot_generals, loops times their length, and the longest loop."""
-    count, longest = 0, 0
+def equations(jaxpr, times=1):
+    """All of them, inner ones too, each with how often loops walk it."""
     for equation in jaxpr.eqns:
-        count += equation.primitive.name == "dot_general"
-        length = equation.params.get("length", 1)
-        longest = max(longest, equation.params.get("length", 0))
-        assert equation.primitive.name != "while"
+        yield equation, times
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                inner_count, inner_longest = dots(inner)
-                count, longest = count + length * inner_count, max(longest, inner_longest)
-    return count, longest
+                yield from equations(inner, times * equation.params.get("length", 1))
 
 
 @pytest.mark.parametrize("transitions", [False, True])
@@ -349,8 +343,10 @@ def test_the_scan_is_log_many_compositions_deep(transitions):
         arguments = [jax.ShapeDtypeStruct((count, *rest), jnp.float32) for rest in [(2, 2), (2,)]]
         build = functools.partial(affine_chain, transitions=transitions)
         jaxpr = jax.make_jaxpr(build)(*arguments, arguments[0])
-        found[count], longest = dots(jaxpr.jaxpr)
-        assert longest <= math.log2(count)
+        every = list(equations(jaxpr.jaxpr))
+        found[count] = sum(n for each, n in every if each.primitive.name == "dot_general")
+        assert all(each.params.get("length", 0) <= math.log2(count) for each, _ in every)
+        assert not any(each.primitive.name == "while" for each, _ in every)
     assert found[1024] <= 2 * found[32]
     assert found[1024] < 200
 
@@ -474,6 +470,16 @@ def compiled(method):
 def assert_close(actual, expected):
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+@every_method
+def test_no_product_is_left_to_the_precision_of_a_device(method):
+    # By default a TPU multiplies in bfloat16 and a GPU in TF32; a CPU would not show it.
+    jaxpr = jax.make_jaxpr(compiled(method))(CASES[method]).jaxpr
+    products = [each for each, _ in equations(jaxpr) if each.primitive.name == "dot_general"]
+    exact = (jax.lax.Precision.HIGHEST,) * 2
+    assert products
+    assert all(each.params["precision"] == exact for each in products)
 
 
 @every_method

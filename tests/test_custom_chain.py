@@ -79,10 +79,10 @@ def test_what_it_cannot_do_says_why_and_names_the_loop():
 @pytest.mark.parametrize(
     ("chain", "why"),
     [
-        (CHAIN, "CustomChain, which has no modes: it is told by its step alone"),
-        (gamma(SCHEDULE, 0.1), "GammaChain, which has no modes: its noise is no Gaussian"),
+        (lambda: CHAIN, "CustomChain, which has no modes: it is told by its step alone"),
+        (lambda: gamma(SCHEDULE, 0.1), "GammaChain, which has no modes: its noise is no Gaussian"),
         (
-            affine_chain(np.zeros((2, 6, 6)), np.zeros((2, 6)), np.zeros((2, 6, 6))),
+            lambda: affine_chain(np.zeros((2, 6, 6)), np.zeros((2, 6)), np.zeros((2, 6, 6))),
             "AffineChain, which has no modes: its matrices need not commute",
         ),
     ],
@@ -90,7 +90,7 @@ def test_what_it_cannot_do_says_why_and_names_the_loop():
 def test_what_needs_modes_says_why_there_are_none(without_annotation_checks, chain, why):
     x = image(0)
     with pytest.raises(NoClosedForm, match=why):
-        losses.vlb_terms(chain, x, x, x, t, predicts="eps", levels=None)
+        losses.vlb_terms(chain(), x, x, x, t, predicts="eps", levels=None)
 
 
 def test_jit_traces_once_and_the_chain_is_static():

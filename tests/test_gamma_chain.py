@@ -273,7 +273,9 @@ key = jax.random.key(19)
 t = jnp.arange(BATCH, dtype=jnp.int32) + 2
 s = jnp.arange(BATCH, dtype=jnp.int32) - 1
 X0 = 0.3 * jax.random.normal(jax.random.key(20), (BATCH, 3, 2))
-EPS = jax.jit(CHAIN.draw_noise, static_argnums=1)(jax.random.key(21), X0.shape, t)
+K_BAR = np.array([shape_of(int(i), 0.3) for i in t]).reshape(-1, 1, 1)
+EPS = np.random.default_rng(21).gamma(K_BAR, size=X0.shape) / np.sqrt(K_BAR) - np.sqrt(K_BAR)
+EPS = jnp.asarray(EPS, jnp.float32)
 X_T = CHAIN.q_sample(X0, t, EPS)
 CASES = {
     "q_sample": {"x0": X0, "t": t, "eps": EPS},

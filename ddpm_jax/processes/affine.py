@@ -39,7 +39,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
-from ddpm_jax.checks import check_float, check_same_shape, check_times
+from ddpm_jax.checks import check_float, check_same_shape, check_times, check_vector
 from ddpm_jax.processes.affine_tables import ROUNDING, Affine, Tables, act, build
 from ddpm_jax.processes.arrays import check_draw, einsum, flat, rows, split_as
 from ddpm_jax.processes.contract import NoClosedForm
@@ -153,7 +153,8 @@ class AffineChain(NamedTuple):
         correlation = einsum("bij,bkj,bkl->bil", at_s.root, between.matrix, whitening)
         gain = einsum("bij,bjk,bkl->bil", at_s.root, correlation, whitening)
 
-        keep = jnp.eye(self.dimensions, dtype=gain.dtype)[None] - gain @ between.matrix
+        identity = jnp.eye(self.dimensions, dtype=gain.dtype)[None]
+        keep = identity - einsum("bij,bjk->bik", gain, between.matrix)
         side = jnp.concatenate(
             [einsum("bij,bjk->bik", keep, at_s.root), einsum("bij,bjk->bik", gain, between.root)],
             axis=-1,
@@ -223,7 +224,7 @@ class AffineChain(NamedTuple):
         Raises:
             TypeError, ValueError: `t` of the wrong dtype or shape.
         """
-        check_times("t", t, math.prod(jnp.shape(t)))
+        check_vector("t", t)
         return _told(_look_up(self.tables.marginals, t + 1))
 
     def transition(
@@ -235,7 +236,7 @@ class AffineChain(NamedTuple):
             TypeError, ValueError: an argument of the wrong dtype or shape, by name.
             NoClosedForm: the chain was made without its transitions.
         """
-        check_times("t", t, math.prod(jnp.shape(t)))
+        check_vector("t", t)
         check_times("s", s, t.shape[0])
         return _told(self._between("transition", t, s))
 
