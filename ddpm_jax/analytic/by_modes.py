@@ -49,13 +49,18 @@ class Seen(NamedTuple):
 def seen(data: Mixture, process: Spectral, x_t: jax.Array, t: jax.Array) -> Seen:
     """Eq. (2), for float32 `x_t` `[batch, ...]`."""
 
+    def flat(values: jax.Array) -> jax.Array:
+        return values.reshape(len(x_t), -1)[
+            :, None, :
+        ]  # in one go is too much for an explicit mesh
+
     def each_mode(values: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(per_example(values, x_t), x_t.shape).reshape(len(x_t), 1, -1)
+        return flat(jnp.broadcast_to(per_example(values, x_t), x_t.shape))
 
     a, b = each_mode(process.signal(t)), each_mode(process.noise(t))
     means, roots = roots_by_modes(data, process, x_t.shape[1:])
     components, dimensions = means.shape
-    y = process.basis.to_modes(x_t).reshape(len(x_t), 1, -1) - a * means[None]
+    y = flat(process.basis.to_modes(x_t)) - a * means[None]
     transposed = jnp.concatenate(
         [
             a[..., None, :] * jnp.swapaxes(roots, -1, -2)[None],
