@@ -390,17 +390,17 @@ def test_a_sum_of_gammas_is_one():
 
 
 def test_the_joint_eigenbasis_is_found():
-    # Eigenvalues that agree in half of the matrices, and some that agree in all.
-    rng = np.random.default_rng(4)
-    basis = np.linalg.qr(rng.normal(size=(12, 12)))[0]
-    values = rng.random((20, 12)) * (rng.random((20, 12)) < 0.5)
+    # Eigenvalues that agree in half of the matrices, and two that agree in all. So many modes that
+    # any one combination of the matrices brings some together, and rounding turns those by 1e-4.
+    rng, d = np.random.default_rng(4), 64
+    basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    values = rng.random((20, d)) * (rng.random((20, d)) < 0.5)
     values[:, 3] = values[:, 4]
     matrices = basis.T @ (values[:, :, None] * basis)
     found = classify.joint_eigenbasis(matrices.astype(np.float32).astype(np.float64), rng)
     turned = found @ matrices @ found.T
-    off = turned - turned * np.eye(12)
-    assert np.abs(off).max() < 1e-6
-    np.testing.assert_allclose(found @ found.T, np.eye(12), atol=1e-12)
+    assert np.abs(turned - turned * np.eye(d)).max() < 2e-7
+    np.testing.assert_allclose(found @ found.T, np.eye(d), atol=1e-12)
 
 
 def test_the_table_of_verdicts():

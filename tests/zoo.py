@@ -177,10 +177,9 @@ def laplace(eps):
     return -jnp.sign(u) * jnp.log1p(-2.0 * jnp.abs(u)) * 2.0**-0.5
 
 
-def straight_through(x, eps, t):
-    """Its slope is that of the identity, and its value is rounded."""
-    y = vp(x, eps, t)
-    return y + jax.lax.stop_gradient(jnp.round(64.0 * y) / 64.0 - y)
+def straight_through(x):
+    """Rounded, with the slope of what is not."""
+    return x + jax.lax.stop_gradient(jnp.round(64.0 * x) / 64.0 - x)
 
 
 def one_at(t, value, other):
@@ -408,7 +407,20 @@ ZOO = {
         keep,
         betas,
     ),
-    "products of two normals": Animal("loop", (8,), noisy(lambda eps: eps * jnp.roll(eps, 1))),
+    "products of two normals": Animal(
+        "loop", (8,), lambda x, eps, t: H_KEEP[t] * x + H_ADD[t] * eps * jnp.roll(eps, 1)
+    ),
+    "exponential noise, but Laplace's at t = 5": Animal(
+        "loop",
+        (8,),
+        at(
+            5,
+            lambda x, eps, t: H_KEEP[t] * x + H_ADD[t] * laplace(eps),
+            lambda x, eps, t: H_KEEP[t] * x + H_ADD[t] * (-log_ndtr(eps) - 1.0),
+        ),
+        np.sqrt(1.0 - harmonic_betas),
+        harmonic_betas,
+    ),
     "drift with 1e-3 sin(x)": Animal(
         "loop", (8,), lambda x, eps, t: vp(x, eps, t) + 1e-3 * jnp.sin(x)
     ),
@@ -423,7 +435,10 @@ ZOO = {
     "256 grey levels": Animal(
         "loop", (8,), lambda x, eps, t: jnp.round(127.5 * vp(x, eps, t)) / 127.5
     ),
-    "grey levels with a straight-through slope": Animal("loop", (8,), straight_through),
+    "grey levels with a straight-through slope": Animal(
+        "loop", (8,), lambda x, eps, t: vp(straight_through(x), eps, t)
+    ),
+    "noise in steps with a straight-through slope": Animal("loop", (8,), noisy(straight_through)),
     "nonlinear at t = 11 only": Animal(
         "loop", (8,), at(11, lambda x, eps, t: vp(x, eps, t) + 1e-3 * jnp.square(x), vp)
     ),

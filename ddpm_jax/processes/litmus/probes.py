@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["SCALES", "Linearized", "Step", "flat", "linearize"]
+__all__ = ["SCALES", "Linearized", "Step", "commutator", "flat", "linearize"]
 
 Step = Callable[[jax.Array, jax.Array, jax.Array], Any]
 """`(x_prev, eps, t) -> x_t` for one sample, t a scalar int32."""
@@ -37,7 +37,7 @@ SCALES = (0.1, 1.0, 8.0, 60.0, 1000.0)
 
 _EPS_SCALES = (0.3, 1.0, 2.0, 3.3, 3.6)  # times at most 1.5: float32 normals end at 5.42
 _RARE = 0.03  # elements smaller than this share of the largest are measured against that share
-_ULPS = 0.1  # a tolerance of 2e-5 on values leaves this share of it to float32's rounding
+_ULPS = 0.1  # of the size of f, times the tolerance, is left to float32's rounding of values
 
 
 class Linearized(NamedTuple):

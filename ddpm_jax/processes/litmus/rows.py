@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.bases import orthonormal
+from ddpm_jax.bases import Basis, orthonormal
 from ddpm_jax.processes.affine import affine_chain
 from ddpm_jax.processes.custom import custom_chain
 from ddpm_jax.processes.gamma import gamma
@@ -96,7 +96,7 @@ def _gaussian(chain: Probed) -> Found:
         process = _modal(chosen, shared=shared)
     except ValueError as error:
         what = "one scalar pair per t" if shared else f"diagonal in the basis {chosen.name}"
-        return _affine(chain, found, f"{what}, but not in logarithms: {error}")
+        return _affine(chain, found, f"{what}, but no table holds it: {error}")
     if not shared:
         reason = f"all A_t and Q_t are diagonal in the basis {chosen.name}, and not isotropic"
         return found._replace(row="spectral", process=process, reason=reason)
@@ -128,7 +128,7 @@ def _without_basis(chain: Probed, found: Found) -> Found:
 
 def _modal(modes: Modes, *, shared: bool) -> Any:
     """The process of these modes; ValueError where a table of logarithms cannot hold it."""
-    keep, added = modes.keep, modes.added
+    keep, added = (_even(table, modes.basis) for table in (modes.keep, modes.added))
     if (keep < 0.0).any():
         raise ValueError("a factor on x is negative")
     if shared:
@@ -146,6 +146,16 @@ def _modal(modes: Modes, *, shared: bool) -> Any:
         noise[t] = total
     with np.errstate(divide="ignore"):
         return build(2.0 * np.cumsum(np.log(keep), axis=0), np.log(noise), modes.basis)
+
+
+def _even(table: np.ndarray, basis: Basis) -> np.ndarray:
+    """What is even but for rounding made so: a Fourier basis takes nothing else."""
+    if basis.kind != "fourier":
+        return table
+    axes = tuple(axis + 1 for axis in basis.axes)
+    mirrored = np.roll(np.flip(table, axes), 1, axes)
+    size = np.max(np.abs(table), axis=tuple(range(1, table.ndim)), keepdims=True)
+    return np.where(np.abs(table - mirrored) <= TOLERANCE * size, 0.5 * (table + mirrored), table)
 
 
 def _apart(table: np.ndarray, axis: int) -> float:
