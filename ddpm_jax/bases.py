@@ -11,7 +11,6 @@ may be summed in either, and densities need no determinant.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -22,6 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from ddpm_jax.arrays import einsum, widened
+
 __all__ = ["Basis", "dct", "fourier", "identity", "orthonormal"]
 
 _LONGEST_PRODUCT = 512
@@ -29,9 +30,6 @@ _LONGEST_PRODUCT = 512
 
 On CPU cores the product is 3 times as fast at 64 pixels and twice as fast at 256.
 """
-
-# "highest", or a TPU would multiply in bfloat16 what is meant to be exact.
-_einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +64,7 @@ class Basis:
             case "fourier":
                 return _each_image(_hartley, x, self.axes)
             case _:
-                return _einsum("bd,md->bm", x.reshape(len(x), -1), self.matrix).reshape(x.shape)
+                return einsum("bd,md->bm", x.reshape(len(x), -1), self.matrix).reshape(x.shape)
 
     def to_data(self, modes: Float[Array, "batch *data"]) -> Float[Array, "batch *data"]:
         """B^T modes, the inverse of `to_modes`."""
@@ -80,7 +78,7 @@ class Basis:
                 return _each_image(_hartley, modes, self.axes)  # its own inverse
             case _:
                 flat = modes.reshape(len(modes), -1)
-                return _einsum("bm,md->bd", flat, self.matrix).reshape(modes.shape)
+                return einsum("bm,md->bd", flat, self.matrix).reshape(modes.shape)
 
     def diagonal(self, variances: Float[Array, "batch *modes"]) -> Float[Array, "batch *pixels"]:
         """The variance of each element of the data, if the modes are independent with these.
@@ -95,14 +93,14 @@ class Basis:
                     if axis < variances.ndim and variances.shape[axis] > 1:
                         squares = np.square(_cosines(variances.shape[axis])).astype(variances.dtype)
                         moved = jnp.moveaxis(variances, axis, -1)
-                        moved = _einsum("...k,kn->...n", moved, jnp.asarray(squares))
+                        moved = einsum("...k,kn->...n", moved, jnp.asarray(squares))
                         variances = jnp.moveaxis(moved, -1, axis)
                 return variances
             case "fourier" if variances.ndim > 1:
                 return jnp.mean(variances, axis=self._batched_axes, keepdims=True)
             case "orthonormal" if self.matrix is not None and math.prod(variances.shape[1:]) > 1:
                 flat = variances.reshape(len(variances), -1)
-                return _einsum("bm,md->bd", flat, jnp.square(self.matrix)).reshape(variances.shape)
+                return einsum("bm,md->bd", flat, jnp.square(self.matrix)).reshape(variances.shape)
             case _:
                 return variances
 
@@ -130,8 +128,7 @@ class Basis:
                 f"the data have shape {x.shape}; the basis is one of data shaped"
                 f" (batch, {', '.join(map(str, self.shape))})"
             )
-        x = jnp.asarray(x)
-        return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+        return widened(x)
 
 
 def identity() -> Basis:
@@ -213,7 +210,7 @@ def _cosine_transform(x: Array, axes: tuple[int, ...], *, inverse: bool) -> Arra
         if n <= _LONGEST_PRODUCT:
             matrix = jnp.asarray(_cosines(n), x.dtype)
             last = jnp.moveaxis(x, axis + 1, -1)
-            turned = _einsum("...n,nk->...k", last, matrix if inverse else matrix.T)
+            turned = einsum("...n,nk->...k", last, matrix if inverse else matrix.T)
             x = jnp.moveaxis(turned, -1, axis + 1)
         else:
             transform = jax.scipy.fft.idctn if inverse else jax.scipy.fft.dctn

@@ -22,21 +22,20 @@ Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), (5) Song et al. 2021
 The shortcut holds because each step is linear in x and its noise is Gaussian. That one scalar
 serves every dimension it does not need: a linear Gaussian chain that is diagonal in some
 orthonormal basis is a scalar chain in each of its modes, and a, b and all of the above are then
-read per mode (`ddpm_jax.processes`). `mix` is where modes and data meet. A chain without modes
-answers for itself where it has an answer; `q_chain` is the loop, which needs none.
+read per mode (`ddpm_jax.processes`); `processes.weights.mix` is where modes and data meet. A chain
+without modes answers for itself where it has an answer; `q_chain` is the loop, which needs none.
 
 Images are `[batch, ...]`, any float dtype, which the result keeps; times are int32 `[batch]` in
 [0, T). A time outside that range gives NaN. Noise is an argument, so every function is pure.
 """
 
-import functools
-import operator
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.arrays import per_example, widened
 from ddpm_jax.checks import (
     check_float,
     check_key,
@@ -47,21 +46,24 @@ from ddpm_jax.checks import (
 )
 from ddpm_jax.processes import Modal, Process
 from ddpm_jax.processes.contract import check_modal, check_process
+from ddpm_jax.processes.weights import (
+    mix,
+    one_minus_snr_ratio,
+    posterior_weights,
+    step_weights,
+    transition_weights,
+)
 
 __all__ = [
     "Predicts",
     "Quantity",
     "convert",
-    "data_axes",
-    "mix",
-    "per_example",
     "q_chain",
     "q_posterior",
     "q_posterior_variance",
     "q_sample",
     "q_step",
     "q_transition",
-    "widened",
 ]
 
 Predicts = Literal["eps", "x0", "v"]
@@ -126,9 +128,8 @@ def q_step(
     check_process("process", process)
     if not isinstance(process, Modal):
         return process.q_step(x_prev, t, eps)
-    # sqrt(1 - beta) by the logarithm: 1 - beta cancels at the noisy end.
-    keep = jnp.exp(0.5 * process.log_alpha_bar_difference(t, t - 1))
-    return mix(process, (keep, x_prev), (jnp.sqrt(process.beta(t)), eps))
+    keep, add = step_weights(process, t)
+    return mix(process, (keep, x_prev), (add, eps))
 
 
 def q_transition(
@@ -153,8 +154,8 @@ def q_transition(
     check_process("process", process)
     if not isinstance(process, Modal):
         return process.q_transition(x_s, t, s, eps)
-    keep = jnp.exp(0.5 * process.log_alpha_bar_difference(t, s))
-    return mix(process, (keep, x_s), (jnp.sqrt(process.transition_variance(t, s)), eps))
+    keep, add = transition_weights(process, t, s)
+    return mix(process, (keep, x_s), (add, eps))
 
 
 def q_chain(
@@ -219,13 +220,9 @@ def q_posterior(
     check_process("process", process)
     if not isinstance(process, Modal):
         return process.q_posterior(x0, x_t, t, s)
-    one_minus_ratio = _one_minus_snr_ratio(process, t, s)
-    variance_s, variance_t = process.noise_variance(s), process.noise_variance(t)
-    weight_x0 = process.signal(s) * one_minus_ratio
-    signal_ratio = jnp.exp(0.5 * process.log_alpha_bar_difference(t, s))
-    weight_x_t = signal_ratio * variance_s / variance_t
+    weight_x0, weight_x_t = posterior_weights(process, t, s)
     mean = mix(process, (weight_x0, x0), (weight_x_t, x_t))
-    return mean, variance_s * one_minus_ratio
+    return mean, process.noise_variance(s) * one_minus_snr_ratio(process, t, s)
 
 
 def q_posterior_variance(
@@ -240,7 +237,7 @@ def q_posterior_variance(
     check_modal("process", process)
     check_vector("t", t)
     check_times("s", s, t.shape[0])
-    return process.noise_variance(s) * _one_minus_snr_ratio(process, t, s)
+    return process.noise_variance(s) * one_minus_snr_ratio(process, t, s)
 
 
 def convert(
@@ -326,58 +323,3 @@ def _convert(
             return (a * x_t - b * value) / power
         case _:  # v to score
             return (-x_t - (a / b) * value) / power
-
-
-def _one_minus_snr_ratio(
-    process: Modal, t: Int[Array, " batch"], s: Int[Array, " batch"]
-) -> Float[Array, "batch *modes"]:
-    """1 - SNR_t / SNR_s, and 1 at s = -1; NaN where s is not the earlier time."""
-    one_minus_ratio = -jnp.expm1(process.log_snr_difference(t, s))
-    return jnp.where(per_example(s < t, one_minus_ratio), one_minus_ratio, jnp.nan)
-
-
-def mix(
-    process: Modal, *terms: tuple[Float[Array, "batch *modes"], Float[Array, "batch *data"]]
-) -> Float[Array, "batch *data"]:
-    """sum_i w_i x_i for pairs (w_i, x_i): weights of each mode, arrays of the data.
-
-    B^T (sum_i w_i * B x_i), in the dtype of the first array.
-    """
-    dtype = jax.dtypes.canonicalize_dtype(terms[0][1].dtype)
-    by_mode = [(weights, process.basis.to_modes(x)) for weights, x in terms]
-    weighted = [per_example(weights, modes) * modes for weights, modes in by_mode]
-    return process.basis.to_data(functools.reduce(operator.add, weighted)).astype(dtype)
-
-
-def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    """`values`, of each example or each of its modes, so that they broadcast over `like`.
-
-    Floats take its dtype.
-
-    Raises:
-        ValueError: modes that are not those of the data: as many axes, each as long or 1.
-    """
-    modes, data = values.shape[1:], like.shape[1:]
-    if modes and not (
-        len(modes) == len(data) and all(k in (1, n) for k, n in zip(modes, data, strict=True))
-    ):
-        raise ValueError(
-            f"the data have shape {like.shape}, and the process has the modes {modes}: as many axes"
-            " as one example, each as long or 1"
-        )
-    if jnp.issubdtype(values.dtype, jnp.floating):
-        # NumPy's float64 is float32 to JAX, unless told otherwise.
-        values = values.astype(jax.dtypes.canonicalize_dtype(like.dtype))
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
-
-
-def data_axes(x: jax.Array) -> tuple[int, ...]:
-    """All axes but the batch's."""
-    return tuple(range(1, x.ndim))
-
-
-def widened(x: jax.Array) -> jax.Array:
-    """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
-    # promote_types would say the same, but not where JAX's dtype promotion is strict.
-    x = jnp.asarray(x)  # of NumPy float64, what JAX takes it for
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.arrays import per_example, widened
 from ddpm_jax.checks import check_choice, check_float, check_kind, check_times, check_vector
-from ddpm_jax.forward import per_example, q_posterior_variance, widened
+from ddpm_jax.forward import q_posterior_variance
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.contract import check_modal
 

@@ -383,6 +383,5 @@ STATIC = {
     *("identity", "dct", "fourier", "orthonormal"),
     *("isotropic", "spectral", "correlated", "equal_snr", "blurring"),
     *("affine_chain", "gamma", "custom_chain", "check_step", "litmus"),
-    *("mix", "per_example", "data_axes", "widened"),  # between rooms only
     *("check_predicts", "split_output", "variance_range", "interpolate"),
 }

@@ -3,6 +3,7 @@
 CORE = (
     "errors",
     "checks",
+    "arrays",
     "bases",
     "schedules",
     "gaussians",

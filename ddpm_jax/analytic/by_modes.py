@@ -28,8 +28,8 @@ from jax.scipy.linalg import solve_triangular
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ddpm_jax.analytic.mixtures import Mixture, einsum
-from ddpm_jax.forward import per_example
+from ddpm_jax.analytic.mixtures import Mixture
+from ddpm_jax.arrays import einsum, flat, per_example
 from ddpm_jax.processes import Spectral
 
 __all__ = ["Seen", "roots_by_modes", "seen", "unknown_variance"]
@@ -49,18 +49,13 @@ class Seen(NamedTuple):
 def seen(data: Mixture, process: Spectral, x_t: jax.Array, t: jax.Array) -> Seen:
     """Eq. (2), for float32 `x_t` `[batch, ...]`."""
 
-    def flat(values: jax.Array) -> jax.Array:
-        return values.reshape(len(x_t), -1)[
-            :, None, :
-        ]  # in one go is too much for an explicit mesh
-
     def each_mode(values: jax.Array) -> jax.Array:
-        return flat(jnp.broadcast_to(per_example(values, x_t), x_t.shape))
+        return flat(jnp.broadcast_to(per_example(values, x_t), x_t.shape))[:, None, :]
 
     a, b = each_mode(process.signal(t)), each_mode(process.noise(t))
     means, roots = roots_by_modes(data, process, x_t.shape[1:])
     components, dimensions = means.shape
-    y = flat(process.basis.to_modes(x_t)) - a * means[None]
+    y = flat(process.basis.to_modes(x_t))[:, None, :] - a * means[None]
     transposed = jnp.concatenate(
         [
             a[..., None, :] * jnp.swapaxes(roots, -1, -2)[None],

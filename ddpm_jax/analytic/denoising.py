@@ -35,10 +35,10 @@ from ddpm_jax.analytic.mixtures import (
     Mixture,
     check_dimensions,
     combine,
-    einsum,
     in_eigenbases,
     log_joint,
 )
+from ddpm_jax.arrays import einsum
 from ddpm_jax.checks import check_float, check_kind, check_quantity, check_times
 from ddpm_jax.forward import Predicts, Quantity
 from ddpm_jax.processes import Modal, Spectral

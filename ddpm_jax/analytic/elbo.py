@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax.analytic.by_modes import roots_by_modes, unknown_variance
-from ddpm_jax.analytic.mixtures import Mixture, check_one_component, einsum
+from ddpm_jax.analytic.mixtures import Mixture, check_one_component
+from ddpm_jax.arrays import einsum
 from ddpm_jax.gaussians import kl_to_standard_normal
 from ddpm_jax.losses import kl_weight
 from ddpm_jax.processes import Modal, Spectral

@@ -1,6 +1,5 @@
 """Mixtures of Gaussians as data: how they are made, drawn, and what is known of them at once."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from numpy.typing import ArrayLike
 
+from ddpm_jax.arrays import einsum
 from ddpm_jax.checks import check_key
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "check_one_component",
     "combine",
     "covariance",
-    "einsum",
     "entropy",
     "entropy_estimate",
     "gaussian",
@@ -29,9 +28,6 @@ __all__ = [
     "mixture",
     "sample",
 ]
-
-# "highest", or a TPU would multiply in bfloat16 what is meant to be exact.
-einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 class Mixture(NamedTuple):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.arrays import widened
 from ddpm_jax.checks import check_float, check_key, check_result
-from ddpm_jax.forward import Predicts, q_sample, widened
+from ddpm_jax.forward import Predicts, q_sample
 from ddpm_jax.losses import prior_term, vlb_terms
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.arrays import widened
 from ddpm_jax.checks import check_float, check_key
-from ddpm_jax.forward import Predicts, widened
+from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood.chain import in_chunks, terms_at
 from ddpm_jax.losses import prior_term
 from ddpm_jax.processes import Modal

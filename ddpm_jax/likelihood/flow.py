@@ -40,8 +40,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.arrays import data_axes, per_example, widened
 from ddpm_jax.checks import check_float, check_key, check_result, check_vector
-from ddpm_jax.forward import Predicts, convert, data_axes, per_example, widened
+from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 

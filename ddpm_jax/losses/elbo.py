@@ -29,18 +29,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.arrays import data_axes, per_example, split_as, widened
 from ddpm_jax.checks import check_choice, check_float, check_same_shape, check_times, check_vector
-from ddpm_jax.forward import (
-    Predicts,
-    convert,
-    data_axes,
-    per_example,
-    q_posterior_variance,
-    widened,
-)
+from ddpm_jax.forward import Predicts, convert, q_posterior_variance
 from ddpm_jax.gaussians import (
     discretized_log_likelihood,
     kl_standardized,
@@ -135,7 +128,7 @@ def vlb_terms(
     check_choice("variance", variance, ("small", "large", "learned_range"))
     _check_interpolation(variance, interpolation, x0)
     prediction, x0, x_t = widened(prediction), widened(x0), widened(x_t)
-    t = _split_as(t, x0)
+    t = split_as(t, x0)
 
     # Where the decoder is meant, the KL's terms are those of t = 1: inf would turn gradients NaN.
     step = jnp.maximum(t, 1)
@@ -295,17 +288,6 @@ def _check_interpolation(variance: Variance, interpolation: Array | None, x0: Ar
         raise ValueError(f"interpolation is given, and variance is {variance!r}, which ignores it")
     if interpolation is not None:
         check_same_shape("interpolation", interpolation, "x0", x0)
-
-
-def _split_as(t: Array, x: Array) -> Array:
-    """`t` split over the devices as the examples of `x` are; only an explicit mesh has to be told.
-
-    Times that were drawn there are whole on every device, and `where` wants all alike.
-    """
-    sharding = jax.typeof(x).sharding
-    if sharding.spec[0] is None:
-        return t
-    return jax.sharding.reshard(t, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
 
 
 def _fill(values: Array, like: Array) -> Array:

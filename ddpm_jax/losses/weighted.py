@@ -19,6 +19,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.arrays import data_axes, per_example, widened
 from ddpm_jax.checks import (
     check_float,
     check_kind,
@@ -27,8 +28,9 @@ from ddpm_jax.checks import (
     check_times,
     check_vector,
 )
-from ddpm_jax.forward import Predicts, data_axes, mix, per_example, widened
+from ddpm_jax.forward import Predicts
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import check_predicts
 
 __all__ = [

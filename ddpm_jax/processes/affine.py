@@ -39,10 +39,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
+from ddpm_jax.arrays import einsum, flat, rows, split_as, widened
 from ddpm_jax.checks import check_float, check_same_shape, check_times, check_vector
 from ddpm_jax.processes.affine_tables import ROUNDING, Affine, Tables, act, build
-from ddpm_jax.processes.arrays import check_draw, einsum, flat, rows, split_as
 from ddpm_jax.processes.contract import NoClosedForm
+from ddpm_jax.processes.guards import check_draw, check_images
 from ddpm_jax.processes.roots import root_of_product
 
 __all__ = ["AffineChain", "affine_chain"]
@@ -266,8 +267,7 @@ class AffineChain(NamedTuple):
     def _check(self, name: str, x: Array, **times: Array) -> None:
         check_float(name, x)
         self._check_shape(f"{name} has shape", x.shape)
-        for time, value in times.items():
-            check_times(time, value, x.shape[0])
+        check_images(name, x, **times)
 
     def _check_shape(self, what: str, shape: tuple[int, ...]) -> None:
         d = self.dimensions
@@ -356,7 +356,7 @@ def _told(step: Affine) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _widest(name: str, value: ArrayLike | Array) -> jax.Array:
     array = jnp.asarray(value)
     check_float(name, array)
-    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+    return widened(array)
 
 
 def _same_dtype(arrays: dict[str, jax.Array]) -> list[jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.processes.arrays import einsum
+from ddpm_jax.arrays import einsum
 from ddpm_jax.processes.roots import factor, roots
 
 __all__ = ["ROUNDING", "Affine", "Tables", "act", "build"]

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_same_shape, check_times
-from ddpm_jax.processes.arrays import check_draw, column, split_as
+from ddpm_jax.arrays import per_example, split_as
+from ddpm_jax.checks import check_same_shape
 from ddpm_jax.processes.contract import NoClosedForm
+from ddpm_jax.processes.guards import check_draw, check_images
 
 __all__ = ["CustomChain", "Step", "check_step", "custom_chain"]
 
@@ -57,15 +58,14 @@ class CustomChain:
             TypeError, ValueError: an argument of the wrong dtype or shape, by name, or a step that
                 cannot be traced or returns another shape or dtype than that of its sample.
         """
-        check_float("x_prev", x_prev)
-        check_times("t", t, x_prev.shape[0])
+        check_images("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
         x_prev = jnp.asarray(x_prev)
         eps, t = split_as(eps, x_prev).astype(x_prev.dtype), split_as(t, x_prev)
         x_t = jax.vmap(functools.partial(_call, self.step))(x_prev, eps, t)
         inside = (t >= 0) & (t < self.num_steps)
         # NaN and not a choice: what a step does with a time that is none of its own is its affair.
-        return x_t + column(jnp.where(inside, 0.0, jnp.nan), x_t)
+        return x_t + per_example(jnp.where(inside, 0.0, jnp.nan), x_t)
 
     def draw_step_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]

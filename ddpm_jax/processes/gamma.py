@@ -38,9 +38,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key, check_same_shape, check_scalar, check_times
-from ddpm_jax.processes.arrays import check_draw, column, on_every_device
+from ddpm_jax.arrays import on_every_device, per_example, widened
+from ddpm_jax.checks import check_key, check_same_shape, check_scalar
 from ddpm_jax.processes.contract import check_schedule
+from ddpm_jax.processes.guards import check_draw, check_images
+from ddpm_jax.processes.weights import (
+    mix,
+    one_minus_snr_ratio,
+    posterior_weights,
+    step_weights,
+    transition_weights,
+)
 from ddpm_jax.schedules import Schedule
 
 __all__ = ["GammaChain", "gamma"]
@@ -84,10 +92,9 @@ class GammaChain(NamedTuple):
         Raises:
             TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         """
-        _check("x0", x0, t=t)
+        check_images("x0", x0, t=t)
         check_same_shape("eps", eps, "x0", x0)
-        signal, noise = self.schedule.signal(t), self.schedule.noise(t)
-        return column(signal, x0) * x0 + column(noise, x0) * eps.astype(x0.dtype)
+        return self._weigh(self.schedule.signal(t), x0, self.schedule.noise(t), eps)
 
     def q_step(
         self,
@@ -100,11 +107,10 @@ class GammaChain(NamedTuple):
         Raises:
             TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         """
-        _check("x_prev", x_prev, t=t)
+        check_images("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
-        keep = jnp.exp(0.5 * self.schedule.log_alpha_bar_difference(t, t - 1))
-        add = jnp.sqrt(self.schedule.beta(t))
-        return column(keep, x_prev) * x_prev + column(add, x_prev) * eps.astype(x_prev.dtype)
+        keep, add = step_weights(self.schedule, t)
+        return self._weigh(keep, x_prev, add, eps)
 
     def q_transition(
         self,
@@ -118,11 +124,10 @@ class GammaChain(NamedTuple):
         Raises:
             TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         """
-        _check("x_s", x_s, t=t, s=s)
+        check_images("x_s", x_s, t=t, s=s)
         check_same_shape("eps", eps, "x_s", x_s)
-        keep = jnp.exp(0.5 * self.schedule.log_alpha_bar_difference(t, s))
-        add = jnp.sqrt(self.schedule.transition_variance(t, s))
-        return column(keep, x_s) * x_s + column(add, x_s) * eps.astype(x_s.dtype)
+        keep, add = transition_weights(self.schedule, t, s)
+        return self._weigh(keep, x_s, add, eps)
 
     def q_posterior(
         self,
@@ -142,7 +147,7 @@ class GammaChain(NamedTuple):
         """
         mean, share, parts = self._posterior(x0, x_t, t, s)
         gaussian = parts.variance_s * parts.one_minus_ratio
-        variance = column(gaussian / (1.0 + parts.kappa), mean) * jnp.square(share)
+        variance = per_example(gaussian / (1.0 + parts.kappa), mean) * jnp.square(share)
         return mean.astype(x0.dtype), variance.astype(x0.dtype)
 
     def posterior_sample(
@@ -166,7 +171,7 @@ class GammaChain(NamedTuple):
         kappa, kappa_s, one_minus_ratio = (
             self._kappa(t),
             self._kappa(s),
-            self._one_minus_ratio(t, s),
+            one_minus_snr_ratio(self.schedule, t, s),
         )
         ratio = jnp.exp(self.schedule.log_snr_difference(t, s))
         key_s, key_rest = jax.random.split(key)
@@ -187,7 +192,7 @@ class GammaChain(NamedTuple):
 
         deviate = jnp.where(fill(kappa) > 0.1, of_logarithms, of_deviates)
         deviate = jnp.where(fill(s) == -1, 0.0, deviate).astype(mean.dtype)
-        moved = mean + column(jnp.sqrt(parts.variance_s), mean) * share * deviate
+        moved = mean + per_example(jnp.sqrt(parts.variance_s), mean) * share * deviate
         return moved.astype(x0.dtype)
 
     def draw_noise(
@@ -220,42 +225,39 @@ class GammaChain(NamedTuple):
         return self._draw(key, shape, t, s)
 
     def _draw(self, key: Array, shape: tuple[int, ...], t: Array, s: Array) -> Array:
-        kappa = on_every_device(self._kappa(t) / self._one_minus_ratio(t, s))
+        kappa = on_every_device(self._kappa(t) / one_minus_snr_ratio(self.schedule, t, s))
         return _standardized(key, kappa, shape)[0]
+
+    def _weigh(self, keep: Array, x: Array, add: Array, eps: Array) -> Array:
+        # Noise comes in float32, whatever the images are.
+        return mix(self.schedule, (keep, x), (add, eps.astype(x.dtype)))
 
     def _kappa(self, t: Array) -> Array:
         """1 / k_bar_t; 0 where no signal is left, and the noise is Gaussian."""
         return self.schedule.snr(t) * jnp.square(self.theta_0)
 
-    def _one_minus_ratio(self, t: Array, s: Array) -> Array:
-        """1 - SNR_t / SNR_s, and 1 at s = -1; NaN where s is not the earlier time."""
-        return jnp.where(s < t, -jnp.expm1(self.schedule.log_snr_difference(t, s)), jnp.nan)
-
     def _posterior(
         self, x0: Array, x_t: Array, t: Array, s: Array
     ) -> tuple[Array, Array, "_Posterior"]:
         """The mean, and G_t / k_bar_t, at least in float32; the rest per example."""
-        _check("x0", x0, t=t, s=s)
+        check_images("x0", x0, t=t, s=s)
         check_same_shape("x_t", x_t, "x0", x0)
-        x0, x_t = _wide(x0), _wide(x_t)
+        x0, x_t = widened(x0), widened(x_t)
         schedule = self.schedule
-        one_minus_ratio = self._one_minus_ratio(t, s)
-        variance_s, variance_t = schedule.noise_variance(s), schedule.noise_variance(t)
-        signal_ratio = jnp.exp(0.5 * schedule.log_alpha_bar_difference(t, s))
-        weight_x_t = signal_ratio * variance_s / variance_t
-        mean = column(schedule.signal(s) * one_minus_ratio, x0) * x0
-        mean = mean + column(weight_x_t, x0) * x_t
+        one_minus_ratio = one_minus_snr_ratio(self.schedule, t, s)
+        weight_x0, weight_x_t = posterior_weights(schedule, t, s)
+        mean = mix(schedule, (weight_x0, x0), (weight_x_t, x_t))
 
         # G_t / k_bar_t = 1 + sqrt(kappa) eps, in units in which x_t is what was rounded.
         kappa = self._kappa(t)
-        kept = column(schedule.signal(t), x0) * x0
-        per_deviation = column(jnp.sqrt(kappa / variance_t), x0)
+        kept = per_example(schedule.signal(t), x0) * x0
+        per_deviation = per_example(jnp.sqrt(kappa / schedule.noise_variance(t)), x0)
         share = 1.0 + per_deviation * (x_t - kept)
         epsilon = float(jnp.finfo(x_t.dtype).eps)
         rounding = 4.0 * epsilon * (1.0 + per_deviation * (jnp.abs(x_t) + jnp.abs(kept)))
         share = jnp.where(share >= -rounding, jnp.maximum(share, 0.0), jnp.nan)
         mean = jnp.where(jnp.isnan(share), jnp.nan, mean)
-        return mean, share, _Posterior(kappa, one_minus_ratio, variance_s)
+        return mean, share, _Posterior(kappa, one_minus_ratio, schedule.noise_variance(s))
 
 
 class _Posterior(NamedTuple):
@@ -330,14 +332,3 @@ def _standardized(key: Array, kappa: Array, shape: tuple[int, ...]) -> tuple[Arr
 
 def _fill(values: Array, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(values.reshape(-1, *(1,) * (len(shape) - 1)), shape)
-
-
-def _wide(x: Array) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-
-
-def _check(name: str, x: Array, **times: Array) -> None:
-    check_float(name, x)
-    for time, value in times.items():
-        check_times(time, value, x.shape[0])

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
+from ddpm_jax.arrays import widened
 from ddpm_jax.checks import check_float
 from ddpm_jax.processes.spectral import Spectral, build, check_values, common_shape
 from ddpm_jax.schedules.tables import check_num_steps
@@ -133,10 +134,7 @@ def _conditioned(log_snr: Array, variance: Array, examples: int) -> Spectral:
     num_steps = log_snr.shape[1]
     check_num_steps(num_steps)
     # A network may speak in bfloat16, in which neighbouring times are one.
-    log_snr, variance = (
-        table.astype(jnp.float32) if jnp.finfo(table.dtype).bits < 32 else table
-        for table in (log_snr, variance)
-    )
+    log_snr, variance = widened(log_snr), widened(variance)
     log_signal = -jax.nn.softplus(-log_snr)
     log_noise = -jax.nn.softplus(log_snr) + jnp.log(variance)[:, None]
     shape = (examples, num_steps, *log_noise.shape[2:])

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.processes.arrays import einsum
+from ddpm_jax.arrays import einsum
 
 __all__ = ["Roots", "factor", "root_of_product", "roots"]
 

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.arrays import per_example
 from ddpm_jax.checks import check_choice
-from ddpm_jax.forward import Predicts, mix, per_example, q_posterior
+from ddpm_jax.forward import Predicts, q_posterior
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import (
     Variance,
     check_predicts,

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_float, check_key, check_result
-from ddpm_jax.forward import Predicts, convert, mix
+from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.samplers.thresholds import Threshold
 
 __all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample"]

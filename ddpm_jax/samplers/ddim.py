@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.arrays import per_example
 from ddpm_jax.checks import check_float, check_scalar
-from ddpm_jax.forward import Predicts, convert, mix, per_example, q_posterior_variance
+from ddpm_jax.forward import Predicts, convert, q_posterior_variance
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,

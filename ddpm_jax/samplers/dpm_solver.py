@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.forward import Predicts, mix, q_posterior
+from ddpm_jax.forward import Predicts, q_posterior
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.forward import Predicts, convert, mix, per_example
+from ddpm_jax.arrays import per_example
+from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,

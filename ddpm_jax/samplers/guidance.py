@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddpm_jax.arrays import data_axes, per_example
 from ddpm_jax.checks import check_float, check_result, check_scalar, check_times
-from ddpm_jax.forward import Predicts, data_axes, mix, per_example
+from ddpm_jax.forward import Predicts
 from ddpm_jax.processes import Modal
+from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import Predict
 

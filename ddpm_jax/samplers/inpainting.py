@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ddpm_jax.arrays import per_example
 from ddpm_jax.checks import check_float
-from ddpm_jax.forward import per_example, q_sample, q_transition
+from ddpm_jax.forward import q_sample, q_transition
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.contract import check_modal
 from ddpm_jax.samplers.base import Sampler, SamplerState, StepInfo, both_times

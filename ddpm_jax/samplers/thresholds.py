@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddpm_jax.arrays import per_example
 from ddpm_jax.checks import check_float
-from ddpm_jax.forward import per_example
 
 __all__ = ["Threshold", "dynamic_threshold", "static_threshold"]
 

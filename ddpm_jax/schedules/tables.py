@@ -19,10 +19,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax import bases
+from ddpm_jax.arrays import rows
 
 __all__ = [
     "Schedule",
@@ -225,13 +225,7 @@ def two_parts(table: np.ndarray) -> jax.Array:
 def look_up(table: Float[Array, "T *modes"], t: Array, *, before: float) -> Array:
     """`table[t]`; `before` at t = -1; NaN, which nobody overlooks, outside [-1, T)."""
     modes = (1,) * (table.ndim - 1)
-    values = table.at[t].get(
-        mode="fill",
-        fill_value=jnp.nan,
-        wrap_negative_indices=False,
-        out_sharding=_sharding_of_rows(t, table.ndim - 1),
-    )
-    return jnp.where((t == -1).reshape(t.shape + modes), jnp.float32(before), values)
+    return jnp.where((t == -1).reshape(t.shape + modes), jnp.float32(before), rows(table, t))
 
 
 def difference(parts: Float[Array, "2 T *modes"], t: Array, s: Array, *, before: float) -> Array:
@@ -243,13 +237,7 @@ def difference(parts: Float[Array, "2 T *modes"], t: Array, s: Array, *, before:
 
 def network_time(network_times: Int[Array, " T"], t: Int[Array, " batch"]) -> Int[Array, " batch"]:
     """What a network is told at `t`."""
-    return network_times.at[t].get(mode="clip", out_sharding=_sharding_of_rows(t, 0))
-
-
-def _sharding_of_rows(t: Array, modes: int) -> NamedSharding | None:
-    """Where rows looked up at `t` have to be; an explicit mesh wants to be told."""
-    sharding = jax.typeof(t).sharding
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *[None] * modes))
+    return rows(network_times, t, mode="clip")
 
 
 def _float32(table: np.ndarray) -> jax.Array:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.arrays import per_example
 from ddpm_jax.processes.litmus.probes import Step
 
 __all__ = ["normal_p_values", "starts", "uniform_p_value", "walk", "white"]
@@ -57,10 +58,7 @@ def white(process: Any, x0: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
 
     (B x_t - a B x_0) / b of each mode, white if the process is right; t is `[1]`.
     """
-    signal, noise = (
-        table.reshape(table.shape + (1,) * (x.ndim - table.ndim))
-        for table in (process.signal(t), process.noise(t))
-    )
+    signal, noise = per_example(process.signal(t), x), per_example(process.noise(t), x)
     # The mean is taken off in the data's coordinates: there are fewer roundings then.
     mean = process.basis.to_data(signal * process.basis.to_modes(x0[None]))
     return process.basis.to_modes(x - mean) / noise

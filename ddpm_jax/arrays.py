@@ -1,0 +1,103 @@
+"""Small things that every room does with arrays: what broadcasts, how wide, and where on a mesh."""
+
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Shaped
+
+__all__ = [
+    "data_axes",
+    "einsum",
+    "flat",
+    "on_every_device",
+    "per_example",
+    "rows",
+    "split_as",
+    "widened",
+]
+
+# "highest", or a TPU would multiply in bfloat16 what is meant to be exact.
+einsum = functools.partial(jnp.einsum, precision="highest")
+
+Outside = Literal["fill", "clip"]
+
+
+def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    """`values`, of each example or each of its modes, so that they broadcast over `like`.
+
+    Floats take its dtype.
+
+    Raises:
+        ValueError: modes that are not those of the data: as many axes, each as long or 1.
+    """
+    modes, data = values.shape[1:], like.shape[1:]
+    if modes and not (
+        len(modes) == len(data) and all(k in (1, n) for k, n in zip(modes, data, strict=True))
+    ):
+        raise ValueError(
+            f"the data have shape {like.shape}, and the process has the modes {modes}: as many axes"
+            " as one example, each as long or 1"
+        )
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        # NumPy's float64 is float32 to JAX, unless told otherwise.
+        values = values.astype(jax.dtypes.canonicalize_dtype(like.dtype))
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def data_axes(x: jax.Array) -> tuple[int, ...]:
+    """All axes but the batch's."""
+    return tuple(range(1, x.ndim))
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
+    # promote_types would say the same, but not where JAX's dtype promotion is strict.
+    x = jnp.asarray(x)  # of NumPy float64, what JAX takes it for
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def flat(x: jax.Array) -> Float[Array, "batch d"]:
+    """`x` as vectors, in float32 if it was narrower."""
+    wide = widened(x)
+    return wide.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def rows(
+    table: Shaped[Array, "rows *rest"], index: Int[Array, " batch"], *, mode: Outside = "fill"
+) -> jax.Array:
+    """`table[index]`, `[batch, *rest]`, split over devices as `index` is.
+
+    Outside of the table it is NaN, or with `mode` "clip" the first or the last row.
+    """
+    sharding = jax.typeof(index).sharding
+    spec = PartitionSpec(*sharding.spec, *(None,) * (table.ndim - 1))
+    return table.at[index].get(
+        mode=mode,
+        fill_value=jnp.nan if mode == "fill" else None,
+        wrap_negative_indices=False,
+        out_sharding=NamedSharding(sharding.mesh, spec),  # an explicit mesh wants to be told
+    )
+
+
+def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, its examples on the devices that have those of `like`.
+
+    Only an explicit mesh has to be told; noise that was drawn there is whole on every device.
+    """
+    sharding = jax.typeof(like).sharding
+    if sharding.spec[0] is None:
+        return x
+    spec = PartitionSpec(sharding.spec[0], *(None,) * (x.ndim - 1))
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
+
+
+def on_every_device(x: jax.Array) -> jax.Array:
+    """`x` whole on every device of an explicit mesh, as what is drawn there."""
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
