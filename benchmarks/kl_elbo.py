@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from benchmarks.results import Row
 from benchmarks.timing import compiled, in_turns, spread
@@ -22,6 +23,7 @@ from ddpm_jax import (
 from ddpm_jax.data import to_model_range
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.losses import prior_term
+from ddpm_jax.models import init_params
 from ddpm_jax.processes import Modal
 
 __all__ = ["WAYS", "Sizes", "WayName", "measured"]
@@ -69,7 +71,9 @@ def measured(
     levels = built.images.levels
     x0 = to_model_range(jnp.asarray(built.images.held_out[: sizes.batch]), levels)
     linear = analytic.predictor(_gaussian_of(built), process, predicts="eps")
-    params = jax.jit(built.model.init)(built.key("parameters"), x0[:1], jnp.zeros(1, jnp.int32))
+    params = jax.jit(lambda key: meta.unbox(init_params(built.model, key, x0.shape[1:])))(
+        built.key("parameters")
+    )
 
     losses = _losses_at_each_time(process, linear, key_p, x0, levels)
     chunk = max(built.config.evaluation.batch_size // sizes.batch, 1)

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import meta
 
 from benchmarks import columns
 from benchmarks.columns import duration, number
@@ -41,16 +42,17 @@ from ddpm_jax.config import Config, load, make_schedule
 from ddpm_jax.data import image_shape, to_model_range
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import make_model
+from ddpm_jax.models import init_params
 from ddpm_jax.reverse import split_output
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.training.objective import LossFn
+from ddpm_jax.training import ema
 
 __all__ = [
     "COLUMNS",
     "NOISINGS",
     "PACKAGES",
     "Settings",
-    "make_loss",
+    "make_objective",
     "make_step",
     "notes",
     "run",
@@ -60,7 +62,7 @@ __all__ = [
 PACKAGES: tuple[str, ...] = ()
 NOISINGS = ("closed form", "loop", "none")
 Noising = Callable[[Any, Any, Any], tuple[Any, Any]]
-"""`(key, x0, t) -> x_t, eps`."""
+"""`(keys [batch], x0, t) -> x_t, eps`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,41 +102,44 @@ def run(settings: Settings, say: Say) -> list[Row]:
 def make_step(config: Config, noising: str) -> Callable[[Any, Any], Any]:
     """The pure train step, x_t made as `noising` says."""
     return training.make_train_step(
-        make_loss(config, noising),
+        make_objective(config, noising),
         _adam(config),
-        ema_decay=config.train.ema_decay,
+        averages=[functools.partial(ema.decay_at, decay=config.train.ema_decay[0])],
         window_steps=config.train.log_every,
     )
 
 
-def make_loss(config: Config, noising: str) -> LossFn:
-    """`training.make_loss` for the simple loss and uniform times, x_t made as `noising` says."""
+def make_objective(config: Config, noising: str) -> training.Objective:
+    """The simple loss at uniform times of `training.make_objective`, x_t made as `noising` says."""
     schedule, model = make_schedule(config.schedule), make_model(config)
     noise = _noisings(schedule)[noising]
 
-    def loss_fn(params: Any, key: Any, images: Any, memory: Any) -> tuple[Any, Any]:
-        x0 = to_model_range(images, 256)
-        times_key, noise_key, dropout_key = jax.random.split(key, 3)
-        t = timesteps.uniform(times_key, x0.shape[0], schedule.num_steps)
-        x_t, eps = noise(noise_key, x0, t)
-        output = model.apply(
-            params, x_t, schedule.network_time(t), train=True, rngs={"dropout": dropout_key}
-        )
+    def losses(params: Any, images: Any, drawn: training.Drawn) -> Any:
+        x0, t = to_model_range(images, 256), drawn.t
+        noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(drawn.key)
+        x_t, eps = noise(noise_keys, x0, t)
+        output = model.apply(params, x_t, schedule.network_time(t), train=True, keys=dropout_keys)
         prediction, _ = split_output(output, variance=config.model.variance)
         predicts = config.model.predicts
-        return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts), memory
+        return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
 
-    return loss_fn
+    def uniform(key: Any, batch: int, memory: Any) -> tuple[Any, Any]:
+        return timesteps.uniform(key, batch, schedule.num_steps), jnp.ones(batch)
+
+    return training.deterministic(losses)._replace(times=uniform)
 
 
 def _noisings(schedule: Schedule) -> dict[str, Noising]:
-    def closed(key: Any, x0: Any, t: Any) -> tuple[Any, Any]:
-        eps = jax.random.normal(key, x0.shape, x0.dtype)
+    def normals(keys: Any, like: Any) -> Any:
+        return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+
+    def closed(keys: Any, x0: Any, t: Any) -> tuple[Any, Any]:
+        eps = normals(keys, x0)
         return q_sample(schedule, x0, t, eps), eps
 
-    def loop(key: Any, x0: Any, t: Any) -> tuple[Any, Any]:
+    def loop(keys: Any, x0: Any, t: Any) -> tuple[Any, Any]:
         def step(x: Any, i: Any) -> tuple[Any, None]:
-            eps = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+            eps = normals(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
             moved = q_step(schedule, x, jnp.broadcast_to(i, t.shape), eps)
             arrived = (i > t).reshape(-1, *(1,) * (x.ndim - 1))
             return jnp.where(arrived, x, moved), None
@@ -142,7 +147,7 @@ def _noisings(schedule: Schedule) -> dict[str, Noising]:
         x_t, _ = jax.lax.scan(step, x0, jnp.arange(schedule.num_steps, dtype=jnp.int32))
         return x_t, convert(schedule, x0, x_t, t, source="x0", target="eps")
 
-    def none(key: Any, x0: Any, t: Any) -> tuple[Any, Any]:
+    def none(keys: Any, x0: Any, t: Any) -> tuple[Any, Any]:
         return x0, x0
 
     return dict(zip(NOISINGS, (closed, loop, none), strict=True))
@@ -167,8 +172,7 @@ def state_and_images(config: Config, batch: int, seed: int) -> tuple[training.Tr
 
     @jax.jit
     def born(key: Any) -> training.TrainState:
-        x_t, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-        params = make_model(config).init(key, x_t, t)
+        params = meta.unbox(init_params(make_model(config), key, shape))
         return training.init_state(params, _adam(config), key)
 
     images = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
@@ -200,7 +204,8 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
         def draw(key: Any, images: Any, noise: Noising = noise) -> Any:
             x0, (times_key, noise_key) = to_model_range(images, 256), jax.random.split(key)
             t = timesteps.uniform(times_key, x0.shape[0], schedule.num_steps)
-            return noise(noise_key, x0, t)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.arange(x0.shape[0]))
+            return noise(keys, x0, t)
 
         alone[f"{noising}, alone"] = compiled(draw, state.key, images)
     runs |= in_turns(

@@ -40,7 +40,7 @@ def get_config() -> Config:
             batch_size=128,
             objective="simple",
             times="uniform",
-            ema_decay=0.9999,
+            ema_decay=(0.9999,),
         ),
         workdir="runs/cifar10",
     )

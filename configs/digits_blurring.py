@@ -55,7 +55,7 @@ def get_config() -> Config:
             batch_size=64,
             objective="elbo",
             times="stratified",
-            ema_decay=0.995,
+            ema_decay=(0.995,),
             log_every=50,
             save_every=250,
             draw_every=1250,

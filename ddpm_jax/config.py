@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.forward import Predicts
+from ddpm_jax.models import Remat
+from ddpm_jax.parallel import FormName, Reduction
 from ddpm_jax.reverse import Variance, check_predicts
 from ddpm_jax.samplers import Spacing
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.training.objective import Objective, Times, check_objective
+from ddpm_jax.training.objective import ObjectiveName, Times, check_objective
 from ddpm_jax.training.optimizer import Decay
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "DataConfig",
     "Difference",
     "EvaluationConfig",
+    "HostsConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -113,6 +116,9 @@ class ModelConfig:
     norm_groups: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation inside the network; parameters are float32 either way."""
+    remat: Remat = "none"
+    """What the backward pass computes again to save memory: nothing; attention; all but
+    convolutions; whole blocks."""
     predicts: Predicts = "eps"
     """What the network's output stands for."""
     variance: Variance = "small"
@@ -140,13 +146,25 @@ class TrainConfig:
     steps: int = 800_000
     batch_size: int = 128
     """Over all devices and processes."""
-    objective: Objective = "simple"
+    objective: ObjectiveName = "simple"
     """"simple": mean squared error of what is predicted; "elbo": minus the ELBO, in bits per
     dimension; "hybrid": the first and a little of the second, for a learned variance; "min_snr",
     "p2" and "truncated_snr": mean squared errors with these weights."""
     times: Times = "uniform"
     """How t is drawn: "importance" by a history of losses, which is part of the state."""
-    ema_decay: float = 0.9999
+    accumulate: int = 1
+    """Parts that each batch is taken in, one after the other: less memory, the same result but for
+    rounding."""
+    ema_decay: tuple[float, ...] = (0.9999,)
+    """Of the moving averages of the parameters; the first is evaluated and drawn from."""
+    post_hoc_ema: tuple[float, ...] = ()
+    """Widths sigma_rel of power-function averages (Karras et al. 2024), two as a rule, 0.05 and
+    0.1, of which any other is made after training."""
+    post_hoc_every: int = 10_000
+    """Steps from one stored pair of these to the next; all are kept."""
+    skip_bad_steps: int = 0
+    """Steps in a row whose update may be left out because loss or gradient is NaN or Inf; the run
+    stops at the next."""
     log_every: int = 100
     save_every: int = 5000
     draw_every: int = 10_000
@@ -154,6 +172,10 @@ class TrainConfig:
     """Checkpoints kept: this many of the newest ..."""
     keep_best: int = 1
     """... and this many of those with the lowest held-out loss."""
+    verify_checkpoints: bool = True
+    """Compare every file with its checksum before anything is restored."""
+    missed_saves: int = 3
+    """Saves in a row that the disk may refuse; the run stops at the next."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +195,33 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices."""
+    """Devices, and how one step runs on them; see `ddpm_jax.parallel`."""
 
     data: int = -1
-    """Devices that share each batch; -1 for all there are."""
+    """Devices that share each batch and hold the same parameters; -1 for all there are."""
+    fsdp: int = 1
+    """Devices that share each batch and the parameters, too; neighbours."""
+    form: FormName = "jit"
+    """"jit": the compiler places everything; "shard_map": it is written out; "pmap": the classic
+    form, which cannot split parameters."""
+    reduction: Reduction = "float32"
+    """In which dtype gradients are averaged over devices; "bfloat16" if the network is in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """The processes that train together, one for each host as a rule. Alone if nothing is said."""
+
+    detect: bool = False
+    """Let JAX find the others, as it can under SLURM, on Cloud TPUs, on GKE and under Open MPI."""
+    coordinator: str | None = None
+    """host:port of process 0, reachable from all; then `count` and `index` are wanted, too."""
+    count: int | None = None
+    """How many processes there are."""
+    index: int | None = None
+    """Which of them this one is, from 0."""
+    heartbeat_seconds: int = 10
+    """A process that is silent for so long counts as dead, and the others end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +236,9 @@ class Config:
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
+    compilation_cache: str | None = "~/.cache/ddpm_jax"
+    """Where compiled programs are kept, so that the next start is quick; None keeps none."""
     seed: int = 0
     """Of everything random: parameters, data order, noise, samples."""
     workdir: str = "runs/run"
@@ -238,6 +286,7 @@ def validate(config: Config) -> None:
         check_objective(config.train.objective, config.model.variance)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
+    _check_mesh(config)
     channels, num_steps = config.model.channels, config.schedule.num_steps
     _require(
         channels % config.model.norm_groups == 0,
@@ -256,6 +305,28 @@ def validate(config: Config) -> None:
         config,
         "train.batch_size",
         f"below 2^30 / schedule.num_steps = {2**30 // num_steps} where train.times is 'stratified'",
+    )
+
+
+def _check_mesh(config: Config) -> None:
+    mesh, train = config.mesh, config.train
+    _require(
+        mesh.reduction == "float32" or config.model.dtype == "bfloat16",
+        config,
+        "mesh.reduction",
+        "'float32' where model.dtype is 'float32'",
+    )
+    _require(
+        mesh.form != "pmap" or mesh.fsdp == 1,
+        config,
+        "mesh.fsdp",
+        "1 where mesh.form is 'pmap', which keeps all parameters on each device",
+    )
+    _require(
+        train.batch_size % train.accumulate == 0,
+        config,
+        "train.accumulate",
+        f"a divisor of train.batch_size, {train.batch_size}",
     )
 
 
@@ -284,12 +355,25 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.b2": _FRACTION,
     "train.steps": _COUNT,
     "train.batch_size": _COUNT,
-    "train.ema_decay": _FRACTION,
+    "train.accumulate": _COUNT,
+    "train.ema_decay": (
+        lambda values: len(values) > 0 and all(0.0 <= value < 1.0 for value in values),
+        "one or more numbers in [0, 1)",
+    ),
+    "train.post_hoc_ema": (
+        lambda values: all(0.0 < value <= 12**-0.5 for value in values),
+        "widths sigma_rel in (0, 0.2886]",
+    ),
+    "train.post_hoc_every": _COUNT,
+    "train.skip_bad_steps": _NOT_NEGATIVE,
+    "train.missed_saves": _NOT_NEGATIVE,
     "train.log_every": _COUNT,
     "train.save_every": _COUNT,
     "train.draw_every": _COUNT,
     "train.keep_latest": _COUNT,
     "train.keep_best": _NOT_NEGATIVE,
+    "mesh.data": (lambda value: value == -1 or value >= 1, "1 or more, or -1 for all"),
+    "mesh.fsdp": _COUNT,
     "evaluation.batch_size": _COUNT,
     "evaluation.num_samples": _COUNT,
     "evaluation.sampler_steps": (lambda value: value is None or value >= 1, "1 or more"),
@@ -347,13 +431,11 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> Config:
-    """The inverse of `to_json`. Runs that were stored before there was a choice are isotropic.
+    """The inverse of `to_json`.
 
     Raises:
         ConfigError: a field that this version does not know, or one that it misses.
     """
-    if isinstance(values, dict):
-        values = {"process": dataclasses.asdict(ProcessConfig())} | values
     return _from_json(Config, values, prefix="")
 
 

@@ -42,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 AROUND_THE_CORE = {
     f"test_{stem}"
     for stem in (
-        *("training", "checkpoints", "resume", "data", "evaluation"),
+        *("training", "checkpoints", "manifest", "snapshots", "disk", "shared_folder"),
+        *("resume", "data", "evaluation"),
         *("config", "experiment", "cli", "readme"),
     )
 }

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,16 +72,14 @@ def run(capsys, *arguments):
     return code, said.out, said.err
 
 
-class Scaled:
+class Scaled(nn.Module):
     """A network of one parameter, which compiles at once."""
 
-    learned_variance = False
+    learned_variance: bool = False
 
-    def init(self, key, x_t, t):
-        return {"scale": jnp.ones(())}
-
-    def apply(self, params, x_t, t, **options):
-        return params["scale"] * x_t
+    @nn.compact
+    def __call__(self, x_t, t, *, train=False, keys=None):
+        return self.param("scale", nn.initializers.ones, ()) * x_t
 
 
 @pytest.fixture(scope="module")
@@ -531,8 +530,8 @@ def test_the_step_is_that_of_training(small_network):
     """With the closed form, the loss is the library's own for this objective and these times."""
     config = get_config()
     state, images = train_step.state_and_images(config, 4, 0)
-    ours = train_step.make_loss(config, "closed form")
-    theirs = training.make_loss(
+    ours = train_step.make_objective(config, "closed form")
+    theirs = training.make_objective(
         train_step.make_model(config).apply,
         configs.make_schedule(config.schedule),
         objective="simple",
@@ -541,8 +540,10 @@ def test_the_step_is_that_of_training(small_network):
         times="uniform",
     )
     key, x0 = jax.random.key(5), train_step.to_model_range(images, 256)
-    one, _ = jax.jit(ours)(state.params, key, images, ())
-    other, _ = jax.jit(theirs)(state.params, key, x0, ())
+    one, other = (
+        jax.jit(functools.partial(training.weighted_losses, objective))(state.params, key, batch)
+        for objective, batch in ((ours, images), (theirs, x0))
+    )
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -552,7 +553,7 @@ def test_the_loop_of_a_step_has_the_closed_forms_moments():
     loop = train_step._noisings(schedule)["loop"]
     t = jnp.tile(jnp.array([0, 3, 6, 7], jnp.int32), 5000)
     x0 = jnp.broadcast_to(jnp.array([[0.5, -1.0]]), (t.size, 2))
-    x_t, eps = jax.jit(loop)(jax.random.key(0), x0, t)
+    x_t, eps = jax.jit(loop)(jax.random.split(jax.random.key(0), t.size), x0, t)
     alpha_bar = moments.cosine_alpha_bar(8)
     for time_ in (0, 3, 6, 7):
         here = np.asarray(t) == time_

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import config as configs
 from ddpm_jax import schedules
 from ddpm_jax.config import Config, ConfigError, ScheduleConfig
 from ddpm_jax.experiment import make_model
+from ddpm_jax.models import init_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,12 +38,14 @@ def test_every_shipped_config_is_valid_and_says_how_to_run_it(path):
     assert configs.from_json(json.loads(json.dumps(configs.to_json(config)))) == config
 
 
-def test_cifar10_has_the_papers_network():
-    model = make_model(configs.load(ROOT / "configs" / "cifar10.py"))
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1, jnp.int32)
-    )
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 35_746_307
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"), [("cifar10", 32, 35_746_307), ("imagenet64", 64, 115_942_150)]
+)
+def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, parameters):
+    model = make_model(configs.load(ROOT / "configs" / f"{name}.py"))
+    shapes = jax.eval_shape(lambda key: init_params(model, key, (size, size, 3)), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    assert f"{parameters:,}" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,14 @@ def test_cifar10_has_the_papers_network():
         ("optimizer.b2", 1.0, "optimizer.b2"),
         ("train.steps", 0, "train.steps is 0; it has to be 1 or more"),
         ("train.batch_size", 0, "train.batch_size"),
-        ("train.ema_decay", 1.0, "train.ema_decay"),
+        ("train.ema_decay", (0.9, 1.0), "train.ema_decay"),
+        ("train.ema_decay", (), "train.ema_decay"),
+        ("train.accumulate", 3, "train.accumulate is 3; it has to be a divisor of .* 128"),
+        ("train.post_hoc_ema", (0.05, 0.3), "train.post_hoc_ema"),
+        ("train.skip_bad_steps", -1, "train.skip_bad_steps"),
+        ("mesh.data", 0, "mesh.data is 0; it has to be 1 or more, or -1"),
+        ("mesh.fsdp", 0, "mesh.fsdp is 0"),
+        ("mesh.reduction", "bfloat16", "mesh.reduction is bfloat16; it has to be 'float32' where"),
         ("train.save_every", 0, "train.save_every"),
         ("train.keep_latest", 0, "train.keep_latest"),
         ("evaluation.num_samples", 0, "evaluation.num_samples"),
@@ -137,14 +146,6 @@ def test_a_stored_config_of_another_version_is_a_sentence():
     stored = configs.to_json(Config()) | {"colour": "blue"}
     with pytest.raises(ConfigError, match="has an unknown field colour"):
         configs.from_json(stored)
-
-
-def test_a_config_stored_before_there_were_processes_is_isotropic():
-    stored = configs.to_json(Config())
-    del stored["process"]
-    assert configs.from_json(stored) == Config()
-    with pytest.raises(ConfigError, match=r"misses field process\.correlation_length"):
-        configs.from_json(stored | {"process": {}})
 
 
 @pytest.mark.parametrize(

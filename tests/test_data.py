@@ -18,7 +18,15 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_digits
 
-from ddpm_jax.data import DataError, ImageSet, load, make_iterator, to_levels, to_model_range
+from ddpm_jax.data import (
+    DataError,
+    ImageSet,
+    image_shape,
+    load,
+    make_iterator,
+    to_levels,
+    to_model_range,
+)
 
 
 def one_sentence(caught: pytest.ExceptionInfo, *parts: str) -> None:
@@ -397,6 +405,12 @@ def prepared(tmp_path_factory):
         {"train": examples(colour[:20]), "validation": examples(colour[20:], 1)},
     )
     return directory
+
+
+def test_a_size_that_is_in_the_name_alone(tmp_path):
+    # The data set declares images of any size, and need not be there.
+    assert image_shape("downsampled_imagenet/64x64", str(tmp_path)) == (64, 64, 3)
+    assert image_shape("downsampled_imagenet/32x32:2.0.0", str(tmp_path)) == (32, 32, 3)
 
 
 def test_grey_images_come_back_pixel_by_pixel(prepared, monkeypatch):

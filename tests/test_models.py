@@ -1,12 +1,16 @@
 """The U-Net: its size, its start, its precision, and what its output depends on."""
 
+import functools
+import typing
+
 import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
-from ddpm_jax.models import UNet, layer_table
+from ddpm_jax.models import Remat, UNet, init_params, layer_table
 from ddpm_jax.models.unet import sinusoidal_embedding
 
 SMALL = {
@@ -26,9 +30,8 @@ def count(variables):
 
 
 def shapes(model, size):
-    return jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32)
-    )["params"]
+    born = jax.eval_shape(lambda key: init_params(model, key, (size, size, 3)), jax.random.key(0))
+    return meta.unbox(born)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_it_starts_at_zero():
     output, variables = start(jax.random.key(0, impl=FAST), X, T)
     np.testing.assert_array_equal(output, np.zeros_like(X))
     # It is the last layer that is silent, not all of them.
-    assert jnp.abs(variables["params"]["input"]["kernel"]).max() > 0.1
+    assert jnp.abs(meta.unbox(variables)["params"]["input"]["kernel"]).max() > 0.1
 
 
 def test_a_learned_variance_is_a_second_image():
@@ -117,6 +120,90 @@ def test_dropout_is_for_training(apply, alive):
     assert np.abs(first - apply(alive, X, T)).max() > 1e-3
     with pytest.raises(flax.errors.InvalidRngError):
         UNet(**SMALL).apply(alive, X, T, train=True)
+
+
+def test_dropout_by_keys_is_each_example_s_own(alive):
+    @jax.jit
+    def train(x, t, keys):
+        return UNet(**SMALL).apply(alive, x, t, train=True, keys=keys)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    whole, swapped = train(X, T, keys), train(X[::-1], T[::-1], keys[::-1])
+    np.testing.assert_allclose(swapped[::-1], whole, atol=1e-5)
+    same = train(X, T, keys[jnp.array([0, 0])])
+    np.testing.assert_allclose(same[0], whole[0], atol=1e-5)
+    assert np.abs(same[1] - whole[1]).max() > 1e-3
+    # Keys are for training; without it there is nothing to draw.
+    quiet = UNet(**SMALL).apply(alive, X, T, keys=keys)
+    np.testing.assert_array_equal(quiet, UNet(**SMALL).apply(alive, X, T))
+
+
+AXES = {
+    4: ("kernel_height", "kernel_width", "in", "out"),
+    2: ("in", "out"),
+    1: ("out",),
+}
+
+
+def test_every_parameter_s_axes_have_names():
+    boxed = jax.eval_shape(
+        lambda key: init_params(UNet(**SMALL), key, X.shape[1:]), jax.random.key(0)
+    )
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
+    assert len(boxes) == len(jax.tree.leaves(shapes(UNet(**SMALL), 8)))
+    for box in boxes:
+        assert box.names == AXES[len(box.value.shape)]
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Parameters, loss, gradient, and the bytes that live between forward and backward pass."""
+    keys = jax.random.split(jax.random.key(0, impl=FAST), 2)
+
+    @functools.cache
+    def compiled(remat):
+        model = UNet(**(SMALL | {"multipliers": (1,), "attention_resolutions": (8,)}), remat=remat)
+
+        def loss(params):
+            return jnp.mean((model.apply(params, X, T, train=True, keys=keys) - X) ** 2)
+
+        born = jax.jit(lambda key: meta.unbox(init_params(model, key, X.shape[1:])))
+        params = born(jax.random.key(1, impl=FAST))
+        moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+        program = jax.jit(jax.value_and_grad(loss)).lower(moved).compile()
+        return params, program(moved), program.memory_analysis().temp_size_in_bytes
+
+    return compiled
+
+
+REMATS = typing.get_args(Remat)
+
+
+@pytest.mark.parametrize("remat", REMATS[1:])
+def test_what_is_computed_again_is_the_same(learned, remat):
+    (params, (loss, slopes), _), (again, (loss_again, slopes_again), _) = map(
+        learned, ("none", remat)
+    )
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
+    largest = max(float(jnp.abs(slope).max()) for slope in jax.tree.leaves(slopes))
+    # Other fusions round other sums: bits are not promised.
+    near = {"rtol": 1e-4, "atol": 1e-6 * largest}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **near), slopes_again, slopes)
+
+
+def test_what_is_computed_again_is_not_kept(learned):
+    kept = [learned(remat)[2] for remat in REMATS]
+    assert kept == sorted(set(kept), reverse=True)
+
+
+def test_a_network_that_computes_again_is_shown_as_the_same_table():
+    plain, again = (
+        layer_table(UNet(**(SMALL | {"multipliers": (1,)}), remat=remat), X.shape[1:])
+        for remat in ("none", "blocks")
+    )
+    assert again == plain
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -131,11 +132,39 @@ def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
     assert contents(tmp_path / "first") == whole
 
 
-def test_interrupt_is_a_sentence_and_the_run_can_go_on(tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path, asked):
+    arguments = [str(ROOT / "tests" / "tiny.py"), "--train.save-every", "1000"]
+    arguments += ["--train.steps", "300"]
+    cache = tmp_path / "cache"
+    finish([*arguments, "--workdir", str(tmp_path / "whole")], cache)
+    process = start([*arguments, "--workdir", str(tmp_path / "stopped")], cache)
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    process.send_signal(asked)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + asked, out
+    assert "Traceback" not in out
+    assert "the same command goes on from there" in out
+    (saved,) = re.findall(rf"stopped by {asked.name}; step (\d+) is saved", out)
+    assert 20 <= int(saved) < 300
+    out = finish([*arguments, "--workdir", str(tmp_path / "stopped")], cache)
+    assert f"going on from step {saved}\n" in out
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    """While pictures are drawn, for which the first one waits."""
     arguments = [str(ROOT / "tests" / "tiny.py"), "--train.steps", "100000"]
-    arguments += ["--workdir", str(tmp_path / "run")]
-    process = start(arguments, tmp_path / "cache")
-    wait_for_checkpoint(process, tmp_path / "run", 4)
+    arguments += ["--train.draw-every", "5", "--evaluation.num-samples", "4096"]
+    arguments += ["--train.save-every", "100000"]
+    process = start([*arguments, "--workdir", str(tmp_path / "run")], tmp_path / "cache")
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            break
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out

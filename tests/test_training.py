@@ -1,6 +1,8 @@
 """One step against arithmetic, the mesh, and the loop."""
 
+import functools
 import math
+import signal
 import typing
 
 import jax
@@ -9,17 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import losses, parallel, q_sample, schedules, timesteps, training
-from ddpm_jax.errors import UserError
-from ddpm_jax.models import UNet
-from ddpm_jax.schedules import linear_log_snr
+from ddpm_jax import losses, q_sample, schedules, timesteps, training
 from ddpm_jax.training import ema
-from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.objective import ObjectiveName, draw
 
 
-def pull_to_batch(params, key, batch, memory):
+def pull_to_batch(params, batch, drawn):
     """1/2 (w - x)^2 for each example: the gradient of its mean is w - mean(x)."""
-    return 0.5 * jnp.square(params["w"] - batch), memory
+    return 0.5 * jnp.square(params["w"] - batch)
 
 
 def make_state(w=3.0, optimizer=None):
@@ -28,9 +27,17 @@ def make_state(w=3.0, optimizer=None):
     )
 
 
-def make_step(loss_fn=pull_to_batch, optimizer=None, window_steps=3):
+def slowly(decay):
+    return functools.partial(ema.decay_at, decay=decay)
+
+
+def make_step(losses=pull_to_batch, optimizer=None, window_steps=3, **how):
     return training.make_train_step(
-        loss_fn, optimizer or optax.sgd(0.5), ema_decay=0.99, window_steps=window_steps
+        training.deterministic(losses),
+        optimizer or optax.sgd(0.5),
+        averages=[slowly(0.99)],
+        window_steps=window_steps,
+        **how,
     )
 
 
@@ -68,20 +75,21 @@ def test_the_first_bad_step_is_remembered(bad):
     state = make_state()
     for value in (0.0, 0.0, bad, 0.0):
         state, metrics = step(state, jnp.array([value, 0.0]))
-    assert int(state.first_bad_step) == int(metrics.first_bad_step) == 3
+    assert int(state.bad.stop) == int(metrics.bad.stop) == 3
+    assert int(state.bad.last) == 4  # the parameters never recovered
 
 
 def test_a_bad_gradient_under_a_finite_loss_counts():
-    def root(params, key, batch, memory):
-        return jnp.sqrt(params["w"] * 0.0) + 0.0 * batch, memory
+    def root(params, batch, drawn):
+        return jnp.sqrt(params["w"] * 0.0) + 0.0 * batch
 
     state, _ = jax.jit(make_step(root))(make_state(), jnp.zeros(2))
-    assert int(state.first_bad_step) == 1
+    assert int(state.bad.stop) == 1
 
 
 def test_parameters_that_overflow_under_a_finite_gradient_count():
     state, _ = jax.jit(make_step(optimizer=optax.sgd(1e38)))(make_state(1e3), jnp.zeros(2))
-    assert int(state.first_bad_step) == 1
+    assert int(state.bad.stop) == 1
 
 
 def test_ema_decay_warms_up():
@@ -108,7 +116,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     np.testing.assert_allclose(second_moment["a"], 0.25, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", typing.get_args(Objective))
+@pytest.mark.parametrize("objective", typing.get_args(ObjectiveName))
 def test_every_objective_is_a_loss_of_the_core(objective):
     # A network that answers with its own input, at the times that it is told.
     schedule = schedules.respaced(schedules.cosine(40), range(0, 40, 5))
@@ -116,11 +124,11 @@ def test_every_objective_is_a_loss_of_the_core(objective):
     variance = "learned_range" if learned else "small"
     seen = []
 
-    def apply(params, x_t, t, *, train, rngs):
+    def apply(params, x_t, t, *, train, keys):
         seen.append(t)
         return (params * x_t, 0.1 * x_t) if learned else params * x_t
 
-    loss_fn = training.make_loss(
+    made = training.make_objective(
         apply,
         schedule,
         objective=objective,
@@ -130,11 +138,18 @@ def test_every_objective_is_a_loss_of_the_core(objective):
         variance=variance,
     )
     key, x0 = jax.random.key(0), jnp.linspace(-1.0, 1.0, 17)[jnp.arange(32) % 17].reshape(8, 4)
-    loss, _ = loss_fn(jnp.float32(0.5), key, x0, ())
+    drawn = draw(made, key, 8, ())
+    loss = made.losses(jnp.float32(0.5), x0, drawn)
 
-    times_key, noise_key, _ = jax.random.split(key, 3)
+    # What is drawn, one example after the other.
+    times_key, examples_key = jax.random.split(key)
     t = timesteps.stratified(times_key, 8, 8)
-    eps = jax.random.normal(noise_key, x0.shape)
+    eps = jnp.stack(
+        [
+            jax.random.normal(jax.random.split(jax.random.fold_in(examples_key, i))[0], (4,))
+            for i in range(8)
+        ]
+    )
     x_t = q_sample(schedule, x0, t, eps)
     np.testing.assert_array_equal(seen[0], 5 * t)
     weightings = {
@@ -165,7 +180,7 @@ def test_every_objective_is_a_loss_of_the_core(objective):
 )
 def test_a_learned_variance_is_taught(objective, variance, said):
     with pytest.raises(ValueError, match=said):
-        training.make_loss(
+        training.make_objective(
             lambda *_, **__: None,
             schedules.linear(10),
             objective=objective,
@@ -179,7 +194,7 @@ def test_a_learned_variance_is_taught(objective, variance, said):
 def test_a_network_that_the_schedule_cannot_have_is_refused_at_once():
     schedule = schedules.zero_terminal_snr(schedules.linear(10))
     with pytest.raises(ValueError, match="predicts is 'eps', and the schedule leaves no signal"):
-        training.make_loss(
+        training.make_objective(
             lambda *_, **__: None,
             schedule,
             objective="simple",
@@ -187,131 +202,6 @@ def test_a_network_that_the_schedule_cannot_have_is_refused_at_once():
             levels=17,
             times="uniform",
         )
-
-
-@pytest.fixture(scope="module")
-def small_run():
-    """A U-Net's step and state, with dropout and drawn noise, built the same for any mesh."""
-    model = UNet(4, (1,), 1, (), 0.1, 2)
-    loss_fn = training.make_loss(
-        model.apply,
-        linear_log_snr(8),
-        objective="elbo",
-        predicts="eps",
-        levels=17,
-        times="stratified",
-    )
-    optimizer = training.make_optimizer(lambda step: 1e-2, b1=0.9, b2=0.99, clip_norm=1.0)
-    step = training.make_train_step(loss_fn, optimizer, ema_decay=0.9, window_steps=1)
-    params = jax.jit(model.init)(
-        jax.random.key(1), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
-    )
-
-    def born():
-        return training.init_state(params, optimizer, jax.random.key(2))
-
-    grid = np.random.default_rng(0).integers(0, 17, (6, 16, 8, 8, 1))
-    return step, born, (grid / 8.0 - 1.0).astype(np.float32)
-
-
-def run_on(small_run, devices):
-    step, born, batches = small_run
-    mesh = parallel.make_mesh(devices)
-    compiled = parallel.compile_step(step, mesh)
-    state = jax.jit(born, out_shardings=parallel.replicated(mesh))()
-    losses = []
-    for batch in batches:
-        state, metrics = compiled(state, parallel.shard_batch(mesh, batch))
-        losses.append(float(metrics.loss))
-    return losses, state, compiled, mesh
-
-
-@pytest.fixture(scope="module")
-def on_eight(small_run):
-    return run_on(small_run, 8)
-
-
-def test_eight_devices_give_the_losses_of_one(small_run, on_eight):
-    losses, state, _, _ = run_on(small_run, 1)
-    # The sums over the batch are grouped otherwise, and Adam passes the difference on: 1e-5, not 0.
-    np.testing.assert_allclose(on_eight[0], losses, rtol=1e-5)
-    jax.tree.map(
-        lambda one, eight: np.testing.assert_allclose(one, eight, rtol=0, atol=1e-4),
-        state.params,
-        on_eight[1].params,
-    )
-
-
-def test_times_drawn_by_importance_are_learned_alike_on_any_mesh():
-    # A network that says nothing errs by |eps|^2 at every t, more where the weight is larger.
-    schedule = linear_log_snr(6, 7.0, -1.0)
-
-    def apply(params, x_t, t, *, train, rngs):
-        return params["w"] * x_t
-
-    loss_fn = training.make_loss(
-        apply, schedule, objective="elbo", predicts="v", levels=17, times="importance"
-    )
-    step = training.make_train_step(loss_fn, optax.sgd(0.0), ema_decay=0.9, window_steps=1)
-    memory = training.initial_memory("importance", 6)
-    batch = np.linspace(-1.0, 1.0, 17, dtype=np.float32)[np.arange(64) % 17].reshape(32, 2)
-
-    def born():
-        return training.init_state({"w": jnp.zeros(())}, optax.sgd(0.0), jax.random.key(0), memory)
-
-    states, losses = [], []
-    for devices in (1, 8):
-        mesh = parallel.make_mesh(devices)
-        compiled = parallel.compile_step(step, mesh)
-        state = jax.jit(born, out_shardings=parallel.replicated(mesh))()
-        for _ in range(40):
-            state, metrics = compiled(state, parallel.shard_batch(mesh, batch))
-            losses.append(float(metrics.loss))
-        states.append(state)
-    np.testing.assert_array_equal(states[0].memory.counts, states[1].memory.counts)
-    np.testing.assert_allclose(states[0].memory.losses, states[1].memory.losses, rtol=1e-5)
-    assert states[0].memory.counts.sum() == 40 * 32
-    np.testing.assert_allclose(losses[:40], losses[40:], rtol=1e-5)
-    # The mean is that of uniform times; once the history is full, it varies less.
-    uniform = jax.jit(
-        jax.vmap(
-            lambda key: training.make_loss(
-                apply, schedule, objective="elbo", predicts="v", levels=17, times="uniform"
-            )({"w": jnp.zeros(())}, key, jnp.asarray(batch), ())[0].mean()
-        )
-    )(jax.random.split(jax.random.key(1), 4000))
-    late = np.array(losses[20:40])
-    assert abs(late.mean() - uniform.mean()) < 4.5 * late.std() / np.sqrt(20) + 4.5 * (
-        uniform.std() / np.sqrt(4000)
-    )
-    assert late.std() < 0.75 * uniform.std()
-
-
-def test_the_batch_is_split_and_the_state_is_everywhere(on_eight):
-    _, state, _, mesh = on_eight
-    leaf = jax.tree.leaves(state.params)[0]
-    assert leaf.sharding.is_fully_replicated
-    assert len(leaf.sharding.device_set) == mesh.size == 8
-    batch = parallel.shard_batch(mesh, np.zeros((16, 8, 8, 1), np.float32))
-    assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 8, 8, 1)}
-
-
-def test_a_run_compiles_one_step_and_moves_nothing_to_the_host(small_run, on_eight, caplog):
-    _, born, batches = small_run
-    _, _, compiled, mesh = on_eight  # six steps, of which the first compiled
-    state = jax.jit(born, out_shardings=parallel.replicated(mesh))()
-    placed = parallel.shard_batch(mesh, batches[0])
-    with jax.transfer_guard("disallow"), jax.log_compiles():
-        new_state, metrics = compiled(state, placed)
-    assert not [record for record in caplog.records if "ompil" in record.getMessage()]
-    assert np.isfinite(metrics.loss)
-    assert jax.tree.leaves(state.params)[0].is_deleted(), "the old state was to be donated"
-    assert not jax.tree.leaves(new_state.params)[0].is_deleted()
-
-
-def test_a_mesh_larger_than_the_machine_is_refused():
-    with pytest.raises(UserError, match=r"mesh\.data is 9; of the devices here, 8"):
-        parallel.make_mesh(9)
 
 
 class Recorder:
@@ -326,22 +216,25 @@ class Recorder:
     def log(self, step, metrics):
         self.told.append(("log", step, float(metrics.loss)))
 
-    def save(self, step, state):
+    def save(self, step, state, *, due):
         assert int(state.step) == step
-        self.told.append(("save", step))
+        self.told.append(("save" if due else "left", step))
+
+    def keep(self, step, state):
+        self.told.append(("keep", step))
 
     def draw(self, step, state):
         self.told.append(("draw", step))
 
 
-def run_loop(step, state, *, start=0, steps=7, **every):
+def run_loop(step, state, *, start=0, steps=7, **how):
     hooks = Recorder()
-    every = {"log_every": 2, "save_every": 3, "draw_every": 5, **every}
+    how = {"log_every": 2, "save_every": 3, "draw_every": 5, **how}
     try:
         training.fit(
-            step, state, iter(lambda: jnp.zeros(2), None), hooks, start=start, steps=steps, **every
+            step, state, iter(lambda: jnp.zeros(2), None), hooks, start=start, steps=steps, **how
         )
-    except training.DivergenceError as error:
+    except (training.DivergenceError, training.InterruptedTraining) as error:
         return hooks.told, error
     return hooks.told, None
 
@@ -380,6 +273,87 @@ def test_a_diverged_state_is_never_saved(bad_step):
     assert error.step == bad_step
     assert f"at step {bad_step}" in str(error)
     assert all(event[1] < bad_step for event in told)
+
+
+@pytest.mark.parametrize(("asked", "saved_as"), [(4, "left"), (6, "save")])
+def test_a_run_that_is_asked_to_stop_saves_the_step_at_hand(asked, saved_as):
+    step = jax.jit(make_step(window_steps=2))
+    whole, _ = run_loop(step, make_state())
+    told, left = run_loop(
+        step, make_state(), interrupted=lambda step: signal.SIGTERM if step == asked else None
+    )
+    assert (left.step, left.signal_number) == (asked, signal.SIGTERM)
+    assert str(left) == f"stopped by SIGTERM; step {asked} is saved"
+    assert told[-1] == (saved_as, asked)
+    kept = [event for event in whole if event[1] <= asked]
+    assert [event for event in told if event[0] != "left"] == kept
+
+
+def test_a_run_that_is_asked_to_stop_after_its_last_step_is_finished():
+    told, left = run_loop(
+        jax.jit(make_step()), make_state(), interrupted=lambda step: 15 if step == 7 else None
+    )
+    assert left is None
+    assert told[-1] == ("save", 7)
+
+
+def test_the_loop_runs_three_steps_ahead_of_the_device_and_no_further(monkeypatch):
+    plain, dispatched, waited = jax.jit(make_step()), [], []
+    monkeypatch.setattr(training.loop.jax, "block_until_ready", waited.append)
+
+    def step(state, batch):
+        dispatched.append(len(waited))
+        return plain(state, batch)
+
+    run_loop(step, make_state(), steps=9, log_every=100, save_every=100, draw_every=100)
+    assert dispatched == [0, 0, 0, 0, 1, 2, 3, 4, 5]
+
+
+class TestBadSteps:
+    """A batch of NaN at the steps named."""
+
+    def run(self, bad_steps, *, skips, steps=8):
+        plain = jax.jit(make_step(window_steps=4, skips=skips))
+        state, told = make_state(), []
+        for done in range(1, steps + 1):
+            batch = jnp.array([0.0, 2.0]) + (jnp.nan if done in bad_steps else 0.0)
+            state, metrics = plain(state, batch)
+            told.append(metrics)
+        return state, told
+
+    def test_a_skipped_step_changes_nothing_but_the_count(self):
+        state, told = self.run({3, 4, 7}, skips=2)
+        w, average = 3.0, 3.0
+        for done in (0, 1, 4, 5, 7):  # the decay follows the steps done, skipped or not
+            w = w - 0.5 * (w - 1.0)
+            decay = min(0.99, (1 + done) / (10 + done))
+            average = decay * average + (1 - decay) * w
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-6)
+        np.testing.assert_allclose(state.ema_params["w"], average, rtol=1e-6)
+        assert int(state.step) == 8
+        assert jax.tree.map(int, state.bad) == training.state.Bad(0, 3, 0, 7)
+        # Means are over the good steps of the window: at step 4 over steps 1 and 2.
+        losses = [0.25 * (w**2 + (w - 2.0) ** 2) for w in (3.0, 2.0)]
+        np.testing.assert_allclose(told[3].loss, np.mean(losses), rtol=1e-6)
+
+    def test_one_more_in_a_row_stops_the_run_for_good(self):
+        state, told = self.run({3, 4, 5}, skips=2)
+        assert [int(metrics.bad.stop) for metrics in told] == [0, 0, 0, 0, 5, 5, 5, 5]
+        assert np.isfinite(state.params["w"])
+
+    def test_a_good_step_between_starts_the_count_anew(self):
+        _, told = self.run({1, 2, 4, 5, 7, 8}, skips=2)
+        assert int(told[-1].bad.stop) == 0
+        assert int(told[-1].bad.skipped) == 6
+
+    def test_nothing_is_skipped_unless_asked_for(self):
+        _, told = self.run({3}, skips=0)
+        assert int(told[2].bad.stop) == 3
+
+    def test_parameters_that_overflow_are_never_skipped(self):
+        step = jax.jit(make_step(optimizer=optax.sgd(1e38), skips=5))
+        state, _ = step(make_state(1e3), jnp.zeros(2))
+        assert int(state.bad.stop) == 1
 
 
 def test_state_is_arrays_only():

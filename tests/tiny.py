@@ -28,7 +28,7 @@ def get_config() -> Config:
             batch_size=16,
             objective="elbo",
             times="importance",
-            ema_decay=0.9,
+            ema_decay=(0.9,),
             log_every=5,
             save_every=4,
             draw_every=12,

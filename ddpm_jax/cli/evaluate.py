@@ -22,6 +22,8 @@ class Arguments:
     """The run directory."""
     params: ParamsName = "ema"
     """The moving average of the parameters, or the raw ones."""
+    sigma_rel: float | None = None
+    """In their place an average of this relative width, of a run with train.post_hoc_ema."""
     data_dir: str | None = None
     """Where the dataset is, if not where the run found it."""
 
@@ -29,5 +31,5 @@ class Arguments:
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures and prints; writes nothing."""
     asked = tyro.cli(Arguments, prog="ddpm-jax evaluate", args=arguments)
-    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir)
+    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir, asked.sigma_rel)
     print_results(console, {"step": step, **evaluate(experiment, params)})

@@ -2,13 +2,17 @@
 
 import importlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
+import jax
 from rich.console import Console
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.loop import DivergenceError
+from ddpm_jax.parallel.hosts import LostError
+from ddpm_jax.training import DivergenceError, InterruptedTraining, SaveError
 
 __all__ = ["main"]
 
@@ -16,19 +20,25 @@ COMMANDS = {
     "train": "train a config, or go on with it, then evaluate and draw",
     "sample": "draw images from a run",
     "evaluate": "bits per dimension of a run on held-out images, beside baselines",
+    "replay": "one step of a run once more: which examples and parameters were bad in it",
     "inspect": "the network of a config as a table: shapes, parameters, FLOPs",
 }
 
 EXIT_DIVERGED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+EXIT_DISK = 3
+EXIT_LOST = 4
+EXIT_SIGNAL = 128
+"""Plus the signal's number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code.
 
     0 done, 1 training diverged, 2 something in the arguments or files that a person can mend,
-    130 interrupted with ctrl-C.
+    3 the disk refused one save too many, 4 another process of the run is gone, 130 interrupted with
+    ctrl-C, 143 asked to stop by SIGTERM. `train` has saved the step at hand in the last two cases,
+    but for a second ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -43,12 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"ddpm_jax.cli.{command}")
         module.run(rest, Console())
+    except SaveError as error:
+        return _fail(str(error), EXIT_DISK)
     except (UserError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
     except DivergenceError as error:
         return _fail(str(error), EXIT_DIVERGED)
+    except InterruptedTraining as error:
+        return _fail(str(error), EXIT_SIGNAL + error.signal_number)
+    except LostError as error:
+        return _fail(str(error), EXIT_LOST)
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+        return _fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
     return 0
 
 
@@ -66,5 +82,8 @@ def _usage() -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"ddpm-jax: {sentence}", file=sys.stderr)
+    print(f"ddpm-jax: {sentence}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        # An orderly exit waits for the others, who may be gone or wait for this one. They notice.
+        os._exit(code)
     return code

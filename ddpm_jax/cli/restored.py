@@ -1,13 +1,20 @@
 """A run's experiment and its newest checkpoint, for the commands that only read."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ddpm_jax.config import MeshConfig
-from ddpm_jax.experiment import Experiment, RunDirectory, RunDirectoryError, abstract_state, build
-from ddpm_jax.training import CheckpointError, Checkpoints, TrainState
-from ddpm_jax.training.checkpoints import Restored
+from ddpm_jax.config import HostsConfig, MeshConfig
+from ddpm_jax.experiment import (
+    Experiment,
+    RunDirectory,
+    RunDirectoryError,
+    abstract_state,
+    build,
+    post_hoc_params,
+)
+from ddpm_jax.training import Checkpoints
 
 __all__ = ["ParamsName", "RestoredRun", "restore_run"]
 
@@ -22,8 +29,15 @@ class RestoredRun(NamedTuple):
     step: int
 
 
-def restore_run(directory: Path, params: ParamsName, data_dir: str | None) -> RestoredRun:
+def restore_run(
+    directory: Path,
+    params: ParamsName,
+    data_dir: str | None = None,
+    sigma_rel: float | None = None,
+) -> RestoredRun:
     """Reads a finished or running run; never writes to it.
+
+    With `sigma_rel` the parameters are an average of this width, made of the run's snapshots.
 
     It may have been trained elsewhere: all devices of this machine are used, and `data_dir`, if
     given, is where its dataset is here.
@@ -32,26 +46,21 @@ def restore_run(directory: Path, params: ParamsName, data_dir: str | None) -> Re
         UserError: no run there, no checkpoint yet, or one that cannot be read.
     """
     run = RunDirectory(directory)
-    config = dataclasses.replace(run.read_config(), mesh=MeshConfig())
+    config = dataclasses.replace(run.read_config(), mesh=MeshConfig(), hosts=HostsConfig())
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     experiment = build(config)
-    restored = _newest(run, abstract_state(experiment))
+    verify = config.train.verify_checkpoints
+    if sigma_rel is not None:
+        averaged, step = post_hoc_params(experiment, run, sigma_rel, verify=verify)
+        return RestoredRun(experiment, averaged, step)
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract_state(experiment), verify=verify)
     if restored is None:
         raise RunDirectoryError(f"{str(directory)!r} has no checkpoint yet; try again later")
+    for sentence in restored.refused.values():
+        print(f"ddpm-jax: not read: {sentence}", file=sys.stderr)
     state = restored.state
     return RestoredRun(
         experiment, state.ema_params if params == "ema" else state.params, restored.step
     )
-
-
-def _newest(run: RunDirectory, like: TrainState) -> Restored | None:
-    """The newest checkpoint; the next one if training deletes it while it is being read."""
-    while True:
-        with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-            before = checkpoints.steps()
-            try:
-                return checkpoints.restore(like)
-            except CheckpointError:
-                if checkpoints.steps() == before:
-                    raise

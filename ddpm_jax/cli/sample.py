@@ -37,6 +37,8 @@ class Arguments:
     seed: int = 0
     params: ParamsName = "ema"
     """The moving average of the parameters, or the raw ones."""
+    sigma_rel: float | None = None
+    """In their place an average of this relative width, of a run with train.post_hoc_ema."""
     data_dir: str | None = None
     """Where the dataset is, if not where the run found it."""
 
@@ -54,7 +56,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError(f"--seed is {asked.seed}; it has to be in [0, 2^32)")
     if asked.num < 1:
         raise UserError(f"--num is {asked.num}; it has to be 1 or more")
-    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir)
+    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir, asked.sigma_rel)
     num_steps = experiment.process.num_steps
     if asked.steps is not None and not 1 <= asked.steps <= num_steps:
         raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")

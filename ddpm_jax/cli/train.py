@@ -1,13 +1,17 @@
 """`ddpm-jax train CONFIG [overrides]`."""
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
+import jax
 from rich.console import Console
 
+from ddpm_jax import training
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.cli.results import print_results
 from ddpm_jax.experiment import RunDirectory, say, train
-from ddpm_jax.training import DivergenceError
+from ddpm_jax.parallel import hosts
 
 __all__ = ["run"]
 
@@ -15,19 +19,36 @@ __all__ = ["run"]
 def run(arguments: Sequence[str], console: Console) -> None:
     """Trains, evaluates, and says where everything is."""
     config = parse_config("train", arguments)
+    hosts.join(**dataclasses.asdict(config.hosts))  # before anything is asked of JAX
+    _keep_compiled_programs(config.compilation_cache)
     directory = RunDirectory(config.workdir)
+    if not hosts.is_first():
+        console = Console(quiet=True)
     try:
         results = train(config, console)
     except KeyboardInterrupt:
         say(console, "the same command goes on from the last checkpoint")
         raise
-    except DivergenceError as error:
-        raise DivergenceError(
+    except training.InterruptedTraining:
+        say(console, "the same command goes on from there")
+        raise
+    except training.DivergenceError as error:
+        raise training.DivergenceError(
             error.step,
-            f"; the checkpoints in {directory.checkpoints} are from before it. The same command"
-            " would repeat it: lower --optimizer.learning-rate, with another --workdir",
+            f"; the checkpoints in {directory.checkpoints} are from before it. `ddpm-jax replay"
+            f" {directory.path} --step {error.step}` tells what was bad. The same command would repeat"
+            " it: lower --optimizer.learning-rate, with another --workdir",
         ) from None
     print_results(console, results)
     say(console, f"pictures   {directory.pictures}")
     say(console, f"metrics    {directory.metrics}")
     say(console, f"curves     tensorboard --logdir {directory.tensorboard}")
+
+
+def _keep_compiled_programs(directory: str | None) -> None:
+    """In a folder of the user's, unless JAX was told of one already."""
+    if directory is None or jax.config.jax_compilation_cache_dir is not None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -9,6 +9,7 @@ asked to prepare it.
 import difflib
 import io
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,10 @@ def read_prepared(name: str, directory: pathlib.Path) -> ImageSet:
 
 
 def declared_shape(name: str, directory: pathlib.Path) -> tuple[int, int, int]:
-    """(height, width, channel) as the data set declares them; it need not be prepared."""
+    """(height, width, channel) as the data set declares them; it need not be prepared.
+
+    Where it declares no size, a name like `downsampled_imagenet/64x64` tells it.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -57,12 +61,13 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int, int, int]:
         except Exception:
             raise error from None
     _check_features(f"data set {name!r}", builder.info.features)
-    shape = builder.info.features["image"].shape
-    if None in shape:
+    height, width, channel = shape = builder.info.features["image"].shape
+    if square := re.search(r"/(\d+)x\1(:|$)", name):
+        height, width = height or int(square[1]), width or int(square[1])
+    if height is None or width is None:
         raise DataError(
             f"data set {name!r} declares images of shape {shape}; it has to be one size"
         )
-    height, width, channel = shape
     return height, width, channel
 
 

@@ -1,23 +1,27 @@
 """From a config to the things it names, put together once for every command alike."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import meta
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax import parallel, training
-from ddpm_jax.config import Config, ConfigError, validate
+from ddpm_jax.config import Config, ConfigError, TrainConfig, validate
 from ddpm_jax.data import ImageSet, load, to_model_range
 from ddpm_jax.experiment.process import make_process, measured_spectrum
-from ddpm_jax.models import UNet
+from ddpm_jax.models import UNet, init_params
+from ddpm_jax.parallel import Form
 from ddpm_jax.processes import Modal
 from ddpm_jax.samplers import Predict
-from ddpm_jax.training.objective import LossFn
+from ddpm_jax.training import ema
+from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.step import Decay
 
 __all__ = [
     "Experiment",
@@ -26,8 +30,11 @@ __all__ = [
     "check_batch",
     "check_image_size",
     "initial_state",
-    "make_loss",
+    "lower_step",
+    "make_form",
     "make_model",
+    "make_objective",
+    "state_shardings",
 ]
 
 
@@ -58,19 +65,32 @@ class Experiment(NamedTuple):
     def key(self, purpose: str) -> Array:
         """The root key of one use of randomness, so that no two uses share noise."""
         purposes = ("parameters", "training", "held out", "samples", "bits per dim")
-        return jax.random.fold_in(jax.random.key(self.config.seed), purposes.index(purpose))
+        # Threefry whatever JAX's default: of others, a batch of keys gives other bits than each.
+        root = jax.random.key(self.config.seed, impl="threefry2x32")
+        return jax.random.fold_in(root, purposes.index(purpose))
 
 
-def build(config: Config) -> Experiment:
+def build(
+    config: Config,
+    *,
+    images: ImageSet | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Experiment:
     """Checks `config` against itself, the images and the devices, and puts its parts together.
+
+    Args:
+        config: what is asked for.
+        images: loaded as it says, if not given.
+        devices: all there are, if not given.
 
     Raises:
         UserError: a value that cannot work, a missing dataset, or images that the network's levels
             do not divide.
     """
     validate(config)
-    mesh = parallel.make_mesh(config.mesh.data)
-    images = load(config.data.name, config.data.dir)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    if images is None:
+        images = load(config.data.name, config.data.dir)
     check_image_size(config, images.image_shape)
     spectrum = measured_spectrum(images) if config.process.name == "equal_snr" else None
     optimizer = config.optimizer
@@ -93,13 +113,15 @@ def build(config: Config) -> Experiment:
     )
 
 
-def check_batch(config: Config) -> None:
-    """Raises UserError unless the mesh is there and divides the training batch."""
-    devices = parallel.make_mesh(config.mesh.data).size
-    if config.train.batch_size % devices:
+def check_batch(config: Config, devices: Sequence[jax.Device] | None = None) -> None:
+    """Raises UserError unless the mesh is there and divides the training batch, or its parts."""
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    batch_size, accumulate = config.train.batch_size, config.train.accumulate
+    if batch_size % (mesh.size * accumulate):
+        parts = f", in {accumulate} parts each" if accumulate > 1 else ""
         raise ConfigError(
-            f"train.batch_size is {config.train.batch_size}; the {devices} devices of the mesh"
-            f" have to divide it ({_multiples_near(config.train.batch_size, devices)} would)"
+            f"train.batch_size is {batch_size}; the {mesh.size} devices of the mesh have to divide"
+            f" it{parts} ({_multiples_near(batch_size, mesh.size * accumulate)} would)"
         )
 
 
@@ -134,11 +156,13 @@ def make_model(config: Config) -> UNet:
         norm_groups=model.norm_groups,
         dtype=jnp.dtype(model.dtype),
         learned_variance=model.variance == "learned_range",
+        gradients="float32" if config.mesh.reduction == "float32" else "compute",
+        remat=model.remat,
     )
 
 
-def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
-    """A loss of uint8 images, which are scaled on the device; see `ddpm_jax.training.objective`.
+def make_objective(experiment: Experiment, *, train: bool) -> Objective:
+    """The objective of uint8 images, which are scaled on the device.
 
     Held-out images have no memory: times that training draws by importance are stratified for them.
     """
@@ -146,7 +170,7 @@ def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
     times = config.train.times
     if times == "importance" and not train:
         times = "stratified"
-    loss_fn = training.make_loss(
+    objective = training.make_objective(
         experiment.model.apply,
         experiment.process,
         objective=config.train.objective,
@@ -157,38 +181,89 @@ def make_loss(experiment: Experiment, *, train: bool) -> LossFn:
         train=train,
     )
 
-    def loss_of_images(params: Any, key: Array, images: Array, memory: Any) -> tuple[Array, Any]:
-        return loss_fn(params, key, to_model_range(images, levels), memory)
+    def losses(params: Any, images: Array, drawn: training.Drawn) -> Array:
+        return objective.losses(params, to_model_range(images, levels), drawn)
 
-    return loss_of_images
+    return objective._replace(losses=losses)
+
+
+def make_form(experiment: Experiment) -> Form:
+    """How the train step runs on the mesh."""
+    mesh = experiment.config.mesh
+    return parallel.make_form(
+        mesh.form, experiment.mesh, state_shardings(experiment), mesh.reduction
+    )
+
+
+def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
+    """The train step for this mesh, before it is compiled; nothing is computed."""
+    train, images = experiment.config.train, experiment.images
+    step = training.make_train_step(
+        make_objective(experiment, train=True),
+        experiment.optimizer,
+        averages=_decays(train),
+        window_steps=train.log_every,
+        accumulate=train.accumulate,
+        skips=train.skip_bad_steps,
+        form=form,
+    )
+    batch = form.abstract_batch((train.batch_size, *images.image_shape), jnp.uint8)
+    return form.lower(step, abstract_state(experiment), batch)
 
 
 def initial_state(experiment: Experiment) -> training.TrainState:
-    """The state before the first step, born on the mesh."""
-    return _born(experiment)()
+    """The state before the first step, born on the mesh: nobody ever holds more than his part."""
+    born = jax.jit(
+        lambda: meta.unbox(_boxed_state(experiment)), out_shardings=state_shardings(experiment)
+    )
+    state: training.TrainState = born()
+    return state
 
 
 def abstract_state(experiment: Experiment) -> training.TrainState:
     """Shapes, dtypes and shardings of the state, for a restore; computes nothing."""
-    everywhere = parallel.replicated(experiment.mesh)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(_born(experiment)),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        meta.unbox(_abstract_boxed_state(experiment)),
+        state_shardings(experiment),
     )
 
 
-def _born(experiment: Experiment) -> Callable[[], training.TrainState]:
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(experiment.mesh))
-    def born() -> training.TrainState:
-        shape = (1, *experiment.images.image_shape)
-        x_t, t = jnp.zeros(shape, jnp.float32), jnp.zeros((1,), jnp.int32)
-        params = experiment.model.init(experiment.key("parameters"), x_t, t)
-        memory = training.initial_memory(
-            experiment.config.train.times, experiment.process.num_steps
-        )
-        return training.init_state(params, experiment.optimizer, experiment.key("training"), memory)
+def state_shardings(experiment: Experiment) -> training.TrainState:
+    """Where each array of the state lives: by the names of its axes and `parallel.RULES`.
 
-    return born
+    What the optimizer and the averages hold of a parameter is split as the parameter is.
+    """
+    shardings: training.TrainState = parallel.shardings(
+        _abstract_boxed_state(experiment), experiment.mesh
+    )
+    return shardings
+
+
+def _abstract_boxed_state(experiment: Experiment) -> training.TrainState:
+    return jax.eval_shape(lambda: _boxed_state(experiment))
+
+
+def _boxed_state(experiment: Experiment) -> training.TrainState:
+    """With the names of the axes around the arrays that have such."""
+    return training.init_state(
+        init_params(experiment.model, experiment.key("parameters"), experiment.images.image_shape),
+        experiment.optimizer,
+        experiment.key("training"),
+        averages=len(_decays(experiment.config.train)),
+        memory=make_objective(experiment, train=True).initial_memory(),
+    )
+
+
+def _decays(train: TrainConfig) -> list[Decay]:
+    """Of the moving averages, in the order in which the state holds them."""
+    return [
+        *(functools.partial(ema.decay_at, decay=decay) for decay in train.ema_decay),
+        *(
+            functools.partial(ema.power_decay_at, gamma=ema.gamma_of(width))
+            for width in train.post_hoc_ema
+        ),
+    ]
 
 
 def _multiples_near(value: int, factor: int) -> str:

@@ -14,8 +14,13 @@ from ddpm_jax.errors import UserError
 
 __all__ = ["RunDirectory", "RunDirectoryError"]
 
-_MAY_DIFFER = {"workdir", "mesh.data", "data.dir"}
-"""Where things are, and how many devices share them: they change no more than rounding."""
+_MAY_DIFFER = (
+    *("workdir", "data.dir", "compilation_cache", "hosts.", "mesh."),
+    *("train.accumulate", "train.keep_", "train.verify_checkpoints", "train.missed_saves"),
+    "model.remat",
+)
+"""Beginnings of the fields that say where things are, who computes them and in how many parts: they
+change no more than rounding."""
 _PARTIAL = ".partial"
 
 
@@ -29,7 +34,8 @@ class RunDirectory:
     config.json     the run's config
     metrics.jsonl   one line for each log, the same bytes however often the run was interrupted
     results.json    the final evaluation; its presence says that the run is finished
-    checkpoints/    one folder a saved step
+    checkpoints/    one folder a saved step, each with a manifest
+    snapshots/      averages for post-hoc EMA, if asked for, one folder a step
     pictures/       sample grids and denoising strips
     tensorboard/    the same as events, and the speed
     """
@@ -40,6 +46,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
         self.pictures = self.path / "pictures"
         self.tensorboard = self.path / "tensorboard"
 
@@ -110,7 +117,7 @@ class RunDirectory:
         different = [
             difference
             for difference in configs.differences(stored, config)
-            if difference.field not in _MAY_DIFFER
+            if not difference.field.startswith(_MAY_DIFFER)
         ]
         if different:
             fields = "; ".join(

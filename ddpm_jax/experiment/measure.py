@@ -1,5 +1,6 @@
 """What a trained network is asked: its bits per dimension and its samples, over the mesh."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import parallel, samplers
+from ddpm_jax import parallel, samplers, training
 from ddpm_jax.config import SamplerName
 from ddpm_jax.data import to_levels, to_model_range
 from ddpm_jax.evaluation import histogram_bits_per_dim, strip_times, uniform_bits_per_dim
-from ddpm_jax.experiment.build import Experiment, make_loss
+from ddpm_jax.experiment.build import Experiment, make_objective
 from ddpm_jax.likelihood import BitsPerDim, bits_per_dim
 
 __all__ = ["Drawn", "evaluate", "held_out_loss", "make_drawer"]
@@ -56,7 +57,7 @@ def _bits_per_dim(experiment: Experiment, params: Any) -> BitsPerDim:
     images, mesh = experiment.images, experiment.mesh
     size = _round_up(min(experiment.config.evaluation.batch_size, len(images.held_out)), mesh.size)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))  # for every process
     def terms_of(params: Any, key: jax.Array, batch: jax.Array) -> BitsPerDim:
         return bits_per_dim(
             experiment.process,
@@ -87,13 +88,12 @@ def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
     size = _round_up(count, mesh.size)
     filled = experiment.images.held_out[np.arange(size) % count]
     images = jax.device_put(filled, parallel.split_by_batch(mesh))
-    loss_fn = make_loss(experiment, train=False)
+    objective = make_objective(experiment, train=False)
     key = experiment.key("held out")
 
     @jax.jit
     def mean_loss(params: Any, images: jax.Array) -> jax.Array:
-        losses, _ = loss_fn(params, key, images, ())
-        return jnp.mean(losses)
+        return jnp.mean(training.weighted_losses(objective, params, key, images))
 
     return lambda params: float(mean_loss(params, images))
 
@@ -123,7 +123,7 @@ def make_drawer(
 
     few = min(num, _STRIP_ROWS)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def draw(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         chain = _make_sampler(experiment, sampler, params)
         drawn = samplers.sample(chain, key, shape, times, keep=lambda info: info.x_s[:few])

@@ -93,14 +93,16 @@ class TrainingDisplay:
             self._last = step, time.perf_counter()
         self._bar.update(self._task, completed=step)
 
-    def log(self, step: int, loss: float) -> dict[str, float]:
-        """Shows the loss and the speed since the last call; returns the speed."""
+    def log(self, step: int, loss: float, *, skipped: int = 0) -> dict[str, float]:
+        """Shows the loss, bad steps and the speed since the last call; returns the speed."""
         now = time.perf_counter()
         before, then = self._last or (step, now)
         self._last = step, now
         steps_per_second = (step - before) / (now - then) if step > before else 0.0
         images_per_second = steps_per_second * self._batch_size
         told = f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {images_per_second:.0f} images/s"
+        if skipped:
+            told += f"  {skipped} bad steps skipped"
         self._bar.update(self._task, told=told)
         if not self._console.is_terminal:
             left = (self._steps - step) / steps_per_second if steps_per_second else math.inf
@@ -149,7 +151,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _as_line(values: dict[str, Any]) -> str:
-    return json.dumps(values) + "\n"
+    """JSON has no NaN: a window without a good step has the loss null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return json.dumps(finite) + "\n"
 
 
 def _minutes(seconds: float) -> str:

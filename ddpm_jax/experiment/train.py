@@ -1,5 +1,6 @@
 """A whole run: train or go on training, then evaluate and draw."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -8,20 +9,23 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from ddpm_jax import parallel, training
-from ddpm_jax.config import Config, validate
-from ddpm_jax.data import make_iterator
+from ddpm_jax import training
+from ddpm_jax.config import Config, to_json, validate
+from ddpm_jax.data import BatchIterator, make_iterator
 from ddpm_jax.experiment.build import (
     Experiment,
     abstract_state,
     build,
     check_batch,
     initial_state,
-    make_loss,
+    lower_step,
+    make_form,
 )
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.measure import evaluate, held_out_loss, make_drawer
 from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn, say
+from ddpm_jax.parallel import Form, hosts
+from ddpm_jax.training.checkpoints import Restored
 
 __all__ = ["train"]
 
@@ -30,13 +34,18 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     """Trains `config` in its workdir, from the last checkpoint if there is one; returns results.
 
     A run that was killed at any moment and started again ends with the same bits in parameters,
-    moving average, optimizer state and metrics as one that was not: the noise follows from the
+    moving averages, optimizer state and metrics as one that was not: the noise follows from the
     seed and the step, the order of the data is in the checkpoint, and metrics written after the
     last checkpoint are dropped and written again.
+
+    With several processes each calls this with the same config; `hosts.join` comes before. The
+    first one writes and speaks for all.
 
     Raises:
         UserError: something that the caller can mend, before anything is compiled or written.
         training.DivergenceError: the loss turned NaN or Inf; the last checkpoint is sound.
+        training.InterruptedTraining: SIGTERM or SIGINT; the step at hand is saved.
+        hosts.LostError: another process of the run is gone.
     """
     run = RunDirectory(config.workdir)
     validate(config)
@@ -47,11 +56,20 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         say(console, f"{run.path} is finished; nothing left to train")
         return results
     experiment = build(config)  # what it refuses has not claimed the directory
-    with run.claim(config):
-        state = _train(experiment, run, console)
-        say(console, "evaluating")
-        results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
-        run.write_results(results)
+    if not hosts.is_first():
+        console = Console(quiet=True)
+    with run.claim(config) if hosts.is_first() else contextlib.nullcontext():
+        hosts.barrier("the directory is claimed")
+        try:
+            state = _train(experiment, run, console)
+            say(console, "evaluating")
+            results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
+        except jax.errors.JaxRuntimeError as error:
+            if hosts.alone():
+                raise
+            raise hosts.LostError(str(error).splitlines()[0][:200]) from error
+        if hosts.is_first():
+            run.write_results(results)
         return results
 
 
@@ -66,47 +84,74 @@ def _train(experiment: Experiment, run: RunDirectory, console: Console) -> train
         process_count=jax.process_count(),
     )
     with training.Checkpoints(
-        run.checkpoints, keep_latest=config.keep_latest, keep_best=config.keep_best
+        run.checkpoints,
+        keep_latest=config.keep_latest,
+        keep_best=config.keep_best,
+        config=to_json(experiment.config),
     ) as checkpoints:
-        restored = checkpoints.restore(abstract_state(experiment))
+        restored = _restored(experiment, checkpoints, console)
         if restored is None:
             start, state = 0, initial_state(experiment)
         else:
             start, state = restored.step, restored.state
             data.set_state(restored.data_state)
             say(console, f"going on from step {start}")
+        form = make_form(experiment)
         with (
-            MetricsLog(run, resumed_at=start) as log,
+            _metrics_log(run, resumed_at=start) as log,
             TrainingDisplay(
                 console, start=start, steps=config.steps, batch_size=config.batch_size
             ) as display,
         ):
-            return training.fit(
-                _compiled_step(experiment),
-                state,
-                _on_mesh(experiment, data),
-                _Hooks(experiment, run, data, checkpoints, log, display),
-                start=start,
-                steps=config.steps,
-                log_every=config.log_every,
-                save_every=config.save_every,
-                draw_every=config.draw_every,
-            )
+            step = lower_step(experiment, form).compile()
+            hooks = _Hooks(experiment, run, data, checkpoints, log, display)
+            # Compiling takes each host its own time; in what comes next they wait for each other,
+            # and not for long.
+            hosts.barrier("the step is compiled")
+            with training.Interrupts(display.say) as interrupts:
+                return training.fit(
+                    step,
+                    state,
+                    _placed(data, form),
+                    hooks,
+                    start=start,
+                    steps=config.steps,
+                    log_every=config.log_every,
+                    save_every=config.save_every,
+                    draw_every=config.draw_every,
+                    keep_every=config.post_hoc_every if config.post_hoc_ema else None,
+                    interrupted=interrupts.received,
+                )
 
 
-def _compiled_step(experiment: Experiment) -> Any:
-    step = training.make_train_step(
-        make_loss(experiment, train=True),
-        experiment.optimizer,
-        ema_decay=experiment.config.train.ema_decay,
-        window_steps=experiment.config.train.log_every,
-    )
-    return parallel.compile_step(step, experiment.mesh)
+def _restored(
+    experiment: Experiment, checkpoints: training.Checkpoints, console: Console
+) -> Restored | None:
+    """The newest sound checkpoint, which the first process looks for, laid out on the mesh."""
+    verify = experiment.config.train.verify_checkpoints
+    choice: tuple[int | None, list[str]] = (None, [])
+    if hosts.is_first():
+        found = training.newest_sound(checkpoints.directory, verify=verify)
+        checkpoints.move_aside(found.refused)
+        choice = found.step, list(found.refused.values())
+    step, refused = hosts.agreed(choice)
+    for sentence in refused:
+        say(console, f"not going on from {sentence}; it is moved aside")
+    if step is None:
+        return None
+    return checkpoints.restore(abstract_state(experiment), step, verify=False)
 
 
-def _on_mesh(experiment: Experiment, data: Any) -> Iterator[jax.Array]:
+def _metrics_log(
+    run: RunDirectory, *, resumed_at: int
+) -> contextlib.AbstractContextManager[MetricsLog | None]:
+    """The first process's; None for the others."""
+    return MetricsLog(run, resumed_at=resumed_at) if hosts.is_first() else contextlib.nullcontext()
+
+
+def _placed(data: BatchIterator, form: Form) -> Iterator[jax.Array]:
     for batch in data:
-        yield parallel.shard_batch(experiment.mesh, batch)
+        yield form.place(batch)
 
 
 @dataclasses.dataclass
@@ -115,10 +160,12 @@ class _Hooks:
 
     experiment: Experiment
     run: RunDirectory
-    data: Any
+    data: BatchIterator
     checkpoints: training.Checkpoints
-    metrics_log: MetricsLog
+    metrics_log: MetricsLog | None
+    """None in all processes but the first."""
     display: TrainingDisplay
+    missed_saves: int = 0
 
     def __post_init__(self) -> None:
         evaluation = self.experiment.config.evaluation
@@ -140,25 +187,66 @@ class _Hooks:
             "gradient_norm": float(metrics.gradient_norm),
             "learning_rate": float(self.experiment.learning_rate(step - 1)),
         }
-        self.metrics_log.write(step, values)
-        self.metrics_log.scalars(step, self.display.log(step, values["loss"]))
+        if skipped := int(metrics.bad.skipped):
+            values |= {"skipped_steps": skipped, "last_skipped_step": int(metrics.bad.last)}
+        speed = self.display.log(step, values["loss"], skipped=skipped)
+        if self.metrics_log is not None:
+            self.metrics_log.write(step, values)
+            self.metrics_log.scalars(step, speed)
 
-    def save(self, step: int, state: training.TrainState) -> None:
-        loss = self.held_out_loss(state.ema_params)
-        if not math.isfinite(loss):
-            raise training.DivergenceError(step)
-        # Written before the checkpoint is: a resumed run never misses the line of its own step.
-        self.metrics_log.write(step, {"held_out_loss": loss})
-        self.checkpoints.save(step, state, self.data.get_state(), held_out_loss=loss)
-        self.display.say(f"step {step}: held-out loss {loss:.4f}, checkpoint saved")
+    def save(self, step: int, state: training.TrainState, *, due: bool) -> None:
+        loss = math.inf  # of a step that other runs do not save, so that no metrics depend on it
+        if due:
+            loss = self.held_out_loss(state.ema_params)
+            if not math.isfinite(loss):
+                raise training.DivergenceError(step)
+            # Written before the checkpoint is: a resumed run never misses the line of its own step.
+            if self.metrics_log is not None:
+                self.metrics_log.write(step, {"held_out_loss": loss})
+        told = f"step {step}: held-out loss {loss:.4f}, " if due else f"step {step}: "
+        try:
+            self.checkpoints.save(step, state, self.data.get_state(), held_out_loss=loss)
+            if not due:
+                self.checkpoints.wait()
+        except training.SaveError as error:
+            self._miss(error, may_go_on=due)
+            told += "checkpoint not saved"
+        else:
+            self.missed_saves = 0
+            told += "checkpoint saved"
+        self.display.say(told)
         self.display.pause()
+
+    def keep(self, step: int, state: training.TrainState) -> None:
+        config = self.experiment.config.train
+        try:
+            training.save_snapshot(
+                self.run.snapshots,
+                step,
+                state.averages[len(config.ema_decay) :],
+                config.post_hoc_ema,
+                config=to_json(self.experiment.config),
+            )
+        except training.SaveError as error:
+            self._miss(error, may_go_on=True)
+
+    def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
+        """Counts a save that the disk refused, and goes on if there may be more of them."""
+        self.missed_saves += 1
+        allowed = self.experiment.config.train.missed_saves
+        if not may_go_on or self.missed_saves > allowed:
+            raise error
+        self.display.say(
+            f"{error}; training goes on without it ({self.missed_saves} of {allowed} in a row that"
+            " may be missed)"
+        )
 
     def draw(self, step: int, state: training.TrainState) -> None:
         drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
-        name = f"{step:07d}"
-        levels = self.experiment.images.levels
-        pictures = save_drawn(self.run.pictures, name, drawn, levels=levels)
-        for kind, picture in pictures.items():
-            self.metrics_log.picture(step, kind, picture)
+        if self.metrics_log is not None:
+            levels = self.experiment.images.levels
+            pictures = save_drawn(self.run.pictures, f"{step:07d}", drawn, levels=levels)
+            for kind, picture in pictures.items():
+                self.metrics_log.picture(step, kind, picture)
         self.display.say(f"step {step}: pictures in {self.run.pictures}")
         self.display.pause()

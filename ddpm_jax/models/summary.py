@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import meta
+
+from ddpm_jax.models.unet import init_params
 
 __all__ = ["Layer", "layer_table"]
 
@@ -31,7 +34,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     x_t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(model.init, key, x_t, t)
+    variables = meta.unbox(jax.eval_shape(lambda key: init_params(model, key, image_shape), key))
     calls: list[tuple[nn.Module, Any, Any, Any]] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

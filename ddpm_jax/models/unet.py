@@ -8,16 +8,24 @@ residual branch and of the network starts at zero. With the paper's CIFAR-10 set
 
 import math
 from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, DTypeLike, Float, Int, Key
 
-__all__ = ["UNet", "sinusoidal_embedding"]
+from ddpm_jax.models.layers import Conv, Dense, Dropout, Gradients, named
+
+__all__ = ["Remat", "UNet", "init_params", "sinusoidal_embedding"]
+
+Remat = Literal["none", "attention", "convolutions", "blocks"]
+"""What the backward pass computes again instead of keeping it; each saves more memory."""
 
 _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros_init()
+_ones = nn.initializers.ones_init()
 
 
 def sinusoidal_embedding(t: Int[Array, " batch"], width: int) -> Float[Array, "batch width"]:
@@ -44,6 +52,12 @@ class UNet(nn.Module):
         norm_groups: groups of each group norm; divides every level's width.
         dtype: of the computation inside; parameters are float32 whatever it is.
         learned_variance: whether there is the second output; at first it is 0, the small variance.
+        gradients: dtype in which weight gradients leave the backward pass and are summed over
+            devices: "float32", or "compute" for `dtype`, as JAX does by itself; only then can
+            there be `jax.jvp` through the network.
+        remat: what the backward pass computes again: "none"; "attention", all of its blocks;
+            "convolutions", all blocks but the outputs of their convolutions; "blocks", all blocks.
+            Parameters and results are the same.
 
     Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.experiment`
     checks it before anything is built.
@@ -57,6 +71,8 @@ class UNet(nn.Module):
     norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
     learned_variance: bool = False
+    gradients: Gradients = "float32"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -65,61 +81,80 @@ class UNet(nn.Module):
         t: Int[Array, " batch"],
         *,
         train: bool = False,
+        keys: Key[Array, " batch"] | None = None,
     ) -> (
         Float[Array, "batch height width channel"]
         | tuple[
             Float[Array, "batch height width channel"], Float[Array, "batch height width channel"]
         ]
     ):
-        """The prediction at `(x_t, t)`; `train` turns dropout on."""
-        time = sinusoidal_embedding(t, self.channels).astype(self.dtype)
-        time = _dense(4 * self.channels, self.dtype, "time_0")(time)
-        time = _dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
-        time = nn.swish(time)
+        """The prediction at `(x_t, t)`; `train` turns dropout on.
+
+        Its masks are drawn by `keys`, one for each example; if there are none, by the rng stream
+        "dropout", whose one key is split over the examples.
+        """
+        if not train or self.dropout == 0.0:
+            keys = None
+        elif keys is None:
+            keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
+        residual_block, attention_block = _blocks(self.remat)
+        compute = Compute(self.dtype, self.gradients)
+
+        def residual(h: jax.Array, width: int, name: str) -> jax.Array:
+            block = residual_block(width, self.dropout, self.norm_groups, compute, name=name)
+            return block(h, time, keys)
+
+        def attention(h: jax.Array, name: str) -> jax.Array:
+            return attention_block(self.norm_groups, compute, name=name)(h)
 
         def block(h: jax.Array, width: int, name: str) -> jax.Array:
-            h = ResidualBlock(width, self.dropout, self.norm_groups, self.dtype, name=name)(
-                h, time, train
-            )
-            if h.shape[1] in self.attention_resolutions:
-                h = SelfAttention(self.norm_groups, self.dtype, name=f"{name}_attention")(h)
-            return h
+            h = residual(h, width, name)
+            attends = h.shape[1] in self.attention_resolutions
+            return attention(h, f"{name}_attention") if attends else h
+
+        time = sinusoidal_embedding(t, self.channels).astype(self.dtype)
+        time = _dense(4 * self.channels, compute, "time_0")(time)
+        time = _dense(4 * self.channels, compute, "time_1")(nn.swish(time))
+        time = nn.swish(time)
 
         levels = list(enumerate(self.channels * multiplier for multiplier in self.multipliers))
-        h = _conv(self.channels, self.dtype, "input")(x_t.astype(self.dtype))
+        h = _conv(self.channels, compute, "input")(x_t)
         skips = [h]
         for level, width in levels:
             for index in range(self.num_blocks):
                 h = block(h, width, f"down_{level}_{index}")
                 skips.append(h)
             if level != levels[-1][0]:
-                h = _conv(width, self.dtype, f"down_{level}_half", stride=2)(h)
+                h = _conv(width, compute, f"down_{level}_half", stride=2)(h)
                 skips.append(h)
 
         width = levels[-1][1]
-        h = ResidualBlock(width, self.dropout, self.norm_groups, self.dtype, name="middle_0")(
-            h, time, train
-        )
-        h = SelfAttention(self.norm_groups, self.dtype, name="middle_attention")(h)
-        h = ResidualBlock(width, self.dropout, self.norm_groups, self.dtype, name="middle_1")(
-            h, time, train
-        )
+        h = residual(h, width, "middle_0")
+        h = attention(h, "middle_attention")
+        h = residual(h, width, "middle_1")
 
         for level, width in reversed(levels):
             for index in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, f"up_{level}_{index}")
             if level != 0:
-                h = _conv(width, self.dtype, f"up_{level}_double")(_double(h))
+                h = _conv(width, compute, f"up_{level}_double")(_double(h))
 
         h = nn.swish(_norm(h, self.norm_groups, "output_norm"))
         outputs = 2 if self.learned_variance else 1
-        h = _conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
+        h = _conv(outputs * x_t.shape[-1], compute, "output", init=_zeros)(h)
         h = h.astype(jnp.float32)
         if self.learned_variance:
             prediction, interpolation = jnp.split(h, 2, axis=-1)
             return prediction, interpolation
         return h
+
+
+class Compute(NamedTuple):
+    """How layers compute, see `UNet`."""
+
+    dtype: DTypeLike
+    gradients: Gradients
 
 
 class ResidualBlock(nn.Module):
@@ -128,18 +163,18 @@ class ResidualBlock(nn.Module):
     width: int
     dropout: float
     norm_groups: int
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, time: jax.Array, keys: jax.Array | None) -> jax.Array:
         h = nn.swish(_norm(x, self.norm_groups, "norm_0"))
-        h = _conv(self.width, self.dtype, "conv_0")(h)
-        h = h + _dense(self.width, self.dtype, "time")(time)[:, None, None, :]
+        h = checkpoint_name(_conv(self.width, self.compute, "conv_0")(h), _CONVOLUTION)
+        h = h + _dense(self.width, self.compute, "time")(time)[:, None, None, :]
         h = nn.swish(_norm(h, self.norm_groups, "norm_1"))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = _conv(self.width, self.dtype, "conv_1", init=_zeros)(h)
+        h = Dropout(self.dropout, name="dropout")(h, keys)
+        h = checkpoint_name(_conv(self.width, self.compute, "conv_1", init=_zeros)(h), _CONVOLUTION)
         if x.shape[-1] != self.width:
-            x = _dense(self.width, self.dtype, "shortcut")(x)
+            x = _dense(self.width, self.compute, "shortcut")(x)
         return x + h
 
 
@@ -147,20 +182,45 @@ class SelfAttention(nn.Module):
     """One head over all positions of the image, added to the input."""
 
     norm_groups: int
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         h = _norm(x, self.norm_groups, "norm").reshape(batch, height * width, channels)
         query, key, value = (
-            _dense(channels, self.dtype, name)(h) for name in ("query", "key", "value")
+            _dense(channels, self.compute, name)(h) for name in ("query", "key", "value")
         )
         logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32) / math.sqrt(channels)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.compute.dtype)
         h = jnp.einsum("bqk,bkc->bqc", weights, value)
-        h = _dense(channels, self.dtype, "output", init=_zeros)(h)
+        h = _dense(channels, self.compute, "output", init=_zeros)(h)
         return x + h.reshape(x.shape)
+
+
+def init_params(model: nn.Module, key: Key[Array, ""], image_shape: Sequence[int]) -> Any:
+    """The variables of `model` for images of one shape, each in a box with its axes' names.
+
+    Pure, so that `jit` with output shardings can bear them sharded. `flax.core.meta.unbox` takes
+    them out of their boxes: what is trained, stored and given to `model.apply` is without.
+    """
+    x_t, t = jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)
+    return model.init(key, x_t, t)
+
+
+_CONVOLUTION = "convolution"
+
+
+def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:
+    """The two kinds of blocks, wrapped so that the backward pass keeps no more of them."""
+    policy = None
+    if remat == "convolutions":
+        policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
+    residual = ResidualBlock
+    if remat in ("convolutions", "blocks"):
+        residual = nn.remat(ResidualBlock, policy=policy)
+    attention = SelfAttention if remat == "none" else nn.remat(SelfAttention)
+    return residual, attention
 
 
 def _double(x: jax.Array) -> jax.Array:
@@ -170,24 +230,23 @@ def _double(x: jax.Array) -> jax.Array:
 
 def _norm(x: jax.Array, groups: int, name: str) -> jax.Array:
     """Group norm, its sums in float32 whatever the dtype of `x`."""
-    norm = nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)
+    inits = {"scale_init": named(_ones, "out"), "bias_init": named(_zeros, "out")}
+    norm = nn.GroupNorm(num_groups=groups, dtype=jnp.float32, **inits, name=name)
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _dense(
-    width: int, dtype: DTypeLike, name: str, init: nn.initializers.Initializer = _fan_avg_uniform
-) -> nn.Dense:
-    return nn.Dense(width, dtype=dtype, kernel_init=init, name=name)
+    width: int, compute: Compute, name: str, *, init: nn.initializers.Initializer = _fan_avg_uniform
+) -> Dense:
+    return Dense(width, kernel_init=init, name=name, **compute._asdict())
 
 
 def _conv(
     width: int,
-    dtype: DTypeLike,
+    compute: Compute,
     name: str,
     *,
     stride: int = 1,
     init: nn.initializers.Initializer = _fan_avg_uniform,
-) -> nn.Conv:
-    return nn.Conv(
-        width, (3, 3), strides=(stride, stride), dtype=dtype, kernel_init=init, name=name
-    )
+) -> Conv:
+    return Conv(width, stride=stride, kernel_init=init, name=name, **compute._asdict())

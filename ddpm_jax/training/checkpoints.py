@@ -1,37 +1,44 @@
 """Checkpoints: the train state and the data iterator's state together, saved in the background.
 
-One thin layer over Orbax's CheckpointManager. The older of its two interfaces is used, because
-its errors can be read: the new one answers a truncated file with a bare `NoEntryError`. What is
-kept is decided by a policy, the latest n or the best n. The older way of asking for the best,
-`best_fn` with `max_to_keep`, may delete the newest checkpoint; `best_fn` is given here only
-because without it no metric is stored, and the next process would not know the best.
+Orbax writes and reads the files. What is above it is here: each checkpoint has a manifest and is
+sound only if it agrees with it; a damaged one is passed over for the newest sound one, with a
+sentence; and older ones are deleted after, never before, the newer one has its manifest. (Orbax's
+own manager deletes at its commit, takes an empty folder for the latest step, and gives flipped
+bits back.)
 """
 
-import time
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    BestN,
-    LatestN,
-)
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.training import manifest
+from ddpm_jax.training.manifest import (
+    CheckpointError,
+    DamageError,
+    UnfinishedError,
+    describe,
+    step_folders,
+)
+from ddpm_jax.training.saver import Saver, move_aside, reason, remove, sweep
 from ddpm_jax.training.state import TrainState
 
-__all__ = ["CheckpointError", "Checkpoints", "Restored"]
+__all__ = ["CheckpointError", "Checkpoints", "Choice", "Restored", "newest_sound"]
 
-_ITEMS = ("state", "data")
-_COMMITTED = "_CHECKPOINT_METADATA"
 _METRIC = "held_out_loss"
 
 
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another network."""
+class Choice(NamedTuple):
+    """What `newest_sound` found."""
+
+    step: int | None
+    """None if nothing has been saved yet."""
+    refused: dict[int, str]
+    """For each later step that is not sound, the sentence that says why."""
 
 
 class Restored(NamedTuple):
@@ -40,16 +47,54 @@ class Restored(NamedTuple):
     step: int
     state: TrainState
     data_state: dict[str, Any]
+    refused: dict[int, str]
+    """For each later step that is not sound, the sentence that says why."""
+
+
+def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
+    """The newest checkpoint that agrees with its manifest; only reads files, of no other process.
+
+    A run of several processes calls it in the first and tells the others the step.
+
+    Args:
+        directory: of the checkpoints; it may be missing.
+        verify: False compares sizes only, and takes checkpoints from before manifests, too.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is sound.
+    """
+    refused: dict[int, str] = {}
+    unfinished = 0
+    folders = step_folders(directory)
+    for step in sorted(folders, reverse=True):
+        try:
+            _check(folders[step], step, verify=verify)
+        except DamageError as error:
+            if not folders[step].exists():  # training has deleted it meanwhile
+                return newest_sound(directory, verify=verify)
+            refused[step] = str(error)
+            unfinished += isinstance(error, UnfinishedError)
+        else:
+            return Choice(step, refused)
+    # A run that was killed during its first save has this one folder, and has lost nothing.
+    if refused and not len(refused) == unfinished == 1:
+        raise CheckpointError(
+            f"no checkpoint in {directory} is sound: {'; '.join(refused.values())}"
+        )
+    return Choice(None, refused)
 
 
 class Checkpoints:
     """The checkpoints of one run, one folder for each saved step.
 
     Args:
-        directory: created if it is missing, unless `read_only`.
+        directory: made if it is missing, unless `read_only`.
         keep_latest: how many of the newest to keep, at least 1.
         keep_best: how many of those with the lowest held-out loss to keep besides.
         read_only: for sampling and evaluation, perhaps beside a running training.
+        config: of the run, plain values, for the manifests.
+        save_timeout: seconds after which a save has failed. If one process of several cannot write
+            its part, the others wait so long for it.
     """
 
     def __init__(
@@ -59,161 +104,206 @@ class Checkpoints:
         keep_latest: int = 2,
         keep_best: int = 1,
         read_only: bool = False,
+        config: Mapping[str, Any] | None = None,
+        save_timeout: int = 600,
     ) -> None:
+        if keep_latest < 1:
+            raise CheckpointError(f"keep_latest is {keep_latest}; it has to be at least 1")
         self.directory = Path(directory).absolute()
-        if not read_only:
-            self._move_incomplete_aside()
-        best = BestN(
-            get_metric_fn=_held_out_loss,
-            reverse=True,
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(n=keep_latest), best]),
-                best_fn=_held_out_loss,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=not read_only,
-            ),
-            item_names=_ITEMS,
-        )
+        self._keep_latest, self._keep_best = keep_latest, keep_best
+        self._read_only = read_only
+        self._config = json.loads(json.dumps(config or {}))
+        self._saver = Saver("checkpoint", timeout=save_timeout)
+        if not read_only and jax.process_index() == 0:
+            sweep(self.directory)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Waits for a save that is under way."""
         try:
-            self._manager.close()
-        except Exception as failure:
-            raise CheckpointError(
-                f"the last save in {self.directory} failed ({_first_line(failure)})"
-            ) from failure
+            self._saver.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
 
     def save(
         self, step: int, state: TrainState, data_state: dict[str, Any], *, held_out_loss: float
     ) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns.
 
+        A save is done when its manifest is on the disk; then older checkpoints are deleted. The
+        next save waits for that, `wait` does, and leaving the context.
+
         Raises:
-            CheckpointError: there is a later checkpoint already, or the disk refuses.
+            SaveError: the disk refuses this save, or has refused the one before it; or there is a
+                checkpoint of this step or a later one. What was sound before stays, and the next
+                save tries again, in a new folder if need be.
         """
-        try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
-                ),
-                metrics={_METRIC: held_out_loss},
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"step {step} cannot be saved in {self.directory} ({_first_line(error)})"
-            ) from error
-        if not saved:
-            raise CheckpointError(
-                f"step {step} is not saved: {self.directory} holds steps {self.steps()}"
-            )
+
+        def check() -> None:
+            steps = self.steps()
+            if steps and steps[-1] >= step:
+                raise CheckpointError(f"there are steps {steps} already")
+
+        self._saver.save(
+            self.directory / str(step),
+            ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+            ),
+            step=step,
+            arrays=describe(state),
+            notes={_METRIC: held_out_loss},
+            config=self._config,
+            check=check,
+            then=self._prune,
+        )
+
+    def wait(self) -> None:
+        """Until the last save is done.
+
+        Raises:
+            SaveError: the disk has refused it.
+        """
+        self._saver.wait()
 
     def steps(self) -> list[int]:
-        """Steps whose checkpoints are complete, rising. A folder without its commit mark is not."""
-        return sorted(int(folder.name) for folder in self._folders() if _is_complete(folder))
+        """Steps with a manifest, or from before manifests, rising. Other files are not read."""
+        return sorted(
+            step
+            for step, folder in step_folders(self.directory).items()
+            if manifest.is_legacy(folder) or _manifest(folder, step)
+        )
 
-    def _check_arrays(self, step: int, like: TrainState) -> None:
-        """Orbax would say that the structures differ, but not where."""
-        with ocp.StandardCheckpointer() as checkpointer:
-            described = checkpointer.metadata(self.directory / str(step) / _ITEMS[0]).item_metadata
-        if described is None:
-            raise ValueError("what describes its arrays is damaged")
-        stored = _shapes(described.tree)
-        wanted = _shapes(jax.tree.map(_without_key_type, like))
-        for name in sorted(stored.keys() | wanted.keys()):
-            if stored.get(name) != wanted.get(name):
-                raise CheckpointError(
-                    f"the checkpoint {self.directory / str(step)} is of another network or"
-                    f" optimizer: {name} is {stored.get(name, 'absent')} there and"
-                    f" {wanted.get(name, 'absent')} here"
-                )
+    def move_aside(self, steps: Iterable[int]) -> None:
+        """Renames the folders of damaged checkpoints, so that training can save these steps again.
 
-    def _folders(self) -> list[Path]:
-        if not self.directory.is_dir():
-            return []
-        return [folder for folder in self.directory.iterdir() if folder.name.isdigit()]
+        With several processes, only the first has to.
+        """
+        for step in steps:
+            folder = self.directory / str(step)
+            try:
+                move_aside(folder, "unsound")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise CheckpointError(f"{folder} cannot be moved aside: {reason(error)}") from None
 
-    def _move_incomplete_aside(self) -> None:
-        """Orbax takes such a folder for the latest step, and silently skips all saves before it."""
-        for folder in self._folders():
-            if not _is_complete(folder):
-                folder.rename(folder.with_name(f"{folder.name}.incomplete-{time.time_ns()}"))
+    def restore(
+        self, like: TrainState, step: int | None = None, *, verify: bool = True
+    ) -> Restored | None:
+        """The checkpoint of `step`, or the newest sound one; None if there is none yet.
 
-    def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
-        """The checkpoint of `step`, or the newest complete one; None if there is none yet.
+        Without a step, damaged checkpoints are passed over, and moved aside unless this is for
+        reading only; what `refused` says belongs on the screen. In a run of several processes, the
+        first calls `newest_sound` and `move_aside`; all are told the step, and give it with
+        `verify=False`.
 
         Args:
             like: a state, or its shapes with shardings; what is restored is laid out like it.
-            step: a step of `steps()`.
+            step: a step of `steps()`; if it is damaged, no other is taken for it.
+            verify: whether to hash what is in the files, see `newest_sound`.
 
         Raises:
-            CheckpointError: no such step; a file is damaged; or the arrays are not those of
-                `like`.
+            CheckpointError: no such step; it is damaged; no checkpoint is sound; or the arrays
+                are not those of `like`.
         """
-        steps = self.steps()
-        if step is None:
-            if not steps:
-                return None
-            step = steps[-1]
-        if step not in steps:
-            raise CheckpointError(
-                f"step {step} has no complete checkpoint in {self.directory}; there are {steps}"
-            )
+        if step is not None:
+            if step not in step_folders(self.directory):
+                raise CheckpointError(
+                    f"step {step} has no checkpoint in {self.directory}; there are {self.steps()}"
+                )
+            return Restored(step, *self._read(step, like, verify=verify), {})
+        while True:
+            choice = newest_sound(self.directory, verify=verify)
+            restored = None
+            if choice.step is not None:
+                try:
+                    read = self._read(choice.step, like, verify=False)
+                except CheckpointError:
+                    if (self.directory / str(choice.step)).exists():
+                        raise
+                    continue  # training has deleted it meanwhile
+                restored = Restored(choice.step, *read, choice.refused)
+            if not self._read_only and jax.process_index() == 0:
+                self.move_aside(choice.refused)
+            return restored
+
+    def _read(
+        self, step: int, like: TrainState, *, verify: bool
+    ) -> tuple[TrainState, dict[str, Any]]:
+        folder = self.directory / str(step)
+        stored = _check(folder, step, verify=verify)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            self._check_arrays(step, like)
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-                ),
-            )
+            if stored is None:
+                stored, wanted = _legacy_arrays(folder), describe(_without_key_types(like))
+            else:
+                wanted = describe(like)
+            manifest.check_like(folder, stored, wanted)
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                restored = checkpointer.restore(
+                    folder,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                    ),
+                )
         except CheckpointError:
             raise
         except Exception as error:
-            others = [other for other in steps if other != step]
             raise CheckpointError(
-                f"the checkpoint {self.directory / str(step)} cannot be read"
-                f" ({_first_line(error)}); delete that folder to go on from"
-                f" {f'step {others[-1]}' if others else 'the start'}"
+                f"the checkpoint {folder} cannot be read ({reason(error)});"
+                f" there are {self.steps()}"
             ) from error
-        return Restored(step, restored.state, restored.data)
+        return restored.state, restored.data
+
+    def _prune(self) -> None:
+        """Keeps the newest and the best, of those with a manifest; others it leaves alone."""
+        try:
+            folders = step_folders(self.directory)
+        except CheckpointError:
+            return  # the next save will say it
+        losses = {
+            step: found.notes[_METRIC]
+            for step, folder in folders.items()
+            if (found := _manifest(folder, step))
+        }
+        latest = sorted(losses)[-self._keep_latest :]
+        best = sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best]
+        for step in losses.keys() - {*latest, *best}:
+            remove(self.directory / str(step))
 
 
-def _is_complete(folder: Path) -> bool:
-    return all((folder / part).exists() for part in (_COMMITTED, *_ITEMS))
+def _check(folder: Path, step: int, *, verify: bool) -> dict[str, str] | None:
+    """The arrays that its manifest names, after it was verified; None if it is older than that."""
+    if not verify and manifest.is_legacy(folder):
+        return None
+    return manifest.verify(folder, step, contents=verify).arrays
 
 
-def _shapes(tree: Any) -> dict[str, str]:
-    """`params/w -> float32[3, 5]` for each array of a tree."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def _manifest(folder: Path, step: int) -> manifest.Manifest | None:
+    try:
+        return manifest.read(folder, step)
+    except DamageError:
+        return None
 
 
-def _without_key_type(leaf: Any) -> Any:
-    """A typed key is stored as the numbers that it is made of."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.eval_shape(jax.random.key_data, leaf)
-    return leaf
+def _legacy_arrays(folder: Path) -> dict[str, str]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        described = checkpointer.metadata(folder / "state").item_metadata
+    if described is None:
+        raise ValueError("what describes its arrays is damaged")
+    return describe(described.tree)
 
 
-def _held_out_loss(metrics: dict[str, float]) -> float:
-    return metrics[_METRIC]
+def _without_key_types(tree: Any) -> Any:
+    """Orbax describes typed keys as the numbers that they are made of."""
 
+    def without(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.eval_shape(jax.random.key_data, leaf)
+        return leaf
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    return jax.tree.map(without, tree)

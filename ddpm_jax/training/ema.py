@@ -1,20 +1,205 @@
-"""Exponential moving average of the parameters."""
+r"""Averages of the parameters over the course of training.
 
+Two profiles over time. The usual one decays by a constant factor; how long it should be is to be
+known beforehand. The power function of Karras et al. 2024 (https://arxiv.org/abs/2312.02696,
+section 3.1) is as long as training is: with theta(tau) the parameters after step tau,
+
+    (1)  average_gamma(t) = (gamma + 1) / t^(gamma + 1) * integral_0^t tau^gamma theta(tau) dtau
+    (2)  average(t) = beta(t) average(t - 1) + (1 - beta(t)) theta(t)
+         beta(t) = (1 - 1/t)^(gamma + 1)
+    (3)  sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)
+
+sigma_rel is the standard deviation of the profile in (1) in units of t. (2) is (1) exactly if theta
+is constant within each step.
+
+Snapshots of a few such averages tell, after training, what the average with any other sigma_rel at
+any earlier time would have been (their appendix C): the profile that is asked for is approximated
+by a weighted sum of those that were stored, in least squares over time, and the same weights are
+given to the snapshots. With p_i the profile in (1) that ends at t_i, and 0 after it,
+
+    (4)  integral p_i p_j dtau
+         = (gamma_i + 1) (gamma_j + 1) / (gamma_i + gamma_j + 1) / m
+           * (m / t_i)^(gamma_i + 1) (m / t_j)^(gamma_j + 1),   m = min(t_i, t_j)
+
+Their weights are free; ours sum to one, as the profiles do, so that what does not change while
+training is averaged to itself. Without it the part of a parameter that is constant is off by a
+factor, and where the parameters have moved little since they were drawn that error is the larger.
+"""
+
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int
 
-__all__ = ["decay_at", "update"]
+__all__ = [
+    "decay_at",
+    "gamma_of",
+    "post_hoc_weights",
+    "power_decay_at",
+    "reconstruct",
+    "sigma_rel_of",
+    "update",
+]
 
 
 def decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
-    """min(decay, (1 + step) / (10 + step)): early averages forget the random start quickly."""
+    """min(decay, (1 + step) / (10 + step)): early averages forget the random start quickly.
+
+    Args:
+        step: steps done before the one whose parameters are averaged in.
+        decay: of late averages, in [0, 1).
+    """
     step = step.astype(jnp.float32)
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def power_decay_at(step: Int[Array, ""], gamma: float) -> Float[Array, ""]:
+    """beta(t) of equation (2) at t = step + 1; the first is 0, which forgets the random start.
+
+    Args:
+        step: steps done before the one whose parameters are averaged in, as in `decay_at`.
+        gamma: exponent of the profile, see `gamma_of`.
+    """
+    t = step.astype(jnp.float32) + 1.0
+    return jnp.exp((gamma + 1.0) * jnp.log1p(-1.0 / t))
 
 
 def update(average: Any, params: Any, decay: Float[Array, ""]) -> Any:
     """decay * average + (1 - decay) * params, leaf by leaf."""
     return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, params)
+
+
+def sigma_rel_of(gamma: float) -> float:
+    """Equation (3): the width of the profile with this exponent, relative to training so far.
+
+    Raises:
+        ValueError: gamma is negative or not finite.
+    """
+    _check_gammas(np.asarray(gamma))
+    return math.sqrt((gamma + 1.0) / (gamma + 3.0)) / (gamma + 2.0)
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The exponent of the profile with this width: the largest root of equation (3), a cubic.
+
+    Raises:
+        ValueError: sigma_rel is not in (0, 12^(-1/2)]; the bound is the plain mean's, gamma = 0.
+
+    Example:
+        >>> from ddpm_jax.training import ema
+        >>> round(ema.gamma_of(0.10), 3)
+        6.937
+    """
+    largest = 12.0**-0.5
+    if not 0.0 < sigma_rel <= largest:
+        raise ValueError(
+            f"sigma_rel is {sigma_rel}; it has to be in (0, {largest:.4f}], where the largest is"
+            " that of the mean over all steps"
+        )
+    # (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2
+    odds = sigma_rel**-2
+    gamma = float(np.max(np.roots([1.0, 7.0, 16.0 - odds, 12.0 - odds]).real))
+    return max(gamma, 0.0)
+
+
+def post_hoc_weights(
+    times: Float64[np.ndarray, " snapshots"],
+    gammas: Float64[np.ndarray, " snapshots"],
+    *,
+    time: float,
+    gamma: float,
+) -> Float64[np.ndarray, " snapshots"]:
+    """What to weigh stored averages with for the average of exponent `gamma` at `time`.
+
+    They minimize the integral of (sum_i w_i p_i - p)^2 over time among weights of sum one, p and
+    p_i as in equation (4). A snapshot of the average itself gets all the weight.
+
+    Args:
+        times: steps done when each snapshot was taken, from 1.
+        gammas: the exponent of each snapshot's average, 0 or more.
+        time: steps done at which the average is wanted, up to the last of `times`.
+        gamma: its exponent, 0 or more.
+
+    Raises:
+        ValueError: no snapshots, as many times as exponents are not given, one of these is out of
+            range, or `time` is later than all snapshots.
+    """
+    if times.size == 0 or times.shape != gammas.shape:
+        raise ValueError(
+            f"times has shape {times.shape} and gammas {gammas.shape}; there has to be one of each"
+            " for every snapshot, and a snapshot at least"
+        )
+    _check_gammas(np.append(gammas, gamma))
+    if not (times >= 1.0).all():
+        raise ValueError(f"times holds {times.min()}; snapshots are taken after a step, from 1")
+    if not 1.0 <= time <= times.max():
+        raise ValueError(
+            f"time is {time}; it has to be in [1, {times.max():g}], not after the last snapshot"
+        )
+    # In units of each profile's own norm. Snapshots that follow closely are all but parallel:
+    # directions that rounding cannot tell from nothing are left alone.
+    gram = _products(times[:, None], gammas[:, None], times, gammas)
+    scale = 1.0 / np.sqrt(np.diagonal(gram))
+    values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
+    kept = values > 1e-14 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    right = np.stack([_products(times, gammas, time, gamma) * scale, scale], axis=1)
+    free, toward_one = (vectors @ (vectors.T @ right / values[:, None]) * scale[:, None]).T
+    return free + (1.0 - free.sum()) / toward_one.sum() * toward_one
+
+
+def reconstruct(snapshots: Iterable[Any], weights: Float64[np.ndarray, " snapshots"]) -> Any:
+    """The sum of `weights` times `snapshots`, trees of arrays that are all alike.
+
+    Snapshots are taken one by one and let go, so an iterator that reads them from disk keeps no
+    more than two trees alive: the sum, and the one that is added. Sums are of the snapshots' dtype
+    and stay where the first of them is; the weights of n snapshots are of the order of 1 (10 at
+    the most for widths like those stored), so that nothing cancels.
+
+    Raises:
+        ValueError: there are not as many snapshots as weights.
+    """
+    waiting = iter(snapshots)
+    total = None
+    for index, weight in enumerate(weights):
+        # Not by zip, which holds the last one while it asks for the next.
+        snapshot = next(waiting, None)
+        if snapshot is None:
+            raise ValueError(f"there are {index} snapshots; there have to be {len(weights)}")
+        total = _start(snapshot, weight) if total is None else _add(total, snapshot, weight)
+        del snapshot
+    if next(waiting, None) is not None:
+        raise ValueError(f"there are more snapshots than the {len(weights)} weights")
+    return total
+
+
+@jax.jit
+def _start(snapshot: Any, weight: Float[Array, ""]) -> Any:
+    return jax.tree.map(lambda leaf: weight.astype(leaf.dtype) * leaf, snapshot)
+
+
+def _add(total: Any, snapshot: Any, weight: Float[Array, ""]) -> Any:
+    return jax.tree.map(lambda old, leaf: old + weight.astype(leaf.dtype) * leaf, total, snapshot)
+
+
+_add = jax.jit(_add, donate_argnums=0)
+
+
+def _products(
+    times: np.ndarray, gammas: np.ndarray, other_times: Any, other_gammas: Any
+) -> np.ndarray:
+    """Equation (4)."""
+    first = np.minimum(times, other_times)
+    heights = (gammas + 1.0) * (other_gammas + 1.0) / (gammas + other_gammas + 1.0) / first
+    return (
+        heights * (first / times) ** (gammas + 1.0) * (first / other_times) ** (other_gammas + 1.0)
+    )
+
+
+def _check_gammas(gammas: np.ndarray) -> None:
+    if not ((gammas >= 0.0) & (gammas < np.inf)).all():
+        raise ValueError(f"gamma is {gammas}; exponents have to be 0 or more and finite")

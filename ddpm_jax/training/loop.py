@@ -1,18 +1,24 @@
 """The host's side of training: feed the step, and never wait for the device without need."""
 
+import collections
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import jax
 
+from ddpm_jax.training.interrupts import InterruptedTraining
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import StepMetrics
 
 __all__ = ["DivergenceError", "Hooks", "fit"]
 
+_AHEAD = 3
+"""Steps that may be dispatched and not yet computed: enough that the device never waits for the
+host, and few enough that what is logged is news and the batches in line do not fill its memory."""
+
 
 class DivergenceError(RuntimeError):
-    """The loss, its gradient or the parameters turned NaN or Inf."""
+    """The loss, its gradient or the parameters turned NaN or Inf, more often than was allowed."""
 
     def __init__(self, step: int, advice: str = "") -> None:
         super().__init__(f"the loss or the parameters turned NaN or Inf at step {step}{advice}")
@@ -27,13 +33,20 @@ class Hooks(Protocol):
         """A step was dispatched (and perhaps not yet computed)."""
 
     def log(self, step: int, metrics: StepMetrics) -> None:
-        """Metrics of `step` arrived on the host, all finite; steps come in order."""
+        """Metrics of `step` arrived on the host; steps come in order."""
 
     def draw(self, step: int, state: TrainState) -> None:
         """Time for pictures; `state` is finite."""
 
-    def save(self, step: int, state: TrainState) -> None:
-        """`state` is finite, and everything up to `step` is logged and drawn."""
+    def keep(self, step: int, state: TrainState) -> None:
+        """Time for a snapshot of the averages; `state` is finite."""
+
+    def save(self, step: int, state: TrainState, *, due: bool) -> None:
+        """`state` is finite, and everything up to `step` is logged and drawn.
+
+        `due` says that it is a step at which every run saves, and not one at which this one was
+        asked to stop.
+        """
 
 
 def fit(
@@ -47,45 +60,60 @@ def fit(
     log_every: int,
     save_every: int,
     draw_every: int,
+    keep_every: int | None = None,
+    interrupted: Callable[[int], int | None] = lambda step: None,
 ) -> TrainState:
     """Trains from step `start` to step `steps` and returns the last state.
 
-    Metrics are copied to the host while the next step runs. Before a picture or a save they are
-    waited for: a state with a NaN in its past is never handed on. A save comes last, so that a run
-    resumed from it misses nothing. The last step is always logged, drawn and saved.
+    Metrics are copied to the host while later steps run, and told when those are on their way.
+    Before a picture, a snapshot or a save they are waited for: a state with a NaN in its past is
+    never handed on. A save comes last, so that a run resumed from it misses nothing. The last step
+    is always logged, drawn, kept and saved.
+
+    `interrupted` is asked after each step for the number of a signal to stop for, or None.
 
     Raises:
-        DivergenceError: with the number of the first bad step; that state is not saved.
+        DivergenceError: with the number of the step at which it was one bad step too many; that
+            state is not saved.
+        InterruptedTraining: with the signal's number, after a save.
     """
-    pending: tuple[int, StepMetrics] | None = None
+    running: collections.deque[tuple[int, StepMetrics, bool]] = collections.deque()
 
-    def arrive() -> None:
-        nonlocal pending
-        if pending is not None:
-            (step, metrics), pending = pending, None
-            _raise_if_bad(metrics)
-            hooks.log(step, metrics)
+    def finish(until: int) -> None:
+        """Waits for all steps but the last `until`, and tells of those that are due."""
+        while len(running) > until:
+            step, metrics, log_due = running.popleft()
+            jax.block_until_ready(metrics)
+            if log_due:
+                _raise_if_bad(metrics)
+                hooks.log(step, metrics)
 
     for step in range(start + 1, steps + 1):
         state, metrics = train_step(state, next(batches))
         hooks.advance(step)
-        arrive()  # of an earlier step: this one keeps the device busy meanwhile
         log_due, draw_due, save_due = (
             step % every == 0 or step == steps for every in (log_every, draw_every, save_every)
         )
         if log_due:
             jax.tree.map(lambda scalar: scalar.copy_to_host_async(), metrics)
-            pending = step, metrics
-        if draw_due or save_due:
-            arrive()
+        running.append((step, metrics, log_due))
+        finish(_AHEAD)
+        keep_due = keep_every is not None and (step % keep_every == 0 or step == steps)
+        signal_number = interrupted(step)
+        if draw_due or keep_due or save_due or signal_number is not None:
+            finish(0)
             _raise_if_bad(metrics)
         if draw_due:
             hooks.draw(step, state)
-        if save_due:
-            hooks.save(step, state)
+        if keep_due:
+            hooks.keep(step, state)
+        if save_due or signal_number is not None:
+            hooks.save(step, state, due=save_due)
+        if signal_number is not None and step < steps:
+            raise InterruptedTraining(step, signal_number)
     return state
 
 
 def _raise_if_bad(metrics: StepMetrics) -> None:
-    if bad := int(metrics.first_bad_step):
-        raise DivergenceError(bad)
+    if step := int(metrics.bad.stop):
+        raise DivergenceError(step)

@@ -1,10 +1,12 @@
 """The loss of a batch as a function of the parameters: where the core meets the network."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ddpm_jax import timesteps
 from ddpm_jax.forward import Predicts, q_sample
@@ -21,16 +23,56 @@ from ddpm_jax.losses import (
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
 
-__all__ = ["LossFn", "Objective", "Times", "check_objective", "initial_memory", "make_loss"]
+__all__ = [
+    "Drawn",
+    "Losses",
+    "Objective",
+    "ObjectiveName",
+    "Times",
+    "check_objective",
+    "deterministic",
+    "draw",
+    "make_objective",
+    "weighted_losses",
+]
 
-Objective = Literal["simple", "elbo", "hybrid", "min_snr", "p2", "truncated_snr"]
+ObjectiveName = Literal["simple", "elbo", "hybrid", "min_snr", "p2", "truncated_snr"]
 Times = Literal["uniform", "stratified", "importance"]
-LossFn = Callable[[Any, Array, Array, Any], tuple[Array, Any]]
-"""`(params, key, batch, memory) -> (loss [batch], memory)`.
 
-The memory is a pytree of what the loss learns of itself: a `timesteps.LossHistory` where times are
-drawn by importance, else `()`.
-"""
+
+class Drawn(NamedTuple):
+    """What is random about each example of a batch.
+
+    It follows from the step's key and the example's place in the batch, and from nothing else: not
+    from the mesh, nor from the parts that a batch is taken in.
+    """
+
+    key: Key[Array, " batch"]
+    """Of the example's noise and dropout."""
+    t: Int[Array, " batch"]
+    weight: Float[Array, " batch"]
+    """Of its loss: 1, or what makes up for a t that is drawn more often than others."""
+
+
+Losses = Callable[[Any, Any, Drawn], Array]
+"""`(params, batch, drawn) -> loss [batch]`, without the weights. The loss of an example depends on
+no other example."""
+
+
+class Objective(NamedTuple):
+    """What is descended, in three pure functions, so that a mesh can share out the middle one.
+
+    The memory is a pytree of what the objective learns of itself: a `timesteps.LossHistory` where
+    times are drawn by importance, else `()`.
+    """
+
+    times: Callable[[Array, int, Any], tuple[Array, Array]]
+    """`(key, batch, memory) -> t [batch], weight [batch]`."""
+    losses: Losses
+    remember: Callable[[Any, Array, Array], Any]
+    """`(memory, t, losses) -> memory`, after the whole batch."""
+    initial_memory: Callable[[], Any]
+
 
 _WEIGHTINGS: dict[str, Weighting] = {
     "min_snr": min_snr(),
@@ -39,25 +81,32 @@ _WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-def make_loss(
+def make_objective(
     apply: Callable[..., Any],
     process: Modal,
     *,
-    objective: Objective,
+    objective: ObjectiveName,
     predicts: Predicts,
     levels: int,
     times: Times,
     variance: Variance = "small",
     train: bool = True,
-) -> LossFn:
-    """A function of `(params, key, x0, memory)` that draws t and eps: the loss `[batch]`, memory.
+) -> Objective:
+    """The objective of this name, of images x0 in [-1, 1].
 
-    Times drawn by importance need the memory of `initial_memory`; the loss then carries its weight,
-    so that its mean estimates what uniform times estimate. Others take `()`.
+    "elbo" is in bits per dimension, the others are mean squared errors without a unit.
 
-    "elbo" is in bits per dimension, the others are mean squared errors without a unit. `train`
-    turns dropout on. `apply` is a Flax network's: `(params, x_t, t, train=, rngs=) -> prediction`,
-    with the learned range `-> (prediction, interpolation)`, which "elbo" and "hybrid" teach.
+    Args:
+        apply: a network's, `(params, x_t, t, train=, keys=) -> prediction` with a key for the
+            dropout of each example; with the learned range `-> (prediction, interpolation)`, which
+            "elbo" and "hybrid" teach.
+        process: the forward process.
+        objective: its name.
+        predicts: what the prediction stands for.
+        levels: grey levels of the images.
+        times: how t is drawn. By importance needs a memory; the weight is then of use.
+        variance: of p(x_{t-1} | x_t).
+        train: turns dropout on.
 
     Raises:
         ValueError: a network that the process cannot have, or an objective that leaves the second
@@ -65,15 +114,16 @@ def make_loss(
     """
     check_predicts(process, predicts)
     check_objective(objective, variance)
+    num_steps = process.num_steps
 
-    def loss_at(
-        params: Any, keys: list[Array], x0: Float[Array, "batch *data"], t: Int[Array, " batch"]
+    def losses(
+        params: Any, x0: Float[Array, "batch *data"], drawn: Drawn
     ) -> Float[Array, " batch"]:
-        noise_key, dropout_key = keys
-        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(drawn.key)
+        normal = functools.partial(jax.random.normal, shape=x0.shape[1:], dtype=x0.dtype)
+        t, eps = drawn.t, jax.vmap(normal)(noise_keys)
         x_t = q_sample(process, x0, t, eps)
-        rngs = {"dropout": dropout_key}
-        output = apply(params, x_t, process.network_time(t), train=train, rngs=rngs)
+        output = apply(params, x_t, process.network_time(t), train=train, keys=dropout_keys)
         prediction, interpolation = split_output(output, variance=variance)
         told: dict[str, Any] = {"predicts": predicts, "levels": levels}
         match objective:
@@ -89,28 +139,56 @@ def make_loss(
             process, prediction, x0, t, eps, predicts=predicts, weighting=weighting
         )
 
-    def loss_fn(
-        params: Any, key: Array, x0: Float[Array, "batch *data"], memory: Any
-    ) -> tuple[Float[Array, " batch"], Any]:
-        times_key, *keys = jax.random.split(key, 3)
-        batch, num_steps = x0.shape[0], process.num_steps
-        if times != "importance":
-            draw = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
-            return loss_at(params, keys, x0, draw(times_key, batch, num_steps)), memory
-        t, weight = timesteps.importance(times_key, batch, timesteps.probabilities(memory))
-        loss = loss_at(params, keys, x0, t)
-        memory = timesteps.update_history(memory, t, jax.lax.stop_gradient(loss))
-        return weight * loss, memory
-
-    return loss_fn
-
-
-def initial_memory(times: Times, num_steps: int) -> Any:
-    """What a loss with such times remembers before the first step."""
-    return timesteps.loss_history(num_steps) if times == "importance" else ()
+    match times:
+        case "uniform" | "stratified":
+            return deterministic(losses)._replace(
+                times=functools.partial(_evenly, times, num_steps=num_steps)
+            )
+        case "importance":
+            return Objective(
+                times=lambda key, batch, memory: timesteps.importance(
+                    key, batch, timesteps.probabilities(memory)
+                ),
+                losses=losses,
+                remember=timesteps.update_history,
+                initial_memory=lambda: timesteps.loss_history(num_steps),
+            )
 
 
-def check_objective(objective: Objective, variance: Variance) -> None:
+def deterministic(losses: Losses) -> Objective:
+    """The objective of these losses, with t = 0, no weights and no memory."""
+    return Objective(
+        times=lambda key, batch, memory: (jnp.zeros(batch, jnp.int32), jnp.ones(batch)),
+        losses=losses,
+        remember=lambda memory, t, losses: memory,
+        initial_memory=lambda: (),
+    )
+
+
+def draw(objective: Objective, key: Key[Array, ""], batch: int, memory: Any) -> Drawn:
+    """What a batch of so many examples draws from `key`."""
+    times_key, examples_key = jax.random.split(key)
+    t, weight = objective.times(times_key, batch, memory)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(examples_key, jnp.arange(batch))
+    return Drawn(keys, t, weight)
+
+
+def weighted_losses(
+    objective: Objective, params: Any, key: Key[Array, ""], batch: Shaped[Array, "batch *data"]
+) -> Float[Array, " batch"]:
+    """The losses of a batch by an objective without memory, for whoever only measures."""
+    drawn = draw(objective, key, batch.shape[0], ())
+    return drawn.weight * objective.losses(params, batch, drawn)
+
+
+def _evenly(
+    times: Literal["uniform", "stratified"], key: Array, batch: int, memory: Any, *, num_steps: int
+) -> tuple[Array, Array]:
+    drawn = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
+    return drawn(key, batch, num_steps), jnp.ones(batch)
+
+
+def check_objective(objective: ObjectiveName, variance: Variance) -> None:
     """Raises ValueError unless the objective teaches what the variance needs."""
     if variance == "learned_range" and objective not in ("elbo", "hybrid"):
         raise ValueError(

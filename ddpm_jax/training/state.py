@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-__all__ = ["TrainState", "Window", "init_state"]
+__all__ = ["Bad", "TrainState", "Window", "init_state"]
 
 
 class Window(NamedTuple):
@@ -22,35 +22,61 @@ class Window(NamedTuple):
     steps: Float[Array, ""]
 
 
+class Bad(NamedTuple):
+    """Steps whose loss or gradient was NaN or Inf. Steps are counted from 1; 0 is none."""
+
+    stop: Int[Array, ""]
+    """The first step after which nothing may go on: one bad step too many in a row, or parameters
+    that are NaN or Inf."""
+    skipped: Int[Array, ""]
+    """Bad steps so far."""
+    in_a_row: Int[Array, ""]
+    """Bad steps up to the last one without a good one between."""
+    last: Int[Array, ""]
+    """The last bad step."""
+
+
 class TrainState(NamedTuple):
     """A pytree. The noise of a step follows from `key` and `step`: resuming repeats it."""
 
     step: Int[Array, ""]
     """Steps done."""
     params: Any
-    ema_params: Any
-    """Their exponential moving average, float32."""
+    averages: tuple[Any, ...]
+    """Moving averages of the parameters, float32."""
     opt_state: Any
+    memory: Any
+    """What the objective remembers of itself, see `training.Objective`; `()` if nothing."""
     key: Key[Array, ""]
     """Root of all randomness in training; never changes."""
     window: Window
-    memory: Any
-    """What the loss remembers of itself, see `ddpm_jax.training.objective`; `()` if nothing."""
-    first_bad_step: Int[Array, ""]
-    """The first step whose loss, gradient or result was NaN or Inf, counted from 1; 0 if none."""
+    bad: Bad
+
+    @property
+    def ema_params(self) -> Any:
+        """The first of the averages, which is evaluated and drawn from."""
+        return self.averages[0]
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, key: Array, memory: Any = ()
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    *,
+    averages: int = 1,
+    memory: Any = (),
 ) -> TrainState:
-    """The state before the first step; pure, so `jit` with output shardings can bear it sharded."""
+    """The state before the first step, with so many averages.
+
+    It is pure, so `jit` with output shardings can bear it sharded.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
+        averages=tuple(jax.tree.map(jnp.copy, params) for _ in range(averages)),
         opt_state=optimizer.init(params),
+        memory=memory,
         key=key,
         window=Window(*(jnp.zeros((), jnp.float32) for _ in Window._fields)),
-        memory=memory,
-        first_bad_step=jnp.zeros((), jnp.int32),
+        bad=Bad(*(jnp.zeros((), jnp.int32) for _ in Bad._fields)),
     )

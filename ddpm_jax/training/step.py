@@ -1,85 +1,112 @@
-"""One training step, a pure function: the caller compiles and shards it."""
+"""One training step, a pure function: a form of `ddpm_jax.parallel` compiles and shards it."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from ddpm_jax.parallel import Form, one_device
 from ddpm_jax.training import ema
-from ddpm_jax.training.objective import LossFn
-from ddpm_jax.training.state import TrainState, Window
+from ddpm_jax.training.gradient import make_gradient
+from ddpm_jax.training.objective import Objective, draw
+from ddpm_jax.training.state import Bad, TrainState, Window
 
-__all__ = ["StepMetrics", "make_train_step"]
+__all__ = ["StepMetrics", "TrainStep", "make_train_step"]
 
 
 class StepMetrics(NamedTuple):
     """Scalars of one step. They stay on the device until somebody prints them."""
 
     loss: Float[Array, ""]
-    """Mean over the window since the last log."""
+    """Mean over the window since the last log; NaN if it has no good step."""
     gradient_norm: Float[Array, ""]
     """Global norm before clipping, mean over the same window."""
-    first_bad_step: Int[Array, ""]
-    """As in TrainState: 0 while everything is finite."""
+    bad: Bad
+    """As in TrainState."""
+
+
+Decay = Callable[[Array], Array]
+TrainStep = Callable[[TrainState, Array], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float,
+    averages: Sequence[Decay],
     window_steps: int,
-) -> Callable[[TrainState, Array], tuple[TrainState, StepMetrics]]:
+    accumulate: int = 1,
+    skips: int = 0,
+    form: Form | None = None,
+) -> TrainStep:
     """A pure `train_step(state, batch) -> (state, metrics)`.
 
+    A step whose loss or gradient is NaN or Inf is bad. Up to `skips` of them in a row are skipped:
+    nothing but the count of steps moves on. One more, or parameters that are NaN or Inf though the
+    gradient was not, and the state says so for good: `state.bad.stop` is the number of that step.
+
     Args:
-        loss_fn: `(params, key, batch, memory) -> (loss [batch], memory)`; the mean over the batch
-            is descended.
+        objective: its mean over the batch is descended.
         optimizer: an optax transformation.
-        ema_decay: final decay of the parameters' moving average, in [0, 1).
+        averages: the decay of each moving average of the parameters as a function of steps done.
         window_steps: steps that a log line averages; the window empties itself after as many.
+        accumulate: parts that the batch is taken in, one after the other.
+        skips: bad steps in a row that may be.
+        form: how the batch is shared by a mesh; by default it is not.
     """
+    form = one_device() if form is None else form
+    gradient_of = form.spread(make_gradient(objective.losses, accumulate=accumulate))
 
     def train_step(state: TrainState, batch: Array) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
+        drawn = draw(objective, key, form.batch_size(batch), state.memory)
+        losses, gradient = gradient_of(state.params, batch, drawn)
+        loss, gradient_norm = jnp.mean(drawn.weight * losses), optax.tree.norm(gradient)
 
-        def mean_loss(params: Any) -> tuple[Array, Any]:
-            losses, memory = loss_fn(params, key, batch, state.memory)
-            return jnp.mean(losses), memory
-
-        (loss, memory), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-
-        done = state.step + 1
-        gradient_norm = optax.tree.norm(gradient)
-        window = _add(state.window, loss, gradient_norm, fresh=state.step % window_steps == 0)
-        # A finite gradient can still overflow the parameters; their norm tells.
-        watched = jnp.stack([loss, gradient_norm, optax.tree.norm(params)])
-        bad = ~jnp.all(jnp.isfinite(watched))
-        first_bad_step = jnp.where((state.first_bad_step == 0) & bad, done, state.first_bad_step)
-
-        metrics = StepMetrics(
-            window.loss / window.steps, window.gradient_norm / window.steps, first_bad_step
+        averaged = tuple(
+            ema.update(average, params, decay(state.step))
+            for average, decay in zip(state.averages, averages, strict=True)
         )
-        new_state = state._replace(
-            step=done,
-            params=params,
-            ema_params=ema.update(state.ema_params, params, ema.decay_at(state.step, ema_decay)),
-            opt_state=opt_state,
-            window=window,
-            memory=memory,
-            first_bad_step=first_bad_step,
+        memory = objective.remember(state.memory, drawn.t, losses)
+        before = state.params, state.averages, state.opt_state, state.memory
+        after = params, averaged, opt_state, memory
+
+        is_bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+        bad = _counted(state, is_bad, optax.tree.norm(params), skips)
+        if skips:
+            after = jax.tree.map(lambda old, new: jnp.where(is_bad, old, new), before, after)
+        window = _added(
+            state.window, loss, gradient_norm, is_bad, fresh=state.step % window_steps == 0
         )
-        return new_state, metrics
+        metrics = StepMetrics(window.loss / window.steps, window.gradient_norm / window.steps, bad)
+        return TrainState(state.step + 1, *after, state.key, window, bad), metrics
 
     return train_step
 
 
-def _add(window: Window, loss: Array, gradient_norm: Array, *, fresh: Array) -> Window:
+def _counted(state: TrainState, is_bad: Array, params_norm: Array, skips: int) -> Bad:
+    before, done = state.bad, state.step + 1
+    in_a_row = jnp.where(is_bad, before.in_a_row + 1, 0)
+    # A finite gradient can still overflow the parameters; their norm tells.
+    ruined = (in_a_row > skips) | ~(is_bad | jnp.isfinite(params_norm))
+    return Bad(
+        stop=jnp.where((before.stop == 0) & ruined, done, before.stop),
+        skipped=before.skipped + is_bad.astype(jnp.int32),
+        in_a_row=in_a_row,
+        last=jnp.where(is_bad, done, before.last),
+    )
+
+
+def _added(
+    window: Window, loss: Array, gradient_norm: Array, is_bad: Array, *, fresh: Array
+) -> Window:
+    """The sums with one more step, unless it was bad."""
     before = jax.tree.map(lambda total: jnp.where(fresh, 0.0, total), window)
-    return Window(before.loss + loss, before.gradient_norm + gradient_norm, before.steps + 1.0)
+    with_this = Window(before.loss + loss, before.gradient_norm + gradient_norm, before.steps + 1.0)
+    return jax.tree.map(lambda old, new: jnp.where(is_bad, old, new), before, with_this)

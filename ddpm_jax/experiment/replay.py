@@ -1,0 +1,99 @@
+"""One step of a run once more, by itself: everything in it follows from the seed and its number."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import training
+from ddpm_jax.data import make_iterator
+from ddpm_jax.experiment.build import (
+    Experiment,
+    abstract_state,
+    initial_state,
+    lower_step,
+    make_form,
+    make_objective,
+)
+from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
+from ddpm_jax.training.objective import draw
+
+__all__ = ["Replayed", "replay"]
+
+
+class Replayed(NamedTuple):
+    """What a step did, before any clipping or averaging."""
+
+    step: int
+    replayed_from: int
+    """The checkpoint that was gone on from; 0 is the start."""
+    t: np.ndarray
+    """Of each example, int32 `[batch]`."""
+    losses: np.ndarray
+    """Of each example, with its weight, `[batch]`; their mean is the loss."""
+    gradient_norms: dict[str, float]
+    """Of each parameter, by its name."""
+    parameter_norms: dict[str, float]
+
+
+def replay(experiment: Experiment, run: RunDirectory, step: int) -> Replayed:
+    """Goes on from the last sound checkpoint before `step`, and looks at `step`.
+
+    On the mesh that the run had, the steps between have the bits that they had; on another, those
+    but for rounding. Nothing is written.
+
+    Raises:
+        UserError: a step outside the run, or checkpoints that are gone or damaged.
+    """
+    config = experiment.config
+    if not 1 <= step <= config.train.steps:
+        raise RunDirectoryError(f"step is {step}; the run has 1 to {config.train.steps}")
+    data = make_iterator(
+        experiment.images.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        flip=config.data.flip,
+    )
+    start, state = 0, None
+    with training.Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        before = [saved for saved in checkpoints.steps() if saved < step]
+        if before:
+            restored = checkpoints.restore(abstract_state(experiment), before[-1])
+            if restored is not None:
+                start, state = restored.step, restored.state
+                data.set_state(restored.data_state)
+    if state is None:
+        state = initial_state(experiment)
+    if start < step - 1:
+        form = make_form(experiment)
+        train_step = lower_step(experiment, form).compile()
+        for _ in range(start, step - 1):
+            state, _ = train_step(state, form.place(next(data)))
+    t, losses, gradient_norms, parameter_norms = jax.device_get(
+        jax.jit(_look(experiment))(state, jnp.asarray(next(data)))
+    )
+    return Replayed(step, start, t, losses, _by_name(gradient_norms), _by_name(parameter_norms))
+
+
+def _look(experiment: Experiment) -> Any:
+    objective = make_objective(experiment, train=True)
+    gradient_of = training.make_gradient(
+        objective.losses, accumulate=experiment.config.train.accumulate
+    )
+
+    def look(state: training.TrainState, batch: jax.Array) -> Any:
+        key = jax.random.fold_in(state.key, state.step)
+        drawn = draw(objective, key, len(batch), state.memory)
+        losses, gradient = gradient_of(state.params, batch, drawn)
+        norms = [jax.tree.map(jnp.linalg.norm, tree) for tree in (gradient, state.params)]
+        return drawn.t, drawn.weight * losses, *norms
+
+    return look
+
+
+def _by_name(tree: Any) -> dict[str, float]:
+    return {
+        jax.tree_util.keystr(path[1:], simple=True, separator="/"): float(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,200 @@
+"""Three forms of one train step on a mesh: `jit`, `shard_map`, `pmap`.
+
+A step is `(state, batch) -> (state, metrics)`. All of it but the gradient is the same arithmetic
+whether it is written for the whole batch or for one device's part, so a form says three things:
+how a gradient is taken over the mesh, how a host's images become the step's batch, and how the step
+is compiled.
+
+    jit         The step sees the whole batch and all parameters. The compiler finds out what is
+                summed over devices, and where. The default.
+    shard_map   The gradient sees one device's part. Parameters that are split are gathered before
+                it, and gradients are averaged after it, where this module says and in its dtype.
+                Everything else is as under jit.
+    pmap        The whole step sees one device's part of the batch and all parameters, in the
+                classic per-device form. Nothing can be split over "fsdp".
+
+What is summed over devices. Each device has the mean gradient of its share; the mean over devices
+follows, in float32 or in bfloat16, which halves what is sent and rounds it to 8 bits. Under jit
+that choice is the network's (`models.layers`): a weight's gradient that leaves the backward pass in
+bfloat16 is summed in bfloat16, and the compiler is not asked.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.parallel.mesh import AXES, BATCH, replicated, split_by_batch
+
+__all__ = ["Form", "FormName", "Gradient", "Reduction", "make_form", "one_device"]
+
+FormName = Literal["jit", "shard_map", "pmap"]
+Reduction = Literal["float32", "bfloat16"]
+Gradient = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""`(params, batch, drawn) -> (values [batch], gradient)`, a mean over the examples. The batch and
+what was drawn for it are pytrees of arrays `[batch, ...]`, and so are the values."""
+
+_DEVICE = "device"
+"""The axis that `pmap` maps over."""
+
+
+class Form(NamedTuple):
+    """How a step runs on a mesh."""
+
+    spread: Callable[[Gradient], Gradient]
+    """From the gradient of some examples to that of the whole batch, in the step's own view: of
+    the batch it has what the step sees, what was drawn and the values are those of all examples."""
+    batch_size: Callable[[jax.Array], int]
+    """Of the whole batch, told by what the step sees of it."""
+    place: Callable[[np.ndarray], jax.Array]
+    """A process's images as its part of the batch that the step takes."""
+    abstract_batch: Callable[[tuple[int, ...], Any], jax.ShapeDtypeStruct]
+    """The same for a whole batch of this shape and dtype, without one."""
+    lower: Callable[[Callable[..., Any], Any, Any], jax.stages.Lowered]
+    """`(step, state, batch)`, arrays or what stands for them; compile it, and it is the step.
+    The state is donated."""
+
+
+def make_form(name: FormName, mesh: Mesh, state: Any, reduction: Reduction = "float32") -> Form:
+    """The form called `name`.
+
+    Args:
+        name: see above.
+        mesh: the devices.
+        state: the sharding of each of the state's arrays; its `params` are what is split.
+        reduction: in which dtype "shard_map" and "pmap" average gradients over devices.
+
+    Raises:
+        ValueError: "pmap" on a mesh that splits parameters.
+    """
+    if name == "jit":
+        return _jit(mesh, state)
+    if name == "shard_map":
+        return _shard_map(mesh, state, reduction)
+    if mesh.shape["fsdp"] > 1:
+        raise ValueError(
+            f"the form 'pmap' keeps all parameters on each device, and mesh.fsdp is"
+            f" {mesh.shape['fsdp']}; take 'jit' or 'shard_map'"
+        )
+    return _pmap(mesh, reduction)
+
+
+def one_device() -> Form:
+    """The step as it is written, for whoever compiles and places things on their own."""
+    return Form(
+        spread=lambda gradient: gradient,
+        batch_size=lambda batch: batch.shape[0],
+        place=jnp.asarray,
+        abstract_batch=jax.ShapeDtypeStruct,
+        lower=lambda step, state, batch: jax.jit(step, donate_argnums=0).lower(state, batch),
+    )
+
+
+def _jit(mesh: Mesh, state: Any) -> Form:
+    whole, split, batch = replicated(mesh), state.params, split_by_batch(mesh)
+
+    def spread(gradient: Gradient) -> Gradient:
+        def over_the_mesh(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
+            # Said here, or the compiler might split activations as parameters are split.
+            params = jax.lax.with_sharding_constraint(params, whole)
+            drawn = jax.lax.with_sharding_constraint(drawn, batch)
+            values, grads = gradient(params, images, drawn)
+            return values, jax.lax.with_sharding_constraint(grads, split)
+
+        return over_the_mesh
+
+    return one_device()._replace(
+        spread=spread,
+        place=lambda images: jax.make_array_from_process_local_data(batch, images),
+        abstract_batch=lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch),
+        lower=lambda step, *args: jax.jit(
+            step, in_shardings=(state, batch), out_shardings=(state, whole), donate_argnums=0
+        ).lower(*args),
+    )
+
+
+def _shard_map(mesh: Mesh, state: Any, reduction: Reduction) -> Form:
+    specs = jax.tree.map(lambda sharding: sharding.spec, state.params)
+
+    def spread(gradient: Gradient) -> Gradient:
+        def of_one_device(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
+            values, grads = gradient(jax.tree.map(_gathered, params, specs), images, drawn)
+            narrow = functools.partial(_mean, mesh=mesh, reduction=reduction)
+            return values, jax.tree.map(narrow, grads, specs)
+
+        return jax.shard_map(
+            of_one_device, mesh=mesh, in_specs=(specs, BATCH, BATCH), out_specs=(BATCH, specs)
+        )
+
+    return _jit(mesh, state)._replace(spread=spread)
+
+
+def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
+    devices = list(mesh.devices.flat)
+
+    def spread(gradient: Gradient) -> Gradient:
+        def of_one_device(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
+            count = len(images)
+            first = jax.lax.axis_index(_DEVICE) * count
+            own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, count), drawn)
+            values, grads = gradient(params, images, own)
+            mean = jax.tree.map(lambda grad: _average(grad, (_DEVICE,), reduction), grads)
+            return jax.lax.all_gather(values, _DEVICE, tiled=True), mean
+
+        return of_one_device
+
+    leading = NamedSharding(mesh, PartitionSpec(AXES))
+
+    def place(images: np.ndarray) -> jax.Array:
+        local = len(mesh.local_devices)
+        return jax.make_array_from_process_local_data(
+            leading, images.reshape(local, len(images) // local, *images.shape[1:])
+        )
+
+    def abstract_batch(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        shape = (len(devices), shape[0] // len(devices), *shape[1:])
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=leading)
+
+    return Form(
+        spread=spread,
+        batch_size=lambda batch: batch.shape[0] * len(devices),
+        place=place,
+        abstract_batch=abstract_batch,
+        lower=lambda step, *args: jax.pmap(
+            step,
+            axis_name=_DEVICE,
+            in_axes=(None, 0),
+            out_axes=None,
+            donate_argnums=0,
+            devices=devices,
+        ).lower(*args),
+    )
+
+
+def _gathered(param: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """All of a parameter, as a value of this device's own: its gradient is then of its own, too.
+
+    Were it shared, differentiation would sum over devices by itself, and a mean of that be a sum.
+    """
+    if "fsdp" not in spec:
+        return jax.lax.pcast(param, AXES, to="varying")
+    whole = jax.lax.all_gather(param, "fsdp", axis=spec.index("fsdp"), tiled=True)
+    return jax.lax.pcast(whole, "data", to="varying")
+
+
+def _mean(grad: jax.Array, spec: PartitionSpec, *, mesh: Mesh, reduction: Reduction) -> jax.Array:
+    """Over all devices; of a parameter that is split, the part that this device keeps."""
+    if "fsdp" not in spec:
+        return _average(grad, AXES, reduction)
+    part = jax.lax.psum_scatter(
+        grad.astype(reduction), "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True
+    )
+    return _average(part, ("data",), reduction).astype(grad.dtype) / mesh.shape["fsdp"]
+
+
+def _average(grad: jax.Array, axes: tuple[str, ...], reduction: Reduction) -> jax.Array:
+    return jax.lax.pmean(grad.astype(reduction), axes).astype(grad.dtype)

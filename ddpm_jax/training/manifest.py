@@ -1,0 +1,318 @@
+"""Manifests: what a saved folder has to hold, so that damage is found before anything is read.
+
+Orbax gives flipped bits back silently, and its commit mark says nothing about what is in the
+files. A manifest is one JSON file in the folder that it describes: size and SHA-256 of every other
+file, the step, names, shapes and dtypes of the arrays, the run's config, and versions. It is
+written last and in one piece, so a folder without one was never finished; and it carries a digest
+of itself, so damage to the manifest is found, too.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ddpm_jax import __version__
+from ddpm_jax.errors import UserError
+
+__all__ = [
+    "COMMITTED",
+    "NAME",
+    "PROMISE",
+    "CheckpointError",
+    "DamageError",
+    "Manifest",
+    "UnfinishedError",
+    "check_like",
+    "describe",
+    "is_legacy",
+    "read",
+    "step_folders",
+    "verify",
+    "versions",
+    "write",
+]
+
+NAME = "manifest.json"
+PROMISE = {"manifest": NAME}
+"""What is written into Orbax's own metadata: a folder with it and without a manifest is cut off,
+and one without either is from before manifests."""
+COMMITTED = "_CHECKPOINT_METADATA"
+"""Orbax's file of metadata, in every folder that it has committed."""
+_PARTIAL = NAME + ".partial"
+_FORMAT = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+_NAMED = 3
+"""A sentence names at most so many bad files."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another network."""
+
+
+class DamageError(CheckpointError):
+    """A folder that is not what its manifest says."""
+
+
+class UnfinishedError(DamageError):
+    """A folder whose save was cut off, or is under way in another process."""
+
+
+class FileRecord(NamedTuple):
+    """One file as it was written."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(NamedTuple):
+    """What a folder holds, in plain values."""
+
+    step: int
+    arrays: dict[str, str]
+    """`params/w -> float32[3, 5]` for each array."""
+    notes: dict[str, Any]
+    """What its writer wants back: the held-out loss of a checkpoint, for one."""
+    config: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, FileRecord]
+    """By the path inside the folder, with "/" everywhere."""
+
+
+def describe(tree: Any) -> dict[str, str]:
+    """`params/w -> float32[3, 5]` for each array of a tree, or of its shapes."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def check_like(folder: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Raises CheckpointError, with the first array that differs, unless the arrays are alike."""
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"the checkpoint {folder} is of another network or optimizer: {name} is"
+                f" {stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of what its numbers and files depend on, and of Python."""
+
+    def installed(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:  # built from source, under another name
+            return "unknown"
+
+    return {
+        "ddpm_jax": __version__,
+        **{package: installed(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+    }
+
+
+def write(
+    folder: Path,
+    *,
+    step: int,
+    arrays: Mapping[str, str],
+    notes: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Hashes what is in `folder` and writes its manifest, all of it or nothing.
+
+    Every file is on the disk and not only in the system's memory before the manifest is: whoever
+    finds a manifest may delete what is older.
+
+    Raises:
+        OSError: the disk refuses; the folder has no manifest then.
+    """
+    names = _files(folder)
+    records = _in_threads(_flushed_record, [folder / name for name in names])
+    for path in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
+        _flush_folder(path)
+    _flush_folder(folder.parent)  # which Orbax renamed it in
+    manifest = Manifest(
+        step=step,
+        arrays=dict(arrays),
+        notes=dict(notes or {}),
+        config=dict(config or {}),
+        versions=versions(),
+        files=dict(zip(names, records, strict=True)),
+    )
+    files = {name: record._asdict() for name, record in manifest.files.items()}
+    body = json.loads(json.dumps({"format": _FORMAT, **manifest._asdict(), "files": files}))
+    partial = folder / _PARTIAL
+    with partial.open("w") as file:
+        json.dump({**body, "sha256": _digest(body)}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / NAME)
+    _flush_folder(folder)
+    return manifest
+
+
+def read(folder: Path, step: int) -> Manifest:
+    """The manifest of `folder`, which has to be of `step`; other files are not looked at.
+
+    Raises:
+        UnfinishedError: there is none.
+        DamageError: it is damaged, or of another step.
+    """
+    try:
+        text = (folder / NAME).read_bytes()
+    except FileNotFoundError:
+        raise _absent(folder) from None
+    except OSError as error:
+        raise DamageError(f"{folder}: {NAME} cannot be read ({error.strerror})") from None
+    try:
+        body = json.loads(text)
+    except ValueError:
+        raise DamageError(f"{folder}: {NAME} is not JSON") from None
+    stated = body.pop("sha256", None) if isinstance(body, dict) else None
+    if stated is None or stated != _digest(body):
+        raise DamageError(f"{folder}: {NAME} is damaged: it does not have its own sha256")
+    if body.pop("format", None) != _FORMAT:
+        raise DamageError(f"{folder}: {NAME} is of another version of ddpm_jax")
+    files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
+    manifest = Manifest(**body, files=files)
+    if manifest.step != step:
+        raise DamageError(f"{folder}: {NAME} is of step {manifest.step}")
+    return manifest
+
+
+def verify(folder: Path, step: int, *, contents: bool = True) -> Manifest:
+    """The manifest of `folder`, after every file was compared with it.
+
+    Sizes first, which cost nothing; then what is in the files, by all the machine's cores. Files
+    that the manifest does not know are no damage.
+
+    Args:
+        folder: of one checkpoint.
+        step: what it is called.
+        contents: False compares sizes only.
+
+    Raises:
+        UnfinishedError: it has no manifest.
+        DamageError: which files are missing, cut off or altered, or that the manifest is.
+    """
+    manifest = read(folder, step)
+    compare = [_compare_size, *([_compare_contents] if contents else [])]
+    for look in compare:
+        found = _in_threads(
+            look, [folder / name for name in manifest.files], manifest.files.values()
+        )
+        bad = [f"{name} {what}" for name, what in zip(manifest.files, found, strict=True) if what]
+        if bad:
+            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            raise DamageError(f"{folder}: {', '.join(bad[:_NAMED])}{more}")
+    return manifest
+
+
+def step_folders(directory: Path) -> dict[int, Path]:
+    """What is called like a step in `directory`, finished or not; nothing if it is missing.
+
+    Raises:
+        CheckpointError: the directory cannot be read.
+    """
+    try:
+        inside = list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read ({error.strerror})") from None
+    named = {path.name: path for path in inside if path.name.isdecimal() and path.is_dir()}
+    return {int(name): path for name, path in named.items() if name == str(int(name))}
+
+
+def is_legacy(folder: Path) -> bool:
+    """Whether `folder` was committed by a version that wrote no manifests."""
+    if (folder / NAME).exists():
+        return False
+    try:
+        stated = json.loads((folder / COMMITTED).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stated, dict) and stated.get("custom_metadata") != PROMISE
+
+
+def _absent(folder: Path) -> CheckpointError:
+    """Why there may be no manifest."""
+    if is_legacy(folder):
+        return DamageError(
+            f"{folder}: it is from before manifests and cannot be verified (verify=False reads it)"
+        )
+    if not any(folder.glob("*")):
+        return UnfinishedError(f"{folder}: it is empty")
+    return UnfinishedError(f"{folder}: it has no {NAME}: its save was cut off, or is under way")
+
+
+def _compare_size(path: Path, record: FileRecord) -> str:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return "is missing" if missing else f"cannot be read ({error.strerror})"
+    return "" if size == record.size else f"has {size} bytes in place of {record.size}"
+
+
+def _compare_contents(path: Path, record: FileRecord) -> str:
+    try:
+        found = _record(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if found == record else "has been altered"
+
+
+def _record(path: Path) -> FileRecord:
+    with path.open("rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileRecord(file.tell(), digest.hexdigest())
+
+
+def _flushed_record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return _record(path)
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below, largest first: they decide how long the threads take."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    found.sort(key=lambda path: (-path.stat().st_size, path))
+    names = [path.relative_to(folder).as_posix() for path in found]
+    return [name for name in names if name not in (NAME, _PARTIAL)]
+
+
+def _in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+    """`map`, by as many threads as there are cores: hashing and reading release Python's lock."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        return list(threads.map(function, *items))
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """Of the values, not of how they are set out."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot, and keep names safe in their own ways.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,305 @@
+"""One save at a time, in the background: Orbax's files, then the manifest, then what follows it.
+
+Used by checkpoints and by snapshots. Orbax commits a folder by renaming it; a thread waits for
+that, hashes the files and writes the manifest, so that the training loop waits for neither. With
+several processes the first writes the manifest: Orbax commits after all of them have written
+their part. That thread runs no collective of the devices.
+"""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from ddpm_jax.training import manifest
+from ddpm_jax.training.manifest import CheckpointError
+
+__all__ = ["SaveError", "Saver", "move_aside", "reason", "remove", "sweep"]
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_DELETED = ".deleted"
+_REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+)
+"""What disks say. Orbax hands it on in the text of other errors."""
+
+
+class SaveError(CheckpointError):
+    """The disk refuses. Training can go on: the next save tries again.
+
+    Attributes:
+        steps: which were not saved, rising: the save asked for, the one before it, or both. The
+            save asked for is under way if it is not among them.
+    """
+
+    def __init__(self, message: str, steps: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.steps = steps
+
+
+class Saver:
+    """Saves folders one after another, each in the background.
+
+    Args:
+        name: of what is saved; barriers among processes are called by it.
+        timeout: seconds after which a save has failed. If one process of several cannot write its
+            part, the others wait so long for it.
+    """
+
+    def __init__(self, name: str, *, timeout: int = 600) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._checkpointer: ocp.AsyncCheckpointer | None = None
+        self._thread: threading.Thread | None = None
+        self._last: tuple[int, Path] | None = None
+        self._missed: dict[int, str] = {}
+
+    def save(
+        self,
+        folder: Path,
+        items: ocp.args.Composite,
+        *,
+        step: int,
+        check: Callable[[], None] | None = None,
+        then: Callable[[], None] | None = None,
+        **manifest_values: Any,
+    ) -> None:
+        """Begins to save `items` in `folder`, and its manifest; arrays may be donated on return.
+
+        It waits for the save before, if that is not done. All processes of a run have to call it.
+
+        Args:
+            folder: is made, with those above it; moved aside if it is there already.
+            items: what Orbax is to save.
+            step: for the manifest.
+            check: called by the first process, when the save before is done; raises a
+                CheckpointError if `step` is not to be saved.
+            then: called by the first process, in the background, once the manifest is on the disk.
+            **manifest_values: see `manifest.write`.
+
+        Raises:
+            SaveError: this save or the one before it failed, see its `steps`.
+        """
+        self._join()
+        if jax.process_index() == 0:
+            self._look_for_last()
+        self._missed.pop(step, None)  # if this is another try
+        if jax.process_index() == 0:
+
+            def make_way() -> None:
+                if check is not None:
+                    check()
+                _make_way(folder)
+
+            self._attempt(step, folder, make_way)
+        self._agree(step)
+        if step not in self._missed:
+            self._attempt(step, folder, lambda: self._begin(folder, items), rubbish=True)
+        missed, self._missed = self._missed, {}
+        self._last = None
+        if step not in missed:
+            self._last = step, folder
+            self._thread = threading.Thread(
+                target=self._finish, args=(step, folder, manifest_values, then)
+            )
+            self._thread.start()
+        _raise(missed)
+
+    def wait(self) -> None:
+        """Until the last save and its manifest are on the disk; all processes have to call it.
+
+        Raises:
+            SaveError: it failed.
+        """
+        self._join()
+        self._agree(None)
+        self._raise_missed()
+
+    def close(self) -> None:
+        """Waits for this process's part of the last save, and lets go of Orbax's threads.
+
+        Raises:
+            SaveError: the last save failed.
+        """
+        self._join()
+        if self._checkpointer is not None:
+            # What fails here was begun by a `save` that was interrupted: it has told its caller.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
+            self._checkpointer = None
+        self._raise_missed()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _raise_missed(self) -> None:
+        missed, self._missed = self._missed, {}
+        if missed:
+            self._last = None
+        _raise(missed)
+
+    def _look_for_last(self) -> None:
+        """Somebody may have deleted the folder, or taken the disk away."""
+        if self._last is not None:
+            step, folder = self._last
+            if step not in self._missed and not (folder / manifest.NAME).exists():
+                self._missed[step] = f"step {step} was saved and is gone from {folder.parent}"
+
+    def _agree(self, step: int | None) -> None:
+        """What one process has missed, all have: else some would wait for others for ever."""
+        if jax.process_count() == 1:
+            return
+        saves = (None if self._last is None else self._last[0], step)
+        mine = np.array([which in self._missed for which in saves])
+        anywhere = multihost_utils.process_allgather(mine).any(axis=0)
+        for which, failed in zip(saves, anywhere, strict=True):
+            if failed and which is not None:
+                self._missed.setdefault(
+                    which, f"step {which} is not saved: another process of the run could not"
+                )
+
+    def _begin(self, folder: Path, items: ocp.args.Composite) -> None:
+        _hush_orbax()
+        if self._checkpointer is None:
+            self._checkpointer = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler(),
+                self._timeout,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=self._name
+                ),
+            )
+        self._checkpointer.save(folder, args=items, custom_metadata=manifest.PROMISE)
+
+    def _finish(
+        self,
+        step: int,
+        folder: Path,
+        manifest_values: dict[str, Any],
+        then: Callable[[], None] | None,
+    ) -> None:
+        """The thread."""
+
+        def finish() -> None:
+            if self._checkpointer is not None:
+                self._checkpointer.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.write(folder, step=step, **manifest_values)
+
+        done = self._attempt(step, folder, finish, rubbish=True)
+        if done and then is not None and jax.process_index() == 0:
+            then()
+
+    def _attempt(
+        self, step: int, folder: Path, work: Callable[[], None], *, rubbish: bool = False
+    ) -> bool:
+        """Whether it worked; else notes why `step` is missed, and removes what there is of it."""
+        try:
+            work()
+        except Exception as error:
+            self._missed[step] = f"step {step} is not saved in {folder.parent}: {reason(error)}"
+            if rubbish and jax.process_index() == 0:
+                remove(folder)
+                sweep(folder.parent)
+            return False
+        return True
+
+
+def move_aside(folder: Path, why: str) -> Path:
+    """Renames `folder` so that it is no step's any more; nothing is deleted."""
+    return folder.rename(folder.with_name(f"{folder.name}.{why}-{time.time_ns()}"))
+
+
+def remove(folder: Path) -> None:
+    """Deletes `folder` as far as the disk lets it; nobody finds half of it under its name."""
+    try:
+        doomed = folder.rename(folder.with_name(folder.name + _DELETED))
+    except OSError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Deletes what saves and deletions that were cut off left, as far as the disk lets it."""
+    for pattern in (f"*{_TEMPORARY}*", f"*{_DELETED}"):
+        for rubbish in directory.glob(pattern):
+            shutil.rmtree(rubbish, ignore_errors=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why it failed, in the system's words if it was the system; else the first line."""
+    if isinstance(error, CheckpointError):
+        return str(error)
+    text = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if isinstance(cause, TimeoutError):
+            return "it took too long, or another process of the run could not write its part"
+        text += str(cause)
+        cause = cause.__cause__ or cause.__context__
+    for code in _REFUSALS:
+        if os.strerror(code) in text:
+            return os.strerror(code)
+    if "NOT_FOUND" in text:  # TensorStore's word for it
+        return os.strerror(errno.ENOENT)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _make_way(folder: Path) -> None:
+    """An empty place for `folder`, on a disk that takes files."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
+    if folder.exists():
+        move_aside(folder, "unsound")
+    # Orbax would notice later, when other processes wait for this one already.
+    with tempfile.TemporaryFile(dir=folder.parent) as probe:
+        probe.write(b"?")
+
+
+def _raise(missed: dict[int, str]) -> None:
+    if missed:
+        raise SaveError("; ".join(missed.values()), tuple(sorted(missed)))
+
+
+@functools.cache
+def _hush_orbax() -> None:
+    """Keeps tracebacks of failed saves from the screen: what Orbax raises is said in one sentence.
+
+    It also prints it, in the log of each of its threads; and it abandons its other writes when one
+    fails, which then complain to asyncio, or to an event loop that is closed.
+    """
+
+    def is_news(record: logging.LogRecord) -> bool:
+        if not record.exc_info:
+            return True
+        about_a_save = _TEMPORARY in f"{record.getMessage()} {record.exc_info[1]}"
+        return not (about_a_save or f"{os.sep}orbax{os.sep}" in record.pathname)
+
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).addFilter(is_news)
+    others = sys.unraisablehook
+
+    def hook(ignored: Any) -> None:
+        if ignored.object is not None or str(ignored.exc_value) != "Event loop is closed":
+            others(ignored)
+
+    sys.unraisablehook = hook
