@@ -36,8 +36,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise training.DivergenceError(
             error.step,
             f"; the checkpoints in {directory.checkpoints} are from before it. `ddpm-jax replay"
-            f" {directory.path} --step {error.step}` tells what was bad. The same command would repeat"
-            " it: lower --optimizer.learning-rate, with another --workdir",
+            f" {directory.path} --step {error.step}` tells what was bad. The same command would"
+            " repeat it: lower --optimizer.learning-rate, with another --workdir",
         ) from None
     print_results(console, results)
     say(console, f"pictures   {directory.pictures}")
