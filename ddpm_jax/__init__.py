@@ -14,7 +14,8 @@ The core, importable without Flax, files or a command line:
     samplers    from noise to images, in many steps or few; guidance, inpainting
     analytic    data whose best denoiser is known
 
-Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `experiment`, `cli`.
+Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `experiment`, `plan`,
+`cli`.
 """
 
 from ddpm_jax import analytic as analytic

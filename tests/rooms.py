@@ -18,5 +18,15 @@ CORE = (
 )
 ROOMS = (
     *CORE,
-    *("models", "parallel", "training", "data", "evaluation", "config", "experiment", "cli"),
+    *(
+        "models",
+        "parallel",
+        "training",
+        "data",
+        "evaluation",
+        "config",
+        "experiment",
+        "plan",
+        "cli",
+    ),
 )

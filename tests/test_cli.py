@@ -48,7 +48,8 @@ def test_an_unknown_command(capsys):
     code, said = failing(capsys, "trian")
     assert code == 2
     assert said == (
-        "ddpm-jax: the command is 'trian'; it has to be one of train, sample, evaluate, inspect\n"
+        "ddpm-jax: the command is 'trian'; it has to be one of train, sample, evaluate, inspect,"
+        " plan\n"
     )
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "bits per dimension of a run on held-out images, beside baselines",
     "replay": "one step of a run once more: which examples and parameters were bad in it",
     "inspect": "the network of a config as a table: shapes, parameters, FLOPs",
+    "plan": "memory, traffic and time of a config on a pod, before the pod is rented",
 }
 
 EXIT_DIVERGED = 1

@@ -1,0 +1,69 @@
+"""`ddpm-jax plan CONFIG --topology v5e:4x4 [--topology ...] [overrides]`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from ddpm_jax.cli.arguments import parse_config
+from ddpm_jax.cli.plan_tables import collectives_table, plans_table, sentences
+from ddpm_jax.config import to_json, validate
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import say
+from ddpm_jax.plan import parse, plans
+
+__all__ = ["run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Memory, traffic and the least step time of a config on machines that need not be there.
+
+    The config file comes first, as for train, and any of its fields can be given, too:
+    ddpm-jax plan configs/cifar10.py --topology v5e:4x4 --train.batch-size 2048
+    """
+
+    topology: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """v5e:4x4, 2xv5e:16x16 for two slices, v5p:4x4x8, h100:8; again for more of them."""
+    slices: int = 1
+    """How many of each."""
+    json: Path | None = None
+    """Also write all numbers there."""
+    largest_batch: bool = False
+    """Look for the largest batch that fits, too: some minutes more."""
+    advise: bool = True
+    """Look for what would make it fit where it does not: some minutes more."""
+
+
+def run(arguments: Sequence[str], console: Console) -> None:
+    """Compiles, and prints tables; needs no dataset and no accelerator."""
+    asked, rest = tyro.cli(
+        Arguments, prog="ddpm-jax plan CONFIG", args=arguments, return_unknown_args=True
+    )
+    config = parse_config("plan", rest)
+    validate(config)
+    if not asked.topology:
+        raise UserError("--topology is missing; say for what to plan, such as --topology v5e:4x4")
+    topologies = [parse(name, asked.slices) for name in asked.topology]
+    if asked.json is not None and not asked.json.parent.is_dir():
+        raise UserError(f"--json is {str(asked.json)!r}; there is no folder {asked.json.parent}")
+    found = plans(
+        config,
+        topologies,
+        advise=asked.advise,
+        largest_batch=asked.largest_batch,
+        say=lambda what: say(console, what),
+    )
+    if asked.json is not None:
+        written = {"config": to_json(config), "plans": found}
+        asked.json.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
+    console.print(plans_table(found))
+    for plan in found:
+        if plan["collectives"]:
+            console.print(collectives_table(plan))
+    for sentence in sentences(found):
+        say(console, sentence)

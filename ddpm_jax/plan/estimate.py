@@ -1,0 +1,244 @@
+"""What one train step takes of each device: memory by kind, work, traffic, and the time of these.
+
+    t >= max(FLOPs / peak, bytes / memory bandwidth, bytes sent / link bandwidth)
+
+The rates are what the makers publish and the rest is what the compiler says of the very program
+that would run, so a step takes longer than this and not less. Of the model's FLOPs,
+3 x forward x batch, it is the share of the peak that would be reached in that time (Chowdhery et
+al. 2022, appendix B, https://arxiv.org/abs/2204.02311).
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.config import Config
+from ddpm_jax.experiment import make_model
+from ddpm_jax.plan import hlo
+from ddpm_jax.plan.chips import Chip
+from ddpm_jax.plan.flops import count_flops
+from ddpm_jax.plan.lower import lower_step, mesh_of, whole_step
+from ddpm_jax.plan.topologies import Topology
+
+__all__ = ["Estimate", "Memory", "Roofline", "estimate", "roofline"]
+
+
+class Memory(NamedTuple):
+    """Bytes on one device."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Outputs that are written where arguments were."""
+    temporaries: int
+    peak: int
+    """The most at any time, of all kinds: it is no sum of them."""
+
+
+class Roofline(NamedTuple):
+    """Seconds that one step takes at least, for each thing that limits it."""
+
+    compute: float
+    memory: float
+    links: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return max(self)
+
+    @property
+    def limit(self) -> str:
+        """What takes the longest."""
+        return self._fields[self.index(self.seconds)]
+
+
+class Estimate(NamedTuple):
+    """All of it, for one config on one topology."""
+
+    mesh: dict[str, int]
+    batch: int
+    """Images in a step, over all devices."""
+    needed_bytes: int
+    """On each device: the peak, or what the compiler said where that was too much for it."""
+    usable_bytes: int
+    compile_seconds: float
+    memory: Memory | None = None
+    """None where the compiler gave up."""
+    flops: float = 0.0
+    """Of one device, as the compiler counts or as they were traced, whichever are more."""
+    bytes_accessed: float = 0.0
+    """Of one device's memory."""
+    bytes_counted: bool = True
+    """False where the compiler does not say: then all that is in memory, read and written once."""
+    model_flops: float = 0.0
+    """Of all devices together."""
+    collectives: tuple[hlo.Collective, ...] = ()
+    roofline: Roofline | None = None
+    utilization: float = 0.0
+    """Of the peak, by the model's FLOPs in the time of the roofline."""
+
+    @property
+    def devices(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step has enough memory."""
+        return self.memory is not None and self.needed_bytes <= self.usable_bytes
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for each byte of memory."""
+        return self.flops / self.bytes_accessed if self.bytes_accessed else 0.0
+
+
+def estimate(
+    config: Config,
+    topology: Topology,
+    devices: Sequence[Any],
+    shape: tuple[int, int, int],
+    levels: int,
+) -> Estimate:
+    """Compiles the train step for `devices` and reads the program.
+
+    Raises:
+        UserError: a config that cannot work, or not on so many devices.
+    """
+    chip, mesh = topology.chip, mesh_of(config, devices)
+    lowered = lower_step(config, devices, shape, levels)
+    start = time.perf_counter()
+    told: dict[str, Any] = {
+        "mesh": {str(name): size for name, size in mesh.shape.items()},
+        "batch": config.train.batch_size,
+        "usable_bytes": chip.usable_bytes // chip.devices,
+    }
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _too_much(str(error))
+        if needed is None:
+            raise
+        took = time.perf_counter() - start
+        return Estimate(needed_bytes=needed, compile_seconds=took, **told)
+    took = time.perf_counter() - start
+    memory = _memory(compiled)
+    flops, accessed, counted = _work(config, compiled, memory, devices, shape, levels)
+    slice_of = [_slice_of(device, topology) for device in mesh.devices.flat]
+    collectives = hlo.collectives(compiled.as_text() or "", told["mesh"], slice_of)
+    found = roofline(chip, config.model.dtype, flops, accessed, collectives)
+    model = 3.0 * config.train.batch_size * _forward_flops(config, shape)
+    peak = _peak(chip, config.model.dtype) * mesh.size
+    return Estimate(
+        needed_bytes=memory.peak,
+        compile_seconds=took,
+        memory=memory,
+        flops=flops,
+        bytes_accessed=accessed,
+        bytes_counted=counted,
+        model_flops=model,
+        collectives=tuple(collectives),
+        roofline=found,
+        utilization=model / (found.seconds * peak),
+        **told,
+    )
+
+
+def roofline(
+    chip: Chip,
+    dtype: str,
+    flops: float,
+    accessed: float,
+    collectives: Sequence[hlo.Collective] = (),
+) -> Roofline:
+    """Seconds of one device's share of a step; see the module.
+
+    Args:
+        chip: whose rates are published.
+        dtype: of the network's computation.
+        flops: of one device.
+        accessed: bytes that it reads and writes.
+        collectives: what it sends.
+    """
+    links = sum(row.link_bytes for row in collectives)
+    out = sum(row.network_bytes for row in collectives)
+    return Roofline(
+        compute=flops / _peak(chip, dtype),
+        memory=accessed / (chip.hbm_bandwidth / chip.devices),
+        links=links / (chip.link_bandwidth / chip.devices),
+        network=out / (chip.network_bandwidth / chip.devices) if chip.network_bandwidth else 0.0,
+    )
+
+
+def _peak(chip: Chip, dtype: str) -> float:
+    """Of one device."""
+    return (chip.bfloat16_flops if dtype == "bfloat16" else chip.float32_flops) / chip.devices
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
+    found: Any = compiled.memory_analysis()
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        aliased=found.alias_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+    )
+
+
+def _work(
+    config: Config,
+    compiled: jax.stages.Compiled,
+    memory: Memory,
+    devices: Sequence[Any],
+    shape: tuple[int, int, int],
+    levels: int,
+) -> tuple[float, float, bool]:
+    """FLOPs and bytes of one device, and whether the compiler counted the bytes.
+
+    It counts a loop's body once. What the trace has more of FLOPs, there is more of bytes.
+    """
+    mesh = mesh_of(config, devices)
+    traced = count_flops(*whole_step(config, mesh, shape, levels)) / mesh.size
+    cost: Any = compiled.cost_analysis() or {}
+    flops, accessed = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
+    if flops <= 0.0 or accessed <= 0.0:
+        return traced, float(memory.arguments + memory.outputs + 2 * memory.temporaries), False
+    more = max(traced / flops, 1.0)
+    return more * flops, more * accessed, True
+
+
+def _forward_flops(config: Config, shape: tuple[int, int, int]) -> int:
+    """Of the network, for one image."""
+    model = make_model(config)
+    x_t, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x_t, t)
+    return count_flops(model.apply, variables, x_t, t)
+
+
+def _slice_of(device: Any, topology: Topology) -> int:
+    if topology.chip.platform == "cuda":
+        return device.process_index
+    return device.slice_index or 0 if topology.slices > 1 else 0
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _too_much(message: str) -> int | None:
+    """The bytes that a TPU's compiler wanted, in the error that says it cannot have them."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    size = r"([\d.]+)([KMGT]?)"
+    patterns = (rf"Used {size} of", rf"memory required .*?\({size}i?B?\)", rf"allocate {size}i?B?")
+    for pattern in patterns:
+        if found := re.search(pattern, message):
+            return math.ceil(float(found[1]) * _UNITS[found[2]])
+    return 0

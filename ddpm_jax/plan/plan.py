@@ -1,0 +1,108 @@
+"""A plan of one config on one topology, as plain values."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ddpm_jax.config import Config
+from ddpm_jax.plan import advice
+from ddpm_jax.plan.estimate import Estimate, estimate
+from ddpm_jax.plan.lower import images_of
+from ddpm_jax.plan.topologies import Topology
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    config: Config,
+    topology: Topology,
+    devices: Sequence[Any],
+    *,
+    advise: bool,
+    largest_batch: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compiles `config` for `devices`, and variants of it if they are asked for.
+
+    Args:
+        config: of a training run.
+        topology: what the devices are.
+        devices: of `topologies.devices`.
+        advise: look for what would make it fit, if it does not.
+        largest_batch: look for the largest batch that fits.
+        say: told before each compilation.
+
+    Raises:
+        UserError: a config that cannot work, or not on so many devices.
+    """
+    shape, levels = images_of(config)
+    known: dict[Config, Estimate] = {}
+
+    def look(changed: Config, what: str) -> Estimate:
+        if changed not in known:
+            say(what)
+            known[changed] = estimate(changed, topology, devices, shape, levels)
+        return known[changed]
+
+    first = look(config, f"compiling for {topology}")
+    plan = _plain(topology, first)
+    if advise and not first.fits:
+
+        def fits(change: advice.Change) -> bool:
+            return look(advice.apply(config, change), f"compiling with {change}").fits
+
+        size = first.devices
+        found = advice.mildest(advice.changes(config, size), fits)
+        plan["would_fit"] = [
+            {
+                "change": str(change),
+                "needed_bytes": look(advice.apply(config, change), "").needed_bytes,
+            }
+            for change in found
+        ]
+    if largest_batch:
+        plan["largest_batch"] = _largest_batch(config, first, look)
+    return plan
+
+
+def _largest_batch(
+    config: Config, first: Estimate, look: Callable[[Config, str], Estimate]
+) -> dict[str, int | None] | None:
+    """Over all devices: the largest seen to fit, and the least seen not to."""
+    unit = first.devices * getattr(config.train, "accumulate", 1)
+
+    def needed(count: int) -> tuple[bool, int]:
+        train = dataclasses.replace(config.train, batch_size=count * unit)
+        found = look(
+            dataclasses.replace(config, train=train), f"compiling with a batch of {count * unit}"
+        )
+        return found.fits, found.needed_bytes
+
+    found = advice.largest(needed, first.usable_bytes, max(first.batch // unit, 1))
+    if found is None:
+        return None
+    return {"fits": found.fits * unit, "fails": found.fails and found.fails * unit}
+
+
+def _plain(topology: Topology, found: Estimate) -> dict[str, Any]:
+    plan: dict[str, Any] = {
+        "topology": str(topology),
+        "chip": topology.chip.name,
+        "chips": topology.chips,
+        "devices": topology.devices,
+        "slices": topology.slices,
+        "fits": found.fits,
+        **found._asdict(),
+        "intensity": found.intensity,
+    }
+    plan["collectives"] = [
+        row._asdict() | {"link_bytes": row.link_bytes, "network_bytes": row.network_bytes}
+        for row in found.collectives
+    ]
+    if found.memory is not None and found.roofline is not None:
+        plan["memory"] = found.memory._asdict()
+        plan["roofline"] = found.roofline._asdict() | {
+            "seconds": found.roofline.seconds,
+            "limit": found.roofline.limit,
+        }
+    return plan

@@ -1,0 +1,234 @@
+"""Names of machines, such as v5e:16x16, and their devices, none of which has to be there.
+
+A TPU compiler wants a number of environment variables set before JAX is imported, or it looks for a
+TPU and tells all about it. Devices are therefore made in a process of their own: `environment` is
+what it is started with, and `ddpm_jax.plan.worker` what it runs.
+"""
+
+import difflib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.plan.chips import CHIPS, Chip
+
+__all__ = ["Topology", "TopologyError", "check_compiler", "devices", "environment", "parse"]
+
+
+class TopologyError(UserError):
+    """No machine of that name, or nothing here that compiles for it."""
+
+
+class Topology(NamedTuple):
+    """Some chips of one kind."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    """Of one slice, or of one host with a switch."""
+    slices: int
+
+    def __str__(self) -> str:
+        several = f"{self.slices}x" if self.slices > 1 else ""
+        return f"{several}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips(self) -> int:
+        """Of all slices together."""
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """What JAX sees of them."""
+        return self.chips * self.chip.devices
+
+    @property
+    def neighbours(self) -> int:
+        """Devices that talk to each other without leaving their slice, or their host."""
+        return self.devices // self.slices
+
+
+def parse(name: str, slices: int = 1) -> Topology:
+    """What a name stands for: v5e:4x4, 2xv5e:4x4 for two slices of that, h100:8 for GPUs.
+
+    Args:
+        name: as above.
+        slices: how many of them, if the name does not say.
+
+    Raises:
+        TopologyError: with a name that would do.
+
+    Example:
+        >>> from ddpm_jax.plan.topologies import parse
+        >>> parse("2xv5e:4x4").devices
+        32
+        >>> str(parse("h100:16"))
+        '2xh100:8'
+    """
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z0-9]+):(\d+(?:x\d+)*)", name)
+    if found is None or found[2] not in CHIPS:
+        raise TopologyError(f"--topology is {name!r}; {_right_names(name)}")
+    told, chip = int(found[1] or 1), CHIPS[found[2]]
+    shape = tuple(map(int, found[3].split("x")))
+    if slices < 1 or told < 1 or min(shape) < 1:
+        raise TopologyError(f"--topology is {name!r}, --slices {slices}; counts are 1 or more")
+    if told > 1 and slices > 1:
+        raise TopologyError(f"--topology is {name!r} and --slices {slices}; say it once")
+    count = max(told, slices)
+    if chip.dimensions == 0:
+        return _hosts(name, chip, shape, count)
+    if len(shape) != chip.dimensions:
+        sides = "x".join(["4"] * chip.dimensions)
+        raise TopologyError(
+            f"--topology is {name!r}; a slice of {chip.name} has {chip.dimensions} sides:"
+            f" {chip.name}:{sides}"
+        )
+    return Topology(chip, shape, count)
+
+
+def environment(topology: Topology, outer: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that compiles for `topology`, made of that of this one.
+
+    What would change how a program is compiled is left out, so that a plan is the same everywhere.
+    """
+    prefixes = ("JAX_", "XLA_", "TPU_", "LIBTPU_", "CLOUD_TPU_", "MEGASCALE_")
+    inner = {name: value for name, value in outer.items() if not name.startswith(prefixes)}
+    # Where this package is, and then what the process that asks had.
+    home = str(Path(__file__).parents[2])
+    inner["PYTHONPATH"] = os.pathsep.join(filter(None, [home, outer.get("PYTHONPATH")]))
+    inner["JAX_PLATFORMS"] = "cpu"
+    inner["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if topology.chip.platform == "tpu":
+        # Silent, several at once, and minutes faster: memory and costs are the same at every level.
+        inner |= {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "JAX_OPTIMIZATION_LEVEL": "O0",
+        }
+    return inner
+
+
+def check_compiler(topology: Topology) -> None:
+    """Raises TopologyError unless what compiles for `topology` is installed; imports nothing."""
+    wanted, extra = {
+        "tpu": (("libtpu",), "plan"),
+        "cuda": (("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "plan-cuda"),
+    }[topology.chip.platform]
+    if not any(map(_is_there, wanted)):
+        raise TopologyError(
+            f"{topology} needs a compiler that is not installed: pip install 'ddpm_jax[{extra}]'"
+        )
+
+
+def devices(topology: Topology) -> list[Any]:
+    """Devices to compile for and not to run on, slice by slice; needs `environment`.
+
+    Raises:
+        TopologyError: the compiler knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    sides = "x".join(map(str, topology.shape))
+    try:
+        if topology.chip.platform == "cuda":
+            described = topologies.get_topology_desc(
+                topology_name=topology.chip.name,
+                platform="cuda",
+                target_config=_H100_TARGET,
+                topology=f"1x{topology.slices}x{topology.neighbours}",
+            )
+        else:
+            described = topologies.get_topology_desc(
+                topology_name=f"{topology.chip.name}:{sides}",
+                platform="tpu",
+                **({"num_slices": topology.slices} if topology.slices > 1 else {}),
+            )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise TopologyError(
+            f"--topology is {str(topology)!r}; the compiler says: {first}"
+        ) from None
+    return list(described.devices)
+
+
+def _hosts(name: str, chip: Chip, shape: tuple[int, ...], count: int) -> Topology:
+    """GPUs: hosts of at most `largest_slice`, each with a switch of its own."""
+    total, each = count * math.prod(shape), chip.largest_slice
+    if len(shape) > 1 or (total > each and total % each):
+        raise TopologyError(
+            f"--topology is {name!r}; a host has up to {each} of them, several hosts are full:"
+            f" {chip.name}:{each}, {chip.name}:{2 * each}"
+        )
+    return Topology(chip, (min(total, each),), max(total // each, 1))
+
+
+def _right_names(name: str) -> str:
+    """What the name could have been: a count in place of a shape, or another way to say a chip."""
+    known = "names are like v5e:4x4, 2xv5e:16x16 (two slices), v5p:4x4x8, h100:8"
+    found = re.fullmatch(r"(v\d\w*?|tpu7x|h100)(?:litepod)?[-_]?(\d+)?(?:[-:].*)?", name.lower())
+    heads = difflib.get_close_matches(re.split(r"[-:]", name.lower())[0], CHIPS, 1, 0.3)
+    if found is not None and found[1] + "e" in CHIPS and "lite" in name:
+        heads = [found[1] + "e"]
+    count = re.search(r"[-:](\d+)$", name)
+    if not heads:
+        return f"chips are {', '.join(CHIPS)}, and {known}"
+    chip = CHIPS[heads[0]]
+    if count is None:
+        return f"chips are {', '.join(CHIPS)}, and {known}"
+    # The cloud counts cores of v4 and v5p, and chips of the others.
+    cores = 2 if chip.name in ("v4", "v5p") else 1
+    shape = _nearly_square(max(int(count[1]) // cores, 1), chip.dimensions or 1)
+    return f"that may be {chip.name}:{'x'.join(map(str, shape))}; {known}"
+
+
+def _nearly_square(count: int, dimensions: int) -> list[int]:
+    """Sides of `dimensions` whose product is `count`, as alike as they can be, the least first."""
+    sides: list[int] = []
+    for left in range(dimensions, 1, -1):
+        side = next(s for s in range(round(count ** (1 / left)), 0, -1) if count % s == 0)
+        sides.append(side)
+        count //= side
+    return [*sides, count]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is not there
+        return False
+
+
+# A GpuTargetConfigProto of the SXM5 card, as XLA would read it off the machine.
+_H100_TARGET = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  threads_per_block_limit: 1024
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  memory_bandwidth: 3352000000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  fpus_per_core: 128
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
