@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 from rich.console import Console
 
+from ddpm_jax.cli.platforms import ignore_absent_accelerators
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel.hosts import LostError
 from ddpm_jax.training import DivergenceError, InterruptedTraining, SaveError
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"the command is {command!r}; it has to be one of {known}", EXIT_USAGE)
     # Orbax and grain warn through absl about what is handled here.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    ignore_absent_accelerators()
     try:
         module = importlib.import_module(f"ddpm_jax.cli.{command}")
         module.run(rest, Console())

@@ -71,7 +71,7 @@ def sentences(plans: Sequence[Plan]) -> list[str]:
     return said
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Bytes in a unit that suits them."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if abs(count) >= 2**power:
@@ -86,14 +86,14 @@ def _largest(found: dict[str, int | None] | None) -> str:
     return f"the largest batch seen to fit is {found['fits']:,}{less}"
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: int | float) -> str:
     for unit, least in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if value >= least:
             return f"{value / least:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns" if value else "0"
 
 
-def _work(count: float) -> str:
+def _work(count: int | float) -> str:
     for unit, least in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if count >= least:
             return f"{count / least:.3g} {unit}"

@@ -6,6 +6,7 @@ milder ones are not tried.
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -109,28 +110,34 @@ def largest(
         fits, need = needed(count)
         if need:
             known[count] = need
+        before = math.inf if high is None else high - low
         if fits:
             low = max(low, count)
         else:
             high = count if high is None else min(high, count)
         if high is not None and high - low <= max(low // 16, 1):
             break
-        count = _next(known, usable, low, high)
+        # Where memory jumps, a line can creep; then the next count is in the middle.
+        halve = high is not None and high - low > before / 2
+        count = _next(known, usable, low, high, halve=halve)
     return Largest(low, high) if low else None
 
 
-def _next(known: dict[int, int], usable: int, low: int, high: int | None) -> int:
-    """Where the line through two neighbours of the border reaches it, inside what is open."""
-    below, above = low + 1, 4 * max(low, 1) if high is None else high - 1
-    doubled = min(2 * low, above) if low and high is None else max((low + (high or 1)) // 2, below)
-    if len(known) < 2:
-        return max(below, min(doubled, above))
-    first, second = sorted(sorted(known, key=lambda count: abs(known[count] - usable))[:2])
-    slope = (known[second] - known[first]) / (second - first)
-    if slope <= 0.0:
-        return max(below, min(doubled, above))
-    guess = int(first + (usable - known[first]) / slope)
-    return max(below, min(guess, above))
+def _next(known: dict[int, int], usable: int, low: int, high: int | None, *, halve: bool) -> int:
+    """Where the line through two counts near the border reaches it, inside what is open."""
+    least, most = low + 1, math.inf if high is None else high - 1
+    guess = 2 * low if high is None else (low + high) // 2
+    points = sorted(known)
+    if high in known and low in known:
+        points = [low, high]
+    elif low in known:
+        points = [count for count in points if count <= low][-2:]
+    if len(points) > 1 and not halve:
+        first, second = points[-2:]
+        slope = (known[second] - known[first]) / (second - first)
+        if slope > 0.0:
+            guess = math.floor(first + (usable - known[first]) / slope)
+    return int(max(least, min(guess, most)))
 
 
 def _more_remat(config: Config) -> list[str]:

@@ -25,7 +25,7 @@ from ddpm_jax.plan.flops import count_flops
 from ddpm_jax.plan.lower import lower_step, mesh_of, whole_step
 from ddpm_jax.plan.topologies import Topology
 
-__all__ = ["Estimate", "Memory", "Roofline", "estimate", "roofline"]
+__all__ = ["Estimate", "Memory", "Roofline", "estimate", "roofline", "too_much"]
 
 
 class Memory(NamedTuple):
@@ -123,7 +123,7 @@ def estimate(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _too_much(str(error))
+        needed = too_much(str(error))
         if needed is None:
             raise
         took = time.perf_counter() - start
@@ -232,7 +232,7 @@ def _slice_of(device: Any, topology: Topology) -> int:
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _too_much(message: str) -> int | None:
+def too_much(message: str) -> int | None:
     """The bytes that a TPU's compiler wanted, in the error that says it cannot have them."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None

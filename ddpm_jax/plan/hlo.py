@@ -123,11 +123,11 @@ class _Found(NamedTuple):
     line: str
 
     def bytes_by_dtype(self, size: int) -> dict[str, int]:
-        shapes = list(_shapes(self.type))
-        if self.started and self.kind in ("all-gather", "collective-permute"):
-            # What goes in, what comes out, and perhaps semaphores.
-            shapes = [shape for shape in shapes if shape[0] != "u32"]
-            shapes = shapes[len(shapes) // 2 :]
+        shapes, operands = list(_shapes(self.type)), self.line.partition(f"{self.kind}-start(")[2]
+        if self.started:
+            # What goes in and what comes out, and semaphores; or only what comes out.
+            inputs = operands.partition(")")[0].count("%")
+            shapes = shapes[inputs : 2 * inputs] if len(shapes) >= 2 * inputs else shapes
         # A type is of what comes out, which of a scatter is a part.
         whole = size if self.kind == "reduce-scatter" else 1
         total: dict[str, int] = collections.defaultdict(int)

@@ -103,7 +103,8 @@ def environment(topology: Topology, outer: Mapping[str, str]) -> dict[str, str]:
     inner["JAX_PLATFORMS"] = "cpu"
     inner["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if topology.chip.platform == "tpu":
-        # Silent, several at once, and minutes faster: memory and costs are the same at every level.
+        # Silent, several at once, and minutes faster. Memory and costs are the same at every level,
+        # if both are; a compiler told to fit memory more than to optimize refuses what would fit.
         inner |= {
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -111,6 +112,7 @@ def environment(topology: Topology, outer: Mapping[str, str]) -> dict[str, str]:
             "TPU_WORKER_ID": "0",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "JAX_OPTIMIZATION_LEVEL": "O0",
+            "JAX_MEMORY_FITTING_LEVEL": "O0",
         }
     return inner
 
