@@ -530,7 +530,7 @@ def test_an_ordinary_command_says_nothing_of_tpus():
 @needs_libtpu
 def test_a_real_plan(tmp_path, capsys, monkeypatch):
     """Two parameters' worth of a network, so that it compiles in seconds."""
-    monkeypatch.setenv("XLA_FLAGS", "--no_such_flag")  # is left out
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--no_such_flag")  # is left out
     out = tmp_path / "plan.json"
     assert main(["plan", TINY, "--topology", "2xv5e:2x2", "--json", str(out)]) == 0
     said = capsys.readouterr().out
@@ -539,8 +539,9 @@ def test_a_real_plan(tmp_path, capsys, monkeypatch):
     assert plan["fits"]
     assert plan["usable_bytes"] == int(15.75 * 2**30)
     assert plan["mesh"] == {"data": 8}
-    reduced = [row for row in plan["collectives"] if row["dtype"] == "f32"]
-    assert {(row["kind"], row["slices"]) for row in reduced} >= {("all-reduce", 2)}
+    rows = [row for row in plan["collectives"] if row["dtype"] == "f32"]
+    assert {row["axis"] for row in rows} == {"data"}
+    assert {(row["kind"], row["devices"], row["slices"]) for row in rows} >= {("all-reduce", 2, 2)}
     assert plan["roofline"]["network"] > 0.0
     assert 0 < plan["memory"]["arguments"] < plan["needed_bytes"]
 

@@ -54,6 +54,7 @@ def exchanged(axis):
 
 
 PART = ROWS * COLUMNS * 4
+WHOLE = 1024 * 2048 * 4
 PROGRAMS = {
     "psum data": (lambda x: jax.lax.psum(x, "data"), "all-reduce", "data", 4, PART),
     "psum fsdp": (lambda x: jax.lax.psum(x, "fsdp"), "all-reduce", "fsdp", 2, PART),
@@ -162,6 +163,38 @@ def test_a_tpu_program_with_its_collectives_placed(name, dtype, size):
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "psum_data",
+            {
+                ("reduce-scatter", 4, 1): WHOLE,
+                ("all-reduce", 2, 2): WHOLE // 4,
+                ("all-gather", 4, 1): WHOLE,
+            },
+        ),
+        ("gather_data", {("all-gather", 2, 2): 2 * WHOLE, ("all-gather", 4, 1): 8 * WHOLE}),
+        ("scatter_data", {("all-reduce", 4, 1): WHOLE, ("reduce-scatter", 2, 2): WHOLE // 4}),
+    ],
+)
+def test_a_tpu_program_of_two_slices(name, expected):
+    """Of 2xv5e:2x4, data 8 and fsdp 2: one collective over data of [1024, 2048] on each device.
+
+    Each of four devices of a slice that share a group has a quarter to exchange with the other
+    slice. A gather crosses first, and twice as much is then gathered in the slice.
+    """
+    slice_of = [0] * 8 + [1] * 8
+    mesh = {"data": 8, "fsdp": 2}
+    rows = hlo.collectives(saved(f"2xv5e_{name}"), mesh, slice_of=slice_of, across="data")
+    assert {(row.kind, row.devices, row.slices): row.bytes for row in rows} == expected
+    assert {(row.axis, row.dtype, row.times) for row in rows} == {("data", "f32", 1)}
+    crossing = sum(row.network_bytes for row in rows)
+    # The least that there is: Patarasu & Yuan 2009, of two groups of four.
+    least = {"psum_data": 2 / 2 * WHOLE / 4, "gather_data": WHOLE, "scatter_data": WHOLE / 8}
+    assert crossing == least[name]
+
+
+@pytest.mark.parametrize(
     ("type_", "operands", "expected"),
     [
         ("f32[100]{0}", "%a", 400),
@@ -255,5 +288,5 @@ def test_groups_over_slices_are_apart(mesh):
     x = jax.ShapeDtypeStruct((8 * ROWS, COLUMNS), jnp.float32)
     program = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=split, out_specs=split))
     text = program.lower(x).compile().as_text()
-    rows = hlo.collectives(text, MESH, slice_of=[0, 0, 0, 0, 1, 1, 1, 1])
+    rows = hlo.collectives(text, MESH, slice_of=[0] * 4 + [1] * 4)
     assert {row.axis: row.slices for row in rows} == {"data": 2, "fsdp": 1}

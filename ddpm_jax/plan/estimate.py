@@ -131,8 +131,12 @@ def estimate(
     took = time.perf_counter() - start
     memory = _memory(compiled)
     flops, accessed, counted = _work(config, compiled, memory, devices, shape, levels)
-    slice_of = [_slice_of(device, topology) for device in mesh.devices.flat]
-    collectives = hlo.collectives(compiled.as_text() or "", told["mesh"], slice_of)
+    collectives = hlo.collectives(
+        compiled.as_text() or "",
+        told["mesh"],
+        slice_of=[_slice_of(device, topology) for device in mesh.devices.flat],
+        across="data" if topology.slices > 1 and chip.platform == "tpu" else None,
+    )
     found = roofline(chip, config.model.dtype, flops, accessed, collectives)
     model = 3.0 * config.train.batch_size * _forward_flops(config, shape)
     peak = _peak(chip, config.model.dtype) * mesh.size
@@ -224,9 +228,9 @@ def _forward_flops(config: Config, shape: tuple[int, int, int]) -> int:
 
 
 def _slice_of(device: Any, topology: Topology) -> int:
-    if topology.chip.platform == "cuda":
-        return device.process_index
-    return device.slice_index or 0 if topology.slices > 1 else 0
+    if topology.slices == 1:
+        return 0
+    return device.process_index if topology.chip.platform == "cuda" else device.slice_index
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
