@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, ModelConfig
 
 __all__ = ["Change", "Largest", "apply", "changes", "largest", "mildest"]
 
@@ -39,12 +39,12 @@ def changes(config: Config, devices: int) -> list[list[Change]]:
         [Change((("model.remat", policy),)) for policy in _more_remat(config)],
         [
             Change((("mesh.data", devices // fsdp), ("mesh.fsdp", fsdp)))
-            for fsdp in _doublings(_value(config, "mesh.fsdp"), devices)
+            for fsdp in _doublings(config.mesh.fsdp, devices)
             if devices % fsdp == 0
         ],
         [
             Change((("train.accumulate", parts),))
-            for parts in _doublings(_value(config, "train.accumulate"), MOST_PARTS)
+            for parts in _doublings(config.train.accumulate, MOST_PARTS)
             if config.train.batch_size % (parts * devices) == 0
         ],
     ]
@@ -142,17 +142,9 @@ def _next(known: dict[int, int], usable: int, low: int, high: int | None, *, hal
 
 def _more_remat(config: Config) -> list[str]:
     """The policies after the one there is; they are declared in the order of what they save."""
-    known = typing.get_args(typing.get_type_hints(type(config.model)).get("remat", Any))
-    now = _value(config, "model.remat")
-    return list(known[known.index(now) + 1 :]) if now in known else []
+    known = typing.get_args(typing.get_type_hints(ModelConfig)["remat"])
+    return list(known[known.index(config.model.remat) + 1 :])
 
 
-def _doublings(value: Any, most: int) -> list[int]:
-    if value is None:
-        return []
+def _doublings(value: int, most: int) -> list[int]:
     return [2**power * value for power in range(1, 32) if 2**power * value <= most]
-
-
-def _value(config: Config, dotted: str) -> Any:
-    room, field = dotted.split(".")
-    return getattr(getattr(config, room), field, None)

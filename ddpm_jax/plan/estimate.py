@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ddpm_jax.config import Config
-from ddpm_jax.experiment import make_model
+from ddpm_jax.experiment import Experiment, lower_step, make_form
 from ddpm_jax.plan import hlo
 from ddpm_jax.plan.chips import Chip
-from ddpm_jax.plan.flops import count_flops
-from ddpm_jax.plan.lower import lower_step, mesh_of, whole_step
+from ddpm_jax.plan.lower import forward_flops, planned, step_flops
 from ddpm_jax.plan.topologies import Topology
 
 __all__ = ["Estimate", "Memory", "Roofline", "estimate", "roofline", "too_much"]
@@ -112,8 +110,9 @@ def estimate(
     Raises:
         UserError: a config that cannot work, or not on so many devices.
     """
-    chip, mesh = topology.chip, mesh_of(config, devices)
-    lowered = lower_step(config, devices, shape, levels)
+    experiment = planned(config, devices, shape, levels)
+    chip, mesh = topology.chip, experiment.mesh
+    lowered = lower_step(experiment, make_form(experiment))
     start = time.perf_counter()
     told: dict[str, Any] = {
         "mesh": {str(name): size for name, size in mesh.shape.items()},
@@ -130,7 +129,7 @@ def estimate(
         return Estimate(needed_bytes=needed, compile_seconds=took, **told)
     took = time.perf_counter() - start
     memory = _memory(compiled)
-    flops, accessed, counted = _work(config, compiled, memory, devices, shape, levels)
+    flops, accessed, counted = _work(experiment, compiled, memory)
     collectives = hlo.collectives(
         compiled.as_text() or "",
         told["mesh"],
@@ -138,7 +137,7 @@ def estimate(
         across="data" if topology.slices > 1 and chip.platform == "tpu" else None,
     )
     found = roofline(chip, config.model.dtype, flops, accessed, collectives)
-    model = 3.0 * config.train.batch_size * _forward_flops(config, shape)
+    model = 3.0 * config.train.batch_size * forward_flops(experiment)
     peak = _peak(chip, config.model.dtype) * mesh.size
     return Estimate(
         needed_bytes=memory.peak,
@@ -198,33 +197,19 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def _work(
-    config: Config,
-    compiled: jax.stages.Compiled,
-    memory: Memory,
-    devices: Sequence[Any],
-    shape: tuple[int, int, int],
-    levels: int,
+    experiment: Experiment, compiled: jax.stages.Compiled, memory: Memory
 ) -> tuple[float, float, bool]:
     """FLOPs and bytes of one device, and whether the compiler counted the bytes.
 
     It counts a loop's body once. What the trace has more of FLOPs, there is more of bytes.
     """
-    mesh = mesh_of(config, devices)
-    traced = count_flops(*whole_step(config, mesh, shape, levels)) / mesh.size
+    traced = step_flops(experiment) / experiment.mesh.size
     cost: Any = compiled.cost_analysis() or {}
     flops, accessed = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
     if flops <= 0.0 or accessed <= 0.0:
         return traced, float(memory.arguments + memory.outputs + 2 * memory.temporaries), False
     more = max(traced / flops, 1.0)
     return more * flops, more * accessed, True
-
-
-def _forward_flops(config: Config, shape: tuple[int, int, int]) -> int:
-    """Of the network, for one image."""
-    model = make_model(config)
-    x_t, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x_t, t)
-    return count_flops(model.apply, variables, x_t, t)
 
 
 def _slice_of(device: Any, topology: Topology) -> int:

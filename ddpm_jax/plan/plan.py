@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
 from ddpm_jax.plan import advice
 from ddpm_jax.plan.estimate import Estimate, estimate
 from ddpm_jax.plan.lower import images_of
@@ -49,7 +50,10 @@ def make_plan(
     if advise and not first.fits:
 
         def fits(change: advice.Change) -> bool:
-            return look(advice.apply(config, change), f"compiling with {change}").fits
+            try:
+                return look(advice.apply(config, change), f"compiling with {change}").fits
+            except UserError:  # pmap cannot split parameters
+                return False
 
         size = first.devices
         found = advice.mildest(advice.changes(config, size), fits)
@@ -69,7 +73,7 @@ def _largest_batch(
     config: Config, first: Estimate, look: Callable[[Config, str], Estimate]
 ) -> dict[str, int | None] | None:
     """Over all devices: the largest seen to fit, and the least seen not to."""
-    unit = first.devices * getattr(config.train, "accumulate", 1)
+    unit = first.devices * config.train.accumulate
 
     def needed(count: int) -> tuple[bool, int]:
         train = dataclasses.replace(config.train, batch_size=count * unit)
