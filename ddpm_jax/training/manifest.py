@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -24,7 +25,6 @@ from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
 
 __all__ = [
-    "COMMITTED",
     "NAME",
     "PROMISE",
     "CheckpointError",
@@ -45,7 +45,7 @@ NAME = "manifest.json"
 PROMISE = {"manifest": NAME}
 """What is written into Orbax's own metadata: a folder with it and without a manifest is cut off,
 and one without either is from before manifests."""
-COMMITTED = "_CHECKPOINT_METADATA"
+_COMMITTED = "_CHECKPOINT_METADATA"
 """Orbax's file of metadata, in every folder that it has committed."""
 _PARTIAL = NAME + ".partial"
 _FORMAT = 1
@@ -241,7 +241,7 @@ def is_legacy(folder: Path) -> bool:
     if (folder / NAME).exists():
         return False
     try:
-        stated = json.loads((folder / COMMITTED).read_text())
+        stated = json.loads((folder / _COMMITTED).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(stated, dict) and stated.get("custom_metadata") != PROMISE
@@ -260,11 +260,15 @@ def _absent(folder: Path) -> CheckpointError:
 
 def _compare_size(path: Path, record: FileRecord) -> str:
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         return "is missing" if missing else f"cannot be read ({error.strerror})"
-    return "" if size == record.size else f"has {size} bytes in place of {record.size}"
+    if not stat.S_ISREG(found.st_mode):
+        return "is no file"
+    if found.st_size != record.size:
+        return f"has {found.st_size} bytes in place of {record.size}"
+    return ""
 
 
 def _compare_contents(path: Path, record: FileRecord) -> str:
