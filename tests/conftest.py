@@ -44,7 +44,7 @@ AROUND_THE_CORE = {
     for stem in (
         *("training", "checkpoints", "manifest", "snapshots", "disk", "shared_folder"),
         *("resume", "data", "evaluation"),
-        *("config", "experiment", "cli", "readme"),
+        *("config", "experiment", "run_on_bad_disk", "cli", "readme"),
     )
 }
 

@@ -95,9 +95,14 @@ class RunDirectory:
                     f"another process is training in {str(self.path)!r}; wait for it, or give"
                     " another --workdir"
                 ) from None
-            if not self.config.is_file():
-                _write(self.config, json.dumps(configs.to_json(config), indent=2) + "\n")
+            self.make(config)
             yield
+
+    def make(self, config: Config) -> None:
+        """The directory and its config, unless they are there."""
+        if not self.config.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.config, json.dumps(configs.to_json(config), indent=2) + "\n")
 
     def check_owner(self, config: Config) -> None:
         """Raises RunDirectoryError unless the directory is free or belongs to `config`."""

@@ -1,7 +1,11 @@
 """What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard, pictures."""
 
+import contextlib
 import json
 import math
+import os
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import image, scalar
 
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
@@ -24,39 +30,90 @@ class MetricsLog:
     The lines hold only what follows from config and seed, so that an interrupted run writes the
     same bytes as an uninterrupted one; lines past `resumed_at` are dropped and written again.
     Speed goes to TensorBoard alone.
+
+    The disk may refuse later on: lines are kept in memory, too, and all of them are written as soon
+    as it takes them. Events and pictures that it refused are lost.
     """
 
     def __init__(self, run: RunDirectory, *, resumed_at: int) -> None:
+        self._run = run
         kept = [line for line in _lines(run.metrics) if line["step"] <= resumed_at]
-        partial = run.metrics.with_name(run.metrics.name + ".partial")
-        partial.write_text("".join(_as_line(line) for line in kept))
-        partial.replace(run.metrics)
-        self._file = run.metrics.open("a")
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1)
+        self._text = [_as_line(line) for line in kept]
+        self._whole = -1
+        """Lines that are safely in the file; -1 if it cannot be trusted."""
+        self._write_all()
+        now = time.time()
+        self._events = run.tensorboard / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+        header = Event(wall_time=now, file_version="brain.Event:2")
+        # What a killed process told of later steps is void.
+        begun = Event(
+            wall_time=now,
+            step=resumed_at + 1,
+            session_log=SessionLog(status=SessionLog.START),
+        )
+        _append(self._events, _record(header) + _record(begun))
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._writer.close()
+        if self._whole != len(self._text):
+            with contextlib.suppress(OSError):
+                self._write_all()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, which survives the process when this returns, and scalars for TensorBoard."""
-        self._file.write(_as_line({"step": step, **values}))
-        self._file.flush()
+        self._text.append(_as_line({"step": step, **values}))
+        with contextlib.suppress(OSError):
+            if self._whole == len(self._text) - 1 and self._run.metrics.exists():
+                self._whole = -1  # until the line is there
+                with self._run.metrics.open("a") as file:
+                    file.write(self._text[-1])
+                self._whole = len(self._text)
+            else:
+                self._write_all()
         self.scalars(step, values)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """TensorBoard only."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._event(step, summary=scalar(name, value))
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """TensorBoard only; uint8 `[height, width, channel]`."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
-        self._writer.flush()
+        self._event(step, summary=image(name, picture, dataformats="HWC"))
+
+    def _write_all(self) -> None:
+        """The file anew, also if its folder is gone."""
+        self._whole = -1
+        path = self._run.metrics
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(self._text))
+        partial.replace(path)
+        self._whole = len(self._text)
+
+    def _event(self, step: int, **what: Any) -> None:
+        """At once: a writer with a thread of its own would never come back from a full disk."""
+        with contextlib.suppress(OSError):
+            _append(self._events, _record(Event(step=step, wall_time=time.time(), **what)))
+
+
+def _record(event: Event) -> bytes:
+    """As TensorBoard reads it: length, its checksum, the event, its checksum."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return length + sums[0] + data + sums[1]
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All of it or, if the disk refuses, nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if file.write(data) != len(data):
+            file.truncate(end)
 
 
 class TrainingDisplay:

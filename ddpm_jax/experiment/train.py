@@ -204,13 +204,16 @@ class _Hooks:
             if self.metrics_log is not None:
                 self.metrics_log.write(step, {"held_out_loss": loss})
         told = f"step {step}: held-out loss {loss:.4f}, " if due else f"step {step}: "
+        if hosts.is_first():
+            with contextlib.suppress(OSError):
+                self.run.make(self.experiment.config)  # somebody may have deleted it
         try:
             self.checkpoints.save(step, state, self.data.get_state(), held_out_loss=loss)
             if not due:
                 self.checkpoints.wait()
         except training.SaveError as error:
             self._miss(error, may_go_on=due)
-            told += "checkpoint not saved"
+            told += "checkpoint not saved" if step in error.steps else "checkpoint under way"
         else:
             self.missed_saves = 0
             told += "checkpoint saved"
@@ -231,22 +234,25 @@ class _Hooks:
             self._miss(error, may_go_on=True)
 
     def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
-        """Counts a save that the disk refused, and goes on if there may be more of them."""
-        self.missed_saves += 1
+        """Counts saves that the disk refused, and goes on if there may be more of them."""
+        self.missed_saves += len(error.steps)
         allowed = self.experiment.config.train.missed_saves
         if not may_go_on or self.missed_saves > allowed:
             raise error
         self.display.say(
-            f"{error}; training goes on without it ({self.missed_saves} of {allowed} in a row that"
-            " may be missed)"
+            f"{error}; training goes on ({self.missed_saves} of {allowed} saves missed that may be)"
         )
 
     def draw(self, step: int, state: training.TrainState) -> None:
         drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
         if self.metrics_log is not None:
             levels = self.experiment.images.levels
-            pictures = save_drawn(self.run.pictures, f"{step:07d}", drawn, levels=levels)
-            for kind, picture in pictures.items():
-                self.metrics_log.picture(step, kind, picture)
-        self.display.say(f"step {step}: pictures in {self.run.pictures}")
+            told = f"pictures in {self.run.pictures}"
+            try:
+                pictures = save_drawn(self.run.pictures, f"{step:07d}", drawn, levels=levels)
+                for kind, picture in pictures.items():
+                    self.metrics_log.picture(step, kind, picture)
+            except OSError as error:
+                told = f"no {told}: {error.strerror}"
+            self.display.say(f"step {step}: {told}")
         self.display.pause()
