@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,7 +55,7 @@ def make_objective(dtype=jnp.float32, times="stratified"):
     return training.make_objective(
         Network(dtype).apply,
         linear_log_snr(8),
-        objective="elbo",
+        objective="simple",
         predicts="eps",
         levels=17,
         times=times,
@@ -69,39 +70,40 @@ def born(objective, dtype):
     return training.init_state(params, OPTIMIZER, jax.random.key(2), memory=memory)
 
 
+class Program(NamedTuple):
+    form: parallel.Form
+    birth: jax.stages.Compiled
+    lowered: jax.stages.Lowered
+    step: jax.stages.Compiled
+
+
+@functools.cache
+def program(name, data, fsdp, *, dtype=jnp.float32, reduction="float32", watch=False, accumulate=1):
+    objective = watched() if watch else make_objective(dtype)
+    mesh = parallel.make_mesh(data, fsdp)
+    boxed = functools.partial(born, objective, dtype)
+    shardings = parallel.shardings(jax.eval_shape(boxed), mesh)
+    form = parallel.make_form(name, mesh, shardings, reduction)
+    step = training.make_train_step(
+        objective,
+        OPTIMIZER,
+        averages=[functools.partial(ema.decay_at, decay=0.9)],
+        window_steps=1,
+        accumulate=accumulate,
+        form=form,
+    )
+    birth = jax.jit(lambda: meta.unbox(boxed()), out_shardings=shardings).lower().compile()
+    batch = form.abstract_batch(IMAGES.shape[1:], IMAGES.dtype)
+    lowered = form.lower(step, birth(), batch)
+    return Program(form, birth, lowered, lowered.compile())
+
+
 class Run:
     """Some steps on a mesh, and what is left of them."""
 
-    def __init__(
-        self,
-        name="jit",
-        data=1,
-        fsdp=1,
-        *,
-        dtype=jnp.float32,
-        reduction="float32",
-        objective=None,
-        accumulate=1,
-    ):
-        objective = objective or make_objective(dtype)
-        mesh = parallel.make_mesh(data, fsdp)
-        boxed = functools.partial(born, objective, dtype)
-        shardings = parallel.shardings(jax.eval_shape(boxed), mesh)
-        self.form = parallel.make_form(name, mesh, shardings, reduction)
-        step = training.make_train_step(
-            objective,
-            OPTIMIZER,
-            averages=[functools.partial(ema.decay_at, decay=0.9)],
-            window_steps=1,
-            accumulate=accumulate,
-            form=self.form,
-        )
-        self.birth = jax.jit(lambda: meta.unbox(boxed()), out_shardings=shardings).lower().compile()
-        self.state = self.birth()
-        batch = self.form.abstract_batch(IMAGES.shape[1:], IMAGES.dtype)
-        self.lowered = self.form.lower(step, self.state, batch)
-        self.step = self.lowered.compile()
-        self.losses = []
+    def __init__(self, name="jit", data=1, fsdp=1, **how):
+        self.form, self.birth, self.lowered, self.step = program(name, data, fsdp, **how)
+        self.state, self.losses = self.birth(), []
 
     def go(self, steps):
         for done in range(steps):
@@ -197,7 +199,7 @@ def watched():
 def test_times_noise_and_dropout_are_the_same_bits_everywhere(name, data, fsdp, accumulate):
     if BATCH % (data * fsdp * accumulate):
         accumulate = BATCH // (data * fsdp)
-    run = Run(name, data, fsdp, objective=watched(), accumulate=accumulate).go(2)
+    run = Run(name, data, fsdp, watch=True, accumulate=accumulate).go(2)
     drawn = draw(watched(), jax.random.fold_in(jax.random.key(2), 1), BATCH, ())
     params = {"params": {"last": {"bias": jnp.zeros(1)}}}
     one_by_one = [
