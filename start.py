@@ -24,7 +24,7 @@ SUPPORTED = ((3, 13), (3, 12), (3, 11))
 PYTEST = ["python", "-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 COMMANDS = {
     "digits": ([], [["ddpm-jax", "train", "configs/digits.py"]]),
-    "test": (["test"], [PYTEST]),
+    "test": (["test", "plan"], [PYTEST]),
     "peers": (["test", "peers"], [PYTEST]),
     "lint": (
         ["test", "dev"],

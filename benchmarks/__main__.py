@@ -12,6 +12,7 @@ import tyro
 
 from benchmarks import columns, pictures, results
 from benchmarks.settings import as_json
+from ddpm_jax.cli.platforms import ignore_absent_accelerators
 from ddpm_jax.errors import UserError
 
 __all__ = ["SUITES", "main"]
@@ -21,6 +22,7 @@ SUITES = {
     "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "4 minutes"),
     "train_step": ("what noising costs in a train step, looped and in one", "5 minutes"),
     "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "3 minutes"),
+    "scaling": ("what a train step needs of 8 to 1024 chips (extra 'plan')", "4 minutes"),
 }
 """What each is about, and how long it takes on 2 CPU cores with its defaults."""
 
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     command, rest = arguments[0], arguments[1:]
+    ignore_absent_accelerators()
     try:
         if command == "compare":
             _compare(rest)

@@ -101,11 +101,30 @@ def _peers(figure: Any, rows: list[Row]) -> None:
         axes.set(title=f"{size}, batch {batch}", xlabel="seconds")
 
 
+def _scaling(figure: Any, rows: list[Row]) -> None:
+    shown = {
+        "argument_bytes": "state and batch",
+        "peak_bytes": "peak memory",
+        "sent_bytes": "sent in a step",
+    }
+    panels = _panels(figure, len(shown))
+    for axes, (name, title) in zip(panels, shown.items(), strict=True):
+        for index, mesh in enumerate(dict.fromkeys(row.case["mesh"] for row in rows)):
+            found = [row.numbers for row in find(rows, mesh=mesh) if row.numbers[name]]
+            devices = [numbers["devices"] for numbers in found]
+            sizes = [numbers[name] / 2**20 for numbers in found]
+            axes.plot(devices, sizes, "o-", color=f"C{index}", markersize=3, label=mesh)
+        axes.set(title=title, xlabel="devices", ylabel="MiB on each", xscale="log")
+        axes.set_ylim(bottom=0.0)
+    _legend(figure, panels)
+
+
 _PICTURES: dict[str, Callable[[Any, list[Row]], None]] = {
     "forward": _forward,
     "kl": _kl,
     "train_step": _train_step,
     "peers": _peers,
+    "scaling": _scaling,
 }
 
 

@@ -52,8 +52,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     if asked.json is not None and not asked.json.parent.is_dir():
         raise UserError(f"--json is {str(asked.json)!r}; there is no folder {asked.json.parent}")
     found = plans(
-        config,
-        topologies,
+        [(config, topology) for topology in topologies],
         advise=asked.advise,
         largest_batch=asked.largest_batch,
         say=lambda what: say(console, what),

@@ -21,18 +21,16 @@ AT_ONCE = 2
 
 
 def plans(
-    config: Config,
-    topologies: Sequence[Topology],
+    asked: Sequence[tuple[Config, Topology]],
     *,
     advise: bool = True,
     largest_batch: bool = False,
     say: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """What `plan.make_plan` finds, in the order of `topologies`. Ctrl-C ends all of it.
+    """What `plan.make_plan` finds, in the order of what is `asked`. Ctrl-C ends all of it.
 
     Args:
-        config: of a training run.
-        topologies: of `topologies.parse`.
+        asked: configs of training runs, each with a topology of `topologies.parse`.
         advise: look for what would make it fit, where it does not.
         largest_batch: look for the largest batch that fits.
         say: told what is being compiled; may be called from other threads.
@@ -40,12 +38,12 @@ def plans(
     Raises:
         UserError: no compiler for one of them, or a config that cannot work there.
     """
-    for topology in topologies:
+    for _, topology in asked:
         check_compiler(topology)
     running: set[subprocess.Popen[str]] = set()
     ending = threading.Event()
 
-    def ask(topology: Topology) -> dict[str, Any]:
+    def ask(config: Config, topology: Topology) -> dict[str, Any]:
         question = {
             "topology": str(topology),
             "config": to_json(config),
@@ -65,7 +63,7 @@ def plans(
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            return list(pool.map(ask, topologies))
+            return list(pool.map(ask, *zip(*asked, strict=True)))
         finally:  # also of an interruption
             ending.set()
             pool.shutdown(wait=False, cancel_futures=True)
