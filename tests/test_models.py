@@ -157,7 +157,7 @@ def test_every_parameter_s_axes_have_names():
 
 @pytest.fixture(scope="module")
 def learned():
-    """Parameters, loss, gradient, and the bytes that live between forward and backward pass."""
+    """Parameters, loss and gradient."""
     keys = jax.random.split(jax.random.key(0, impl=FAST), 2)
 
     @functools.cache
@@ -170,8 +170,7 @@ def learned():
         born = jax.jit(lambda key: meta.unbox(init_params(model, key, X.shape[1:])))
         params = born(jax.random.key(1, impl=FAST))
         moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
-        program = jax.jit(jax.value_and_grad(loss)).lower(moved).compile()
-        return params, program(moved), program.memory_analysis().temp_size_in_bytes
+        return params, jax.jit(jax.value_and_grad(loss))(moved)
 
     return compiled
 
@@ -181,9 +180,8 @@ REMATS = typing.get_args(Remat)
 
 @pytest.mark.parametrize("remat", REMATS[1:])
 def test_what_is_computed_again_is_the_same(learned, remat):
-    (params, (loss, slopes), _), (again, (loss_again, slopes_again), _) = map(
-        learned, ("none", remat)
-    )
+    params, (loss, slopes) = learned("none")
+    again, (loss_again, slopes_again) = learned(remat)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
@@ -193,9 +191,20 @@ def test_what_is_computed_again_is_the_same(learned, remat):
     jax.tree.map(functools.partial(np.testing.assert_allclose, **near), slopes_again, slopes)
 
 
-def test_what_is_computed_again_is_not_kept(learned):
-    kept = [learned(remat)[2] for remat in REMATS]
-    assert kept == sorted(set(kept), reverse=True)
+def test_what_is_computed_again_is_not_kept():
+    def kept(remat):
+        """Bytes that the forward pass leaves to the backward pass, parameters too."""
+        model, keys = UNet(**SMALL, remat=remat), jax.random.split(jax.random.key(0), 2)
+
+        def back(variables):
+            return jax.vjp(lambda v: model.apply(v, X, T, train=True, keys=keys), variables)[1]
+
+        left = jax.tree.leaves(jax.eval_shape(back, {"params": shapes(model, 8)}))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in left)
+
+    # What XLA makes of it differs: on CPUs, some versions keep what JAX would compute again.
+    every = [kept(remat) for remat in REMATS]
+    assert every == sorted(set(every), reverse=True)
 
 
 def test_a_network_that_computes_again_is_shown_as_the_same_table():
