@@ -7,6 +7,7 @@ residual branch and of the network starts at zero. With the paper's CIFAR-10 set
 """
 
 import math
+import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
+from ddpm_jax.checks import check_choice
 from ddpm_jax.models.layers import Conv, Dense, Dropout, Gradients, named
 
 __all__ = ["Remat", "UNet", "init_params", "sinusoidal_embedding"]
@@ -26,6 +28,7 @@ Remat = Literal["none", "attention", "convolutions", "blocks"]
 _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros_init()
 _ones = nn.initializers.ones_init()
+_CONVOLUTION = "convolution"
 
 
 def sinusoidal_embedding(t: Int[Array, " batch"], width: int) -> Float[Array, "batch width"]:
@@ -93,6 +96,8 @@ class UNet(nn.Module):
         Its masks are drawn by `keys`, one for each example; if there are none, by the rng stream
         "dropout", whose one key is split over the examples.
         """
+        check_choice("gradients", self.gradients, typing.get_args(Gradients))
+        check_choice("remat", self.remat, typing.get_args(Remat))
         if not train or self.dropout == 0.0:
             keys = None
         elif keys is None:
@@ -206,9 +211,6 @@ def init_params(model: nn.Module, key: Key[Array, ""], image_shape: Sequence[int
     """
     x_t, t = jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)
     return model.init(key, x_t, t)
-
-
-_CONVOLUTION = "convolution"
 
 
 def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:

@@ -26,6 +26,7 @@ training is averaged to itself. Without it the part of a parameter that is const
 factor, and where the parameters have moved little since they were drawn that error is the larger.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -157,8 +158,8 @@ def reconstruct(snapshots: Iterable[Any], weights: Float64[np.ndarray, " snapsho
 
     Snapshots are taken one by one and let go, so an iterator that reads them from disk keeps no
     more than two trees alive: the sum, and the one that is added. Sums are of the snapshots' dtype
-    and stay where the first of them is; the weights of n snapshots are of the order of 1 (10 at
-    the most for widths like those stored), so that nothing cancels.
+    and stay where the first of them is: magnitudes of weights add up to 2 for widths between those
+    stored and wider ones, and to some 10 for narrower ones, so that little cancels.
 
     Raises:
         ValueError: there are not as many snapshots as weights.
@@ -182,11 +183,9 @@ def _start(snapshot: Any, weight: Float[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: weight.astype(leaf.dtype) * leaf, snapshot)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
 def _add(total: Any, snapshot: Any, weight: Float[Array, ""]) -> Any:
     return jax.tree.map(lambda old, leaf: old + weight.astype(leaf.dtype) * leaf, total, snapshot)
-
-
-_add = jax.jit(_add, donate_argnums=0)
 
 
 def _products(
