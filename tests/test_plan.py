@@ -101,6 +101,11 @@ def test_a_compiler_starts_from_a_clean_environment():
     home, *rest = inner["PYTHONPATH"].split(os.pathsep)
     assert (Path(home) / "ddpm_jax" / "plan" / "worker.py").is_file()
     assert rest == ["/lib"]
+    # One without the other refuses what fits.
+    levels = {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_MEMORY_FITTING_LEVEL": "O0"}
+    assert levels.items() <= inner.items()
+    thorough = topologies.environment(parse("v5e:4x4"), outer, thorough=True)
+    assert {name: inner[name] for name in inner.keys() - thorough.keys()} == levels
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,10 @@ class Arguments:
     """Also write all numbers there."""
     largest_batch: bool = False
     """Look for the largest batch that fits, too: some minutes more."""
+    thorough: bool = False
+    """Let the compiler optimize as it does for a run, in ten minutes in place of one. Without it,
+    activations are rather too large than too small, and parameters are sent before they are
+    rounded to bfloat16."""
     advise: bool = True
     """Look for what would make it fit where it does not: some minutes more."""
 
@@ -55,10 +59,11 @@ def run(arguments: Sequence[str], console: Console) -> None:
         [(config, topology) for topology in topologies],
         advise=asked.advise,
         largest_batch=asked.largest_batch,
+        thorough=asked.thorough,
         say=lambda what: say(console, what),
     )
     if asked.json is not None:
-        written = {"config": to_json(config), "plans": found}
+        written = {"config": to_json(config), "thorough": asked.thorough, "plans": found}
         asked.json.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
     console.print(plans_table(found))
     for plan in found:

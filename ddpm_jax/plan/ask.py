@@ -25,6 +25,7 @@ def plans(
     *,
     advise: bool = True,
     largest_batch: bool = False,
+    thorough: bool = False,
     say: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
     """What `plan.make_plan` finds, in the order of what is `asked`. Ctrl-C ends all of it.
@@ -33,6 +34,7 @@ def plans(
         asked: configs of training runs, each with a topology of `topologies.parse`.
         advise: look for what would make it fit, where it does not.
         largest_batch: look for the largest batch that fits.
+        thorough: let the compiler optimize as it does for a run.
         say: told what is being compiled; may be called from other threads.
 
     Raises:
@@ -53,7 +55,7 @@ def plans(
         with tempfile.TemporaryFile("w+") as noise:
             if ending.is_set():
                 raise UserError("another topology failed")
-            process = _start(topology, noise)
+            process = _start(environment(topology, os.environ, thorough=thorough), noise)
             running.add(process)
             try:
                 return _answer(process, question, lambda what: say(f"{topology}: {what}"), noise)
@@ -71,14 +73,14 @@ def plans(
                 _end(process)
 
 
-def _start(topology: Topology, noise: IO[str]) -> subprocess.Popen[str]:
+def _start(environ: dict[str, str], noise: IO[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "ddpm_jax.plan.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=noise,
         text=True,
-        env=environment(topology, os.environ),
+        env=environ,
         start_new_session=True,  # ctrl-C is for this process, which ends that one
     )
 
