@@ -243,16 +243,23 @@ def test_other_failures_are_not_taken_for_too_much():
     assert estimate.too_much("INVALID_ARGUMENT: the total memory required (2.0G)") is None
 
 
+def quick_config():
+    """What compiles fastest of tiny.py."""
+    config = tiny.get_config()
+    train = dataclasses.replace(config.train, objective="simple", times="uniform")
+    return dataclasses.replace(config, train=train)
+
+
 @pytest.fixture(scope="module")
 def on_cpu():
-    """An estimate of tiny.py for eight simulated devices, by the rates of a v5e."""
-    config = tiny.get_config()
+    """An estimate for eight simulated devices, by the rates of a v5e."""
+    config = quick_config()
     shape, levels = lower.images_of(config)
     return estimate.estimate(config, parse("v5e:2x4"), jax.devices(), shape, levels)
 
 
 def test_an_estimate_has_the_parts_of_a_step(on_cpu):
-    config = tiny.get_config()
+    config = quick_config()
     assert on_cpu.mesh == {"data": 8, "fsdp": 1}
     assert on_cpu.batch == 16
     assert on_cpu.fits
@@ -278,7 +285,7 @@ def _without_keys(state):
 
 def test_model_flops_are_three_forward_passes(on_cpu):
     """The step itself does hardly more and hardly less: nothing is done again in this one."""
-    config = tiny.get_config()
+    config = quick_config()
     traced = lower.step_flops(lower.planned(config, jax.devices(), (8, 8, 1), 17))
     assert traced == pytest.approx(on_cpu.model_flops, rel=0.25)
     assert traced <= on_cpu.model_flops  # the image needs no gradient
@@ -505,10 +512,11 @@ def test_an_ordinary_command_says_nothing_of_tpus():
 
 @needs_libtpu
 def test_a_real_plan(tmp_path, capsys, monkeypatch):
-    """Two parameters' worth of a network, so that it compiles in seconds."""
+    """Of a network that compiles in seconds."""
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--no_such_flag")  # is left out
     out = tmp_path / "plan.json"
-    assert main(["plan", TINY, "--topology", "2xv5e:2x2", "--json", str(out)]) == 0
+    quick = ["--train.objective", "simple", "--train.times", "uniform"]
+    assert main(["plan", TINY, "--topology", "2xv5e:2x2", "--json", str(out), *quick]) == 0
     said = capsys.readouterr().out
     assert "fits, with 15.7 GiB to spare" in said
     (plan,) = json.loads(out.read_text())["plans"]
