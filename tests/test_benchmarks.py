@@ -60,7 +60,7 @@ ARGUMENTS = {
     "train_step": ["--configs", TINY, "--batches", "2"],
     "peers": ["--sizes", "2x2x1", "--batches", "2", "--config", TINY, "--batch", "2"],
     "scaling": [
-        *("--topologies", "v5e:1x1", "v5e:2x2", "--config", TINY, "--channels", "4"),
+        *("--topologies", "v5e:2x2", "--config", TINY, "--channels", "4"),
         *("--batch", "2", "--fsdp", "2"),
     ],
 }

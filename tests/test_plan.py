@@ -66,6 +66,7 @@ def test_names(name, slices, shape, count, devices, neighbours):
         ("", "chips are v4, v5e"),
         ("v5e:4", "has 2 sides: v5e:4x4"),
         ("v5p:4x4", "has 3 sides: v5p:4x4x4"),
+        ("v5e:32x32", "at most 256 chips"),
         ("v5e:4x0", "1 or more"),
         ("0xv5e:4x4", "1 or more"),
         ("h100:12", "several hosts are full"),

@@ -87,6 +87,11 @@ def parse(name: str, slices: int = 1) -> Topology:
             f"--topology is {name!r}; a slice of {chip.name} has {chip.dimensions} sides:"
             f" {chip.name}:{sides}"
         )
+    if math.prod(shape) > chip.largest_slice:
+        raise TopologyError(
+            f"--topology is {name!r}; a slice of {chip.name} has at most {chip.largest_slice:,}"
+            " chips, and there can be several: --slices"
+        )
     return Topology(chip, shape, count)
 
 
