@@ -25,7 +25,8 @@ def plans_table(plans: Sequence[Plan]) -> Table:
 
 def collectives_table(plan: Plan) -> Table:
     """What devices send to each other in one step, in groups of so many, and out of their slice."""
-    table = Table(title=f"{plan['topology']}: collectives of one step")
+    title = f"{plan['topology']}: collectives of one step"
+    table = Table(title=title, collapse_padding=True, pad_edge=False)
     for heading in ("kind", "dtype", "axis"):
         table.add_column(heading, no_wrap=True)
     leaves = ["leaves"] if plan["slices"] > 1 else []
@@ -40,7 +41,7 @@ def collectives_table(plan: Plan) -> Table:
             str(row["times"]) + ("" if row["counted"] else "+"),
             size(row["bytes"]),
             size(row["link_bytes"]),
-            *([size(row["network_bytes"])] if leaves else []),
+            *([size(row["network_bytes"]) if row["slices"] > 1 else ""] if leaves else []),
         )
     return table
 
