@@ -6,7 +6,6 @@ it, and every function says so by returning at once.
 """
 
 import json
-import os
 from typing import Any
 
 import jax
@@ -67,7 +66,7 @@ def join(
         return
     if jax.distributed.is_initialized():
         return
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+    if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
