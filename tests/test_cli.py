@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from ddpm_jax import training
 from ddpm_jax.cli import main
+from ddpm_jax.experiment import RunDirectory, abstract_state, build, post_hoc_params
 from ddpm_jax.training import Checkpoints
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -48,8 +50,8 @@ def test_an_unknown_command(capsys):
     code, said = failing(capsys, "trian")
     assert code == 2
     assert said == (
-        "ddpm-jax: the command is 'trian'; it has to be one of train, sample, evaluate, inspect,"
-        " plan\n"
+        "ddpm-jax: the command is 'trian'; it has to be one of train, sample, evaluate, replay,"
+        " inspect, plan\n"
     )
 
 
@@ -291,3 +293,50 @@ def test_nothing_is_compiled_before_a_refusal(tmp_path, capsys, monkeypatch):
     ):
         code, _ = failing(capsys, "train", TINY, *arguments, "--workdir", tmp_path / "run")
         assert code == 2
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run that kept averages of two widths, of its 24 steps at 6, 12, 18 and 24."""
+    directory = tmp_path_factory.mktemp("kept") / "run"
+    arguments = ["--train.post-hoc-ema", "0.05", "0.1", "--train.post-hoc-every", "6"]
+    assert main(["train", TINY, "--workdir", str(directory), *arguments]) == 0
+    return directory
+
+
+class TestPostHocAverages:
+    def test_a_stored_width_is_given_back_and_others_lie_around_it(self, kept):
+        directory = RunDirectory(kept)
+        built = build(directory.read_config())
+        assert list(training.list_snapshots(directory.snapshots)) == [6, 12, 18, 24]
+        with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
+            state = checkpoints.restore(abstract_state(built)).state
+        for place, width in enumerate((0.05, 0.1), start=1):
+            found, step = post_hoc_params(built, directory, width)
+            assert step == 24
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+                found,
+                state.averages[place],
+            )
+
+    def test_samples_are_drawn_from_a_width_of_ones_own(self, kept, tmp_path):
+        pictures = []
+        for width in ("0.07", "0.2"):
+            out = tmp_path / f"{width}.npz"
+            arguments = ["--num", "4", "--steps", "2", "--out", str(out), "--sigma-rel", width]
+            assert main(["sample", str(kept), *arguments]) == 0
+            pictures.append(np.load(out)["images"])
+        assert (pictures[0] != pictures[1]).any()
+
+    @pytest.mark.parametrize("width", ["0", "0.3", "-1"])
+    def test_a_width_that_no_average_has(self, kept, capsys, width):
+        code, said = failing(capsys, "evaluate", kept, "--sigma-rel", width)
+        assert code == 2
+        assert f"sigma_rel is {float(width)}; it has to be in (0, 0.2887]" in said
+
+    def test_a_run_that_kept_none(self, run, capsys):
+        code, said = failing(capsys, "evaluate", run, "--sigma-rel", "0.1")
+        assert code == 2
+        assert "has no snapshots" in said
+        assert "--train.post-hoc-ema" in said
