@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from rich.console import Console
 from ddpm_jax.cli.platforms import ignore_absent_accelerators
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel.hosts import LostError
+from ddpm_jax.parallel.lost import EXIT_LOST
 from ddpm_jax.training import DivergenceError, InterruptedTraining, SaveError
 
 __all__ = ["main"]
@@ -27,9 +29,9 @@ COMMANDS = {
 }
 
 EXIT_DIVERGED = 1
+EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_DISK = 3
-EXIT_LOST = 4
 EXIT_SIGNAL = 128
 """Plus the signal's number."""
 
@@ -68,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_LOST)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        os._exit(EXIT_BUG)  # see _fail
     return 0
 
 

@@ -31,8 +31,13 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise
     except training.InterruptedTraining:
         say(console, "the same command goes on from there")
+        hosts.leave()
+        raise
+    except training.SaveError:
+        hosts.leave()
         raise
     except training.DivergenceError as error:
+        hosts.leave()
         raise training.DivergenceError(
             error.step,
             f"; the checkpoints in {directory.checkpoints} are from before it. `ddpm-jax replay"

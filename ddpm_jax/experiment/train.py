@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 
 from ddpm_jax import training
-from ddpm_jax.config import Config, to_json, validate
+from ddpm_jax.config import Config, ConfigError, differences, from_json, to_json, validate
 from ddpm_jax.data import BatchIterator, make_iterator
 from ddpm_jax.experiment.build import (
     Experiment,
@@ -28,6 +28,9 @@ from ddpm_jax.parallel import Form, hosts
 from ddpm_jax.training.checkpoints import Restored
 
 __all__ = ["train"]
+
+_MAY_DIFFER = ("hosts.", "data.dir", "compilation_cache")
+"""Beginnings of the fields that say what is where on one host."""
 
 
 def train(config: Config, console: Console) -> dict[str, Any]:
@@ -47,30 +50,51 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         training.InterruptedTraining: SIGTERM or SIGINT; the step at hand is saved.
         hosts.LostError: another process of the run is gone.
     """
-    run = RunDirectory(config.workdir)
-    validate(config)
-    check_batch(config)
-    run.check_owner(config)
-    results = run.read_results()
-    if results is not None:
-        say(console, f"{run.path} is finished; nothing left to train")
-        return results
-    experiment = build(config)  # what it refuses has not claimed the directory
-    if not hosts.is_first():
-        console = Console(quiet=True)
-    with run.claim(config) if hosts.is_first() else contextlib.nullcontext():
-        hosts.barrier("the directory is claimed")
-        try:
+    with hosts.watched():
+        _compare_configs(config)
+        run = RunDirectory(config.workdir)
+        with hosts.together():
+            validate(config)
+            check_batch(config)
+            run.check_owner(config)
+            results = run.read_results() if hosts.is_first() else None
+        results = hosts.agreed(results)
+        if results is not None:
+            say(console, f"{run.path} is finished; nothing left to train")
+            return results
+        with hosts.together():
+            experiment = build(config)  # what it refuses has not claimed the directory
+        if not hosts.is_first():
+            console = Console(quiet=True)
+        with contextlib.ExitStack() as stack:
+            with hosts.together():
+                if hosts.is_first():
+                    stack.enter_context(run.claim(config))
             state = _train(experiment, run, console)
             say(console, "evaluating")
             results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
-        except jax.errors.JaxRuntimeError as error:
-            if hosts.alone():
-                raise
-            raise hosts.LostError(str(error).splitlines()[0][:200]) from error
-        if hosts.is_first():
-            run.write_results(results)
+            with hosts.together():
+                if hosts.is_first():
+                    run.write_results(results)
         return results
+
+
+def _compare_configs(config: Config) -> None:
+    """Raises a UserError in all processes if one was told something else than the first."""
+    first, *others = (from_json(values) for values in hosts.gathered(to_json(config)))
+    for index, other in enumerate(others, start=1):
+        different = [
+            difference
+            for difference in differences(first, other)
+            if not difference.field.startswith(_MAY_DIFFER)
+        ]
+        if different:
+            fields = "; ".join(
+                f"{field} is {there} there and {here} in process 0"
+                for field, here, there in different
+            )
+            hosts.leave()
+            raise ConfigError(f"process {index} of the run has another config ({fields})")
 
 
 def _train(experiment: Experiment, run: RunDirectory, console: Console) -> training.TrainState:
@@ -109,7 +133,7 @@ def _train(experiment: Experiment, run: RunDirectory, console: Console) -> train
             # and not for long.
             hosts.barrier("the step is compiled")
             with training.Interrupts(display.say) as interrupts:
-                return training.fit(
+                state = training.fit(
                     step,
                     state,
                     _placed(data, form),
@@ -122,6 +146,8 @@ def _train(experiment: Experiment, run: RunDirectory, console: Console) -> train
                     keep_every=config.post_hoc_every if config.post_hoc_ema else None,
                     interrupted=interrupts.received,
                 )
+            checkpoints.wait()  # here, all processes learn of it if one could not save
+            return state
 
 
 def _restored(

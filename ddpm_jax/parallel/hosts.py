@@ -5,7 +5,10 @@ the barriers; nothing here talks to another host by itself. A process that runs 
 it, and every function says so by returning at once.
 """
 
+import contextlib
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,12 +17,28 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.parallel import lost
 
-__all__ = ["LostError", "agreed", "alone", "barrier", "is_first", "join"]
-
+__all__ = [
+    "LostError",
+    "agreed",
+    "alone",
+    "barrier",
+    "gathered",
+    "is_first",
+    "join",
+    "leave",
+    "together",
+    "watched",
+]
 
 _PATIENCE = 3600
 """Seconds: compiling for a pod can take long, and longer on one host than on another."""
+
+
+_GATHERED = itertools.count()
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "OUT_OF_RANGE")
+"""Errors of JAX that tell nothing of other processes begin with these."""
 
 
 class LostError(RuntimeError):
@@ -68,6 +87,8 @@ def join(
         return
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if count != 1:
+        lost.listen()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -100,11 +121,71 @@ def barrier(name: str) -> None:
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * _PATIENCE)
 
 
+def gathered(value: Any) -> list[Any]:
+    """What every process has for `value`, plain enough for JSON, in their order."""
+    if alone():
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # Who comes to a collective can be late by 30 s at most, where it is gloo's first.
+    barrier(f"gathered {next(_GATHERED)}")
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.pad(text, (0, lengths.max() - len(text)))
+    texts = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
+
+
 def agreed(value: Any) -> Any:
     """What process 0 has for `value`, plain enough for JSON, on all of them."""
-    if alone():
-        return value
-    text = json.dumps(value).encode() if is_first() else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    bytes_of_all = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(length), np.uint8))
-    return json.loads(np.asarray(bytes_of_all).tobytes())
+    return gathered(value)[0]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """If one process cannot do what is in the body, none goes on.
+
+    The body must not wait for other processes.
+
+    Raises:
+        UserError: or an OSError, where the body raised it.
+        LostError: in the other processes, with its sentence.
+    """
+    refused: UserError | OSError | None = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        refused = error
+    sentences = gathered(None if refused is None else str(refused))
+    if any(sentences):
+        leave()
+    if refused is not None:
+        raise refused
+    for index, sentence in enumerate(sentences):
+        if sentence is not None:
+            raise LostError(f"process {index} of the run does not go on: {sentence}")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Tells errors of JAX that come of the loss of another process from all others.
+
+    Raises:
+        LostError: in place of such an error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if alone() or str(error).startswith(_OWN_FAULTS):
+            raise
+        first_line = str(error).splitlines()[0][:200]
+        raise LostError(
+            f"another process of the run died or cannot be reached ({first_line}); {lost.ONWARDS}"
+        ) from error
+
+
+def leave() -> None:
+    """Ends the run as one of several processes that all end it: nobody takes it for a loss.
+
+    Others are waited for, for the seconds of a heartbeat at most.
+    """
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()

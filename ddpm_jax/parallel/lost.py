@@ -1,0 +1,130 @@
+"""One sentence in place of jaxlib's abort, when another process of the run is gone.
+
+JAX's coordination service watches the heartbeats of all processes. If one is silent, it ends the
+others from a thread of its own: an error log, a stack trace, `abort()`. A process that computes
+with the lost one may learn of it sooner, as an exception; one that waits for it in a barrier, or
+for a process that is stopped and not dead, learns of it in this way only. (The callback that
+jaxlib takes in place of the abort cannot be written in Python: its argument does not convert.)
+
+So what C++ writes to standard output and error goes through pipes here, which leave out what the
+coordination service and gloo tell of themselves; and `abort()` is caught. If the last words were
+those of the service, the process says who is gone and ends with `EXIT_LOST`. If not, nothing is
+held back, and it aborts.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+__all__ = ["EXIT_LOST", "ONWARDS", "listen"]
+
+EXIT_LOST = 4
+ONWARDS = "the same command on all hosts goes on from the last checkpoint"
+
+_LOG = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\]")
+_OWN_FILES = re.compile(rb"(coordination_\w+|preemption_\w+|client)\.(cc|h)$")
+_GLOO = b"[Gloo] Rank "
+_LAST_WORDS = b"the JAX distributed service detected fatal errors"
+_SILENT = re.compile(rb"unhealthy \(stopped sending heartbeats\):((?:\s*\S*task:\d+,?|\s*\d+\b)+)")
+_PATIENCE = 1.0
+"""Seconds for the last words to come through the pipe."""
+
+
+def listen() -> None:
+    """From now on, for the whole process; before `jax.distributed` is initialized."""
+    if _pipes:
+        return
+    _pipes.extend(_Pipe(stream) for stream in ("stdout", "stderr"))
+    atexit.register(_stop_listening)
+    # Python's own handlers wait for the main thread, which may wait for the lost process.
+    _libc.signal(signal.SIGABRT, _on_abort)
+
+
+class _Pipe:
+    """A standard stream: Python writes to where it went before, all others through a pipe."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._python = name, getattr(sys, name)
+        self._python.flush()
+        self._number = {"stdout": 1, "stderr": 2}[name]
+        self._screen = os.dup(self._number)
+        read, write = os.pipe()
+        os.dup2(write, self._number)
+        os.close(write)
+        buffering = 1 if os.isatty(self._screen) or name == "stderr" else -1
+        stream = open(  # noqa: SIM115 - it stays open as long as the process lives
+            self._screen, "w", buffering=buffering, encoding=self._python.encoding, closefd=False
+        )
+        setattr(sys, name, stream)
+        self.held = b""
+        """What was left out so far."""
+        self._thread = threading.Thread(target=self._read, args=(read,), daemon=True)
+        self._thread.start()
+
+    def tell(self, text: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            os.write(self._screen, text)
+
+    def close(self) -> None:
+        """Everything as it was, and what is in the pipe told."""
+        getattr(sys, self._name).flush()
+        setattr(sys, self._name, self._python)
+        os.dup2(self._screen, self._number)  # which closes the pipe
+        self._thread.join(_PATIENCE)
+
+    def _read(self, pipe: int) -> None:
+        is_own = False
+        with open(pipe, "rb", buffering=0) as lines:
+            rest = b""
+            while chunk := lines.read(65536):
+                *complete, rest = (rest + chunk).split(b"\n")
+                for line in complete:
+                    if begins := _LOG.match(line):
+                        is_own = _OWN_FILES.match(begins[1]) is not None
+                    if is_own or line.startswith(_GLOO):
+                        self.held += line + b"\n"
+                    else:
+                        self.tell(line + b"\n")
+            self.tell(rest)
+
+
+_pipes: list[_Pipe] = []
+
+
+def _stop_listening() -> None:
+    while _pipes:
+        _pipes.pop().close()
+
+
+def _on_abort_called(number: int) -> None:
+    """Called by the thread that called `abort()`, which returns to it or ends the process."""
+    errors = _pipes[-1] if _pipes else None
+    until = time.monotonic() + _PATIENCE
+    while errors is not None and time.monotonic() < until:
+        if _LAST_WORDS in errors.held:
+            errors.tell(f"ddpm-jax: {_who(errors.held)}; {ONWARDS}\n".encode())
+            os._exit(EXIT_LOST)
+        time.sleep(0.01)
+    if errors is not None:
+        errors.tell(errors.held)
+
+
+def _who(words: bytes) -> str:
+    if silent := _SILENT.search(words):
+        lost = [int(number) for number in re.findall(rb"(\d+),?(?=\s|$)", silent[1])]
+        if len(lost) == 1:
+            return f"process {lost[0]} of the run died or does not answer"
+        return f"processes {', '.join(map(str, lost))} of the run died or do not answer"
+    return "process 0 of the run, which the others meet at, died or does not answer"
+
+
+_libc: Any = ctypes.CDLL(None)
+_libc.signal.restype = ctypes.c_void_p
+_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(_on_abort_called)

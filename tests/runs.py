@@ -1,0 +1,147 @@
+"""Runs of the command in processes of their own, alone or several together, to be hurt."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "tests" / "tiny.py")
+# A suite that runs in the background of a shell is deaf to interrupts, and so are its children.
+PROGRAM = """
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import jax._src.compiler as compiler
+from jax._src import distributed
+
+class Cached(types.SimpleNamespace):
+    # JAX lets process 0 alone write to its cache. On a CPU the others have programs of their own,
+    # which would be compiled anew in each test.
+    class global_state:
+        process_id, client = 0, None
+
+compiler.distributed = Cached
+from ddpm_jax.cli import main
+sys.exit(main())
+"""
+
+
+class Ended(NamedTuple):
+    """A process that has ended."""
+
+    code: int
+    out: str
+    errors: str
+
+
+def start(arguments, cache, *, hosts=1, devices=1, command="train", own=None):
+    """The processes of one run: one for each host, with so many devices each.
+
+    `own` are the further arguments of each of them.
+    """
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        # Compile once for all the processes of a test: what is tested is what they compute.
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meet = ["--hosts.coordinator", f"localhost:{free.getsockname()[1]}"]
+    meet += ["--hosts.count", str(hosts)]
+    processes = []
+    for index in range(hosts):
+        told = [*arguments, *(own[index] if own else [])]
+        if hosts > 1:
+            told += [*meet, "--hosts.index", str(index)]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, command, *told],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def ended(processes, *, timeout=600):
+    """Waits for all of them; what is still there at the end of the time is killed."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        Ended(process.returncode, *both) for process, both in zip(processes, said, strict=True)
+    ]
+
+
+def finish(arguments, cache, **kwargs):
+    """A run that nothing befalls; what its first process prints."""
+    all_ended = ended(start(arguments, cache, **kwargs))
+    assert [process.code for process in all_ended] == [0] * len(all_ended), all_ended
+    assert [process.errors for process in all_ended] == [""] * len(all_ended)
+    assert [process.out for process in all_ended[1:]] == [""] * (len(all_ended) - 1)
+    return all_ended[0].out
+
+
+def wait_for_checkpoint(processes, run, step):
+    """Until one of `step` or later is there, or a process has ended."""
+    while all(process.poll() is None for process in processes):
+        saved = (run / "checkpoints").glob("*")
+        if any(folder.name.isdigit() and int(folder.name) >= step for folder in saved):
+            return
+        time.sleep(0.01)
+    raise AssertionError(ended(processes))
+
+
+def contents(run):
+    """Everything that has to agree: the final state, the metrics and the results, as bytes."""
+    import jax
+    import numpy as np
+
+    from ddpm_jax.config import HostsConfig, MeshConfig
+    from ddpm_jax.experiment import RunDirectory, abstract_state, build
+    from ddpm_jax.training import Checkpoints
+
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    config = config.__class__(**{**vars(config), "hosts": HostsConfig(), "mesh": MeshConfig()})
+    experiment = build(config, devices=jax.devices()[:1])
+    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract_state(experiment))
+    state = restored.state._replace(key=jax.random.key_data(restored.state.key))
+    return {
+        "step": restored.step,
+        "data": restored.data_state,
+        "state": jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), state),
+        "metrics": directory.metrics.read_bytes(),
+        "results": directory.results.read_bytes(),
+        "pictures": {p.name: p.read_bytes() for p in directory.pictures.iterdir()},
+    }
+
+
+def kill_and_resume(arguments, run, cache, *, kills, rng, longest, hosts=(1,)):
+    """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
+
+    Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed.
+    Returns the line of each start that went on from a checkpoint.
+    """
+    resumed_from = []
+    for _ in range(kills):
+        processes = start([*arguments, "--workdir", str(run)], cache, hosts=rng.choice(hosts))
+        time.sleep(rng.uniform(0.0, longest))
+        rng.choice(processes).send_signal(signal.SIGKILL)
+        first, *_ = ended(processes)
+        resumed_from += [line for line in first.out.splitlines() if line.startswith("going on")]
+    out = finish([*arguments, "--workdir", str(run)], cache, hosts=rng.choice(hosts))
+    return resumed_from + [line for line in out.splitlines() if line.startswith("going on")]
