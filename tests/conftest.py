@@ -43,7 +43,7 @@ AROUND_THE_CORE = {
     f"test_{stem}"
     for stem in (
         *("training", "checkpoints", "manifest", "snapshots", "disk", "shared_folder"),
-        *("resume", "data", "evaluation"),
+        *("resume", "hosts", "replay", "data", "evaluation"),
         *("config", "experiment", "run_on_bad_disk", "cli", "readme"),
     )
 }

@@ -11,12 +11,19 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
+CACHE = ROOT / ".pytest_cache" / "jax"
+"""Compiled programs for the processes of all tests: what is tested is what they compute."""
 # A suite that runs in the background of a shell is deaf to interrupts, and so are its children.
 PROGRAM = """
-import signal, sys, types
+import functools, signal, sys, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
+import jax
 import jax._src.compiler as compiler
-from jax._src import distributed
+
+# Where one is killed before it has met the others, they wait for it so long.
+jax.distributed.initialize = functools.partial(
+    jax.distributed.initialize, initialization_timeout=20
+)
 
 class Cached(types.SimpleNamespace):
     # JAX lets process 0 alone write to its cache. On a CPU the others have programs of their own,
@@ -38,16 +45,15 @@ class Ended(NamedTuple):
     errors: str
 
 
-def start(arguments, cache, *, hosts=1, devices=1, command="train", own=None):
-    """The processes of one run: one for each host, with so many devices each.
+def start(arguments, *, hosts=1, devices=None, own=None, cache=CACHE):
+    """The processes of one run: one for each host, with two devices in all if not told otherwise.
 
     `own` are the further arguments of each of them.
     """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        # Compile once for all the processes of a test: what is tested is what they compute.
+        "JAX_NUM_CPU_DEVICES": str(devices or max(1, 2 // hosts)),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -63,7 +69,7 @@ def start(arguments, cache, *, hosts=1, devices=1, command="train", own=None):
             told += [*meet, "--hosts.index", str(index)]
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, command, *told],
+                [sys.executable, "-c", PROGRAM, "train", *told],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -80,14 +86,12 @@ def ended(processes, *, timeout=600):
     finally:
         for process in processes:
             process.kill()
-    return [
-        Ended(process.returncode, *both) for process, both in zip(processes, said, strict=True)
-    ]
+    return [Ended(process.returncode, *both) for process, both in zip(processes, said, strict=True)]
 
 
-def finish(arguments, cache, **kwargs):
+def finish(arguments, **kwargs):
     """A run that nothing befalls; what its first process prints."""
-    all_ended = ended(start(arguments, cache, **kwargs))
+    all_ended = ended(start(arguments, **kwargs))
     assert [process.code for process in all_ended] == [0] * len(all_ended), all_ended
     assert [process.errors for process in all_ended] == [""] * len(all_ended)
     assert [process.out for process in all_ended[1:]] == [""] * (len(all_ended) - 1)
@@ -96,7 +100,7 @@ def finish(arguments, cache, **kwargs):
 
 def wait_for_checkpoint(processes, run, step):
     """Until one of `step` or later is there, or a process has ended."""
-    while all(process.poll() is None for process in processes):
+    while _all_run(processes):
         saved = (run / "checkpoints").glob("*")
         if any(folder.name.isdigit() and int(folder.name) >= step for folder in saved):
             return
@@ -130,18 +134,43 @@ def contents(run):
     }
 
 
-def kill_and_resume(arguments, run, cache, *, kills, rng, longest, hosts=(1,)):
+def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs):
     """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
 
-    Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed.
-    Returns the line of each start that went on from a checkpoint.
+    Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed:
+    in one of four cases at most `longest` seconds from the start, else a third of that from when
+    it has the directory. Returns the line of each start that went on from a checkpoint.
     """
+    arguments = [*arguments, "--workdir", str(run)]
     resumed_from = []
     for _ in range(kills):
-        processes = start([*arguments, "--workdir", str(run)], cache, hosts=rng.choice(hosts))
-        time.sleep(rng.uniform(0.0, longest))
-        rng.choice(processes).send_signal(signal.SIGKILL)
-        first, *_ = ended(processes)
-        resumed_from += [line for line in first.out.splitlines() if line.startswith("going on")]
-    out = finish([*arguments, "--workdir", str(run)], cache, hosts=rng.choice(hosts))
-    return resumed_from + [line for line in out.splitlines() if line.startswith("going on")]
+        lines_before = _identity(run / "metrics.jsonl")
+        processes = start(arguments, hosts=rng.choice(hosts), **kwargs)
+        wait = rng.uniform(0.0, longest)
+        if rng.random() < 0.75:
+            wait /= 3
+            while lines_before == _identity(run / "metrics.jsonl") and _all_run(processes):
+                time.sleep(0.01)
+        time.sleep(wait)
+        victim = rng.choice(processes)
+        victim.send_signal(signal.SIGKILL)
+        all_ended = ended(processes)
+        for process, end in zip(processes, all_ended, strict=True):
+            # One that is killed before it has met the others leaves them where they wait for it.
+            assert process is victim or end.code in (0, 2, 4), end
+            assert process is victim or end.errors.count("\n") == (end.code > 0), end
+        resumed_from += _resumed(all_ended[0].out)
+    return resumed_from + _resumed(finish(arguments, hosts=rng.choice(hosts), **kwargs))
+
+
+def _identity(file):
+    """A start writes the metrics that it goes on from to a new file."""
+    return file.stat().st_ino if file.exists() else None
+
+
+def _all_run(processes):
+    return all(process.poll() is None for process in processes)
+
+
+def _resumed(out):
+    return [line for line in out.splitlines() if line.startswith("going on from")]

@@ -64,13 +64,14 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             return results
         with hosts.together():
             experiment = build(config)  # what it refuses has not claimed the directory
+            form = make_form(experiment)
         if not hosts.is_first():
             console = Console(quiet=True)
         with contextlib.ExitStack() as stack:
             with hosts.together():
                 if hosts.is_first():
                     stack.enter_context(run.claim(config))
-            state = _train(experiment, run, console)
+            state = _train(experiment, form, run, console)
             say(console, "evaluating")
             results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
             with hosts.together():
@@ -97,7 +98,9 @@ def _compare_configs(config: Config) -> None:
             raise ConfigError(f"process {index} of the run has another config ({fields})")
 
 
-def _train(experiment: Experiment, run: RunDirectory, console: Console) -> training.TrainState:
+def _train(
+    experiment: Experiment, form: Form, run: RunDirectory, console: Console
+) -> training.TrainState:
     config = experiment.config.train
     data = make_iterator(
         experiment.images.train,
@@ -120,7 +123,6 @@ def _train(experiment: Experiment, run: RunDirectory, console: Console) -> train
             start, state = restored.step, restored.state
             data.set_state(restored.data_state)
             say(console, f"going on from step {start}")
-        form = make_form(experiment)
         with (
             _metrics_log(run, resumed_at=start) as log,
             TrainingDisplay(

@@ -11,7 +11,8 @@ is compiled.
                 it, and gradients are averaged after it, where this module says and in its dtype.
                 Everything else is as under jit.
     pmap        The whole step sees one device's part of the batch and all parameters, in the
-                classic per-device form. Nothing can be split over "fsdp".
+                classic per-device form. Nothing can be split over "fsdp", and one process has all
+                devices.
 
 What is summed over devices. Each device has the mean gradient of its share; the mean over devices
 follows, in float32 or in bfloat16, which halves what is sent and rounds it to 8 bits. Under jit
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.parallel.mesh import AXES, BATCH, replicated, split_by_batch
 
 __all__ = ["Form", "FormName", "Gradient", "Reduction", "make_form", "one_device"]
@@ -69,16 +71,22 @@ def make_form(name: FormName, mesh: Mesh, state: Any, reduction: Reduction = "fl
         reduction: in which dtype "shard_map" and "pmap" average gradients over devices.
 
     Raises:
-        ValueError: "pmap" on a mesh that splits parameters.
+        UserError: "pmap" on a mesh that splits parameters, or with several processes.
     """
     if name == "jit":
         return _jit(mesh, state)
     if name == "shard_map":
         return _shard_map(mesh, state, reduction)
     if mesh.shape["fsdp"] > 1:
-        raise ValueError(
+        raise UserError(
             f"the form 'pmap' keeps all parameters on each device, and mesh.fsdp is"
             f" {mesh.shape['fsdp']}; take 'jit' or 'shard_map'"
+        )
+    processes = len({device.process_index for device in mesh.devices.flat})
+    if processes > 1:
+        raise UserError(
+            f"mesh.form is 'pmap', which runs in one process, and here are {processes}; take 'jit'"
+            " or 'shard_map'"
         )
     return _pmap(mesh, reduction)
 

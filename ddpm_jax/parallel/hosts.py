@@ -8,6 +8,7 @@ it, and every function says so by returning at once.
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +38,10 @@ _PATIENCE = 3600
 
 
 _GATHERED = itertools.count()
-_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "OUT_OF_RANGE")
-"""Errors of JAX that tell nothing of other processes begin with these."""
+_STATUS = re.compile(
+    "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+)
+"""So begin errors of collectives and barriers, whatever their type; not that the memory is full."""
 
 
 class LostError(RuntimeError):
@@ -173,8 +176,8 @@ def watched() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if alone() or str(error).startswith(_OWN_FAULTS):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if alone() or not _STATUS.match(str(error)):
             raise
         first_line = str(error).splitlines()[0][:200]
         raise LostError(

@@ -1,0 +1,295 @@
+"""Several real processes on this machine: told to stop, killed, stopped, and told different things.
+
+They meet on loopback and compute over gloo, two devices in all: what two devices add does not
+depend on who has them, so runs of one process and of two are compared bit for bit.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import elastic
+import numpy as np
+import pytest
+from elastic import Leg
+from runs import CACHE, ROOT, TINY, contents, ended, finish, kill_and_resume, start
+from runs import wait_for_checkpoint as wait_for
+from test_data import examples, prepare, random_images
+
+HEARTBEAT = 5
+ARGUMENTS = [TINY, "--train.steps", "80", "--train.draw-every", "1000"]
+ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]
+ENDLESS = ["--train.steps", "100000", "--train.save-every", "10"]
+"""Not from the beginning of a run that has to end."""
+ONWARDS = "the same command on all hosts goes on from the last checkpoint"
+MET = rf"another process of the run died or cannot be reached \(.*\); {ONWARDS}"
+SILENT = rf"process(es)? .* of the run.* (died or does|died or do) not answer; {ONWARDS}"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run of two processes leaves that nothing befell, and how long it took."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    began = time.monotonic()
+    finish([*ARGUMENTS, "--workdir", str(run)], hosts=2)
+    return contents(run), time.monotonic() - began
+
+
+def ends(processes, victim, number, *, code=4):
+    """Sends a signal to one process; what the others say, and the seconds until the last ends."""
+    others = [process for process in processes if process is not victim]
+    began = time.monotonic()
+    victim.send_signal(number)
+    try:
+        for process in others:
+            process.wait(60)
+    finally:
+        seconds = time.monotonic() - began
+        if number in (signal.SIGKILL, signal.SIGSTOP):
+            victim.kill()
+        all_ended = ended(processes)
+    said = [end for process, end in zip(processes, all_ended, strict=True) if process in others]
+    print([(end.code, end.errors) for end in said], f"{seconds:.1f} s")
+    for end in said:
+        assert end.code == code, end
+        assert re.fullmatch(rf"ddpm-jax: ({MET}|{SILENT})\n", end.errors) or code != 4, end
+    assert seconds < HEARTBEAT + 5
+    return all_ended
+
+
+def test_a_run_is_stopped_and_killed_and_ends_with_the_same_bits(tmp_path, whole):
+    run = tmp_path / "run"
+    arguments = [*ARGUMENTS, "--workdir", str(run)]
+    processes = start(arguments, hosts=2)
+    wait_for(processes, run, 8)
+    told = ends(processes, processes[1], signal.SIGTERM, code=143)
+    (saved,) = {end.errors for end in told}
+    assert re.fullmatch(r"ddpm-jax: stopped by SIGTERM; step \d+ is saved\n", saved)
+    assert "the same command goes on from there" in told[0].out
+    assert [end.code for end in told] == [143, 143]
+    step = int(re.search(r"\d+", saved)[0])
+
+    processes = start(arguments, hosts=2)
+    wait_for(processes, run, step + 5)
+    first, _ = ends(processes, processes[1], signal.SIGKILL)
+    assert f"going on from step {step}\n" in first.out
+
+    processes = start(arguments, hosts=2)
+    wait_for(processes, run, step + 13)
+    ends(processes, processes[0], signal.SIGKILL)
+    finish(arguments, hosts=2)
+    assert contents(run) == whole[0]
+
+
+def test_five_kills_at_random_change_nothing(tmp_path, whole):
+    resumed = kill_and_resume(
+        ARGUMENTS,
+        tmp_path / "run",
+        kills=5,
+        rng=random.Random(2),
+        longest=0.6 * whole[1],
+        hosts=(1, 2),
+    )
+    assert resumed, "no process went on from a checkpoint"
+    assert contents(tmp_path / "run") == whole[0]
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_change_nothing(tmp_path, whole):
+    arguments = [*ARGUMENTS, "--train.steps", "1000"]
+    finish([*arguments, "--workdir", str(tmp_path / "whole")], hosts=2)
+    began = time.monotonic()
+    resumed = kill_and_resume(
+        arguments,
+        tmp_path / "run",
+        kills=100,
+        rng=random.Random(3),
+        longest=whole[1],
+        hosts=(1, 2),
+    )
+    print(f"{time.monotonic() - began:.0f} s", resumed)
+    assert len(set(resumed)) >= 10, "the kills were not spread over the run"
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hosts", "victim", "number"),
+    [
+        (2, 0, signal.SIGSTOP),
+        (2, 1, signal.SIGSTOP),
+        (4, 0, signal.SIGKILL),
+        (4, 2, signal.SIGKILL),
+        (4, 2, signal.SIGSTOP),
+    ],
+)
+def test_the_others_end(tmp_path, hosts, victim, number):
+    run = tmp_path / "run"
+    processes = start([*ARGUMENTS, *ENDLESS, "--workdir", str(run)], hosts=hosts)
+    wait_for(processes, run, 10)
+    ends(processes, processes[victim], number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_kill_in_mid_save_loses_nothing_that_was_saved(tmp_path, whole, victim):
+    run = tmp_path / "run"
+    processes = start([*ARGUMENTS, "--workdir", str(run)], hosts=2)
+    wait_for(processes, run, 8)
+    while not list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
+        time.sleep(0.001)
+    ends(processes, processes[victim], signal.SIGKILL)
+    assert "going on from step" in finish([*ARGUMENTS, "--workdir", str(run)], hosts=2)
+    assert contents(run) == whole[0]
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_one_process_stops_both_after_the_same_step(tmp_path, whole):
+    run = tmp_path / "run"
+    processes = start([*ARGUMENTS, "--workdir", str(run)], hosts=2)
+    wait_for(processes, run, 8)
+    told = ends(processes, processes[0], signal.SIGINT, code=143)
+    assert [end.code for end in told] == [130, 143]
+    steps = [
+        int(re.fullmatch(rf"ddpm-jax: stopped by {name}; step (\d+) is saved\n", end.errors)[1])
+        for name, end in zip(("SIGINT", "SIGTERM"), told, strict=True)
+    ]
+    assert steps[0] == steps[1]
+    finish([*ARGUMENTS, "--workdir", str(run)], hosts=2)
+    assert contents(run) == whole[0]
+
+
+class TestOneProcessCannot:
+    """It says why in its own words, with its own exit code; the other ends, too."""
+
+    def refused(self, tmp_path, *own, arguments=(), codes=(4, 2)):
+        arguments = [*ARGUMENTS, *arguments, "--workdir", str(tmp_path / "run")]
+        began = time.monotonic()
+        both = ended(start(arguments, hosts=2, own=[[], own]), timeout=120)
+        print(both, f"{time.monotonic() - began:.1f} s")
+        assert [end.code for end in both] == list(codes), both
+        assert not (tmp_path / "run").exists()
+        assert [end.out for end in both] == ["", ""]
+        return [end.errors for end in both]
+
+    def test_use_the_same_config(self, tmp_path):
+        own = ["--train.batch-size", "32", "--seed", "3", "--compilation-cache", "elsewhere"]
+        first, second = self.refused(tmp_path, *own, codes=(2, 2))
+        assert first == second
+        assert first == (
+            "ddpm-jax: process 1 of the run has another config (train.batch_size is 32 there and 16"
+            " in process 0; seed is 3 there and 0 in process 0)\n"
+        )
+
+    def test_find_the_data(self, tmp_path):
+        images = random_images(25, 8, 8, 1)
+        splits = {"train": examples(images[:20]), "test": examples(images[20:])}
+        prepare(tmp_path, "tiny_grey", splits, shape=(8, 8, 1))
+        arguments = ["--data.name", "tiny_grey", "--data.dir", str(tmp_path)]
+        first, second = self.refused(
+            tmp_path, "--data.dir", str(tmp_path / "none"), arguments=arguments
+        )
+        assert second.startswith("ddpm-jax: data set 'tiny_grey'")
+        assert first == f"ddpm-jax: process 1 of the run does not go on: {second[10:]}"
+
+
+@pytest.mark.slow
+def test_pmap_and_a_missing_process_are_refused(tmp_path):
+    arguments = [*ARGUMENTS, "--workdir", str(tmp_path / "run"), "--mesh.form", "pmap"]
+    for end in ended(start(arguments, hosts=2)):
+        assert end.code == 2
+        assert end.errors == (
+            "ddpm-jax: mesh.form is 'pmap', which runs in one process, and here are 2; take 'jit'"
+            " or 'shard_map'\n"
+        )
+    processes = start(arguments, hosts=2)
+    processes[1].kill()
+    first, _ = ended(processes, timeout=120)
+    assert first.code == 2
+    assert re.match("ddpm-jax: the processes of this run did not meet at localhost:", first.errors)
+
+
+HALF, STOP, END = 3, 6, 8
+ONE_PROCESS = [
+    ("jit", 1, 1),
+    ("jit", 4, 2),
+    ("jit", 1, 8),
+    ("shard_map", 8, 1),
+    ("shard_map", 4, 2),
+    ("pmap", 8, 1),
+]
+SEVERAL = [("jit", 8, 1), ("jit", 4, 2), ("shard_map", 4, 2)]
+
+
+def legs(origin, forms, prefix, start, stop):
+    return [
+        Leg(f"{prefix} {form} {data}x{fsdp}", origin, form, data, fsdp, start, stop)
+        for form, data, fsdp in forms
+    ]
+
+
+def several(count, folder, legs):
+    """What the legs leave that so many processes run, 8 devices together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = [str(count), str(port), str(folder), json.dumps(legs)]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": str(8 // count),
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, elastic.__file__, str(index), *told],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    all_ended = ended(processes)
+    assert [end.code for end in all_ended] == [0] * count, all_ended
+    told = [elastic.Told(*json.loads(line), []) for line in all_ended[0].out.splitlines()]
+    return {leg.name: leg for leg in told}
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [pytest.param((2,), id="2"), pytest.param((2, 4), id="2 and 4", marks=pytest.mark.slow)],
+)
+def test_a_run_goes_from_mesh_to_mesh(tmp_path, counts):
+    whole = elastic.go(Leg("whole", None, "jit", 8, 1, 0, END), tmp_path)
+    stop = elastic.go(Leg("stop", None, "jit", 8, 1, 0, STOP), tmp_path)
+    elastic.go(Leg("half", None, "jit", 8, 1, 0, HALF), tmp_path)
+    ones = [elastic.go(leg, tmp_path) for leg in legs("half", ONE_PROCESS, 1, HALF, STOP)]
+    found = {
+        count: several(count, tmp_path, legs("half", SEVERAL, count, HALF, STOP))
+        for count in counts
+    }
+    every = ones + [told for several_told in found.values() for told in several_told.values()]
+    for told in every:
+        np.testing.assert_allclose(
+            told.losses, whole.losses[HALF:STOP], rtol=1e-6, err_msg=told.name
+        )
+    # and back, and its arrays are compared
+    for told in every:
+        data = 8 if told.name.endswith("2") else 4
+        leg = Leg(f"{told.name} and back", told.name, "jit", data, 8 // data, STOP, END)
+        back = elastic.go(leg, tmp_path)
+        np.testing.assert_allclose(back.losses, whole.losses[STOP:], rtol=1e-6, err_msg=leg.name)
+        for one, other in zip(back.state, whole.state, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=leg.name)
+    print({told.name: told.digest[:8] for told in [stop, *every]})
+    if 4 in counts:
+        assert [told.digest for told in found[2].values()] == [
+            told.digest for told in found[4].values()
+        ]
