@@ -22,7 +22,7 @@ SUITES = {
     "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "4 minutes"),
     "train_step": ("what noising costs in a train step, looped and in one", "5 minutes"),
     "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "3 minutes"),
-    "scaling": ("what a train step needs of 8 to 1024 chips (extra 'plan')", "4 minutes"),
+    "scaling": ("a step on 8 to 1024 chips (extra 'plan'); the machinery's own cost", "6 minutes"),
 }
 """What each is about, and how long it takes on 2 CPU cores with its defaults."""
 
@@ -100,11 +100,20 @@ def _as_text(report: results.Report, suite: ModuleType) -> str:
         f" {machine['processor']}, {machine['cores']} cores",
         known,
         "",
-        columns.of_rows(report.rows, suite.COLUMNS),
-        "",
+        *(f"{columns.of_rows(rows, headers)}\n" for rows, headers in _tables(report, suite)),
         *(f"- {sentence}" for sentence in report.notes + _cautions(report)),
     ]
     return "\n".join(lines)
+
+
+def _tables(
+    report: results.Report, suite: ModuleType
+) -> list[tuple[list[results.Row], columns.Columns]]:
+    """Most suites have one."""
+    if hasattr(suite, "tables"):
+        of_rows: list[tuple[list[results.Row], columns.Columns]] = suite.tables(report.rows)
+        return of_rows
+    return [(report.rows, suite.COLUMNS)]
 
 
 def _cautions(report: results.Report) -> list[str]:

@@ -107,10 +107,20 @@ def _scaling(figure: Any, rows: list[Row]) -> None:
         "peak_bytes": "peak memory",
         "sent_bytes": "sent in a step",
     }
-    panels = _panels(figure, len(shown))
+    compiled, timed = [r for r in rows if "topology" in r.case], [r for r in rows if r.seconds]
+    shown = shown if compiled else {}
+    places = list(dict.fromkeys((r.case["channels"], r.case["on"]) for r in timed))
+    panels = _panels(figure, len(shown) + len(places))
+    for axes, (channels, where) in zip(panels[len(shown) :], places, strict=True):
+        here = find(timed, channels=channels, on=where)
+        _bars(axes, [f"{row.case['form']} {row.case['mesh of']}" for row in here], here)
+        axes.set(title=f"{where}, {channels} channels", xlabel="seconds per step")
+    if not shown:
+        return
+    panels = panels[: len(shown)]
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
-        for index, mesh in enumerate(dict.fromkeys(row.case["mesh"] for row in rows)):
-            found = [row.numbers for row in find(rows, mesh=mesh) if row.numbers[name]]
+        for index, mesh in enumerate(dict.fromkeys(row.case["mesh"] for row in compiled)):
+            found = [row.numbers for row in find(compiled, mesh=mesh) if row.numbers[name]]
             devices = [numbers["devices"] for numbers in found]
             sizes = [numbers[name] / 2**20 for numbers in found]
             axes.plot(devices, sizes, "o-", color=f"C{index}", markersize=3, label=mesh)

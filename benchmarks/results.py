@@ -1,5 +1,6 @@
 """What a suite found: rows of numbers, the machine they are of, and how two files compare."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "machine",
     "now",
+    "overlap",
     "run_range",
     "save",
     "versions",
@@ -114,7 +116,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of Python and the libraries that did the work, and of the distributions named."""
+    """Of Python and the libraries that did the work, and of those named that are installed."""
     found = {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -122,7 +124,10 @@ def versions(*packages: str) -> dict[str, str]:
         "numpy": np.__version__,
         "ddpm_jax": ddpm_jax.__version__,
     }
-    return found | {package: metadata.version(package) for package in packages}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def now() -> str:
@@ -213,6 +218,12 @@ def run_range(runs: list[float]) -> tuple[float, float]:
     """Where the time of a run is: between its quartiles, or anywhere for fewer than 10 runs."""
     quartiles = spread(runs)
     return (min(runs), max(runs)) if len(runs) < FEW else (quartiles.lower, quartiles.upper)
+
+
+def overlap(one: Row, other: Row) -> bool:
+    """Whether a run of each could have taken the same time."""
+    (low, high), (other_low, other_high) = run_range(one.seconds), run_range(other.seconds)
+    return low <= other_high and high >= other_low
 
 
 def _compared(one: Row, other: Row) -> Comparison:

@@ -1,25 +1,34 @@
-"""What a train step needs of each device as the mesh grows, at the same images on each.
+"""What a train step needs of each device as the mesh grows, and what the machinery for it costs.
 
-Read from programs that XLA's TPU compiler makes ahead of time, for machines that are not there. On
-a "data" mesh every device holds all parameters, and what it sends of the gradients is the same on
-any number of devices. On an "fsdp" mesh the parameters, the optimizer's state and the averages are
-shared out, so a device holds less of them, and sends parameters as well.
+The part "compiled" has the same images on each device, and is read from programs that XLA's TPU
+compiler makes ahead of time, for machines that are not there. On a "data" mesh every device holds
+all parameters, and what it sends of the gradients is the same on any number of devices. On an
+"fsdp" mesh the parameters, the optimizer's state and the averages are shared out, so a device holds
+less of them, and sends parameters as well. Nothing of it is run.
 
-What is not measured: time. Nothing is run, so the repeats and the seconds of a row do nothing here.
+The part "timed" runs a small step, and a larger one in the first form alone, with the same batch in
+all: on a mesh of one device, on devices that are simulated, and in several processes of this
+machine, each beside one device without a mesh, by turns. All of them share the same cores, so that
+what takes longer is the machinery itself.
+
+What is not measured: the time of a step on many devices that are real, and of placing a batch.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import columns
+from benchmarks import columns, overhead
 from benchmarks.results import Row, find
 from benchmarks.settings import Common, Say, check_values
-from ddpm_jax.config import Config, load
+from ddpm_jax.config import Config, load, validate
 from ddpm_jax.errors import UserError
+from ddpm_jax.parallel import FormName
 from ddpm_jax.plan import Topology, parse, plans
+from ddpm_jax.plan.topologies import TopologyError, check_compiler
 
-__all__ = ["COLUMNS", "PACKAGES", "Settings", "configs_of", "notes", "run"]
+__all__ = ["PACKAGES", "Settings", "configs_of", "notes", "run", "tables", "timed_config"]
 
 PACKAGES: tuple[str, ...] = ("libtpu",)
 MESHES = ("data", "fsdp")
@@ -29,6 +38,8 @@ MESHES = ("data", "fsdp")
 class Settings(Common):
     """What `python -m benchmarks scaling` takes."""
 
+    parts: tuple[Literal["compiled", "timed"], ...] = ("compiled", "timed")
+    """See above. The first needs the extra 'plan'; what cannot be compiled for is left out."""
     topologies: tuple[str, ...] = ("v5p:2x2x2", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16")
     """Machines, as `ddpm-jax plan` names them."""
     config: Path = Path("configs/cifar10.py")
@@ -42,16 +53,55 @@ class Settings(Common):
     fsdp: int = 64
     """Devices that share parameters, at most; all, if there are fewer. More than the network has
     channels cannot."""
+    timed_config: Path = Path("configs/digits.py")
+    """Of what is timed: images and chain; its network is a small one, too, of one level."""
+    timed_channels: tuple[int, ...] = (8, 32)
+    """Of the networks that are timed. All but the first take the first of the forms alone."""
+    timed_batch: int = 32
+    """Images in a step that is timed, over all devices."""
+    forms: tuple[FormName, ...] = ("jit", "shard_map", "pmap")
+    """Of the steps that are timed."""
+    devices: int = 8
+    """That are simulated."""
+    processes: tuple[int, ...] = (1, 2, 4)
+    """On this machine, with one device each."""
 
 
 def run(settings: Settings, say: Say) -> list[Row]:
-    """Compiles for every topology, twice.
+    """Compiles for every topology, twice, and times.
 
     Raises:
-        UserError: settings that cannot work, or no compiler.
+        UserError: settings that cannot work, or nothing but what there is no compiler for.
     """
-    check_values(settings, distinct=("topologies",))
+    distinct = ("parts", "topologies", "timed_channels", "forms", "processes")
+    check_values(settings, distinct=distinct)
     topologies = [parse(name) for name in settings.topologies]
+    if "timed" in settings.parts:
+        _check_timed(settings)
+    rows: list[Row] = []
+    if "compiled" in settings.parts:
+        missing = _missing(topologies)
+        if missing and "timed" in settings.parts:
+            say(missing)
+            rows.append(Row({"part": "compiled"}, numbers={"unavailable": missing}))
+        else:
+            rows += _compiled(settings, topologies, say)
+    if "timed" in settings.parts:
+        rows += _timed(settings, say)
+    return rows
+
+
+def _missing(topologies: list[Topology]) -> str | None:
+    """Which compiler is not installed, if one is not."""
+    try:
+        for topology in topologies:
+            check_compiler(topology)
+    except TopologyError as error:
+        return str(error)
+    return None
+
+
+def _compiled(settings: Settings, topologies: list[Topology], say: Say) -> list[Row]:
     asked = [
         (config, topology)
         for topology in topologies
@@ -60,6 +110,52 @@ def run(settings: Settings, say: Say) -> list[Row]:
     found = plans(asked, advise=False, say=say)
     cases = [(mesh, topology) for topology in topologies for mesh in MESHES]
     return [_row(mesh, plan) for (mesh, _), plan in zip(cases, found, strict=True)]
+
+
+def _check_timed(settings: Settings) -> None:
+    """Raises UserError for what would stop it after some minutes."""
+    for channels in settings.timed_channels:
+        validate(timed_config(settings, channels))
+    for count in (settings.devices, *settings.processes):
+        if settings.timed_batch % count:
+            raise UserError(
+                f"--timed-batch is {settings.timed_batch}; {count} devices cannot share it alike"
+            )
+
+
+def _timed(settings: Settings, say: Say) -> list[Row]:
+    rows = []
+    for channels in settings.timed_channels:
+        config = timed_config(settings, channels)
+        forms = settings.forms if channels == settings.timed_channels[0] else settings.forms[:1]
+        for place in overhead.places(settings.devices, settings.processes):
+            rows += overhead.measured(
+                config, place, forms, repeats=settings.repeats, seconds=settings.seconds, say=say
+            )
+    return rows
+
+
+def timed_config(settings: Settings, channels: int) -> Config:
+    """The step that is timed: with the simple loss, which a compiler is done with soonest."""
+    config = load(settings.timed_config)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model,
+            channels=channels,
+            multipliers=(1,),
+            num_blocks=1,
+            attention_resolutions=(),
+            norm_groups=math.gcd(4, channels),
+        ),
+        train=dataclasses.replace(
+            config.train,
+            batch_size=settings.timed_batch,
+            objective="simple",
+            times="uniform",
+        ),
+        seed=settings.seed,
+    )
 
 
 def configs_of(settings: Settings, topology: Topology) -> dict[str, Config]:
@@ -106,7 +202,7 @@ def _row(mesh: str, plan: dict[str, Any]) -> Row:
 
 
 MIB = 2.0**20
-COLUMNS: columns.Columns = {
+_COMPILED: columns.Columns = {
     "mesh": columns.case("mesh"),
     "topology": columns.case("topology"),
     "devices": columns.figure("devices"),
@@ -118,12 +214,31 @@ COLUMNS: columns.Columns = {
     "sent MiB": columns.figure("sent_bytes", unit=MIB),
     "compile": columns.compiling,
 }
-"""Headers of the table, and what stands under them."""
+
+
+def tables(rows: list[Row]) -> list[tuple[list[Row], columns.Columns]]:
+    """One for each part."""
+    compiled, timed = _parts(rows)
+    parts = [(compiled, _COMPILED), (timed, overhead.COLUMNS)]
+    return [(found, headers) for found, headers in parts if found]
 
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = ["Bytes are those of one device, as the compiler states them; nothing was run."]
+    compiled, timed = _parts(rows)
+    missing = [row.numbers["unavailable"] for row in rows if "unavailable" in row.numbers]
+    said = [f"Nothing was compiled for a mesh of TPUs or GPUs: {why}." for why in missing]
+    said += _of_compiled(compiled) if compiled else []
+    return said + (overhead.notes(timed) if timed else [])
+
+
+def _parts(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """What was compiled and what was timed."""
+    return [row for row in rows if "topology" in row.case], [row for row in rows if row.seconds]
+
+
+def _of_compiled(rows: list[Row]) -> list[str]:
+    said = ["Bytes are those of one device, as the compiler states them; nothing was run for them."]
     for mesh in MESHES:
         found = sorted(find(rows, mesh=mesh), key=lambda row: row.numbers["devices"])
         if len(found) < 2:

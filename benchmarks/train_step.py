@@ -34,7 +34,7 @@ from flax.core import meta
 
 from benchmarks import columns
 from benchmarks.columns import duration, number
-from benchmarks.results import Row, find, run_range
+from benchmarks.results import Row, find, overlap
 from benchmarks.settings import Common, Say, check_values
 from benchmarks.timing import Program, compiled, in_turns, spread
 from ddpm_jax import convert, q_sample, q_step, simple_loss, timesteps, training
@@ -274,6 +274,4 @@ def _hours(saved: float, whole: float) -> str:
 
 def _within(one: Row, other: Row) -> str:
     """A warning where two rows' times overlap."""
-    (low, high), (other_low, other_high) = run_range(one.seconds), run_range(other.seconds)
-    apart = low > other_high or high < other_low
-    return "" if apart else ", which is within the spread of the runs"
+    return ", which is within the spread of the runs" if overlap(one, other) else ""

@@ -5,6 +5,8 @@ import functools
 import importlib
 import json
 import math
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,9 +22,12 @@ from benchmarks import (
     columns,
     forward,
     kl_pairs,
+    machinery,
     moments,
+    overhead,
     peers,
     results,
+    scaling,
     timing,
     train_step,
 )
@@ -32,6 +37,7 @@ from benchmarks.results import Report, Row
 from ddpm_jax import config as configs
 from ddpm_jax import schedules, training
 from ddpm_jax.errors import UserError
+from ddpm_jax.plan.topologies import TopologyError
 
 TINY = str(Path(__file__).parent / "tiny.py")
 QUICK = ["--repeats", "4", "--seconds", "0.1"]
@@ -62,6 +68,8 @@ ARGUMENTS = {
     "scaling": [
         *("--topologies", "v5e:2x2", "--config", TINY, "--channels", "4"),
         *("--batch", "2", "--fsdp", "2"),
+        *("--timed-config", TINY, "--timed-channels", "4", "6", "--timed-batch", "8"),
+        *("--devices", "4", "--processes", "1", "2"),
     ],
 }
 
@@ -86,10 +94,19 @@ class Scaled(nn.Module):
         return self.param("scale", nn.initializers.ones, ()) * x_t
 
 
+def here(question):
+    """What `overhead.ask` would hear from processes; simulated devices take their places."""
+    meshes = [configs.MeshConfig(**mesh) for mesh in question["meshes"]]
+    told = {name: question[name] for name in ("repeats", "seconds")}
+    found = machinery.measure(configs.from_json(question["config"]), meshes, **told)
+    return json.loads(json.dumps(found))
+
+
 @pytest.fixture(scope="module")
 def small_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_step, "make_model", lambda config: Scaled())
+        patch.setattr(overhead, "ask", here)
         build = importlib.import_module("ddpm_jax.experiment.build")
         patch.setattr(build, "make_model", lambda config: Scaled())
         yield
@@ -103,8 +120,6 @@ def reports(tmp_path_factory, small_network):
     def report(suite):
         if suite == "peers":
             pytest.importorskip("diffusers", reason="diffusers comes with the extra 'peers'")
-        if suite == "scaling":
-            pytest.importorskip("libtpu", reason="libtpu comes with the extra 'plan'")
         if suite not in found:
             out = tmp_path_factory.mktemp(suite)
             assert main([suite, *ARGUMENTS[suite], *QUICK, "--out", str(out)]) == 0
@@ -151,7 +166,7 @@ def test_a_suite_leaves_numbers_that_load(suite, reports):
     assert plain["arguments"]["repeats"] == 4
     assert plain["notes"]
     timed = [row for row in plain["rows"] if row["seconds"]]
-    assert timed or suite == "scaling"
+    assert timed
     for row in timed:
         assert set(row["spread"]) == {"median", "lower", "upper"}
         assert row["spread"]["lower"] <= row["spread"]["median"] <= row["spread"]["upper"]
@@ -205,6 +220,11 @@ def test_without_matplotlib_there_is_a_sentence_and_the_numbers(capsys, monkeypa
             "--batch is 361; there are 360 held-out images",
         ),
         (["train_step", "--batches", "3"], "--configs has 2 entries and --batches 1"),
+        (["scaling", "--parts", "guessed"], "guessed"),
+        (["scaling", "--topologies", "v5e:8"], "--topology is 'v5e:8'"),
+        (["scaling", "--timed-batch", "12"], "--timed-batch is 12; 8 devices cannot share it"),
+        (["scaling", "--processes", "3"], "--timed-batch is 32; 3 devices cannot share it"),
+        (["scaling", "--timed-channels", "5"], "model.channels is 5"),
         (["compare"], "compare wants two files, and got 0"),
         (["compare", "absent.json", "absent.json"], "absent.json does not exist"),
         (["compare", TINY, TINY], "is not a result of python -m benchmarks"),
@@ -629,3 +649,121 @@ def test_notes_follow_from_the_numbers():
     assert "18 hours" in train_step.notes(rows(1.0, 4.0))[1]
     assert "2 s with the loop." in whole
     assert "1 s with the loop, which is within the spread" in train_step.notes(rows(1.0, 1.0))[1]
+
+
+# The machinery of several devices.
+
+
+def timed_config():
+    return scaling.timed_config(scaling.Settings(timed_config=Path(TINY), timed_batch=8), 4)
+
+
+def test_scaling_times_each_form_beside_one_device(reports):
+    timed = [row for row in results.load(reports("scaling")).rows if row.seconds]
+    cases = {
+        (row.case["channels"], row.case["on"]): [
+            (other.case["form"], other.case["mesh of"])
+            for other in results.find(timed, channels=row.case["channels"], on=row.case["on"])
+        ]
+        for row in timed
+    }
+    one = ("none", "")
+    forms = ("jit", "shard_map", "pmap")
+    assert cases == {
+        (4, "1 device"): [one, *((form, "1x1") for form in forms)],
+        (4, "4 devices"): [
+            *(one, *((form, "4x1") for form in forms)),
+            *(("jit", "2x2"), ("shard_map", "2x2")),
+        ],
+        (4, "2 processes"): [one, *((form, "2x1") for form in forms)],
+        (6, "1 device"): [one, ("jit", "1x1")],
+        (6, "4 devices"): [one, ("jit", "4x1"), ("jit", "2x2")],
+        (6, "2 processes"): [one, ("jit", "2x1")],
+    }
+    for row in timed:
+        assert len(row.seconds) in (3, 4)
+        assert row.numbers["difference"] < 1e-5 < row.numbers["moved"]
+        (alone,) = results.find(
+            timed, on=row.case["on"], channels=row.case["channels"], form="none"
+        )
+        assert row.numbers["over_one_device"] == row.median / alone.median
+
+
+def test_a_form_that_forgets_to_average_is_seen(monkeypatch, small_network):
+    forms = importlib.import_module("ddpm_jax.parallel.forms")
+    monkeypatch.setattr(forms, "_average", lambda grad, axes, _: jax.lax.all_gather(grad, axes)[0])
+    mesh = configs.MeshConfig(data=4, fsdp=1, form="pmap")
+    alone, wrong = machinery.measure(timed_config(), [mesh], repeats=3, seconds=0.1)
+    assert alone["difference"] == 0.0
+    assert wrong["difference"] > 1e-3 * wrong["moved"]
+
+
+def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys, tmp_path):
+    def absent(topology):
+        raise TopologyError(f"{topology} needs a compiler that is not installed: pip install it")
+
+    def instead(*arguments, **options):
+        case = {"on": "1 device", "form": "none", "mesh of": "", "channels": 8}
+        return [Row(case, [1.0], 1.0, {"difference": 0.0, "moved": 1.0, "over_one_device": 1.0})]
+
+    monkeypatch.setattr(scaling, "check_compiler", absent)
+    monkeypatch.setattr(overhead, "measured", instead)
+    quick = ["--processes", "1", "--devices", "1", "--timed-channels", "8", "--out", tmp_path]
+    code, out, error = run(capsys, "scaling", *quick)
+    assert code == 0
+    assert "v5p:2x2x2 needs a compiler that is not installed" in error
+    assert "Nothing was compiled for a mesh of TPUs or GPUs: v5p:2x2x2 needs a compiler" in out
+    assert out.count("| form |") + out.count(" form |") == 1
+    assert "topology" not in out.splitlines()[4]
+    monkeypatch.undo()
+    monkeypatch.setattr("ddpm_jax.plan.ask.check_compiler", absent)
+    code, _, error = run(capsys, "scaling", "--parts", "compiled", *quick)
+    assert code == 2
+    assert "needs a compiler that is not installed" in error
+
+
+def test_real_processes_share_a_step():
+    """Two of them, and parameters that differ by rounding alone."""
+    place = overhead.Place(2, 1)
+    rows = overhead.measured(
+        timed_config(), place, ["jit"], repeats=3, seconds=0.1, say=lambda what: None
+    )
+    assert [(row.case["form"], row.case["mesh of"]) for row in rows] == [
+        ("none", ""),
+        ("jit", "2x1"),
+    ]
+    assert all(len(row.seconds) == 3 and row.compile_seconds > 0.0 for row in rows)
+    assert rows[1].numbers["difference"] < 1e-5 < rows[1].numbers["moved"]
+
+
+def test_what_a_process_says_against_a_config_is_heard():
+    config = dataclasses.replace(
+        timed_config(), train=dataclasses.replace(timed_config().train, batch_size=3)
+    )
+    with pytest.raises(UserError, match="the 2 devices of the mesh have to divide it"):
+        overhead.measured(
+            config, overhead.Place(1, 2), ["jit"], repeats=3, seconds=0.1, say=lambda what: None
+        )
+
+
+def test_ctrl_c_ends_the_processes_too(tmp_path):
+    program = "import sys; from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = ["scaling", "--parts", "timed", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", deaf + program, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert "1 device, 8 channels" in process.stderr.readline()
+        children, deadline = [], time.monotonic() + 20.0
+        while not children and time.monotonic() < deadline:
+            threads = Path(f"/proc/{process.pid}/task").iterdir()
+            children = [child for t in threads for child in (t / "children").read_text().split()]
+        assert len(children) == 1
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted; nothing was written" in error
+    assert not Path(f"/proc/{children[0]}").exists()

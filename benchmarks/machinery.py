@@ -1,0 +1,220 @@
+"""A process that times one train step on a mesh, for `python -m benchmarks scaling`.
+
+    python -m benchmarks.machinery < question.json
+
+It is started by `benchmarks.overhead` and not by hand: how many devices are simulated, and which
+processes belong together, has to be said before JAX starts. The question is one line of JSON, and
+so is the answer, which process 0 gives for all: `{"rows": ...}`, or `{"error": ...}` for what a
+person can mend. When its input ends, so does the process.
+
+In each process the forms take turns with the step as it is written, on one device and without a
+mesh, for the whole batch: where there are several processes, process 0 takes it while the others
+wait.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.timing import in_turns
+from ddpm_jax import experiment as experiments
+from ddpm_jax import training
+from ddpm_jax.config import Config, MeshConfig, from_json
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import Experiment
+from ddpm_jax.parallel import Form, hosts, one_device
+from ddpm_jax.plan.lower import images_of, planned
+from ddpm_jax.training import TrainState, ema
+
+__all__ = ["ALONE", "STEPS", "main", "measure"]
+
+STEPS = 20
+"""After which parameters are compared; they are also what tells how many runs there is time for."""
+ALONE = "none"
+"""In the place of a form: one device without a mesh."""
+
+Params = Any
+Advance = Callable[[], TrainState]
+"""Takes a step, from where the one before it ended: a step is given its state for good."""
+
+
+class _Program(NamedTuple):
+    advance: Advance
+    compile_seconds: float
+
+
+def main() -> None:
+    """Answers one question."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes where errors go
+    question = json.loads(sys.stdin.readline())
+    threading.Thread(target=_leave_with_input, daemon=True).start()
+    jax.config.update("jax_num_cpu_devices", question["devices"])
+    try:
+        if question["count"] > 1:
+            hosts.join(**{name: question[name] for name in ("coordinator", "count", "index")})
+        meshes = [MeshConfig(**mesh) for mesh in question["meshes"]]
+        rows = measure(
+            from_json(question["config"]),
+            meshes,
+            repeats=question["repeats"],
+            seconds=question["seconds"],
+        )
+        answer: dict[str, Any] = {"rows": rows}
+    except UserError as error:
+        answer = {"error": str(error)}
+    if question["index"] == 0:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def measure(
+    config: Config, meshes: Sequence[MeshConfig], *, repeats: int, seconds: float
+) -> list[dict[str, Any]]:
+    """One device without a mesh, and then each of the meshes; of process 0, what it sees.
+
+    Args:
+        config: of the step; its own mesh is not among them.
+        meshes: of all devices there are, or of the first.
+        repeats: runs that count, at most.
+        seconds: for the runs of each; there are at least three.
+
+    Returns:
+        For each, form and mesh, seconds of compiling and of all runs, and the largest difference of
+        any parameter from those of one device after 20 steps, beside how far these have moved.
+
+    Raises:
+        UserError: a config that cannot work on one of the meshes.
+    """
+    cases = [dataclasses.replace(config.mesh, data=1, fsdp=1, form="jit"), *meshes]
+    names = [ALONE, *(mesh.form for mesh in meshes)]
+    programs = {
+        index: _program(dataclasses.replace(config, mesh=mesh), alone=name == ALONE)
+        for index, (name, mesh) in enumerate(zip(names, cases, strict=True))
+        if name != ALONE or hosts.is_first()
+    }
+    hosts.barrier("compiled")
+    before = _random_params(_alone(config)[0], config.seed)
+    after, slowest = {}, 0.0
+    for index, program in programs.items():
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            state = jax.block_until_ready(program.advance())
+        slowest = max(slowest, (time.perf_counter() - start) / STEPS)
+        after[index] = jax.tree.map(np.asarray, state.params)
+
+    # All processes take the same runs in the same order, or they would wait for each other forever.
+    count = hosts.agreed(min(repeats, max(3, math.ceil(seconds / slowest))))
+    variants = {
+        index: programs[index].advance if index in programs else lambda: None
+        for index in range(len(cases))
+    }
+    runs = in_turns(variants, repeats=count, seconds=math.inf)
+    if not hosts.is_first():
+        return []
+    return [
+        {
+            "form": name,
+            "mesh": "" if name == ALONE else f"{mesh.data}x{mesh.fsdp}",
+            "seconds": runs[index],
+            "compile_seconds": programs[index].compile_seconds,
+            "difference": _largest_difference(after[index], after[0]),
+            "moved": _largest_difference(after[0], before),
+        }
+        for index, (name, mesh) in enumerate(zip(names, cases, strict=True))
+    ]
+
+
+def _program(config: Config, *, alone: bool) -> _Program:
+    """The train step with random parameters and a random batch, compiled and not run yet."""
+    experiment, form = _alone(config) if alone else _on_mesh(config)
+    shape, levels = images_of(config)
+    images = np.random.default_rng(config.seed).integers(
+        0, levels, (config.train.batch_size, *shape), np.uint8
+    )
+    own = images if alone else np.split(images, jax.process_count())[jax.process_index()]
+    batch = form.place(own)
+    state = _born(experiment, None if alone else experiments.state_shardings(experiment))
+    start = time.perf_counter()
+    step = form.lower(_make_step(experiment, form), state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def advance() -> TrainState:
+        nonlocal state
+        state, _ = step(state, batch)
+        return state
+
+    return _Program(advance, compile_seconds)
+
+
+def _alone(config: Config) -> tuple[Experiment, Form]:
+    mesh = dataclasses.replace(config.mesh, data=1, fsdp=1, form="jit")
+    config = dataclasses.replace(config, mesh=mesh)
+    return planned(config, jax.local_devices()[:1], *images_of(config)), one_device()
+
+
+def _on_mesh(config: Config) -> tuple[Experiment, Form]:
+    experiment = planned(config, jax.devices(), *images_of(config))
+    return experiment, experiments.make_form(experiment)
+
+
+def _make_step(experiment: Experiment, form: Form) -> training.TrainStep:
+    """That of `ddpm-jax train`, with one average."""
+    train = experiment.config.train
+    return training.make_train_step(
+        experiments.make_objective(experiment, train=True),
+        experiment.optimizer,
+        averages=[functools.partial(ema.decay_at, decay=train.ema_decay[0])],
+        window_steps=train.log_every,
+        form=form,
+    )
+
+
+def _born(experiment: Experiment, shardings: Any) -> TrainState:
+    """The state before the first step."""
+    memory = experiments.make_objective(experiment, train=True).initial_memory()
+
+    def born(params: Params) -> TrainState:
+        key = experiment.key("training")
+        return training.init_state(params, experiment.optimizer, key, memory=memory)
+
+    params = _random_params(experiment, experiment.config.seed)
+    state: TrainState = jax.jit(born, out_shardings=shardings)(params)
+    return state
+
+
+def _random_params(experiment: Experiment, seed: int) -> Params:
+    """Normal numbers in the places of parameters, the same in each form.
+
+    To make them as a run does takes the compiler as long as the step.
+    """
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(leaf.dtype),
+        experiments.abstract_state(experiment).params,
+    )
+
+
+def _largest_difference(one: Params, other: Params) -> float:
+    differences = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one, other)
+    return float(max(jax.tree.leaves(differences)))
+
+
+def _leave_with_input() -> None:
+    """A compiler cannot be interrupted, and whoever asked may be gone."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

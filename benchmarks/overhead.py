@@ -1,0 +1,216 @@
+"""What the parallel machinery costs by itself: one train step on meshes that have nothing to gain.
+
+Devices that are simulated share the cores of this machine, and so do processes, so that none of it
+is faster than one device: what it takes longer is the machinery, and work in smaller pieces.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks import columns
+from benchmarks.columns import duration, number
+from benchmarks.machinery import STEPS
+from benchmarks.results import Row, find, overlap
+from benchmarks.settings import Say
+from ddpm_jax.config import Config, MeshConfig, to_json
+from ddpm_jax.errors import UserError
+from ddpm_jax.parallel import FormName
+
+__all__ = ["COLUMNS", "Place", "measured", "notes", "places"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where steps run."""
+
+    processes: int
+    devices: int
+    """Of each process."""
+
+    def __str__(self) -> str:
+        if self.processes > 1:
+            return f"{self.processes} processes"
+        return f"{self.devices} devices" if self.devices > 1 else "1 device"
+
+
+def places(devices: int, processes: Sequence[int]) -> list[Place]:
+    """A single device, `devices` of one process, and real processes with one device each."""
+    return list(
+        dict.fromkeys([Place(1, 1), Place(1, devices), *(Place(count, 1) for count in processes)])
+    )
+
+
+def measured(
+    config: Config,
+    place: Place,
+    forms: Sequence[FormName],
+    *,
+    repeats: int,
+    seconds: float,
+    say: Say,
+) -> list[Row]:
+    """The step without a mesh and in each form, in processes of its own; ctrl-C ends them.
+
+    Raises:
+        UserError: a config that cannot work there.
+    """
+    channels = config.model.channels
+    say(f"{place}, {channels} channels")
+    found = ask(
+        {
+            "config": to_json(config),
+            "devices": place.devices,
+            "count": place.processes,
+            "meshes": [dataclasses.asdict(mesh) for mesh in _meshes(config, place, forms)],
+            "repeats": repeats,
+            "seconds": seconds,
+        }
+    )
+    rows = []
+    for one in found:
+        case = {
+            "on": str(place),
+            "form": one.pop("form"),
+            "mesh of": one.pop("mesh"),
+            "channels": channels,
+        }
+        rows.append(Row(case, one.pop("seconds"), one.pop("compile_seconds"), one))
+    alone = rows[0]
+    for row in rows:
+        row.numbers["over_one_device"] = row.median / alone.median
+    return rows
+
+
+def _meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[MeshConfig]:
+    size = place.devices * place.processes
+    whole = [dataclasses.replace(config.mesh, data=size, fsdp=1, form=form) for form in forms]
+    if place.devices < 4 or place.devices % 2:
+        return whole
+    split = [
+        dataclasses.replace(config.mesh, data=2, fsdp=size // 2, form=form)
+        for form in forms
+        if form != "pmap"  # it keeps all parameters on each device
+    ]
+    return whole + split
+
+
+def ask(question: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answer of `benchmarks.machinery`, from as many processes as are to share the work."""
+    count = question["count"]
+    coordinator = f"127.0.0.1:{_free_port()}" if count > 1 else None
+    processes: list[subprocess.Popen[str]] = []
+    with tempfile.TemporaryFile("w+") as noise:
+        try:
+            for index in range(count):
+                process = _start(noise)
+                processes.append(process)
+                _tell(process, question | {"coordinator": coordinator, "index": index})
+            return _answer(processes[0], noise)
+        finally:  # also of an interruption
+            for process in processes:
+                _end(process)
+
+
+def _start(noise: IO[str]) -> subprocess.Popen[str]:
+    # Nothing from outside that would change what is compiled, or spare it.
+    inner = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    home = str(Path(__file__).parents[1])
+    inner["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    inner["JAX_PLATFORMS"] = "cpu"
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.machinery"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=noise,
+        text=True,
+        env=inner,
+        start_new_session=True,  # ctrl-C is for this process, which ends that one
+    )
+
+
+def _tell(process: subprocess.Popen[str], question: dict[str, Any]) -> None:
+    if process.stdin is None:
+        raise RuntimeError("a process without pipes")
+    with contextlib.suppress(BrokenPipeError):  # it ended at once, which is told below
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+
+
+def _answer(process: subprocess.Popen[str], noise: IO[str]) -> list[dict[str, Any]]:
+    if process.stdout is None:
+        raise RuntimeError("a process without pipes")
+    line = process.stdout.readline()
+    if not line:
+        noise.seek(0)
+        last = noise.read().strip().splitlines()[-12:]
+        raise RuntimeError(
+            f"timing ended with exit code {process.wait()} and said:\n" + "\n".join(last)
+        )
+    answer = json.loads(line)
+    if "error" in answer:
+        raise UserError(answer["error"])
+    rows: list[dict[str, Any]] = answer["rows"]
+    return rows
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+COLUMNS: columns.Columns = {
+    "on": columns.case("on"),
+    "form": columns.case("form"),
+    "mesh": columns.case("mesh of"),
+    "channels": columns.case("channels"),
+    "time": columns.time,
+    "quartiles": columns.quartiles,
+    "of one device": columns.figure("over_one_device"),
+    f"differs after {STEPS}": columns.figure("difference"),
+    "compile": columns.compiling,
+}
+"""Headers of the table, and what stands under them."""
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What the numbers say."""
+    said = []
+    for channels in dict.fromkeys(row.case["channels"] for row in rows):
+        for where in dict.fromkeys(row.case["on"] for row in rows):
+            alone, *meshes = find(rows, channels=channels, on=where)
+            takes = [
+                f"{row.case['form']} on {row.case['mesh of']}"
+                f" {number(row.numbers['over_one_device'])}"
+                + (" (within the spread)" if overlap(row, alone) else "")
+                for row in meshes
+            ]
+            said.append(
+                f"{where}, {channels} channels: of the {duration(alone.median)} that the whole"
+                f" batch takes on one of them without a mesh, {'; '.join(takes)}."
+            )
+    far = max(rows, key=lambda row: row.numbers["difference"])
+    said.append(
+        f"After {STEPS} steps, no parameter differs by more than"
+        f" {number(far.numbers['difference'])} from that of one device, which has moved by up to"
+        f" {number(far.numbers['moved'])}."
+    )
+    return said
