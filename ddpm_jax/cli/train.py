@@ -11,7 +11,7 @@ from ddpm_jax import training
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.cli.results import print_results
 from ddpm_jax.experiment import RunDirectory, say, train
-from ddpm_jax.parallel import hosts
+from ddpm_jax.parallel import hosts, lost
 
 __all__ = ["run"]
 
@@ -19,6 +19,8 @@ __all__ = ["run"]
 def run(arguments: Sequence[str], console: Console) -> None:
     """Trains, evaluates, and says where everything is."""
     config = parse_config("train", arguments)
+    if config.hosts.detect or (config.hosts.count or 1) > 1:
+        lost.listen()
     hosts.join(**dataclasses.asdict(config.hosts))  # before anything is asked of JAX
     _keep_compiled_programs(config.compilation_cache)
     directory = RunDirectory(config.workdir)

@@ -90,8 +90,6 @@ def join(
         return
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if count != 1:
-        lost.listen()
     try:
         jax.distributed.initialize(
             coordinator,
