@@ -14,6 +14,7 @@ wait.
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from benchmarks.timing import in_turns
 from ddpm_jax import experiment as experiments
@@ -51,6 +53,8 @@ Advance = Callable[[], TrainState]
 class _Program(NamedTuple):
     advance: Advance
     compile_seconds: float
+    split: float
+    """Share of the parameters' numbers that are shared out over "fsdp"."""
 
 
 def main() -> None:
@@ -90,8 +94,9 @@ def measure(
         seconds: for the runs of each; there are at least three.
 
     Returns:
-        For each, form and mesh, seconds of compiling and of all runs, and the largest difference of
-        any parameter from those of one device after 20 steps, beside how far these have moved.
+        For each, form and mesh, seconds of compiling and of all runs, the share of parameters that
+        are split, and the largest difference of any parameter from those of one device after 20
+        steps, beside how far these have moved.
 
     Raises:
         UserError: a config that cannot work on one of the meshes.
@@ -103,15 +108,22 @@ def measure(
         for index, (name, mesh) in enumerate(zip(names, cases, strict=True))
         if name != ALONE or hosts.is_first()
     }
-    hosts.barrier("compiled")
+    numbers = itertools.count()
+
+    def together() -> None:
+        # Who is early would do his share of a step while another still runs alone.
+        hosts.barrier(f"run {next(numbers)}")
+
     before = _random_params(_alone(config)[0], config.seed)
     after, slowest = {}, 0.0
-    for index, program in programs.items():
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            state = jax.block_until_ready(program.advance())
-        slowest = max(slowest, (time.perf_counter() - start) / STEPS)
-        after[index] = jax.tree.map(np.asarray, state.params)
+    for index in range(len(cases)):
+        together()
+        if index in programs:
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                state = jax.block_until_ready(programs[index].advance())
+            slowest = max(slowest, (time.perf_counter() - start) / STEPS)
+            after[index] = jax.tree.map(np.asarray, state.params)
 
     # All processes take the same runs in the same order, or they would wait for each other forever.
     count = hosts.agreed(min(repeats, max(3, math.ceil(seconds / slowest))))
@@ -119,7 +131,7 @@ def measure(
         index: programs[index].advance if index in programs else lambda: None
         for index in range(len(cases))
     }
-    runs = in_turns(variants, repeats=count, seconds=math.inf)
+    runs = in_turns(variants, repeats=count, seconds=math.inf, ready=together)
     if not hosts.is_first():
         return []
     return [
@@ -128,6 +140,7 @@ def measure(
             "mesh": "" if name == ALONE else f"{mesh.data}x{mesh.fsdp}",
             "seconds": runs[index],
             "compile_seconds": programs[index].compile_seconds,
+            "split": programs[index].split if mesh.fsdp > 1 else None,
             "difference": _largest_difference(after[index], after[0]),
             "moved": _largest_difference(after[0], before),
         }
@@ -154,7 +167,13 @@ def _program(config: Config, *, alone: bool) -> _Program:
         state, _ = step(state, batch)
         return state
 
-    return _Program(advance, compile_seconds)
+    sizes = [(leaf.size, "fsdp" in _spec(leaf)) for leaf in jax.tree.leaves(state.params)]
+    split = sum(size for size, is_split in sizes if is_split) / sum(size for size, _ in sizes)
+    return _Program(advance, compile_seconds, split)
+
+
+def _spec(leaf: jax.Array) -> Any:
+    return leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
 
 
 def _alone(config: Config) -> tuple[Experiment, Form]:

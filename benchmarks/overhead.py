@@ -25,7 +25,7 @@ from ddpm_jax.config import Config, MeshConfig, to_json
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import FormName
 
-__all__ = ["COLUMNS", "Place", "measured", "notes", "places"]
+__all__ = ["COLUMNS", "Place", "ask", "measured", "meshes", "notes", "places"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def measured(
             "config": to_json(config),
             "devices": place.devices,
             "count": place.processes,
-            "meshes": [dataclasses.asdict(mesh) for mesh in _meshes(config, place, forms)],
+            "meshes": [dataclasses.asdict(mesh) for mesh in meshes(config, place, forms)],
             "repeats": repeats,
             "seconds": seconds,
         }
@@ -90,7 +90,8 @@ def measured(
     return rows
 
 
-def _meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[MeshConfig]:
+def meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[MeshConfig]:
+    """All devices along "data" in each form; of an even number from 4 on also 2, the rest "fsdp"."""
     size = place.devices * place.processes
     whole = [dataclasses.replace(config.mesh, data=size, fsdp=1, form=form) for form in forms]
     if place.devices < 4 or place.devices % 2:
@@ -182,6 +183,7 @@ COLUMNS: columns.Columns = {
     "form": columns.case("form"),
     "mesh": columns.case("mesh of"),
     "channels": columns.case("channels"),
+    "split": columns.figure("split"),
     "time": columns.time,
     "quartiles": columns.quartiles,
     "of one device": columns.figure("over_one_device"),

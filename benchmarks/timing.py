@@ -55,6 +55,7 @@ def in_turns(
     least: int = 3,
     pause: float = 0.0,
     look: Callable[[Any, Any], None] = lambda name, result: None,
+    ready: Callable[[], None] = lambda: None,
 ) -> dict[Any, list[float]]:
     """The seconds of every run of each variant.
 
@@ -65,9 +66,11 @@ def in_turns(
     are `least` of them.
 
     `pause` is slept before each run: threads of one library that wait for work by spinning would
-    be in the way of another's.
+    be in the way of another's. `ready` is called last before each run, and its time does not count:
+    processes that run together begin together.
     """
     for name, variant in variants.items():
+        ready()
         look(name, jax.block_until_ready(variant()))
     runs: dict[Any, list[float]] = {name: [] for name in variants}
     left, order = list(variants), random.Random(0)
@@ -79,6 +82,7 @@ def in_turns(
             for name in order.sample(left, len(left)):
                 if pause:
                     time.sleep(pause)
+                ready()
                 runs[name].append(timed(variants[name]))
             left = [
                 name
