@@ -91,7 +91,7 @@ def measured(
 
 
 def meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[MeshConfig]:
-    """All devices along "data" in each form; of an even number from 4 on also 2, the rest "fsdp"."""
+    """All devices along "data" in each form; of 4, 6, ... in one process, also 2 x the rest."""
     size = place.devices * place.processes
     whole = [dataclasses.replace(config.mesh, data=size, fsdp=1, form=form) for form in forms]
     if place.devices < 4 or place.devices % 2:
@@ -122,8 +122,8 @@ def ask(question: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _start(noise: IO[str]) -> subprocess.Popen[str]:
-    # Nothing from outside that would change what is compiled, or spare it.
-    inner = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    # XLA's flags can count devices, too.
+    inner = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     home = str(Path(__file__).parents[1])
     inner["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     inner["JAX_PLATFORMS"] = "cpu"
