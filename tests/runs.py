@@ -138,34 +138,35 @@ def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs
     """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
 
     Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed:
-    in one of four cases at most `longest` seconds from the start, else a third of that from when
-    it has the directory. Returns the line of each start that went on from a checkpoint.
+    in one of four cases at most `longest` seconds from the start, else a third of that from the
+    first steps. Returns the line of each start that went on from a checkpoint.
     """
     arguments = [*arguments, "--workdir", str(run)]
     resumed_from = []
     for _ in range(kills):
-        lines_before = _identity(run / "metrics.jsonl")
+        told = ""
         processes = start(arguments, hosts=rng.choice(hosts), **kwargs)
         wait = rng.uniform(0.0, longest)
         if rng.random() < 0.75:
             wait /= 3
-            while lines_before == _identity(run / "metrics.jsonl") and _all_run(processes):
-                time.sleep(0.01)
+            for line in processes[0].stdout:
+                told += line
+                if line.startswith("step "):
+                    break
         time.sleep(wait)
         victim = rng.choice(processes)
+        assert victim.poll() is None, f"it ended before it could be killed: {ended(processes)}"
         victim.send_signal(signal.SIGKILL)
         all_ended = ended(processes)
         for process, end in zip(processes, all_ended, strict=True):
             # One that is killed before it has met the others leaves them where they wait for it.
             assert process is victim or end.code in (0, 2, 4), end
             assert process is victim or end.errors.count("\n") == (end.code > 0), end
-        resumed_from += _resumed(all_ended[0].out)
+        told += all_ended[0].out
+        last = told.strip().splitlines()[-1:]
+        print(f"{len(processes)} processes, killed {processes.index(victim)}, {wait:.1f} s", last)
+        resumed_from += _resumed(told)
     return resumed_from + _resumed(finish(arguments, hosts=rng.choice(hosts), **kwargs))
-
-
-def _identity(file):
-    """A start writes the metrics that it goes on from to a new file."""
-    return file.stat().st_ino if file.exists() else None
 
 
 def _all_run(processes):

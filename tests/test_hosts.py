@@ -102,7 +102,7 @@ def test_five_kills_at_random_change_nothing(tmp_path, whole):
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random_change_nothing(tmp_path, whole):
-    arguments = [*ARGUMENTS, "--train.steps", "1000"]
+    arguments = [*ARGUMENTS, "--train.steps", "1500", "--train.save-every", "15"]
     finish([*arguments, "--workdir", str(tmp_path / "whole")], hosts=2)
     began = time.monotonic()
     resumed = kill_and_resume(
@@ -197,6 +197,58 @@ class TestOneProcessCannot:
         )
         assert second.startswith("ddpm-jax: data set 'tiny_grey'")
         assert first == f"ddpm-jax: process 1 of the run does not go on: {second[10:]}"
+
+
+@pytest.mark.slow
+def test_a_disk_that_refuses_ends_both(tmp_path):
+    run = tmp_path / "run"
+    arguments = [*ARGUMENTS, *ENDLESS, "--train.missed-saves", "0", "--workdir", str(run)]
+    processes = start(arguments, hosts=2)
+    wait_for(processes, run, 10)
+    (run / "checkpoints").rename(run / "away")
+    (run / "checkpoints").touch()
+    both = ended(processes, timeout=60)
+    assert [end.code for end in both] == [3, 3], both
+    for end in both:
+        assert re.match(r"ddpm-jax: step \d+ (is not saved|was saved and is gone)", end.errors)
+        assert end.errors.count("\n") == 1
+
+
+SERVICE = "E1122 11:56:03.698590   25893 coordination_service_agent.cc:288] Polled an error"
+FATAL = "F1122 11:56:03.699220   25904 client.h:86] Terminating process because the JAX distributed"
+FATAL += " service detected fatal errors. This most likely indicates that another task died;"
+SILENT_WORDS = " The following tasks are unhealthy (stopped sending heartbeats):"
+OTHER = "F1122 11:56:03.699220   25904 literal.cc:86] Check failed: size == 3"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (
+            [SERVICE, FATAL + SILENT_WORDS, "1", "12", "They crashed"],
+            4,
+            [f"ddpm-jax: processes 1, 12 of the run died or do not answer; {ONWARDS}"],
+        ),
+        (
+            ["unrelated", FATAL + SILENT_WORDS, "/job:jax_worker/replica:0/task:1", "They crashed"],
+            4,
+            ["unrelated", f"ddpm-jax: process 1 of the run died or does not answer; {ONWARDS}"],
+        ),
+        ([SERVICE, OTHER], -signal.SIGABRT, [OTHER, SERVICE]),
+    ],
+)
+def test_an_abort_is_told_in_one_sentence_if_it_is_of_the_service(words, code, said):
+    program = "import os\nfrom ddpm_jax.parallel import lost\nlost.listen()\n"
+    program += f"for line in {words}:\n    os.write(2, (line + '\\n').encode())\nos.abort()"
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == code
+    assert process.stderr.splitlines() == said
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 from rich.console import Console
@@ -29,7 +30,6 @@ COMMANDS = {
 }
 
 EXIT_DIVERGED = 1
-EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_DISK = 3
 EXIT_SIGNAL = 128
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        os._exit(EXIT_BUG)  # see _fail
+        _leave(1)  # as Python does for what nobody foresaw
     return 0
 
 
@@ -94,6 +94,11 @@ def _usage() -> str:
 def _fail(sentence: str, code: int) -> int:
     print(f"ddpm-jax: {sentence}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        # An orderly exit waits for the others, who may be gone or wait for this one. They notice.
-        os._exit(code)
+        _leave(code)
     return code
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: an orderly exit waits for others, who may be gone or wait for this one."""
+    sys.stdout.flush()
+    os._exit(code)
