@@ -238,7 +238,7 @@ OTHER = "F1122 11:56:03.699220   25904 literal.cc:86] Check failed: size == 3"
     ],
 )
 def test_an_abort_is_told_in_one_sentence_if_it_is_of_the_service(words, code, said):
-    program = "import os\nfrom ddpm_jax.parallel import lost\nlost.listen()\n"
+    program = "import os\nfrom ddpm_jax.parallel import lost\nlost.listen()\nlost.met.set()\n"
     program += f"for line in {words}:\n    os.write(2, (line + '\\n').encode())\nos.abort()"
     process = subprocess.run(
         [sys.executable, "-c", program],
@@ -263,8 +263,9 @@ def test_pmap_and_a_missing_process_are_refused(tmp_path):
     processes = start(arguments, hosts=2)
     processes[1].kill()
     first, _ = ended(processes, timeout=120)
-    assert first.code == 2
-    assert re.match("ddpm-jax: the processes of this run did not meet at localhost:", first.errors)
+    assert first.code == 4
+    never = "the processes of the run did not all meet in time"
+    assert first.errors == f"ddpm-jax: {never}; {ONWARDS}\n"
 
 
 HALF, STOP, END = 3, 6, 8

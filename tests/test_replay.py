@@ -48,8 +48,10 @@ def skipped(tmp_path_factory):
 
 
 def lines_of(run, name):
+    """JSON has no NaN: it is null there."""
     lines = map(json.loads, RunDirectory(run).metrics.read_text().splitlines())
-    return {line["step"]: float(line[name]) for line in lines if name in line}
+    values = {line["step"]: line[name] for line in lines if name in line}
+    return {step: np.nan if value is None else value for step, value in values.items()}
 
 
 def saved_states(run):

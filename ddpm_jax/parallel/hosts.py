@@ -101,6 +101,7 @@ def join(
     except (RuntimeError, ValueError) as error:
         found = coordinator or "a cluster that JAX can detect"
         raise UserError(f"the processes of this run did not meet at {found}: {error}") from error
+    lost.met.set()
 
 
 def alone() -> bool:

@@ -23,10 +23,13 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["EXIT_LOST", "ONWARDS", "listen"]
+__all__ = ["EXIT_LOST", "ONWARDS", "listen", "met"]
 
 EXIT_LOST = 4
 ONWARDS = "the same command on all hosts goes on from the last checkpoint"
+
+met = threading.Event()
+"""Whether all processes of the run have been there."""
 
 _LOG = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\]")
 _OWN_FILES = re.compile(rb"(coordination_\w+|preemption_\w+|client)\.(cc|h)$")
@@ -117,6 +120,8 @@ def _on_abort_called(number: int) -> None:
 
 
 def _who(words: bytes) -> str:
+    if not met.is_set():
+        return "the processes of the run did not all meet in time"
     if silent := _SILENT.search(words):
         lost = [int(number) for number in re.findall(rb"(\d+),?(?=\s|$)", silent[1])]
         if len(lost) == 1:
