@@ -18,7 +18,7 @@ from flax.core import meta
 
 from ddpm_jax import parallel, training
 from ddpm_jax.data import make_iterator
-from ddpm_jax.parallel import hosts
+from ddpm_jax.parallel import hosts, lost
 from ddpm_jax.training import ema
 
 IMAGES = np.random.default_rng(3).integers(0, 17, (80, small.SIDE, small.SIDE, 1), np.uint8)
@@ -104,6 +104,7 @@ def go(leg, folder):
 
 
 def main(index, count, port, folder, legs):
+    lost.listen()  # standard output is for the results alone
     hosts.join(coordinator=f"localhost:{port}", count=int(count), index=int(index))
     for leg in json.loads(legs):
         told = go(Leg(*leg), Path(folder))

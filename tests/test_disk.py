@@ -383,7 +383,7 @@ def kill_often(process, directory, kills):
             restored = checkpoints.restore(state_of(0, width=200))
         assert same(restored.state, sound)
         assert restored.data_state == {"at": sound}
-    assert sound >= kills // 2
+    assert sound > 4, "no process got further than the first"
     assert "orbax" in left, "no kill came in the middle of a save"
 
 

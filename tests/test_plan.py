@@ -490,7 +490,9 @@ def test_only_a_compiler_without_devices_is_ignored(chosen, nodes, installed, cp
 
 def run_alone(*arguments, **options):
     """The command in a process of its own, with no platform chosen."""
-    program = "import sys; from ddpm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    # A suite that runs in the background is deaf to interrupts, and so would be its children.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    program += "from ddpm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],

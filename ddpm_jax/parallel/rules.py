@@ -48,8 +48,8 @@ def spec_of(
     Example:
         >>> from ddpm_jax import parallel
         >>> mesh = parallel.make_mesh(1, 1)
-        >>> spec_of(("in", "out"), (128, 512), mesh)
-        PartitionSpec(None, 'fsdp')
+        >>> tuple(spec_of(("in", "out"), (128, 512), mesh))
+        (None, 'fsdp')
     """
     axes: list[str | None] = [None] * len(shape)
     if math.prod(shape) >= SMALL:
