@@ -138,7 +138,7 @@ def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs
     """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
 
     Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed:
-    in one of four cases at most `longest` seconds from the start, else a third of that from the
+    in one of four cases at most `longest` seconds from the start, else a tenth of that from the
     first steps. Returns the line of each start that went on from a checkpoint.
     """
     arguments = [*arguments, "--workdir", str(run)]
@@ -148,7 +148,7 @@ def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs
         processes = start(arguments, hosts=rng.choice(hosts), **kwargs)
         wait = rng.uniform(0.0, longest)
         if rng.random() < 0.75:
-            wait /= 3
+            wait /= 10
             for line in processes[0].stdout:
                 told += line
                 if line.startswith("step "):

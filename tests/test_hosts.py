@@ -110,7 +110,7 @@ def test_a_hundred_kills_at_random_change_nothing(tmp_path, whole):
         tmp_path / "run",
         kills=100,
         rng=random.Random(3),
-        longest=whole[1],
+        longest=0.4 * whole[1],
         hosts=(1, 2),
     )
     print(f"{time.monotonic() - began:.0f} s", resumed)

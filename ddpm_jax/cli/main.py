@@ -14,8 +14,8 @@ from rich.console import Console
 
 from ddpm_jax.cli.platforms import ignore_absent_accelerators
 from ddpm_jax.errors import UserError
+from ddpm_jax.parallel import lost
 from ddpm_jax.parallel.hosts import LostError
-from ddpm_jax.parallel.lost import EXIT_LOST
 from ddpm_jax.training import DivergenceError, InterruptedTraining, SaveError
 
 __all__ = ["main"]
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InterruptedTraining as error:
         return _fail(str(error), EXIT_SIGNAL + error.signal_number)
     except LostError as error:
-        return _fail(str(error), EXIT_LOST)
+        return _fail(str(error), lost.EXIT_LOST)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
     except Exception:
@@ -92,8 +92,11 @@ def _usage() -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
+    several = jax.distributed.is_initialized()
+    if several:
+        lost.last_word()
     print(f"ddpm-jax: {sentence}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
+    if several:
         _leave(code)
     return code
 

@@ -158,10 +158,11 @@ def _restored(
     """The newest sound checkpoint, which the first process looks for, laid out on the mesh."""
     verify = experiment.config.train.verify_checkpoints
     choice: tuple[int | None, list[str]] = (None, [])
-    if hosts.is_first():
-        found = training.newest_sound(checkpoints.directory, verify=verify)
-        checkpoints.move_aside(found.refused)
-        choice = found.step, list(found.refused.values())
+    with hosts.together():
+        if hosts.is_first():
+            found = training.newest_sound(checkpoints.directory, verify=verify)
+            checkpoints.move_aside(found.refused)
+            choice = found.step, list(found.refused.values())
     step, refused = hosts.agreed(choice)
     for sentence in refused:
         say(console, f"not going on from {sentence}; it is moved aside")

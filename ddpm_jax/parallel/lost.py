@@ -23,7 +23,7 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["EXIT_LOST", "ONWARDS", "listen", "met"]
+__all__ = ["EXIT_LOST", "ONWARDS", "last_word", "listen", "met"]
 
 EXIT_LOST = 4
 ONWARDS = "the same command on all hosts goes on from the last checkpoint"
@@ -50,6 +50,11 @@ def listen() -> None:
     _libc.signal(signal.SIGABRT, _on_abort)
 
 
+def last_word() -> None:
+    """Whoever calls it first is to say why the process ends, and to end it; others stay here."""
+    _speaker.acquire()
+
+
 class _Pipe:
     """A standard stream: Python writes to where it went before, all others through a pipe."""
 
@@ -61,9 +66,14 @@ class _Pipe:
         read, write = os.pipe()
         os.dup2(write, self._number)
         os.close(write)
-        buffering = 1 if os.isatty(self._screen) or name == "stderr" else -1
+        # By lines: a process that ends at once leaves nothing behind.
         stream = open(  # noqa: SIM115 - it stays open as long as the process lives
-            self._screen, "w", buffering=buffering, encoding=self._python.encoding, closefd=False
+            self._screen,
+            "w",
+            buffering=1,
+            encoding=self._python.encoding,
+            errors=self._python.errors,
+            closefd=False,
         )
         setattr(sys, name, stream)
         self.held = b""
@@ -99,6 +109,7 @@ class _Pipe:
 
 
 _pipes: list[_Pipe] = []
+_speaker = threading.Lock()
 
 
 def _stop_listening() -> None:
@@ -112,6 +123,7 @@ def _on_abort_called(number: int) -> None:
     until = time.monotonic() + _PATIENCE
     while errors is not None and time.monotonic() < until:
         if _LAST_WORDS in errors.held:
+            last_word()
             errors.tell(f"ddpm-jax: {_who(errors.held)}; {ONWARDS}\n".encode())
             os._exit(EXIT_LOST)
         time.sleep(0.01)
