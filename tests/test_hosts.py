@@ -23,7 +23,7 @@ from runs import wait_for_checkpoint as wait_for
 from test_data import examples, prepare, random_images
 
 HEARTBEAT = 5
-ARGUMENTS = [TINY, "--train.steps", "80", "--train.draw-every", "1000"]
+ARGUMENTS = [TINY, "--train.steps", "60", "--train.save-every", "6", "--train.draw-every", "1000"]
 ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]
 ENDLESS = ["--train.steps", "100000", "--train.save-every", "10"]
 """Not from the beginning of a run that has to end."""
@@ -76,13 +76,9 @@ def test_a_run_is_stopped_and_killed_and_ends_with_the_same_bits(tmp_path, whole
     step = int(re.search(r"\d+", saved)[0])
 
     processes = start(arguments, hosts=2)
-    wait_for(processes, run, step + 5)
+    wait_for(processes, run, step + 1)
     first, _ = ends(processes, processes[1], signal.SIGKILL)
     assert f"going on from step {step}\n" in first.out
-
-    processes = start(arguments, hosts=2)
-    wait_for(processes, run, step + 13)
-    ends(processes, processes[0], signal.SIGKILL)
     finish(arguments, hosts=2)
     assert contents(run) == whole[0]
 
@@ -122,6 +118,7 @@ def test_a_hundred_kills_at_random_change_nothing(tmp_path, whole):
 @pytest.mark.parametrize(
     ("hosts", "victim", "number"),
     [
+        (2, 0, signal.SIGKILL),
         (2, 0, signal.SIGSTOP),
         (2, 1, signal.SIGSTOP),
         (4, 0, signal.SIGKILL),
@@ -187,6 +184,7 @@ class TestOneProcessCannot:
             " in process 0; seed is 3 there and 0 in process 0)\n"
         )
 
+    @pytest.mark.slow
     def test_find_the_data(self, tmp_path):
         images = random_images(25, 8, 8, 1)
         splits = {"train": examples(images[:20]), "test": examples(images[20:])}
@@ -270,6 +268,7 @@ def test_pmap_and_a_missing_process_are_refused(tmp_path):
 
 HALF, STOP, END = 3, 6, 8
 ONE_PROCESS = [
+    ("jit", 8, 1),
     ("jit", 1, 1),
     ("jit", 4, 2),
     ("jit", 1, 8),
@@ -342,6 +341,9 @@ def test_a_run_goes_from_mesh_to_mesh(tmp_path, counts):
         for one, other in zip(back.state, whole.state, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=leg.name)
     print({told.name: told.digest[:8] for told in [stop, *every]})
+    # Bit for bit where the order of the sums is the same: on the mesh that it had; and on several
+    # processes however many devices each has, but gloo sums in another order than one process.
+    assert ones[0].digest == stop.digest
     if 4 in counts:
         assert [told.digest for told in found[2].values()] == [
             told.digest for told in found[4].values()

@@ -33,7 +33,11 @@ met = threading.Event()
 
 _LOG = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\]")
 _OWN_FILES = re.compile(rb"(coordination_\w+|preemption_\w+|client)\.(cc|h)$")
-_GLOO = b"[Gloo] Rank "
+_GLOO = re.compile(
+    rb"(\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :"
+    rb"|\d| )+"
+)
+"""Threads write it, one for each device, through each other."""
 _LAST_WORDS = b"the JAX distributed service detected fatal errors"
 _SILENT = re.compile(rb"unhealthy \(stopped sending heartbeats\):((?:\s*\S*task:\d+,?|\s*\d+\b)+)")
 _PATIENCE = 1.0
@@ -101,7 +105,7 @@ class _Pipe:
                 for line in complete:
                     if begins := _LOG.match(line):
                         is_own = _OWN_FILES.match(begins[1]) is not None
-                    if is_own or line.startswith(_GLOO):
+                    if is_own or _GLOO.fullmatch(line):
                         self.held += line + b"\n"
                     else:
                         self.tell(line + b"\n")
