@@ -138,21 +138,20 @@ def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs
     """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
 
     Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed:
-    in one of four cases at most `longest` seconds from the start, else a tenth of that from the
-    first steps. Returns the line of each start that went on from a checkpoint.
+    in one of four cases at most `longest` seconds from the start, else a twentieth of that from the
+    first steps, and the first time when there is a checkpoint. Returns the line of each start that
+    went on from one.
     """
     arguments = [*arguments, "--workdir", str(run)]
     resumed_from = []
-    for _ in range(kills):
-        told = ""
+    for kill in range(kills):
+        first, told = kill == 0, ""
         processes = start(arguments, hosts=rng.choice(hosts), **kwargs)
         wait = rng.uniform(0.0, longest)
-        if rng.random() < 0.75:
-            wait /= 10
-            for line in processes[0].stdout:
-                told += line
-                if line.startswith("step "):
-                    break
+        if first or rng.random() < 0.75:
+            wait /= 20
+            told = _until(processes[0], "checkpoint saved", times=2) if first else ""
+            told += _until(processes[0], "steps/s")
         time.sleep(wait)
         victim = rng.choice(processes)
         assert victim.poll() is None, f"it ended before it could be killed: {ended(processes)}"
@@ -167,6 +166,16 @@ def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs
         print(f"{len(processes)} processes, killed {processes.index(victim)}, {wait:.1f} s", last)
         resumed_from += _resumed(told)
     return resumed_from + _resumed(finish(arguments, hosts=rng.choice(hosts), **kwargs))
+
+
+def _until(process, text, *, times=1):
+    """What it says until a line with this text has come so often, or it ends."""
+    told = ""
+    for line in process.stdout:
+        told += line
+        if told.count(text) == times:
+            break
+    return told
 
 
 def _all_run(processes):
