@@ -1,11 +1,7 @@
-"""A process that times one train step on a mesh, for `python -m benchmarks scaling`.
-
-    python -m benchmarks.machinery < question.json
+"""A process that times one train step on a mesh: `python -m benchmarks.machinery`.
 
 It is started by `benchmarks.overhead` and not by hand: how many devices are simulated, and which
-processes belong together, has to be said before JAX starts. The question is one line of JSON, and
-so is the answer, which process 0 gives for all: `{"rows": ...}`, or `{"error": ...}` for what a
-person can mend. When its input ends, so does the process.
+processes belong together, has to be said before JAX starts. Process 0 answers for all.
 
 In each process the forms take turns with the step as it is written, on one device and without a
 mesh, for the whole batch: where there are several processes, process 0 takes it while the others
@@ -15,11 +11,7 @@ wait.
 import dataclasses
 import functools
 import itertools
-import json
 import math
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,13 +22,12 @@ from jax.sharding import NamedSharding
 
 from benchmarks.timing import in_turns
 from ddpm_jax import experiment as experiments
-from ddpm_jax import training
 from ddpm_jax.config import Config, MeshConfig, from_json
-from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.parallel import Form, hosts, one_device
+from ddpm_jax.plan.children import Say, answer_question
 from ddpm_jax.plan.lower import images_of, planned
-from ddpm_jax.training import TrainState, ema
+from ddpm_jax.training import TrainState
 
 __all__ = ["ALONE", "STEPS", "main", "measure"]
 
@@ -59,27 +50,19 @@ class _Program(NamedTuple):
 
 def main() -> None:
     """Answers one question."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes where errors go
-    question = json.loads(sys.stdin.readline())
-    threading.Thread(target=_leave_with_input, daemon=True).start()
+    answer_question(_measure)
+
+
+def _measure(question: dict[str, Any], say: Say) -> list[dict[str, Any]]:
     jax.config.update("jax_num_cpu_devices", question["devices"])
-    try:
-        if question["count"] > 1:
-            hosts.join(**{name: question[name] for name in ("coordinator", "count", "index")})
-        meshes = [MeshConfig(**mesh) for mesh in question["meshes"]]
-        rows = measure(
-            from_json(question["config"]),
-            meshes,
-            repeats=question["repeats"],
-            seconds=question["seconds"],
-        )
-        answer: dict[str, Any] = {"rows": rows}
-    except UserError as error:
-        answer = {"error": str(error)}
-    if question["index"] == 0:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    if question["count"] > 1:
+        hosts.join(**{name: question[name] for name in ("coordinator", "count", "index")})
+    return measure(
+        from_json(question["config"]),
+        [MeshConfig(**mesh) for mesh in question["meshes"]],
+        repeats=question["repeats"],
+        seconds=question["seconds"],
+    )
 
 
 def measure(
@@ -157,9 +140,13 @@ def _program(config: Config, *, alone: bool) -> _Program:
     )
     own = images if alone else np.split(images, jax.process_count())[jax.process_index()]
     batch = form.place(own)
-    state = _born(experiment, None if alone else experiments.state_shardings(experiment))
+    born = jax.jit(
+        functools.partial(experiments.state_of, experiment),
+        out_shardings=None if alone else experiment.state_shardings,
+    )
+    state: TrainState = born(_random_params(experiment, config.seed))
     start = time.perf_counter()
-    step = form.lower(_make_step(experiment, form), state, batch).compile()
+    step = form.lower(experiments.make_step(experiment, form), state, batch).compile()
     compile_seconds = time.perf_counter() - start
 
     def advance() -> TrainState:
@@ -187,31 +174,6 @@ def _on_mesh(config: Config) -> tuple[Experiment, Form]:
     return experiment, experiments.make_form(experiment)
 
 
-def _make_step(experiment: Experiment, form: Form) -> training.TrainStep:
-    """That of `ddpm-jax train`, with one average."""
-    train = experiment.config.train
-    return training.make_train_step(
-        experiments.make_objective(experiment, train=True),
-        experiment.optimizer,
-        averages=[functools.partial(ema.decay_at, decay=train.ema_decay[0])],
-        window_steps=train.log_every,
-        form=form,
-    )
-
-
-def _born(experiment: Experiment, shardings: Any) -> TrainState:
-    """The state before the first step."""
-    memory = experiments.make_objective(experiment, train=True).initial_memory()
-
-    def born(params: Params) -> TrainState:
-        key = experiment.key("training")
-        return training.init_state(params, experiment.optimizer, key, memory=memory)
-
-    params = _random_params(experiment, experiment.config.seed)
-    state: TrainState = jax.jit(born, out_shardings=shardings)(params)
-    return state
-
-
 def _random_params(experiment: Experiment, seed: int) -> Params:
     """Normal numbers in the places of parameters, the same in each form.
 
@@ -220,19 +182,13 @@ def _random_params(experiment: Experiment, seed: int) -> Params:
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(leaf.dtype),
-        experiments.abstract_state(experiment).params,
+        experiment.abstract_state.params,
     )
 
 
 def _largest_difference(one: Params, other: Params) -> float:
     differences = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one, other)
     return float(max(jax.tree.leaves(differences)))
-
-
-def _leave_with_input() -> None:
-    """A compiler cannot be interrupted, and whoever asked may be gone."""
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,11 @@ is faster than one device: what it takes longer is the machinery, and work in sm
 
 import contextlib
 import dataclasses
-import json
 import os
 import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from benchmarks import columns
 from benchmarks.columns import duration, number
@@ -22,8 +18,8 @@ from benchmarks.machinery import STEPS
 from benchmarks.results import Row, find, overlap
 from benchmarks.settings import Say
 from ddpm_jax.config import Config, MeshConfig, to_json
-from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import FormName
+from ddpm_jax.plan.children import start
 
 __all__ = ["COLUMNS", "Place", "ask", "measured", "meshes", "notes", "places"]
 
@@ -108,68 +104,27 @@ def ask(question: dict[str, Any]) -> list[dict[str, Any]]:
     """The answer of `benchmarks.machinery`, from as many processes as are to share the work."""
     count = question["count"]
     coordinator = f"127.0.0.1:{_free_port()}" if count > 1 else None
-    processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryFile("w+") as noise:
-        try:
-            for index in range(count):
-                process = _start(noise)
-                processes.append(process)
-                _tell(process, question | {"coordinator": coordinator, "index": index})
-            return _answer(processes[0], noise)
-        finally:  # also of an interruption
-            for process in processes:
-                _end(process)
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                start(
+                    "benchmarks.machinery",
+                    question | {"coordinator": coordinator, "index": index},
+                    _environment(),
+                )
+            )
+            for index in range(count)
+        ]
+        rows: list[dict[str, Any]] = children[0].answer()
+        return rows
 
 
-def _start(noise: IO[str]) -> subprocess.Popen[str]:
+def _environment() -> dict[str, str]:
     # XLA's flags can count devices, too.
     inner = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     home = str(Path(__file__).parents[1])
     inner["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    inner["JAX_PLATFORMS"] = "cpu"
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.machinery"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=noise,
-        text=True,
-        env=inner,
-        start_new_session=True,  # ctrl-C is for this process, which ends that one
-    )
-
-
-def _tell(process: subprocess.Popen[str], question: dict[str, Any]) -> None:
-    if process.stdin is None:
-        raise RuntimeError("a process without pipes")
-    with contextlib.suppress(BrokenPipeError):  # it ended at once, which is told below
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-
-
-def _answer(process: subprocess.Popen[str], noise: IO[str]) -> list[dict[str, Any]]:
-    if process.stdout is None:
-        raise RuntimeError("a process without pipes")
-    line = process.stdout.readline()
-    if not line:
-        noise.seek(0)
-        last = noise.read().strip().splitlines()[-12:]
-        raise RuntimeError(
-            f"timing ended with exit code {process.wait()} and said:\n" + "\n".join(last)
-        )
-    answer = json.loads(line)
-    if "error" in answer:
-        raise UserError(answer["error"])
-    rows: list[dict[str, Any]] = answer["rows"]
-    return rows
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+    return inner | {"JAX_PLATFORMS": "cpu"}
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ Rank promotion raises, dtype promotion is strict, warnings are errors, annotatio
 and there are 8 simulated devices on the CPU.
 """
 
+import gc
 import os
 import pathlib
 
@@ -21,6 +22,7 @@ jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+import disks
 import hypothesis
 import jaxtyping
 import pytest
@@ -67,3 +69,21 @@ def without_annotation_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_file_end_with_it():
+    """Each compiled program maps memory, and a process may have 65,530 maps: then it crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own, of 24 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    disks.mount(place)
+    yield place
+    disks.unmount(place)

@@ -52,7 +52,8 @@ def go(leg, folder):
     objective = small.make_objective()
     mesh = parallel.make_mesh(leg.data, leg.fsdp)
     boxed = functools.partial(small.born, objective, small.jnp.float32)
-    shardings = parallel.shardings(jax.eval_shape(boxed), mesh)
+    like = parallel.abstract(jax.eval_shape(boxed), mesh)
+    shardings = parallel.shardings(like)
     form = parallel.make_form(leg.form, mesh, shardings)
 
     def losses(params, images, drawn):
@@ -77,11 +78,6 @@ def go(leg, folder):
     if leg.origin is None:
         state = birth()
     else:
-        like = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            meta.unbox(jax.eval_shape(boxed)),
-            shardings,
-        )
         with training.Checkpoints(folder / leg.origin, read_only=True) as checkpoints:
             restored = checkpoints.restore(like, leg.start, verify=False)
         state = restored.state

@@ -114,7 +114,7 @@ def contents(run):
     import numpy as np
 
     from ddpm_jax.config import HostsConfig, MeshConfig
-    from ddpm_jax.experiment import RunDirectory, abstract_state, build
+    from ddpm_jax.experiment import RunDirectory, build
     from ddpm_jax.training import Checkpoints
 
     directory = RunDirectory(run)
@@ -122,7 +122,7 @@ def contents(run):
     config = config.__class__(**{**vars(config), "hosts": HostsConfig(), "mesh": MeshConfig()})
     experiment = build(config, devices=jax.devices()[:1])
     with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        restored = checkpoints.restore(abstract_state(experiment))
+        restored = checkpoints.restore(experiment.abstract_state)
     state = restored.state._replace(key=jax.random.key_data(restored.state.key))
     return {
         "step": restored.step,

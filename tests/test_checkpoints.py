@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from ddpm_jax import training
@@ -341,39 +340,6 @@ def test_the_manifest_holds_what_is_needed_to_tell_runs_apart(saved):
         for path in (saved / "5").rglob("*")
         if path.is_file()
     } - {"manifest.json"}
-
-
-@pytest.fixture
-def legacy(tmp_path):
-    """As versions before manifests saved: by Orbax's own manager."""
-    with ocp.CheckpointManager(tmp_path / "c", item_names=("state", "data")) as manager:
-        for step in (1, 2):
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(make_state(seed=step)),
-                    data=ocp.args.JsonSave({"at": step}),
-                ),
-                metrics={"held_out_loss": 1.0},
-            )
-    return tmp_path / "c"
-
-
-def test_checkpoints_from_before_manifests(legacy):
-    with Checkpoints(legacy) as checkpoints:
-        assert checkpoints.steps() == [1, 2]
-        with pytest.raises(CheckpointError, match=r"2: it is from before manifests .*verify=False"):
-            checkpoints.restore(make_state())
-        with pytest.raises(CheckpointError, match="from before manifests"):
-            checkpoints.restore(make_state(), 2)
-        restored = checkpoints.restore(make_state(), verify=False)
-        assert (restored.step, restored.data_state, restored.refused) == (2, {"at": 2}, {})
-        assert bits(restored.state) == bits(make_state(seed=2))
-        with pytest.raises(CheckpointError, match=r"b is float32\[5\] there and float32\[6\]"):
-            checkpoints.restore(make_state(width=6), verify=False)
-        checkpoints.save(3, make_state(seed=3), {}, held_out_loss=1.0)
-        checkpoints.wait()
-        assert checkpoints.restore(make_state()).step == 3
 
 
 def test_hashing_does_not_hold_up_the_loop(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from tensorboardX.proto import event_pb2
 
 from ddpm_jax import training
 from ddpm_jax.cli import main
-from ddpm_jax.experiment import RunDirectory, abstract_state, build, post_hoc_params
+from ddpm_jax.experiment import RunDirectory, build, post_hoc_params
 from ddpm_jax.training import Checkpoints
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -310,7 +310,7 @@ class TestPostHocAverages:
         built = build(directory.read_config())
         assert list(training.list_snapshots(directory.snapshots)) == [6, 12, 18, 24]
         with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-            state = checkpoints.restore(abstract_state(built)).state
+            state = checkpoints.restore(built.abstract_state).state
         for place, width in enumerate((0.05, 0.1), start=1):
             found, step = post_hoc_params(built, directory, width)
             assert step == 24

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from disks import fill
 
 from ddpm_jax import training
 from ddpm_jax.training import CheckpointError, Checkpoints, SaveError, manifest, newest_sound
@@ -49,27 +50,6 @@ def assert_sound(directory, step):
 
 def save(checkpoints, step):
     checkpoints.save(step, state_of(step), {"at": step}, held_out_loss=1.0)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of its own, of 24 MB; a checkpoint takes five."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root may mount a small disk to fill")
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk to fill is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(disk, *, leaving):
-    """A file that takes all but `leaving` bytes."""
-    stat = os.statvfs(disk)
-    with (disk / "other people's").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - leaving)
 
 
 class TestADiskThatFillsUp:

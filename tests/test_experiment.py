@@ -59,7 +59,7 @@ def test_an_unknown_dataset_is_refused(tmp_path):
 
 
 def test_abstract_state_is_that_of_the_real_one(experiment):
-    abstract = experiments.abstract_state(experiment)
+    abstract = experiment.abstract_state
     real = experiments.initial_state(experiment)
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), real)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), abstract) == described

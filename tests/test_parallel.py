@@ -82,7 +82,7 @@ def program(name, data, fsdp, *, dtype=jnp.float32, reduction="float32", watch=F
     objective = watched() if watch else make_objective(dtype)
     mesh = parallel.make_mesh(data, fsdp)
     boxed = functools.partial(born, objective, dtype)
-    shardings = parallel.shardings(jax.eval_shape(boxed), mesh)
+    shardings = parallel.shardings(parallel.abstract(jax.eval_shape(boxed), mesh))
     form = parallel.make_form(name, mesh, shardings, reduction)
     step = training.make_train_step(
         objective,

@@ -13,7 +13,7 @@ from runs import TINY
 
 from ddpm_jax.cli import main
 from ddpm_jax.data import load, make_iterator
-from ddpm_jax.experiment import RunDirectory, abstract_state, build, replay
+from ddpm_jax.experiment import RunDirectory, build, replay
 from ddpm_jax.training import Checkpoints
 
 STEP, EXAMPLE = 7, 5
@@ -58,7 +58,7 @@ def saved_states(run):
     experiment = build(RunDirectory(run).read_config())
     with Checkpoints(RunDirectory(run).checkpoints, read_only=True) as checkpoints:
         for step in checkpoints.steps():
-            state = checkpoints.restore(abstract_state(experiment), step).state
+            state = checkpoints.restore(experiment.abstract_state, step).state
             yield step, state._replace(key=jax.random.key_data(state.key))
 
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import tiny
+from disks import fill
 from rich.console import Console
-from test_disk import disk, fill  # noqa: F401 - a fixture
 
 from ddpm_jax.experiment import RunDirectory, train
 from ddpm_jax.training import SaveError, newest_sound
@@ -50,7 +50,7 @@ def assert_as_if_nothing_had_happened(workdir, results, whole):
     assert newest_sound(RunDirectory(workdir).checkpoints) == (24, {})
 
 
-def test_a_disk_that_is_full_for_a_while(disk, whole):  # noqa: F811
+def test_a_disk_that_is_full_for_a_while(disk, whole):
     console = Watching(
         ("step 8: held-out", lambda: fill(disk, leaving=0)),
         ("2 of 3 saves missed that may be", lambda: (disk / "other people's").unlink()),
@@ -62,7 +62,7 @@ def test_a_disk_that_is_full_for_a_while(disk, whole):  # noqa: F811
     assert_as_if_nothing_had_happened(disk / "run", results, whole)
 
 
-def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_is_sound(disk, whole):  # noqa: F811
+def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_is_sound(disk, whole):
     console = Watching(("step 8: held-out", lambda: fill(disk, leaving=0)))
     with pytest.raises(SaveError, match="No space left on device"):
         train(config_in(disk / "run", missed_saves=1), console)
@@ -75,7 +75,12 @@ def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_is_sound(disk, whole
 
 def test_a_folder_that_vanishes_is_made_again(tmp_path, whole):
     run = tmp_path / "run"
-    console = Watching(("step 8: held-out", lambda: shutil.rmtree(run)))
+
+    def remove():
+        while run.exists():  # a save may be writing to it
+            shutil.rmtree(run, ignore_errors=True)
+
+    console = Watching(("step 8: held-out", remove))
     results = train(config_in(run), console)
     assert_as_if_nothing_had_happened(run, results, whole)
     assert RunDirectory(run).read_config() == config_in(run)

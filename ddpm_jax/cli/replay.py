@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax.config import HostsConfig
+from ddpm_jax.cli.restored import read_config
 from ddpm_jax.experiment import Replayed, RunDirectory, build, replay, say
 
 __all__ = ["run"]
@@ -36,12 +36,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     """Computes, prints, and writes the file that was asked for."""
     asked = tyro.cli(Arguments, prog="ddpm-jax replay", args=arguments)
     directory = RunDirectory(asked.run)
-    config = dataclasses.replace(directory.read_config(), hosts=HostsConfig())
-    if asked.data_dir is not None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, dir=asked.data_dir)
-        )
-    found = replay(build(config), directory, asked.step)
+    found = replay(build(read_config(directory, asked.data_dir)), directory, asked.step)
     origin = f"the checkpoint of step {found.replayed_from}" if found.replayed_from else "the start"
     say(
         console,

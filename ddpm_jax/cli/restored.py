@@ -5,18 +5,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ddpm_jax.config import HostsConfig, MeshConfig
+from ddpm_jax.config import Config, HostsConfig, MeshConfig
 from ddpm_jax.experiment import (
     Experiment,
     RunDirectory,
     RunDirectoryError,
-    abstract_state,
     build,
     post_hoc_params,
 )
 from ddpm_jax.training import Checkpoints
 
-__all__ = ["ParamsName", "RestoredRun", "restore_run"]
+__all__ = ["ParamsName", "RestoredRun", "read_config", "restore_run"]
 
 ParamsName = Literal["ema", "raw"]
 
@@ -27,6 +26,14 @@ class RestoredRun(NamedTuple):
     experiment: Experiment
     params: Any
     step: int
+
+
+def read_config(run: RunDirectory, data_dir: str | None) -> Config:
+    """What the run was trained with, for a single process and the place of its dataset here."""
+    config = dataclasses.replace(run.read_config(), hosts=HostsConfig())
+    if data_dir is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
 
 
 def restore_run(
@@ -46,16 +53,14 @@ def restore_run(
         UserError: no run there, no checkpoint yet, or one that cannot be read.
     """
     run = RunDirectory(directory)
-    config = dataclasses.replace(run.read_config(), mesh=MeshConfig(), hosts=HostsConfig())
-    if data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    config = dataclasses.replace(read_config(run, data_dir), mesh=MeshConfig())
     experiment = build(config)
     verify = config.train.verify_checkpoints
     if sigma_rel is not None:
         averaged, step = post_hoc_params(experiment, run, sigma_rel, verify=verify)
         return RestoredRun(experiment, averaged, step)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        restored = checkpoints.restore(abstract_state(experiment), verify=verify)
+        restored = checkpoints.restore(experiment.abstract_state, verify=verify)
     if restored is None:
         raise RunDirectoryError(f"{str(directory)!r} has no checkpoint yet; try again later")
     for sentence in restored.refused.values():

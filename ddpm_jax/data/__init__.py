@@ -8,5 +8,6 @@ from ddpm_jax.data.images import to_levels as to_levels
 from ddpm_jax.data.images import to_model_range as to_model_range
 from ddpm_jax.data.pipeline import BatchIterator as BatchIterator
 from ddpm_jax.data.pipeline import make_iterator as make_iterator
+from ddpm_jax.data.sources import image_levels as image_levels
 from ddpm_jax.data.sources import image_shape as image_shape
 from ddpm_jax.data.sources import load as load

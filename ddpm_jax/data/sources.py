@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.data.images import ImageSet
 from ddpm_jax.data.prepared import declared_shape, read_prepared
 
-__all__ = ["image_shape", "load"]
+__all__ = ["image_levels", "image_shape", "load"]
 
 DIGITS_TRAIN = 1437
 """Digits to train on; the other 360 of 1,797 are held out."""
@@ -63,6 +63,11 @@ def image_shape(name: str, data_dir: str | None = None) -> tuple[int, int, int]:
         (8, 8, 1)
     """
     return DIGITS_SHAPE if name == "digits" else declared_shape(name, _directory(data_dir))
+
+
+def image_levels(name: str) -> int:
+    """The number of grey levels of the images called `name`, which need not be there yet."""
+    return DIGITS_LEVELS if name == "digits" else 256
 
 
 def _directory(data_dir: str | None) -> pathlib.Path:

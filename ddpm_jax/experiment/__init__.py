@@ -2,7 +2,6 @@
 
 from ddpm_jax.experiment.averages import post_hoc_params as post_hoc_params
 from ddpm_jax.experiment.build import Experiment as Experiment
-from ddpm_jax.experiment.build import abstract_state as abstract_state
 from ddpm_jax.experiment.build import build as build
 from ddpm_jax.experiment.build import check_batch as check_batch
 from ddpm_jax.experiment.build import check_image_size as check_image_size
@@ -11,7 +10,8 @@ from ddpm_jax.experiment.build import lower_step as lower_step
 from ddpm_jax.experiment.build import make_form as make_form
 from ddpm_jax.experiment.build import make_model as make_model
 from ddpm_jax.experiment.build import make_objective as make_objective
-from ddpm_jax.experiment.build import state_shardings as state_shardings
+from ddpm_jax.experiment.build import make_step as make_step
+from ddpm_jax.experiment.build import state_of as state_of
 from ddpm_jax.experiment.directory import RunDirectory as RunDirectory
 from ddpm_jax.experiment.directory import RunDirectoryError as RunDirectoryError
 from ddpm_jax.experiment.measure import evaluate as evaluate

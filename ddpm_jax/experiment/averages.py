@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import training
-from ddpm_jax.experiment.build import Experiment, abstract_state
+from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
 from ddpm_jax.training import ema
 
@@ -37,7 +37,7 @@ def post_hoc_params(
     times, gammas = np.array(profiles, np.float64).T
     last = max(stored)
     weights = ema.post_hoc_weights(times, gammas, time=float(last), gamma=gamma)
-    like = abstract_state(experiment).params
+    like = experiment.abstract_state.params
     snapshots = (
         average
         for step in stored

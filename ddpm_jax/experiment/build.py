@@ -1,9 +1,11 @@
 """From a config to the things it names, put together once for every command alike."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,7 +27,6 @@ from ddpm_jax.training.step import Decay
 
 __all__ = [
     "Experiment",
-    "abstract_state",
     "build",
     "check_batch",
     "check_image_size",
@@ -34,17 +35,19 @@ __all__ = [
     "make_form",
     "make_model",
     "make_objective",
-    "state_shardings",
+    "make_step",
+    "state_of",
 ]
 
 
-class Experiment(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
     """Everything that a config stands for. Making one compiles nothing."""
 
     config: Config
     images: ImageSet
     process: Modal
-    model: UNet
+    model: nn.Module
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
@@ -54,7 +57,8 @@ class Experiment(NamedTuple):
 
         `with_variance` hands on the pair of a network that has learned its variance.
         """
-        takes_first = self.model.learned_variance and not with_variance
+        learned = self.config.model.variance == "learned_range"
+        takes_first = learned and not with_variance
 
         def predict(x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]) -> Any:
             output = self.model.apply(params, x_t, t)
@@ -68,6 +72,24 @@ class Experiment(NamedTuple):
         # Threefry whatever JAX's default: of others, a batch of keys gives other bits than each.
         root = jax.random.key(self.config.seed, impl="threefry2x32")
         return jax.random.fold_in(root, purposes.index(purpose))
+
+    @functools.cached_property
+    def abstract_state(self) -> training.TrainState:
+        """Shapes, dtypes and shardings of the state, for a restore; computes nothing.
+
+        What the optimizer and the averages hold of a parameter is split as the parameter is: by
+        the names of its axes and `parallel.RULES`.
+        """
+        state: training.TrainState = parallel.abstract(
+            jax.eval_shape(lambda: _boxed_state(self)), self.mesh
+        )
+        return state
+
+    @property
+    def state_shardings(self) -> training.TrainState:
+        """Where each array of the state lives."""
+        shardings: training.TrainState = parallel.shardings(self.abstract_state)
+        return shardings
 
 
 def build(
@@ -191,14 +213,14 @@ def make_form(experiment: Experiment) -> Form:
     """How the train step runs on the mesh."""
     mesh = experiment.config.mesh
     return parallel.make_form(
-        mesh.form, experiment.mesh, state_shardings(experiment), mesh.reduction
+        mesh.form, experiment.mesh, experiment.state_shardings, mesh.reduction
     )
 
 
-def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
-    """The train step for this mesh, before it is compiled; nothing is computed."""
-    train, images = experiment.config.train, experiment.images
-    step = training.make_train_step(
+def make_step(experiment: Experiment, form: Form) -> training.TrainStep:
+    """The train step, to be compiled as `form` does it."""
+    train = experiment.config.train
+    return training.make_train_step(
         make_objective(experiment, train=True),
         experiment.optimizer,
         averages=_decays(train),
@@ -207,52 +229,39 @@ def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
         skips=train.skip_bad_steps,
         form=form,
     )
-    batch = form.abstract_batch((train.batch_size, *images.image_shape), jnp.uint8)
-    return form.lower(step, abstract_state(experiment), batch)
+
+
+def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
+    """The train step for this mesh, before it is compiled; nothing is computed."""
+    shape = (experiment.config.train.batch_size, *experiment.images.image_shape)
+    batch = form.abstract_batch(shape, jnp.uint8)
+    return form.lower(make_step(experiment, form), experiment.abstract_state, batch)
 
 
 def initial_state(experiment: Experiment) -> training.TrainState:
     """The state before the first step, born on the mesh: nobody ever holds more than his part."""
     born = jax.jit(
-        lambda: meta.unbox(_boxed_state(experiment)), out_shardings=state_shardings(experiment)
+        lambda: meta.unbox(_boxed_state(experiment)), out_shardings=experiment.state_shardings
     )
     state: training.TrainState = born()
     return state
 
 
-def abstract_state(experiment: Experiment) -> training.TrainState:
-    """Shapes, dtypes and shardings of the state, for a restore; computes nothing."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        meta.unbox(_abstract_boxed_state(experiment)),
-        state_shardings(experiment),
-    )
-
-
-def state_shardings(experiment: Experiment) -> training.TrainState:
-    """Where each array of the state lives: by the names of its axes and `parallel.RULES`.
-
-    What the optimizer and the averages hold of a parameter is split as the parameter is.
-    """
-    shardings: training.TrainState = parallel.shardings(
-        _abstract_boxed_state(experiment), experiment.mesh
-    )
-    return shardings
-
-
-def _abstract_boxed_state(experiment: Experiment) -> training.TrainState:
-    return jax.eval_shape(lambda: _boxed_state(experiment))
-
-
-def _boxed_state(experiment: Experiment) -> training.TrainState:
-    """With the names of the axes around the arrays that have such."""
+def state_of(experiment: Experiment, params: Any) -> training.TrainState:
+    """The state before the first step, with these parameters. Pure."""
     return training.init_state(
-        init_params(experiment.model, experiment.key("parameters"), experiment.images.image_shape),
+        params,
         experiment.optimizer,
         experiment.key("training"),
         averages=len(_decays(experiment.config.train)),
         memory=make_objective(experiment, train=True).initial_memory(),
     )
+
+
+def _boxed_state(experiment: Experiment) -> training.TrainState:
+    """With random parameters, and the names of the axes around the arrays that have such."""
+    key, shape = experiment.key("parameters"), experiment.images.image_shape
+    return state_of(experiment, init_params(experiment.model, key, shape))
 
 
 def _decays(train: TrainConfig) -> list[Decay]:

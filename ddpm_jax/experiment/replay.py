@@ -10,7 +10,6 @@ from ddpm_jax import training
 from ddpm_jax.data import make_iterator
 from ddpm_jax.experiment.build import (
     Experiment,
-    abstract_state,
     initial_state,
     lower_step,
     make_form,
@@ -59,7 +58,7 @@ def replay(experiment: Experiment, run: RunDirectory, step: int) -> Replayed:
     with training.Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         before = [saved for saved in checkpoints.steps() if saved < step]
         if before:
-            restored = checkpoints.restore(abstract_state(experiment), before[-1])
+            restored = checkpoints.restore(experiment.abstract_state, before[-1])
             if restored is not None:
                 start, state = restored.step, restored.state
                 data.set_state(restored.data_state)

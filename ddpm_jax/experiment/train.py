@@ -14,7 +14,6 @@ from ddpm_jax.config import Config, ConfigError, differences, from_json, to_json
 from ddpm_jax.data import BatchIterator, make_iterator
 from ddpm_jax.experiment.build import (
     Experiment,
-    abstract_state,
     build,
     check_batch,
     initial_state,
@@ -168,7 +167,7 @@ def _restored(
         say(console, f"not going on from {sentence}; it is moved aside")
     if step is None:
         return None
-    return checkpoints.restore(abstract_state(experiment), step, verify=False)
+    return checkpoints.restore(experiment.abstract_state, step, verify=False)
 
 
 def _metrics_log(

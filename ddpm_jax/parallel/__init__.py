@@ -10,4 +10,5 @@ from ddpm_jax.parallel.mesh import make_mesh as make_mesh
 from ddpm_jax.parallel.mesh import replicated as replicated
 from ddpm_jax.parallel.mesh import split_by_batch as split_by_batch
 from ddpm_jax.parallel.rules import RULES as RULES
+from ddpm_jax.parallel.rules import abstract as abstract
 from ddpm_jax.parallel.rules import shardings as shardings

@@ -20,7 +20,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 __all__ = ["EXIT_LOST", "ONWARDS", "last_word", "listen", "met"]
@@ -40,8 +39,10 @@ _GLOO = re.compile(
 """Threads write it, one for each device, through each other."""
 _LAST_WORDS = b"the JAX distributed service detected fatal errors"
 _SILENT = re.compile(rb"unhealthy \(stopped sending heartbeats\):((?:\s*\S*task:\d+,?|\s*\d+\b)+)")
+_MARK = b"[ddpm_jax is up to here]"
+"""Goes through a pipe after the last words, to tell that they have come out."""
 _PATIENCE = 1.0
-"""Seconds for the last words to come through the pipe."""
+"""Seconds for that."""
 
 
 def listen() -> None:
@@ -82,12 +83,19 @@ class _Pipe:
         setattr(sys, name, stream)
         self.held = b""
         """What was left out so far."""
+        self._is_own = False  # the service's, to which lines without a beginning belong
+        self._caught_up = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(read,), daemon=True)
         self._thread.start()
 
     def tell(self, text: bytes) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more
             os.write(self._screen, text)
+
+    def catch_up(self) -> None:
+        """Returns when all that this thread has written is told or held."""
+        os.write(self._number, _MARK + b"\n")
+        self._caught_up.wait(_PATIENCE)
 
     def close(self) -> None:
         """Everything as it was, and what is in the pipe told."""
@@ -97,19 +105,25 @@ class _Pipe:
         self._thread.join(_PATIENCE)
 
     def _read(self, pipe: int) -> None:
-        is_own = False
         with open(pipe, "rb", buffering=0) as lines:
             rest = b""
             while chunk := lines.read(65536):
                 *complete, rest = (rest + chunk).split(b"\n")
                 for line in complete:
-                    if begins := _LOG.match(line):
-                        is_own = _OWN_FILES.match(begins[1]) is not None
-                    if is_own or _GLOO.fullmatch(line):
-                        self.held += line + b"\n"
-                    else:
-                        self.tell(line + b"\n")
+                    text = line.removesuffix(_MARK)
+                    if text or text == line:
+                        self._sort(text + b"\n")
+                    if text != line:
+                        self._caught_up.set()
             self.tell(rest)
+
+    def _sort(self, line: bytes) -> None:
+        if begins := _LOG.match(line):
+            self._is_own = _OWN_FILES.match(begins[1]) is not None
+        if self._is_own or _GLOO.fullmatch(line.rstrip(b"\n")):
+            self.held += line
+        else:
+            self.tell(line)
 
 
 _pipes: list[_Pipe] = []
@@ -123,16 +137,15 @@ def _stop_listening() -> None:
 
 def _on_abort_called(number: int) -> None:
     """Called by the thread that called `abort()`, which returns to it or ends the process."""
-    errors = _pipes[-1] if _pipes else None
-    until = time.monotonic() + _PATIENCE
-    while errors is not None and time.monotonic() < until:
-        if _LAST_WORDS in errors.held:
-            last_word()
-            errors.tell(f"ddpm-jax: {_who(errors.held)}; {ONWARDS}\n".encode())
-            os._exit(EXIT_LOST)
-        time.sleep(0.01)
-    if errors is not None:
-        errors.tell(errors.held)
+    if not _pipes:
+        return
+    errors = _pipes[-1]
+    errors.catch_up()
+    if _LAST_WORDS in errors.held:
+        last_word()
+        errors.tell(f"ddpm-jax: {_who(errors.held)}; {ONWARDS}\n".encode())
+        os._exit(EXIT_LOST)
+    errors.tell(errors.held)
 
 
 def _who(words: bytes) -> str:

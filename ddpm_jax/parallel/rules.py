@@ -14,7 +14,7 @@ import jax
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["RULES", "SMALL", "Rule", "shardings", "spec_of"]
+__all__ = ["RULES", "SMALL", "Rule", "abstract", "shardings", "spec_of"]
 
 Rule = tuple[str, str]
 RULES: tuple[Rule, ...] = (
@@ -26,18 +26,30 @@ SMALL = 4096
 """Arrays of fewer numbers are not split."""
 
 
-def shardings(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-    """The sharding of each array of a tree, whose arrays may be boxed with the names of their axes.
+def abstract(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+    """Shapes, dtypes and shardings of a tree, whose arrays may be boxed with the names of axes.
 
     The tree that comes back has no boxes. Arrays without names are whole on every device.
+
+    Args:
+        boxed: arrays, or their shapes, as `flax.core.meta` boxes them.
+        mesh: with the axes that the rules name.
+        rules: see above.
     """
 
-    def of(leaf: Any) -> NamedSharding:
+    def of(leaf: Any) -> jax.ShapeDtypeStruct:
         named = isinstance(leaf, meta.Partitioned)
-        spec = spec_of(leaf.names, leaf.value.shape, mesh, rules) if named else PartitionSpec()
-        return NamedSharding(mesh, spec)
+        array = leaf.value if named else leaf
+        spec = spec_of(leaf.names, array.shape, mesh, rules) if named else PartitionSpec()
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     return jax.tree.map(of, boxed, is_leaf=lambda leaf: isinstance(leaf, meta.Partitioned))
+
+
+def shardings(tree: Any) -> Any:
+    """Where each array of a tree lives; of what `abstract` makes, or of arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def spec_of(

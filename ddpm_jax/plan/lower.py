@@ -12,15 +12,13 @@ import numpy as np
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import Config
-from ddpm_jax.data import ImageSet, image_shape
+from ddpm_jax.data import ImageSet, image_levels, image_shape
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.plan.flops import count_flops
 from ddpm_jax.training import TrainState, make_gradient
 from ddpm_jax.training.objective import draw
 
 __all__ = ["forward_flops", "images_of", "lower_step", "planned", "step_flops"]
-
-DIGITS_LEVELS = 17
 
 
 def images_of(config: Config) -> tuple[tuple[int, int, int], int]:
@@ -31,7 +29,7 @@ def images_of(config: Config) -> tuple[tuple[int, int, int], int]:
     """
     shape = image_shape(config.data.name, config.data.dir)
     experiments.check_image_size(config, shape)
-    return shape, DIGITS_LEVELS if config.data.name == "digits" else 256
+    return shape, image_levels(config.data.name)
 
 
 def planned(
@@ -76,11 +74,11 @@ def step_flops(experiment: Experiment) -> int:
         return of_batch(state.params, images, drawn)
 
     images = jax.ShapeDtypeStruct((train.batch_size, *shape), jnp.uint8)
-    return count_flops(gradient, experiments.abstract_state(experiment), images)
+    return count_flops(gradient, experiment.abstract_state, images)
 
 
 def forward_flops(experiment: Experiment) -> int:
     """Of the network, for one image."""
-    params = experiments.abstract_state(experiment).params
+    params = experiment.abstract_state.params
     x_t = jax.ShapeDtypeStruct((1, *experiment.images.image_shape), jnp.float32)
     return count_flops(experiment.model.apply, params, x_t, jax.ShapeDtypeStruct((1,), jnp.int32))

@@ -1,63 +1,35 @@
-"""A process that compiles for one topology: a question on standard input, answers on output.
+"""A process that compiles for one topology: `python -m ddpm_jax.plan.worker`.
 
-    python -m ddpm_jax.plan.worker < question.json
-
-It is started with `topologies.environment` and not by hand. The question is one line of JSON, and
-each answer another: `{"say": ...}` while it works, and at the end `{"plan": ...}`, or
-`{"error": ...}` for what a person can mend. When its input ends, so does the process.
+It is started by `ddpm_jax.plan.ask` in the environment of `topologies.environment`, not by hand;
+`ddpm_jax.plan.children` tells how the two speak.
 """
 
-import json
-import os
-import sys
-import threading
-from typing import Any, TextIO
+from typing import Any
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.plan.children import Say, answer_question
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Answers one question."""
-    answers = _own_output()
-    question = json.loads(sys.stdin.readline())
-    threading.Thread(target=_leave_with_input, daemon=True).start()
+    answer_question(_plan)
 
-    def answer(**said: Any) -> None:
-        answers.write(json.dumps(said) + "\n")
-        answers.flush()
 
+def _plan(question: dict[str, Any], say: Say) -> dict[str, Any]:
     from ddpm_jax.config import from_json
     from ddpm_jax.plan import topologies
     from ddpm_jax.plan.plan import make_plan
 
-    try:
-        topology = topologies.parse(question["topology"])
-        plan = make_plan(
-            from_json(question["config"]),
-            topology,
-            topologies.devices(topology),
-            advise=question["advise"],
-            largest_batch=question["largest_batch"],
-            say=lambda what: answer(say=what),
-        )
-        answer(plan=plan)
-    except UserError as error:
-        answer(error=str(error))
-
-
-def _own_output() -> TextIO:
-    """Standard output for the answers; what libraries print goes where errors go."""
-    own = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return own
-
-
-def _leave_with_input() -> None:
-    """A compiler cannot be interrupted, and whoever asked may be gone."""
-    sys.stdin.read()
-    os._exit(1)
+    topology = topologies.parse(question["topology"])
+    return make_plan(
+        from_json(question["config"]),
+        topology,
+        topologies.devices(topology),
+        advise=question["advise"],
+        largest_batch=question["largest_batch"],
+        say=say,
+    )
 
 
 if __name__ == "__main__":

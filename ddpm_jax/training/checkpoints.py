@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ddpm_jax.training import manifest
@@ -58,7 +57,7 @@ def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
 
     Args:
         directory: of the checkpoints; it may be missing.
-        verify: False compares sizes only, and takes checkpoints from before manifests, too.
+        verify: False compares sizes only.
 
     Raises:
         CheckpointError: there are checkpoints and none is sound.
@@ -68,7 +67,7 @@ def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
     folders = step_folders(directory)
     for step in sorted(folders, reverse=True):
         try:
-            _check(folders[step], step, verify=verify)
+            manifest.verify(folders[step], step, contents=verify)
         except DamageError as error:
             if not folders[step].exists():  # training has deleted it meanwhile
                 return newest_sound(directory, verify=verify)
@@ -170,11 +169,9 @@ class Checkpoints:
         self._saver.wait()
 
     def steps(self) -> list[int]:
-        """Steps with a manifest, or from before manifests, rising. Other files are not read."""
+        """Steps with a manifest, rising. Other files are not read."""
         return sorted(
-            step
-            for step, folder in step_folders(self.directory).items()
-            if manifest.is_legacy(folder) or _manifest(folder, step)
+            step for step, folder in step_folders(self.directory).items() if _manifest(folder, step)
         )
 
     def move_aside(self, steps: Iterable[int]) -> None:
@@ -235,14 +232,10 @@ class Checkpoints:
         self, step: int, like: TrainState, *, verify: bool
     ) -> tuple[TrainState, dict[str, Any]]:
         folder = self.directory / str(step)
-        stored = _check(folder, step, verify=verify)
+        stored = manifest.verify(folder, step, contents=verify).arrays
+        manifest.check_like(folder, stored, describe(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            if stored is None:
-                stored, wanted = _legacy_arrays(folder), describe(_without_key_types(like))
-            else:
-                wanted = describe(like)
-            manifest.check_like(folder, stored, wanted)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(
                     folder,
@@ -250,8 +243,6 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                     ),
                 )
-        except CheckpointError:
-            raise
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint {folder} cannot be read ({reason(error)});"
@@ -276,34 +267,8 @@ class Checkpoints:
             remove(self.directory / str(step))
 
 
-def _check(folder: Path, step: int, *, verify: bool) -> dict[str, str] | None:
-    """The arrays that its manifest names, after it was verified; None if it is older than that."""
-    if not verify and manifest.is_legacy(folder):
-        return None
-    return manifest.verify(folder, step, contents=verify).arrays
-
-
 def _manifest(folder: Path, step: int) -> manifest.Manifest | None:
     try:
         return manifest.read(folder, step)
     except DamageError:
         return None
-
-
-def _legacy_arrays(folder: Path) -> dict[str, str]:
-    with ocp.StandardCheckpointer() as checkpointer:
-        described = checkpointer.metadata(folder / "state").item_metadata
-    if described is None:
-        raise ValueError("what describes its arrays is damaged")
-    return describe(described.tree)
-
-
-def _without_key_types(tree: Any) -> Any:
-    """Orbax describes typed keys as the numbers that they are made of."""
-
-    def without(leaf: Any) -> Any:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.eval_shape(jax.random.key_data, leaf)
-        return leaf
-
-    return jax.tree.map(without, tree)

@@ -26,14 +26,12 @@ from ddpm_jax.errors import UserError
 
 __all__ = [
     "NAME",
-    "PROMISE",
     "CheckpointError",
     "DamageError",
     "Manifest",
     "UnfinishedError",
     "check_like",
     "describe",
-    "is_legacy",
     "read",
     "step_folders",
     "verify",
@@ -42,11 +40,6 @@ __all__ = [
 ]
 
 NAME = "manifest.json"
-PROMISE = {"manifest": NAME}
-"""What is written into Orbax's own metadata: a folder with it and without a manifest is cut off,
-and one without either is from before manifests."""
-_COMMITTED = "_CHECKPOINT_METADATA"
-"""Orbax's file of metadata, in every folder that it has committed."""
 _PARTIAL = NAME + ".partial"
 _FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
@@ -236,23 +229,8 @@ def step_folders(directory: Path) -> dict[int, Path]:
     return {int(name): path for name, path in named.items() if name == str(int(name))}
 
 
-def is_legacy(folder: Path) -> bool:
-    """Whether `folder` was committed by a version that wrote no manifests."""
-    if (folder / NAME).exists():
-        return False
-    try:
-        stated = json.loads((folder / _COMMITTED).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(stated, dict) and stated.get("custom_metadata") != PROMISE
-
-
 def _absent(folder: Path) -> CheckpointError:
     """Why there may be no manifest."""
-    if is_legacy(folder):
-        return DamageError(
-            f"{folder}: it is from before manifests and cannot be verified (verify=False reads it)"
-        )
     if not any(folder.glob("*")):
         return UnfinishedError(f"{folder}: it is empty")
     return UnfinishedError(f"{folder}: it has no {NAME}: its save was cut off, or is under way")

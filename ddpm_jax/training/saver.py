@@ -185,7 +185,7 @@ class Saver:
                     barrier_sync_key_prefix=self._name
                 ),
             )
-        self._checkpointer.save(folder, args=items, custom_metadata=manifest.PROMISE)
+        self._checkpointer.save(folder, args=items)
 
     def _finish(
         self,
