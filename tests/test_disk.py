@@ -19,6 +19,9 @@ from disks import fill
 from ddpm_jax import training
 from ddpm_jax.training import CheckpointError, Checkpoints, SaveError, manifest, newest_sound
 
+# Orbax starts no more writes after one has failed, and leaves the others as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning")
+
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",

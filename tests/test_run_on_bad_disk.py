@@ -12,6 +12,9 @@ from rich.console import Console
 from ddpm_jax.experiment import RunDirectory, train
 from ddpm_jax.training import SaveError, newest_sound
 
+# Orbax starts no more writes after one has failed, and leaves the others as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning")
+
 
 class Watching(Console):
     """Does something when a line is printed that holds some text."""
