@@ -150,7 +150,7 @@ class Checkpoints:
         self._saver.save(
             self.directory / str(step),
             ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+                state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data_state)
             ),
             step=step,
             arrays=describe(state),

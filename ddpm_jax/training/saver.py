@@ -32,6 +32,8 @@ __all__ = ["SaveError", "Saver", "move_aside", "reason", "remove", "sweep"]
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
+_SHARED_BYTES = 2**20
+"""Devices that hold the same array share it out to be written in parts of at least so many bytes."""
 _REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
@@ -179,7 +181,7 @@ class Saver:
         _hush_orbax()
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(
-                ocp.CompositeCheckpointHandler(),
+                _handler(),
                 self._timeout,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     barrier_sync_key_prefix=self._name
@@ -281,6 +283,22 @@ def _raise(missed: dict[int, str]) -> None:
 
 
 @functools.cache
+def _handler() -> ocp.CompositeCheckpointHandler:
+    """Writes trees of arrays, and JSON.
+
+    Left alone, Orbax cuts every array into as many parts as there are replicas, a bias of 64
+    numbers, too, and compiles a program for each part.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_BYTES)
+    kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(
+        None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+    )
+    registry.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return ocp.CompositeCheckpointHandler(handler_registry=registry)
+
+
 def _hush_orbax() -> None:
     """Keeps tracebacks of failed saves from the screen: what Orbax raises is said in one sentence.
 

@@ -73,7 +73,7 @@ def save_snapshot(
     try:
         own.save(
             place,
-            ocp.args.Composite(averages=ocp.args.StandardSave(averages)),
+            ocp.args.Composite(averages=ocp.args.PyTreeSave(averages)),
             step=step,
             arrays=arrays,
             notes={_SIGMA_RELS: list(sigma_rels)},
