@@ -134,24 +134,26 @@ def contents(run):
     }
 
 
-def kill_and_resume(arguments, run, *, kills, rng, longest, hosts=(1,), **kwargs):
+def kill_and_resume(arguments, run, *, kills, rng, later, hosts=(1,), **kwargs):
     """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
 
     Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed:
-    in one of four cases at most `longest` seconds from the start, else a twentieth of that from the
-    first steps, and the first time when there is a checkpoint. Returns the line of each start that
-    went on from one.
+    in one of four cases before its first steps, else at most `later` seconds after them. The first
+    kill comes when there is a checkpoint. Returns the line of each start that went on from one.
     """
     arguments = [*arguments, "--workdir", str(run)]
-    resumed_from = []
+    resumed_from, startup = [], float("inf")
     for kill in range(kills):
-        first, told = kill == 0, ""
+        told, began = "", time.monotonic()
         processes = start(arguments, hosts=rng.choice(hosts), **kwargs)
-        wait = rng.uniform(0.0, longest)
-        if first or rng.random() < 0.75:
-            wait /= 20
-            told = _until(processes[0], "checkpoint saved", times=2) if first else ""
+        if kill < 2 or rng.random() < 0.75:
+            wait = rng.uniform(0.0, later)
+            if kill == 0:
+                told = _until(processes[0], "checkpoint saved", times=2)
             told += _until(processes[0], "steps/s")
+            startup = min(startup, time.monotonic() - began)
+        else:
+            wait = rng.uniform(0.0, startup)
         time.sleep(wait)
         victim = rng.choice(processes)
         assert victim.poll() is None, f"it ended before it could be killed: {ended(processes)}"

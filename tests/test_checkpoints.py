@@ -26,9 +26,10 @@ def make_state(seed=0, width=5):
 
 def bits(tree):
     def of(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        dtype = leaf.dtype
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
+        return str(dtype), np.asarray(leaf).tobytes()
 
     return jax.tree.map(of, tree)
 

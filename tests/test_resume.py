@@ -6,26 +6,7 @@ import signal
 import time
 
 import pytest
-from runs import ROOT, TINY, contents, ended, finish, kill_and_resume, start, wait_for_checkpoint
-
-
-def test_two_kills_change_nothing(tmp_path):
-    arguments = [TINY, "--train.steps", "60", "--train.save-every", "4"]
-    # Each process measures the spectrum anew: what follows from it has to be the same, too.
-    arguments += ["--process.name", "equal_snr"]
-    began = time.monotonic()
-    finish([*arguments, "--workdir", str(tmp_path / "whole")])
-    (process,) = start([*arguments, "--workdir", str(tmp_path / "killed")])
-    # The first kill waits for a checkpoint, so that there is something to go on from.
-    wait_for_checkpoint([process], tmp_path / "killed", 8)
-    process.kill()
-    process.communicate()
-    longest = (time.monotonic() - began) / 3
-    resumed = kill_and_resume(
-        arguments, tmp_path / "killed", kills=1, rng=random.Random(0), longest=longest
-    )
-    assert resumed, "no process went on from a checkpoint"
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+from runs import ROOT, TINY, contents, ended, finish, kill_and_resume, start
 
 
 @pytest.mark.slow  # ten processes that compile or load, and two whole runs: some minutes
@@ -34,16 +15,13 @@ def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
     arguments += ["--train.save-every", "20", "--train.draw-every", "500"]
     cache = tmp_path / "cache"
     finish([*arguments, "--workdir", str(tmp_path / "first")], cache=cache)
-    began = time.monotonic()
     finish([*arguments, "--workdir", str(tmp_path / "whole")], cache=cache)
-    # Long enough to reach training past imports and loading, short enough to leave some for ten.
-    longest = 0.4 * (time.monotonic() - began)
     resumed = kill_and_resume(
         arguments,
         tmp_path / "killed",
         kills=10,
         rng=random.Random(1),
-        longest=longest,
+        later=2.0,
         cache=cache,
     )
     print("\n".join(resumed))
@@ -53,23 +31,24 @@ def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
     assert contents(tmp_path / "first") == whole
 
 
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path, asked):
-    arguments = [TINY, "--train.save-every", "1000"]
-    arguments += ["--train.steps", "300"]
+def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path):
+    arguments = [TINY, "--train.save-every", "1000", "--train.steps", "300"]
     finish([*arguments, "--workdir", str(tmp_path / "whole")])
-    (process,) = start([*arguments, "--workdir", str(tmp_path / "stopped")])
-    for line in process.stdout:
-        if line.startswith("step 20/"):
-            break
-    process.send_signal(asked)
-    (end,) = ended([process], timeout=60)
-    assert end.code == 128 + asked, end
-    assert "the same command goes on from there" in end.out
-    (saved,) = re.findall(rf"^ddpm-jax: stopped by {asked.name}; step (\d+) is saved$", end.errors)
-    assert 20 <= int(saved) < 300
-    out = finish([*arguments, "--workdir", str(tmp_path / "stopped")])
-    assert f"going on from step {saved}\n" in out
+    arguments += ["--workdir", str(tmp_path / "stopped")]
+    saved = 0
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        (process,) = start(arguments)
+        for line in process.stdout:
+            if line.startswith(f"step {saved // 5 * 5 + 20}/"):
+                break
+        process.send_signal(asked)
+        (end,) = ended([process], timeout=60)
+        assert end.code == 128 + asked, end
+        assert "the same command goes on from there" in end.out
+        said = rf"^ddpm-jax: stopped by {asked.name}; step (\d+) is saved$"
+        before, (saved,) = saved, map(int, re.findall(said, end.errors))
+        assert before + 20 <= saved < 300
+    assert f"going on from step {saved}\n" in finish(arguments)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 

@@ -114,7 +114,7 @@ def test_guards(tmp_path):
 
 def test_in_the_background(tmp_path):
     """The arrays may be donated, and the snapshot is whole when the saver says so."""
-    saver = Saver("snapshot")
+    saver = Saver("snapshot", tree="averages")
     for step in (1, 2):
         averages = averages_of(step)
         wanted = bits(averages)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ddpm_jax.training import manifest
@@ -112,7 +113,7 @@ class Checkpoints:
         self._keep_latest, self._keep_best = keep_latest, keep_best
         self._read_only = read_only
         self._config = json.loads(json.dumps(config or {}))
-        self._saver = Saver("checkpoint", timeout=save_timeout)
+        self._saver = Saver("checkpoint", tree="state", also=("data",), timeout=save_timeout)
         if not read_only and jax.process_index() == 0:
             sweep(self.directory)
 
@@ -150,7 +151,7 @@ class Checkpoints:
         self._saver.save(
             self.directory / str(step),
             ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data_state)
+                state=ocp.args.PyTreeSave(_plain(state)), data=ocp.args.JsonSave(data_state)
             ),
             step=step,
             arrays=describe(state),
@@ -234,7 +235,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         stored = manifest.verify(folder, step, contents=verify).arrays
         manifest.check_like(folder, stored, describe(like))
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(
@@ -248,7 +249,7 @@ class Checkpoints:
                 f"the checkpoint {folder} cannot be read ({reason(error)});"
                 f" there are {self.steps()}"
             ) from error
-        return restored.state, restored.data
+        return _with_keys(restored.state, like), restored.data
 
     def _prune(self) -> None:
         """Keeps the newest and the best, of those with a manifest; others it leaves alone."""
@@ -272,3 +273,32 @@ def _manifest(folder: Path, step: int) -> manifest.Manifest | None:
         return manifest.read(folder, step)
     except DamageError:
         return None
+
+
+def _plain(tree: Any) -> Any:
+    """Typed keys as the numbers that they are made of, which is how they are stored."""
+
+    def plain(leaf: Any) -> Any:
+        if not _is_key(leaf):
+            return leaf
+        if isinstance(leaf, jax.Array):
+            return jax.random.key_data(leaf)
+        numbers = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(plain, tree)
+
+
+def _with_keys(tree: Any, like: Any) -> Any:
+    """Undoes `_plain`."""
+
+    def typed(leaf: Any, like: Any) -> Any:
+        if not _is_key(like):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+
+    return jax.tree.map(typed, tree, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -33,7 +33,7 @@ __all__ = ["SaveError", "Saver", "move_aside", "reason", "remove", "sweep"]
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
 _SHARED_BYTES = 2**20
-"""Devices that hold the same array share it out to be written in parts of at least so many bytes."""
+"""The least part of an array that several devices have, and that they write together."""
 _REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
@@ -59,12 +59,16 @@ class Saver:
 
     Args:
         name: of what is saved; barriers among processes are called by it.
+        tree: the item that is a tree of arrays, none of them a typed key.
+        also: other items.
         timeout: seconds after which a save has failed. If one process of several cannot write its
             part, the others wait so long for it.
     """
 
-    def __init__(self, name: str, *, timeout: int = 600) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, *, tree: str, also: tuple[str, ...] = (), timeout: int = 600
+    ) -> None:
+        self._name, self._items = name, (tree, also)
         self._timeout = timeout
         self._checkpointer: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
@@ -181,7 +185,7 @@ class Saver:
         _hush_orbax()
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(
-                _handler(),
+                _handler(*self._items),
                 self._timeout,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     barrier_sync_key_prefix=self._name
@@ -283,20 +287,16 @@ def _raise(missed: dict[int, str]) -> None:
 
 
 @functools.cache
-def _handler() -> ocp.CompositeCheckpointHandler:
-    """Writes trees of arrays, and JSON.
+def _handler(tree: str, also: tuple[str, ...]) -> ocp.CompositeCheckpointHandler:
+    """Of a tree of arrays and other items.
 
     Left alone, Orbax cuts every array into as many parts as there are replicas, a bias of 64
     numbers, too, and compiles a program for each part.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_BYTES)
     kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add(
-        None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
-    )
-    registry.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-    return ocp.CompositeCheckpointHandler(handler_registry=registry)
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+    return ocp.CompositeCheckpointHandler(*also, **{tree: handler})
 
 
 def _hush_orbax() -> None:

@@ -69,7 +69,7 @@ def save_snapshot(
     place = Path(folder).absolute() / str(step)
     if _is_there(place, step):
         return
-    own = Saver("snapshot") if saver is None else saver
+    own = Saver("snapshot", tree="averages") if saver is None else saver
     try:
         own.save(
             place,
