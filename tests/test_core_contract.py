@@ -139,23 +139,35 @@ def test_grad(name):
         assert slope != 0.0
 
 
-@every_function
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_sharded_over_eight_devices(name, axis_type, value):
-    case = CASES[name]
+def on_a_mesh(name, axis_type):
+    """A mesh of eight devices, a case's compiled function and its arrays, split over them."""
     mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(axis_type,))
     whole = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec("data"))
     placed = {
         name: jax.device_put(array, whole if is_key(array) else split)
-        for name, array in case.arrays.items()
+        for name, array in CASES[name].arrays.items()
     }
+    return mesh, jax.jit(CASES[name].function, out_shardings=split), placed
+
+
+@every_function
+def test_sharded_over_eight_devices(name, value):
+    mesh, function, placed = on_a_mesh(name, AxisType.Auto)
     with jax.set_mesh(mesh):  # as a training script does; what is drawn inside is on it then
-        result = jax.jit(case.function, out_shardings=split)(**placed)
+        result = function(**placed)
     for leaf in jax.tree.leaves(result):
         assert len(leaf.sharding.device_set) == BATCH
         assert leaf.addressable_shards[0].data.shape[0] == 1
     assert_close(result, value[name])
+
+
+@every_function
+def test_explicit_axes_are_understood(name):
+    """What cannot be sharded so is refused while tracing; the program is that of other axes."""
+    mesh, function, placed = on_a_mesh(name, AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        function.lower(**placed)
 
 
 def refuses(name, array, wrong, error):

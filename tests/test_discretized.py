@@ -141,13 +141,14 @@ def test_no_weight_on_an_infinite_loss_is_no_gradient():
 @pytest.mark.parametrize("levels", [2, 3, *LEVELS[1:]])
 @pytest.mark.parametrize("deviation", [1e-4, 1e-2, 0.1, 1.0, 10.0])
 def test_bins_share_out_all_probability(levels, deviation):
-    # float32's own grid of 65536 levels is off by 1e-3 of a bin.
+    # float32's own grid of 65536 levels is off by 1e-3 of a bin. Else a few bins have all of it,
+    # and logarithms of some last places of error.
     means = (0.0, 0.123, -1.0, 2.5)
     x, mean = (side.ravel() for side in np.meshgrid(grid(levels), np.float32(means)))
     values, *_ = compute(x, mean, np.full(x.shape, deviation, np.float32), levels)
     sums = np.exp(np.asarray(values, np.float64)).reshape(len(means), levels).sum(axis=1)
     np.testing.assert_allclose(
-        sums, 1.0, atol=5e-4 if levels == 65536 and deviation < 1e-3 else 1e-6
+        sums, 1.0, atol=5e-4 if levels == 65536 and deviation < 1e-3 else 4e-6
     )
 
 
