@@ -53,7 +53,7 @@ ON_THE_OLDEST = {
         *("config", "experiment", "evaluation", "peers", "peer_trajectories"),
     )
 }
-"""What hangs on the versions of JAX, Orbax, grain and diffusers, and tables to their last places."""
+"""What hangs on versions of JAX, Orbax, grain and diffusers, and tables to their last places."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
