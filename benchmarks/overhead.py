@@ -89,13 +89,16 @@ def measured(
 def meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[MeshConfig]:
     """All devices along "data" in each form; of 4, 6, ... in one process, also 2 x the rest."""
     size = place.devices * place.processes
-    whole = [dataclasses.replace(config.mesh, data=size, fsdp=1, form=form) for form in forms]
+    # pmap runs in one process, and keeps all parameters on each device.
+    of_many = [form for form in forms if form != "pmap"]
+    whole = [
+        dataclasses.replace(config.mesh, data=size, fsdp=1, form=form)
+        for form in (forms if place.processes == 1 else of_many)
+    ]
     if place.devices < 4 or place.devices % 2:
         return whole
     split = [
-        dataclasses.replace(config.mesh, data=2, fsdp=size // 2, form=form)
-        for form in forms
-        if form != "pmap"  # it keeps all parameters on each device
+        dataclasses.replace(config.mesh, data=2, fsdp=size // 2, form=form) for form in of_many
     ]
     return whole + split
 

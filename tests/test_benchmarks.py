@@ -496,6 +496,8 @@ def test_what_is_timed_where(monkeypatch):
         (mesh.form, mesh.data, mesh.fsdp)
         for mesh in overhead.meshes(configs.Config(), overhead.Place(1, 8), ("shard_map", "pmap"))
     ] == [("shard_map", 8, 1), ("pmap", 8, 1), ("shard_map", 2, 4)]
+    several = overhead.meshes(configs.Config(), overhead.Place(2, 1), ("jit", "pmap"))
+    assert [(mesh.form, mesh.data) for mesh in several] == [("jit", 2)]
 
 
 def test_a_form_that_forgets_to_average_is_seen(monkeypatch, small_network):
