@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import training
+from ddpm_jax import parallel, training
 from ddpm_jax.training import CheckpointError, Checkpoints, SaveError, manifest, newest_sound
 
 
@@ -69,6 +69,28 @@ def test_a_save_in_the_background_survives_donation(tmp_path):
     with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
         for step, expected in wanted.items():
             assert bits(checkpoints.restore(like, step).state) == expected
+
+
+def test_a_save_compiles_nothing_for_what_all_devices_hold(tmp_path):
+    """Orbax would have each of eight write an eighth of each array, and compile that."""
+    mesh = parallel.make_mesh(8, 1)
+    state = jax.device_put(make_state(width=8), parallel.replicated(mesh))
+    jax.block_until_ready(jax.random.key_data(state.key))
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with Checkpoints(tmp_path / "c") as checkpoints:
+            checkpoints.save(1, state, {}, held_out_loss=1.0)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+    with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
+        assert bits(checkpoints.restore(state).state) == bits(state)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
