@@ -138,8 +138,9 @@ def kill_and_resume(arguments, run, *, kills, rng, later, hosts=(1,), **kwargs):
     """Starts the run and kills it `kills` times, each at a random moment; then lets it finish.
 
     Each time it has one of the numbers of `hosts`, at random, and one of its processes is killed:
-    in one of four cases before its first steps, else at most `later` seconds after them. The first
-    kill comes when there is a checkpoint. Returns the line of each start that went on from one.
+    in one of four cases before its first steps, else at most `later` seconds after them, or after
+    it has saved. The first kill comes when there is a checkpoint. Returns the line of each start
+    that went on from one.
     """
     arguments = [*arguments, "--workdir", str(run)]
     resumed_from, startup = [], float("inf")
@@ -148,10 +149,10 @@ def kill_and_resume(arguments, run, *, kills, rng, later, hosts=(1,), **kwargs):
         processes = start(arguments, hosts=rng.choice(hosts), **kwargs)
         if kill < 2 or rng.random() < 0.75:
             wait = rng.uniform(0.0, later)
-            if kill == 0:
-                told = _until(processes[0], "checkpoint saved", times=2)
-            told += _until(processes[0], "steps/s")
+            told = _until(processes[0], "steps/s")
             startup = min(startup, time.monotonic() - began)
+            if kill == 0 or rng.random() < 0.3:
+                told += _until(processes[0], "checkpoint saved", times=2)  # the first of them is
         else:
             wait = rng.uniform(0.0, startup)
         time.sleep(wait)
