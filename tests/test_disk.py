@@ -20,7 +20,12 @@ from ddpm_jax import training
 from ddpm_jax.training import CheckpointError, Checkpoints, SaveError, manifest, newest_sound
 
 # Orbax starts no more writes after one has failed, and leaves the others as they are.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*write_fragment:pytest.PytestUnraisableExceptionWarning"  # in pytest-xdist
+    ),
+]
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {

@@ -13,7 +13,12 @@ from ddpm_jax.experiment import RunDirectory, train
 from ddpm_jax.training import SaveError, newest_sound
 
 # Orbax starts no more writes after one has failed, and leaves the others as they are.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*write_fragment:pytest.PytestUnraisableExceptionWarning"  # in pytest-xdist
+    ),
+]
 
 
 class Watching(Console):
