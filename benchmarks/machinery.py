@@ -20,12 +20,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from benchmarks.settings import Say
 from benchmarks.timing import in_turns
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import Config, MeshConfig, from_json
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.parallel import Form, hosts, one_device
-from ddpm_jax.plan.children import Say, answer_question
+from ddpm_jax.plan.children import answer_question
 from ddpm_jax.plan.lower import images_of, planned
 from ddpm_jax.training import TrainState
 

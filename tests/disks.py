@@ -7,6 +7,14 @@ import subprocess
 
 import pytest
 
+UNAWAITED_WRITES = [
+    pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*write_fragment:pytest.PytestUnraisableExceptionWarning"  # in pytest-xdist
+    ),
+]
+"""Marks: Orbax starts no more writes after one has failed, and leaves the others as they are."""
+
 
 def mount(place):
     """An empty folder becomes a disk of 24 MB; a checkpoint of test_disk takes five."""

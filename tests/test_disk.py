@@ -14,18 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from disks import fill
+from disks import UNAWAITED_WRITES, fill
 
 from ddpm_jax import training
 from ddpm_jax.training import CheckpointError, Checkpoints, SaveError, manifest, newest_sound
 
-# Orbax starts no more writes after one has failed, and leaves the others as they are.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:.*write_fragment:pytest.PytestUnraisableExceptionWarning"  # in pytest-xdist
-    ),
-]
+pytestmark = UNAWAITED_WRITES
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {

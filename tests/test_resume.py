@@ -39,7 +39,7 @@ def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path):
     for asked in (signal.SIGTERM, signal.SIGINT):
         (process,) = start(arguments)
         for line in process.stdout:
-            if line.startswith(f"step {saved // 5 * 5 + 20}/"):
+            if line.startswith(f"step {saved // 5 * 5 + 25}/"):
                 break
         process.send_signal(asked)
         (end,) = ended([process], timeout=60)

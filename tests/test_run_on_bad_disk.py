@@ -6,19 +6,13 @@ import shutil
 
 import pytest
 import tiny
-from disks import fill
+from disks import UNAWAITED_WRITES, fill
 from rich.console import Console
 
 from ddpm_jax.experiment import RunDirectory, train
 from ddpm_jax.training import SaveError, newest_sound
 
-# Orbax starts no more writes after one has failed, and leaves the others as they are.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:coroutine .*write_fragment:RuntimeWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:.*write_fragment:pytest.PytestUnraisableExceptionWarning"  # in pytest-xdist
-    ),
-]
+pytestmark = UNAWAITED_WRITES
 
 
 class Watching(Console):

@@ -21,7 +21,7 @@ from ddpm_jax.errors import UserError
 __all__ = ["Child", "Say", "answer_question", "start"]
 
 Say = Callable[[str], None]
-Stream = TypeVar("Stream")
+_Stream = TypeVar("_Stream")
 
 
 class Child:
@@ -117,7 +117,7 @@ def _die_with_input() -> None:
     os._exit(1)
 
 
-def _pipe(stream: Stream | None) -> Stream:
+def _pipe(stream: _Stream | None) -> _Stream:
     if stream is None:
         raise RuntimeError("a process without pipes")
     return stream
