@@ -21,6 +21,7 @@ SUITES = {
     "forward": ("x_t from x_0: loops, closed forms, and what memory allows", "4 minutes"),
     "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "4 minutes"),
     "train_step": ("what noising costs in a train step, looped and in one", "5 minutes"),
+    "data": ("images per second of each source, and how long a device waits", "5 minutes"),
     "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "3 minutes"),
     "scaling": ("a step on 8 to 1024 chips (extra 'plan'); the machinery's own cost", "6 minutes"),
 }
@@ -83,12 +84,8 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     results.save(report, path)
     print(f"\nnumbers   {path}")
     picture = path.with_suffix(".png")
-    try:
-        pictures.draw(report, picture)
-    except pictures.MatplotlibMissingError as missing:
-        print(f"no picture: {missing}")
-    else:
-        print(f"picture   {picture}")
+    pictures.draw(report, picture)
+    print(f"picture   {picture}")
 
 
 def _as_text(report: results.Report, suite: ModuleType) -> str:

@@ -69,7 +69,7 @@ def measured(
     """A row for each way to the ELBO on one chain; they run by turns."""
     key_p, key_time, key = jax.random.split(jax.random.key(seed), 3)
     levels = built.images.levels
-    x0 = to_model_range(jnp.asarray(built.images.held_out[: sizes.batch]), levels)
+    x0 = to_model_range(jnp.asarray(built.images.held_out[np.arange(sizes.batch)].images), levels)
     linear = analytic.predictor(_gaussian_of(built), process, predicts="eps")
     params = jax.jit(lambda key: meta.unbox(init_params(built.model, key, x0.shape[1:])))(
         built.key("parameters")
@@ -113,7 +113,8 @@ def measured(
 
 def _gaussian_of(built: Experiment) -> analytic.Mixture:
     """Gaussian data with the mean and covariance of the images, their grey levels spread out."""
-    images, levels = built.images.train, built.images.levels
+    levels = built.images.levels
+    images, _ = built.images.train[np.arange(len(built.images.train))]
     flat = np.asarray(to_model_range(jnp.asarray(images), levels), np.float64)
     flat = flat.reshape(len(images), -1)
     width = 2.0 / (levels - 1)

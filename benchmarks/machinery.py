@@ -24,6 +24,7 @@ from benchmarks.settings import Say
 from benchmarks.timing import in_turns
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import Config, MeshConfig, from_json
+from ddpm_jax.data import Examples
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.parallel import Form, hosts, one_device
 from ddpm_jax.plan.children import answer_question
@@ -140,7 +141,7 @@ def _program(config: Config, *, alone: bool) -> _Program:
         0, levels, (config.train.batch_size, *shape), np.uint8
     )
     own = images if alone else np.split(images, jax.process_count())[jax.process_index()]
-    batch = form.place(own)
+    batch = form.place(Examples(own, None))
     born = jax.jit(
         functools.partial(experiments.state_of, experiment),
         out_shardings=None if alone else experiment.state_shardings,

@@ -7,27 +7,14 @@ from typing import Any
 from benchmarks.results import Report, Row, find
 from benchmarks.timing import spread
 
-__all__ = ["MatplotlibMissingError", "draw"]
-
-
-class MatplotlibMissingError(ImportError):
-    """Says what to install."""
+__all__ = ["draw"]
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes the picture of `report` as PNG.
+    """Writes the picture of `report` as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    Raises:
-        MatplotlibMissingError: it is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MatplotlibMissingError(
-            f"pictures need matplotlib, of the extra 'benchmarks': pip install -e '.[benchmarks]'"
-            f" ({error})"
-        ) from error
     # No pyplot: no display is looked for, and no state is left behind.
     figure = Figure(layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
@@ -58,6 +45,18 @@ def _forward(figure: Any, rows: list[Row]) -> None:
         axes.set(title=f"{size}, batch {batch}", xlabel="t, steps", ylabel="seconds")
         axes.set(xscale="log", yscale="log")
     _legend(figure, panels)
+
+
+def _data(figure: Any, rows: list[Row]) -> None:
+    (axes,) = _panels(figure, 1)
+    names = [row.case["source"] for row in rows]
+    for shift, (name, label) in enumerate(
+        (("images_per_second", "read"), ("step_images_per_second", "taken in by a step"))
+    ):
+        places = [index + 0.4 * shift for index in range(len(rows))]
+        axes.barh(places, [row.numbers[name] for row in rows], height=0.4, label=label)
+    axes.set(yticks=range(len(rows)), yticklabels=names, xscale="log", xlabel="images per second")
+    axes.legend()
 
 
 def _kl(figure: Any, rows: list[Row]) -> None:
@@ -132,6 +131,7 @@ def _scaling(figure: Any, rows: list[Row]) -> None:
 _PICTURES: dict[str, Callable[[Any, list[Row]], None]] = {
     "forward": _forward,
     "kl": _kl,
+    "data": _data,
     "train_step": _train_step,
     "peers": _peers,
     "scaling": _scaling,

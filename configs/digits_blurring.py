@@ -2,8 +2,9 @@
 
     ddpm-jax train configs/digits_blurring.py
 
-https://arxiv.org/abs/2209.05557. All but the process is as in configs/digits.py: 1.984 +- 0.014
-bits/dim beside 1.963 +- 0.013; image by image the difference is 0.021 +- 0.002.
+https://arxiv.org/abs/2209.05557. All but the process is as in configs/digits.py, with its
+176,849 parameters: 1.984 +- 0.014 bits/dim beside 1.963 +- 0.013; image by image the difference is
+0.021 +- 0.002.
 
 Why these numbers. A kernel of 2 pixels at the end, 1 pixel half way, is a stroke's width on 8x8,
 and it acts late: at t = 0 there is none, so that the decoder's noise is that of digits.py. What

@@ -2,8 +2,8 @@
 
     ddpm-jax train configs/digits_correlated.py
 
-All but the process is as in configs/digits.py: 1.994 +- 0.014 bits/dim beside 1.963 +- 0.013; image
-by image the difference is 0.031 +- 0.002.
+All but the process is as in configs/digits.py, with its 176,849 parameters: 1.994 +- 0.014 bits/dim
+beside 1.963 +- 0.013; image by image the difference is 0.031 +- 0.002.
 
 Why this number. Pixels (x, y) apart have noise of correlation rho^(|x| + |y|), rho =
 exp(-1 / correlation_length): 0.14 at half a pixel, a factor of 3 in SNR between the coarsest mode

@@ -1,4 +1,4 @@
-"""Small things that every room does with arrays: what broadcasts, how wide, and where on a mesh."""
+"""Small things that every room does with arrays: shapes, widths, places on a mesh, keys."""
 
 import functools
 import math
@@ -7,15 +7,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 __all__ = [
     "data_axes",
     "einsum",
     "flat",
+    "fold_in",
+    "normal",
     "on_every_device",
     "per_example",
     "rows",
+    "split",
     "split_as",
     "widened",
 ]
@@ -101,3 +104,27 @@ def on_every_device(x: jax.Array) -> jax.Array:
     if all(axis is None for axis in sharding.spec):
         return x
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    """Standard normal numbers `[batch, ...]`, from one key or from a key `[batch]` for each row.
+
+    A row by its own key is the same whatever rows are beside it.
+    """
+    if key.ndim == 0:
+        return jax.random.normal(key, shape, dtype)
+    return jax.vmap(lambda own: jax.random.normal(own, shape[1:], dtype))(key)
+
+
+def split(key: jax.Array, num: int = 2) -> jax.Array:
+    """`num` keys, `[num]` or `[num, batch]`, of one key or of a key for each example."""
+    if key.ndim == 0:
+        return jax.random.split(key, num)
+    return jax.vmap(lambda own: jax.random.split(own, num), out_axes=1)(key)
+
+
+def fold_in(key: jax.Array, data: int | jax.Array) -> jax.Array:
+    """The key of a number, or each example's key of the same number."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, data)
+    return jax.vmap(jax.random.fold_in, (0, None))(key, data)

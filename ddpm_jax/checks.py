@@ -16,6 +16,7 @@ __all__ = [
     "check_choice",
     "check_float",
     "check_key",
+    "check_keys",
     "check_kind",
     "check_quantity",
     "check_result",
@@ -72,6 +73,18 @@ def check_key(name: str, key: jax.Array) -> None:
         raise TypeError(f"{name} has dtype {key.dtype}; make a typed key with jax.random.key(seed)")
     if key.shape != ():
         raise ValueError(f"{name} has shape {key.shape}; it has to be a single key")
+
+
+def check_keys(name: str, key: jax.Array, batch: int) -> None:
+    """Raises TypeError or ValueError unless `key` is a typed key, or one for each example."""
+    _check_array(name, key)
+    if key.ndim == 0 or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        check_key(name, key)
+    elif key.shape != (batch,):
+        raise ValueError(
+            f"{name} has shape {key.shape}; it has to be a single key, or one for each example,"
+            f" ({batch},)"
+        )
 
 
 def check_scalar(name: str, value: float | jax.Array) -> float | None:

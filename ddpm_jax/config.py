@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ddpm_jax import schedules
+from ddpm_jax.data import DataError, OnBadImage, Preparation
 from ddpm_jax.errors import UserError
 from ddpm_jax.forward import Predicts
 from ddpm_jax.models import Remat
@@ -41,6 +42,7 @@ __all__ = [
     "differences",
     "from_json",
     "load",
+    "make_preparation",
     "make_schedule",
     "to_json",
     "validate",
@@ -60,11 +62,26 @@ class DataConfig:
     """Which images."""
 
     name: str = "digits"
-    """"digits" (scikit-learn's), or a dataset of TensorFlow Datasets: cifar10, fashion_mnist."""
+    """"digits" (scikit-learn's), "folder:PATH", "npz:PATH", or a dataset of TensorFlow Datasets:
+    cifar10, fashion_mnist."""
     dir: str | None = None
     """Where prepared TensorFlow Datasets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    grey: bool = False
+    """Take the colours away."""
+    size: int | None = None
+    """Resize the shorter side to this, and keep the middle of the longer one."""
+    pad: int | None = None
+    """Put a black border around, to squares of this side."""
+    crop: int | None = None
+    """Train on squares of this side cut out at random; held-out images are cut in the middle."""
     flip: bool = False
     """Mirror each training image left to right half of the time."""
+    on_bad_image: OnBadImage = "stop"
+    """What to do of an image that cannot be decoded: "stop" with a sentence, or "skip", count and
+    report it."""
+    memory_gb: float = 4.0
+    """Datasets of at most so many gigabytes of pixels are decoded once, into memory; larger ones as
+    they are read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +140,8 @@ class ModelConfig:
     """What the network's output stands for."""
     variance: Variance = "small"
     """Of p(x_{t-1} | x_t): fixed, or a second output of the network, "learned_range"."""
+    classes: int = 0
+    """Classes that the network is told, as many as the dataset has; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +171,8 @@ class TrainConfig:
     "p2" and "truncated_snr": mean squared errors with these weights."""
     times: Times = "uniform"
     """How t is drawn: "importance" by a history of losses, which is part of the state."""
+    label_dropout: float = 0.1
+    """Share of the examples whose class is kept from the network, so that it can be guided."""
     accumulate: int = 1
     """Parts that each batch is taken in, one after the other: less memory, the same result but for
     rounding."""
@@ -191,6 +212,10 @@ class EvaluationConfig:
     """Steps of the sampler; by default all T."""
     spacing: Spacing = "linspace"
     """How those steps are spread, see `ddpm_jax.samplers.time_grid`."""
+    guidance: float = 1.0
+    """Of a network with classes: 0 leaves them out, 1 is the network as it is, more is guided."""
+    likelihood_times: int | None = None
+    """ELBO terms computed of each held-out image, spread over the chain; by default all T."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +311,10 @@ def validate(config: Config) -> None:
         check_objective(config.train.objective, config.model.variance)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
+    try:
+        make_preparation(config.data)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     _check_mesh(config)
     channels, num_steps = config.model.channels, config.schedule.num_steps
     _require(
@@ -299,6 +328,18 @@ def validate(config: Config) -> None:
         config,
         "evaluation.sampler_steps",
         f"at most schedule.num_steps, {num_steps}",
+    )
+    _require(
+        (config.evaluation.likelihood_times or 1) <= num_steps,
+        config,
+        "evaluation.likelihood_times",
+        f"at most schedule.num_steps, {num_steps}",
+    )
+    _require(
+        config.model.classes > 0 or config.evaluation.guidance == 1.0,
+        config,
+        "evaluation.guidance",
+        "1 where model.classes is 0",
     )
     _require(
         config.train.times != "stratified" or config.train.batch_size * num_steps < 2**30,
@@ -335,6 +376,8 @@ _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _POSITIVE = (lambda value: 0.0 < value < math.inf, "positive and finite")
 _FRACTION = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.memory_gb": (lambda value: value >= 0.0, "0 or more"),
+    "data.crop": (lambda value: value is None or value >= 1, "1 or more"),
     "schedule.num_steps": (lambda value: value <= 1_000_000, "at most 1,000,000"),
     "process.max_blur": (lambda value: 0.0 <= value < math.inf, "0 or more, in pixels"),
     "process.min_scale": (lambda value: 0.0 < value <= 1.0, "in (0, 1]"),
@@ -348,6 +391,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.num_blocks": _COUNT,
     "model.norm_groups": _COUNT,
     "model.dropout": _FRACTION,
+    "model.classes": _NOT_NEGATIVE,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.warmup_steps": _NOT_NEGATIVE,
     "optimizer.clip_norm": _POSITIVE,
@@ -356,6 +400,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.steps": _COUNT,
     "train.batch_size": _COUNT,
     "train.accumulate": _COUNT,
+    "train.label_dropout": _FRACTION,
     "train.ema_decay": (
         lambda values: len(values) > 0 and all(0.0 <= value < 1.0 for value in values),
         "one or more numbers in [0, 1)",
@@ -377,6 +422,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.batch_size": _COUNT,
     "evaluation.num_samples": _COUNT,
     "evaluation.sampler_steps": (lambda value: value is None or value >= 1, "1 or more"),
+    "evaluation.guidance": (lambda value: -math.inf < value < math.inf, "finite"),
+    "evaluation.likelihood_times": (lambda value: value is None or value >= 2, "2 or more"),
     "seed": (lambda value: 0 <= value < 2**32, "in [0, 2^32)"),
 }
 """What each field has to be on its own, in the order in which it is checked."""
@@ -404,6 +451,11 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
         return schedules.zero_terminal_snr(schedule) if config.zero_terminal_snr else schedule
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
+
+
+def make_preparation(config: DataConfig) -> Preparation:
+    """What `config` has done to every image."""
+    return Preparation(grey=config.grey, size=config.size, pad=config.pad)
 
 
 class Difference(NamedTuple):

@@ -49,8 +49,11 @@ ON_THE_OLDEST = {
     for stem in (
         *("architecture", "core_contract", "schedules", "bases", "gaussians", "precision"),
         *("discretized", "forward", "reverse", "losses", "timesteps", "guidance", "custom_chain"),
-        *("layers", "parallel", "training", "ema", "checkpoints", "manifest", "snapshots", "data"),
-        *("config", "experiment", "evaluation", "peers", "peer_trajectories"),
+        *("layers", "parallel", "training", "ema", "checkpoints", "manifest", "snapshots"),
+        *("images", "sources", "folder", "damaged_files", "damaged_runs", "pipeline"),
+        *("prepared", "prepare", "likelihood_times"),
+        *("config", "experiment", "evaluation", "references", "inception", "frechet"),
+        *("peers", "peer_trajectories", "peer_inception"),
     )
 }
 """What hangs on versions of JAX, Orbax, grain and diffusers, and tables to their last places."""

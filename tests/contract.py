@@ -65,6 +65,10 @@ def bent(x_t, t):
     return 0.3 * x_t + 0.2 * jnp.sin(x_t)
 
 
+def _sum_of_bits(bits):
+    return bits.prior + bits.per_time.sum(axis=0)
+
+
 def look_up(name):
     return lambda **times: getattr(SCHEDULE, name)(**times)
 
@@ -204,6 +208,20 @@ def cases_of(process):
                 chunk=3,
             ),
             {"key": key, "x0": grey},
+            "x0",
+        ),
+        "bits_at_times": Case(
+            lambda times, **arrays: _sum_of_bits(
+                likelihood.bits_at_times(
+                    process,
+                    lambda x_t, t: 0.3 * x_t,
+                    **arrays,
+                    times=times[None] if hasattr(times, "ndim") else times,
+                    predicts="v",
+                    levels=LEVELS,
+                )
+            ),
+            {"key": key, "x0": grey, "times": t},
             "x0",
         ),
         "flow_bits_per_dim": Case(
@@ -377,7 +395,7 @@ STATIC = {
     *("zero_terminal_snr", "shifted", "respaced"),
     *("constant", "min_snr", "p2", "truncated_snr"),
     *("time_grid", "ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"),
-    "loss_history",
+    *("loss_history", "spread_times"),
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("identity", "dct", "fourier", "orthonormal"),

@@ -17,7 +17,7 @@ import test_parallel as small
 from flax.core import meta
 
 from ddpm_jax import parallel, training
-from ddpm_jax.data import make_iterator
+from ddpm_jax.data import Arrays, Examples, make_iterator
 from ddpm_jax.parallel import hosts, lost
 from ddpm_jax.training import ema
 
@@ -56,8 +56,8 @@ def go(leg, folder):
     shardings = parallel.shardings(like)
     form = parallel.make_form(leg.form, mesh, shardings)
 
-    def losses(params, images, drawn):
-        return objective.losses(params, images.astype(np.float32) / 8.0 - 1.0, drawn)
+    def losses(params, batch, drawn):
+        return objective.losses(params, batch.images.astype(np.float32) / 8.0 - 1.0, drawn)
 
     step = training.make_train_step(
         objective._replace(losses=losses),
@@ -67,7 +67,7 @@ def go(leg, folder):
         form=form,
     )
     data = make_iterator(
-        IMAGES,
+        Arrays(IMAGES),
         batch_size=small.BATCH,
         seed=0,
         flip=True,
@@ -82,8 +82,9 @@ def go(leg, folder):
             restored = checkpoints.restore(like, leg.start, verify=False)
         state = restored.state
         data.set_state(restored.data_state)
-    shape = (small.BATCH, *IMAGES.shape[1:])
-    compiled = form.lower(step, state, form.abstract_batch(shape, np.uint8)).compile()
+    images = jax.ShapeDtypeStruct((small.BATCH, *IMAGES.shape[1:]), np.uint8)
+    batch = form.abstract_batch(Examples(images, None))
+    compiled = form.lower(step, state, batch).compile()
     hosts.barrier(f"{leg.name} is compiled")
     told = []
     for _ in range(leg.start, leg.stop):

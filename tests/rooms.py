@@ -19,6 +19,7 @@ CORE = (
 ROOMS = (
     *CORE,
     *(
+        "files",
         "models",
         "parallel",
         "training",

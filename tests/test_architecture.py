@@ -46,6 +46,7 @@ PUBLIC = {
     "ddpm_jax.likelihood": {
         *("bits_per_dim", "estimate_bits_per_dim", "flow_bits_per_dim", "dequantize"),
         *("BitsPerDim", "BitsEstimate", "FlowLikelihood"),
+        *("BitsAtTimes", "bits_at_times", "spread_times"),
     },
     "ddpm_jax.samplers": {
         *("ancestral", "ddim", "ddim_inversion", "dpm_solver_pp", "heun", "probability_flow"),

@@ -61,6 +61,20 @@ ARGUMENTS = {
         *("--batch", "4", "--num-times", "2", "--keys", "4", "--whole-keys", "2"),
         *("--ways", "history", "estimate_uniform"),
     ],
+    "data": [
+        "--config",
+        TINY,
+        "--images",
+        "32",
+        "--side",
+        "8",
+        "--channels",
+        "4",
+        "--batch",
+        "16",
+        "--steps",
+        "3",
+    ],
     "train_step": ["--configs", TINY, "--batches", "2"],
     "peers": ["--sizes", "2x2x1", "--batches", "2", "--config", TINY, "--batch", "2"],
     "scaling": [
@@ -176,22 +190,9 @@ def test_a_suite_leaves_numbers_that_load(suite, reports):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_draws(suite, reports):
-    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra 'benchmarks'")
     picture = reports(suite).with_suffix(".png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(picture) > 10_000
-
-
-def test_without_matplotlib_there_is_a_sentence_and_the_numbers(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    row = Row({"network": "n", "batch": 1, "noising": "none"}, [1.0, 1.0])
-    monkeypatch.setattr(train_step, "run", lambda settings, say: [row])
-    monkeypatch.setattr(train_step, "notes", lambda rows: [])
-    monkeypatch.setattr(train_step, "COLUMNS", {"noising": columns.case("noising")})
-    code, out, _ = run(capsys, "train_step", "--out", tmp_path)
-    assert code == 0
-    assert "pip install -e '.[benchmarks]'" in out
-    assert (tmp_path / "train_step.json").is_file()
 
 
 @pytest.mark.parametrize(

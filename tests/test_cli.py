@@ -50,8 +50,8 @@ def test_an_unknown_command(capsys):
     code, said = failing(capsys, "trian")
     assert code == 2
     assert said == (
-        "ddpm-jax: the command is 'trian'; it has to be one of train, sample, evaluate, replay,"
-        " inspect, plan\n"
+        "ddpm-jax: the command is 'trian'; it has to be one of train, data, sample, evaluate,"
+        " replay, inspect, plan\n"
     )
 
 
@@ -103,7 +103,7 @@ def test_a_finished_run_says_so_and_changes_nothing(run, capsys):
 
 
 def test_evaluate_repeats_the_results(run, capsys):
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--num", "0"]) == 0
     results = json.loads((run / "results.json").read_text())
     out = capsys.readouterr().out
     assert f"{results['bits_per_dim']:.3f}" in out

@@ -5,6 +5,7 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -16,7 +17,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
 from ddpm_jax.experiment.measure import evaluate
 from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay
-from ddpm_jax.likelihood import BitsPerDim
+from ddpm_jax.likelihood import BitsAtTimes
 
 
 def replace(config, section, **values):
@@ -74,13 +75,13 @@ def test_no_two_uses_of_randomness_share_a_key(experiment):
 def test_bits_per_dim_do_not_count_the_filling_of_the_last_batch(experiment, monkeypatch):
     """A fake ELBO that is the image's own mean: 360 images in batches of 128 leave 104 over."""
 
-    def mean_level(schedule, predict, key, x0, *, predicts, levels, variance):
+    def mean_level(process, predict, key, x0, times, *, predicts, levels, variance):
         mean = x0.mean(axis=(1, 2, 3))
-        return BitsPerDim(mean, mean, mean, mean, mean[None])
+        return BitsAtTimes(mean, jnp.zeros(times.shape))
 
-    monkeypatch.setattr("ddpm_jax.experiment.measure.bits_per_dim", mean_level)
+    monkeypatch.setattr("ddpm_jax.experiment.measure.bits_at_times", mean_level)
     results = evaluate(experiment, {})
-    means = experiment.images.held_out.mean(axis=(1, 2, 3)) / 8.0 - 1.0
+    means = experiment.images.held_out.images.mean(axis=(1, 2, 3)) / 8.0 - 1.0
     assert results["bits_per_dim"] == pytest.approx(means.mean(), abs=1e-6)
     assert results["standard_error"] == pytest.approx(means.std(ddof=1) / 360**0.5, rel=1e-4)
 
@@ -158,7 +159,7 @@ class TestTrainingDisplay:
         console = Console(file=out, width=200)
         with TrainingDisplay(console, start=start, steps=10, batch_size=4) as display:
             for step in steps:
-                display.advance(step)
+                display.advance(step, 0.5)
                 display.log(step, loss=0.5)
         return out.getvalue().splitlines()
 
@@ -167,11 +168,15 @@ class TestTrainingDisplay:
         monkeypatch.setattr("time.perf_counter", lambda: next(clock))
         out = io.StringIO()
         display = TrainingDisplay(Console(file=out, width=200), start=0, steps=10, batch_size=4)
-        display.advance(1)
-        assert display.log(5, loss=0.5)["steps_per_second"] == 2.0
+        display.advance(1, 0.7)  # before the clock of its own
+        display.advance(2, 0.3)
+        display.advance(3, 0.1)
+        speed = display.log(5, loss=0.5)
+        assert (speed["steps_per_second"], speed["waited_for_data"]) == (2.0, 0.2)
         display.pause()
-        display.advance(6)
-        assert display.log(8, loss=0.5)["steps_per_second"] == 2.0
+        display.advance(6, 50.0)
+        speed = display.log(8, loss=0.5)
+        assert (speed["steps_per_second"], speed["waited_for_data"]) == (2.0, 0.0)
 
     def test_is_plain_lines_where_there_is_no_terminal(self, monkeypatch):
         clock = iter([0.0, 0.0, 2.0, 4.0])
@@ -179,8 +184,13 @@ class TestTrainingDisplay:
         first, second, last = self.lines([1, 5, 10])
         # The first step says nothing of the speed: it was compiled before it was timed.
         assert first == "step 1/10  loss 0.5000  0.0 steps/s  0 images/s  -:-- left"
-        assert second == "step 5/10  loss 0.5000  2.0 steps/s  8 images/s  0:02 left"
-        assert last == "step 10/10  loss 0.5000  2.5 steps/s  10 images/s  0:00 left"
+        assert (
+            second
+            == "step 5/10  loss 0.5000  2.0 steps/s  8 images/s  25.0% waiting for data  0:02 left"
+        )
+        assert last == second.replace("5/10", "10/10").replace(
+            "2.0 steps/s  8 images/s", "2.5 steps/s  10 images/s"
+        ).replace("0:02 left", "0:00 left")
 
 
 class TestMetricsLog:

@@ -14,7 +14,7 @@ import tiny
 from ddpm_jax import config as configs
 from ddpm_jax import processes
 from ddpm_jax.config import ConfigError, MeshConfig, ProcessConfig, make_schedule
-from ddpm_jax.data import ImageSet, load
+from ddpm_jax.data import Arrays, ImageSet, load
 from ddpm_jax.experiment import build, make_process
 from ddpm_jax.experiment.process import exponential_spectrum, measured_spectrum
 
@@ -90,7 +90,7 @@ def test_pixels_keep_the_variance_that_the_schedule_says(length):
 def test_spectrum_is_the_variance_of_the_cosine_modes():
     rng = np.random.default_rng(0)
     levels = rng.integers(0, 17, size=(50, *SHAPE), dtype=np.uint8)
-    images = ImageSet("noise", train=levels, held_out=levels[:1], levels=17)
+    images = ImageSet("noise", train=Arrays(levels), held_out=Arrays(levels[:1]), levels=17)
     modes = np.einsum("kx,ly,bxyc->bklc", cosines(8), cosines(6), levels / 8.0 - 1.0)
     np.testing.assert_allclose(measured_spectrum(images), modes.var(axis=0), rtol=1e-5)
 
@@ -98,7 +98,7 @@ def test_spectrum_is_the_variance_of_the_cosine_modes():
 def test_equal_snr_drowns_all_modes_of_the_digits_alike():
     experiment = build(config_of("equal_snr"))
     log_snr = np.asarray(make_schedule(experiment.config.schedule).log_snr, np.float64)
-    data = experiment.images.train / 8.0 - 1.0
+    data = experiment.images.train.images / 8.0 - 1.0
     variance = np.einsum("kx,ly,bxyc->bklc", cosines(8), cosines(8), data).var(axis=0)
     t = jnp.arange(experiment.process.num_steps)
     ratio = np.asarray(experiment.process.snr(t), np.float64) * variance
@@ -113,7 +113,7 @@ def test_equal_snr_drowns_all_modes_of_the_digits_alike():
 def test_a_perfect_network_pays_what_the_configs_say(name, cost, in_finer_steps):
     """KL terms of Gaussian data with the digits' covariance, by matrices, beside white noise."""
     images = load("digits", None)
-    data = (images.train / 8.0 - 1.0).reshape(len(images.train), -1)
+    data = (images.train.images / 8.0 - 1.0).reshape(len(images.train), -1)
     basis = np.kron(cosines(8), cosines(8))
     covariance = basis @ (np.cov(data, rowvar=False) + 1e-6 * np.eye(64)) @ basis.T
     precision = np.linalg.inv(covariance)

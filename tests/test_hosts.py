@@ -18,9 +18,9 @@ import elastic
 import numpy as np
 import pytest
 from elastic import Leg
+from imagery import examples, prepare, random_images
 from runs import CACHE, ROOT, TINY, contents, ended, finish, kill_and_resume, start
 from runs import wait_for_checkpoint as wait_for
-from test_data import examples, prepare, random_images
 
 HEARTBEAT = 5
 ARGUMENTS = [TINY, "--train.steps", "60", "--train.save-every", "6", "--train.draw-every", "1000"]

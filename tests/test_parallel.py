@@ -15,6 +15,7 @@ from flax.core import meta
 from jax.sharding import PartitionSpec
 
 from ddpm_jax import parallel, training
+from ddpm_jax.data import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel.rules import spec_of
 from ddpm_jax.schedules import linear_log_snr
@@ -93,7 +94,7 @@ def program(name, data, fsdp, *, dtype=jnp.float32, reduction="float32", watch=F
         form=form,
     )
     birth = jax.jit(lambda: meta.unbox(boxed()), out_shardings=shardings).lower().compile()
-    batch = form.abstract_batch(IMAGES.shape[1:], IMAGES.dtype)
+    batch = form.abstract_batch(jax.ShapeDtypeStruct(IMAGES.shape[1:], IMAGES.dtype))
     lowered = form.lower(step, birth(), batch)
     return Program(form, birth, lowered, lowered.compile())
 
@@ -349,6 +350,23 @@ def test_the_batch_is_split_over_all_devices():
     batch = form.place(IMAGES[0])
     assert {shard.data.shape for shard in batch.addressable_shards} == {(BATCH // 8, SIDE, SIDE, 1)}
     np.testing.assert_array_equal(batch, IMAGES[0])
+
+
+@pytest.mark.parametrize("name", ["jit", "shard_map", "pmap"])
+def test_a_batch_is_a_tree_and_what_is_none_is_no_leaf(name):
+    form = Run(name, 8, 1).form
+    labels = np.arange(BATCH, dtype=np.int32)
+    for batch in (Examples(IMAGES[0], labels), Examples(IMAGES[0], None)):
+        told = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+        placed, abstract = form.place(batch), form.abstract_batch(told)
+        assert (placed.labels is None) == (abstract.labels is None) == (batch.labels is None)
+        for one, other, given in zip(*map(jax.tree.leaves, (placed, abstract, batch)), strict=True):
+            assert (one.shape, one.dtype, one.sharding) == (
+                other.shape,
+                other.dtype,
+                other.sharding,
+            )
+            np.testing.assert_array_equal(one.reshape(given.shape), given)
 
 
 def test_a_compiled_step_moves_nothing_to_the_host_and_donates_its_state():

@@ -31,7 +31,9 @@ def bad_image():
     scaled = building.to_model_range
 
     def damaged(images, levels):
-        bad = (images == jnp.asarray(batch[EXAMPLE : EXAMPLE + 1])).all((1, 2, 3), keepdims=True)
+        bad = (images == jnp.asarray(batch.images[EXAMPLE : EXAMPLE + 1])).all(
+            (1, 2, 3), keepdims=True
+        )
         return jnp.where(bad, jnp.nan, scaled(images, levels))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -420,6 +420,55 @@ def test_times_that_do_not_fall_give_nan(name):
     assert np.isnan(up).all()
 
 
+def test_a_key_for_each_image_makes_it_its_own(make):
+    schedule, keys = schedules.linear(20), jax.random.split(jax.random.key(5), 6)
+    sampler, times = make(schedule, denoiser("linear", 20)), time_grid(schedule, 7)
+    draw = jax.jit(lambda key: sample(sampler, key, (*key.shape, 4, 2), times).x0)
+    whole = draw(keys)
+    assert len({row.tobytes() for row in np.asarray(whole)}) == 6
+    order = np.array([4, 0, 5, 3, 1, 2])
+    np.testing.assert_array_equal(draw(keys[order]), whole[order])
+    for size in (1, 2, 3):
+        parts = [draw(keys[first : first + size]) for first in range(0, 6, size)]
+        # Each size is a program of its own, and the compiler rounds Heun's steps its own way.
+        atol = 1e-6 if make is heun else 0.0
+        np.testing.assert_allclose(jnp.concatenate(parts), whole, rtol=0.0, atol=atol)
+    # Not a matter of one key for all: that draws the noise of the batch at once.
+    one = sample(sampler, keys[0], (6, 4, 2), times).x0
+    assert (np.asarray(one)[1:] != np.asarray(whole)[1:]).any()
+
+
+def test_one_key_draws_what_it_always_drew():
+    # Step by step with jax.random, as `sample` says: fold_in(key, t) of the second half of the key.
+    schedule, key, shape = schedules.linear(20), jax.random.key(3), (4, 2)
+    predict, times = denoiser("linear", 20), [19, 11, 4]
+    start, steps = jax.random.split(key)
+    x = jax.random.normal(start, shape)
+    for t, s in zip(times, [*times[1:], -1], strict=True):
+        at, to = jnp.full(4, t), jnp.full(4, s)
+        a, b = (
+            np.sqrt(np.asarray(table)[t]) for table in (schedule.alpha_bar, 1 - schedule.alpha_bar)
+        )
+        x0_hat = (x - b * predict(x, at)) / a
+        mean, variance = q_posterior(schedule, jnp.clip(x0_hat, -1.0, 1.0), x, at, to)
+        noise = jax.random.normal(jax.random.fold_in(steps, t), shape)
+        x = mean + (jnp.sqrt(variance.reshape(-1, 1)) * noise if s >= 0 else 0.0)
+    found = sample(ancestral(schedule, predict, variance="small"), key, shape, jnp.array(times)).x0
+    np.testing.assert_allclose(found, x, atol=2e-5)
+
+
+def test_keys_are_one_or_one_for_each(without_annotation_checks):
+    schedule, times = schedules.linear(20), jnp.array([3, 1])
+    sampler = ddim(schedule, denoiser("linear", 20))
+    for wrong, error, said in (
+        (jax.random.split(jax.random.key(0), 3), ValueError, r"key has shape \(3,\)"),
+        (jax.random.split(jax.random.key(0), (2, 1)), ValueError, r"key has shape \(2, 1\)"),
+        (jax.random.PRNGKey(0), TypeError, "key has dtype uint32"),
+    ):
+        with pytest.raises(error, match=said):
+            sample(sampler, wrong, (2, 3), times)
+
+
 def test_eta_may_be_traced():
     schedule = schedules.linear(10)
 

@@ -210,7 +210,7 @@ class Recorder:
     def __init__(self):
         self.told = []
 
-    def advance(self, step):
+    def advance(self, step, waited):
         pass
 
     def log(self, step, metrics):
@@ -307,6 +307,29 @@ def test_the_loop_runs_three_steps_ahead_of_the_device_and_no_further(monkeypatc
 
     run_loop(step, make_state(), steps=9, log_every=100, save_every=100, draw_every=100)
     assert dispatched == [0, 0, 0, 0, 1, 2, 3, 4, 5]
+
+
+def test_the_wait_for_a_batch_counts_where_the_device_had_nothing_to_do(monkeypatch):
+    # A clock that only batches advance, by 1 s each, and a device that is done or is not.
+    clock, plain = [0.0], jax.jit(make_step())
+    monkeypatch.setattr(training.loop.time, "perf_counter", lambda: clock[0])
+
+    def batches():
+        while True:
+            clock[0] += 1.0
+            yield jnp.zeros(2)
+
+    class Waits(Recorder):
+        def advance(self, step, waited):
+            self.told.append((step, waited))
+
+    for done, expected in ((True, [0.0, 1.0, 1.0, 1.0, 1.0]), (False, [0.0] * 5)):
+        monkeypatch.setattr(training.loop, "_is_ready", lambda metrics, done=done: done)
+        hooks = Waits()
+        every = {"log_every": 100, "save_every": 100, "draw_every": 100}
+        training.fit(plain, make_state(), batches(), hooks, start=0, steps=5, **every)
+        waits = [told for told in hooks.told if isinstance(told[0], int)]
+        assert waits == list(enumerate(expected, start=1))  # the first step is not counted
 
 
 class TestBadSteps:

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.config import Config, validate
-from ddpm_jax.data import image_shape
-from ddpm_jax.experiment import check_image_size, make_model, make_process, say
+from ddpm_jax.experiment import check_image_size, image_shape_of, make_model, make_process, say
 from ddpm_jax.models import layer_table
 
 __all__ = ["run"]
@@ -20,7 +19,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     """Prints the forward process and the network as tables; needs no dataset."""
     config = parse_config("inspect", arguments)
     validate(config)
-    shape = image_shape(config.data.name, config.data.dir)
+    shape = image_shape_of(config)
     check_image_size(config, shape)
     if config.process.name == "equal_snr":
         say(console, "process: equal_snr, with a spectrum that is measured when a run begins")

@@ -22,6 +22,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "train": "train a config, or go on with it, then evaluate and draw",
+    "data": "prepare a data set of TensorFlow Datasets",
     "sample": "draw images from a run",
     "evaluate": "bits per dimension of a run on held-out images, beside baselines",
     "replay": "one step of a run once more: which examples and parameters were bad in it",

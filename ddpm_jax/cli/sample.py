@@ -1,8 +1,10 @@
 """`ddpm-jax sample RUN --num 64 --sampler ddim --steps 50 --out grid.png`."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from ddpm_jax.cli.restored import ParamsName, restore_run
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
-from ddpm_jax.experiment import make_drawer, say
+from ddpm_jax.experiment import Experiment, Sampling, make_drawer, say
 from ddpm_jax.samplers import Spacing
 
 __all__ = ["run"]
@@ -32,6 +34,12 @@ class Arguments:
     """Steps of the sampler; by default all T."""
     spacing: Spacing = "linspace"
     """How they are spread over the chain."""
+    label: int | None = None
+    """The class of all images, of a run with classes; by default one after the other."""
+    guidance: float | None = None
+    """1 is the network as it is, more is guided; by default as the run's config says."""
+    batch_size: int | None = None
+    """Images drawn at once; by default evaluation.batch_size of the run. They are the same."""
     out: Path = Path("samples.png")
     """A .png for a grid, a .npz for the uint8 grey levels as array `images`."""
     seed: int = 0
@@ -54,23 +62,37 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError(f"--out is {str(asked.out)!r}, which is a folder")
     if not 0 <= asked.seed < 2**32:
         raise UserError(f"--seed is {asked.seed}; it has to be in [0, 2^32)")
-    if asked.num < 1:
-        raise UserError(f"--num is {asked.num}; it has to be 1 or more")
-    experiment, params, step = restore_run(asked.run, asked.params, asked.data_dir, asked.sigma_rel)
+    for name in ("num", "batch_size"):
+        value = getattr(asked, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be 1 or more")
+    run = restore_run(asked.run, asked.data_dir, asked.sigma_rel)
+    experiment, step = run.experiment, run.step
     num_steps = experiment.process.num_steps
     if asked.steps is not None and not 1 <= asked.steps <= num_steps:
         raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")
-    drawer = make_drawer(
-        experiment,
-        num=asked.num,
-        sampler=asked.sampler,
-        steps=asked.steps,
-        spacing=asked.spacing,
-    )
-    images = drawer(params, jax.random.key(asked.seed)).images
+    images = _draw(asked, experiment, run.chosen(asked.params))
     levels = experiment.images.levels
     if asked.out.suffix == ".png":
         save_png(asked.out, image_grid(images, levels=levels))
     else:
         np.savez_compressed(asked.out, images=images, levels=levels)
     say(console, f"{asked.num} images of step {step} in {asked.out}")
+
+
+def _draw(asked: Arguments, experiment: Experiment, params: Any) -> np.ndarray:
+    """In batches; which ones does not matter."""
+    config = experiment.config
+    classes, evaluation = config.model.classes, config.evaluation
+    if classes == 0 and (asked.label is not None or asked.guidance is not None):
+        raise UserError("--label and --guidance are for runs with classes; this one has none")
+    if asked.label is not None and not 0 <= asked.label < classes:
+        raise UserError(f"--label is {asked.label}; the run has the classes 0 to {classes - 1}")
+    guidance = evaluation.guidance if asked.guidance is None else asked.guidance
+    if not math.isfinite(guidance):
+        raise UserError(f"--guidance is {guidance}; it has to be finite")
+    how = Sampling(asked.sampler, asked.steps, asked.spacing, guidance, asked.label)
+    size = min(asked.num, asked.batch_size or evaluation.batch_size)
+    drawer, key = make_drawer(experiment, num=size, how=how), jax.random.key(asked.seed)
+    batches = [drawer(params, key, first).images for first in range(0, asked.num, size)]
+    return np.concatenate(batches)[: asked.num]

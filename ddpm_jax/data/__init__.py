@@ -1,13 +1,23 @@
-"""Images in and out: data sets as arrays, endless batches that resume, scaling to [-1, 1]."""
+"""Images in and out: sources of images, endless batches that resume, scaling to [-1, 1]."""
 
+from ddpm_jax.data.encoded import OnBadImage as OnBadImage
 from ddpm_jax.data.images import DataError as DataError
-from ddpm_jax.data.images import ImageSet as ImageSet
 from ddpm_jax.data.images import check_images as check_images
 from ddpm_jax.data.images import check_labels as check_labels
+from ddpm_jax.data.images import to_bytes as to_bytes
 from ddpm_jax.data.images import to_levels as to_levels
 from ddpm_jax.data.images import to_model_range as to_model_range
 from ddpm_jax.data.pipeline import BatchIterator as BatchIterator
 from ddpm_jax.data.pipeline import make_iterator as make_iterator
+from ddpm_jax.data.preparation import BadImageError as BadImageError
+from ddpm_jax.data.preparation import Preparation as Preparation
+from ddpm_jax.data.source import Arrays as Arrays
+from ddpm_jax.data.source import CentreCropped as CentreCropped
+from ddpm_jax.data.source import Examples as Examples
+from ddpm_jax.data.source import ImageSet as ImageSet
+from ddpm_jax.data.source import Source as Source
+from ddpm_jax.data.source import in_batches as in_batches
 from ddpm_jax.data.sources import image_levels as image_levels
 from ddpm_jax.data.sources import image_shape as image_shape
 from ddpm_jax.data.sources import load as load
+from ddpm_jax.data.sources import prepared_directory as prepared_directory

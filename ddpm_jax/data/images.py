@@ -10,66 +10,26 @@ whose grid, `levels` values 2 / (levels - 1) apart, is the one the discretized l
 ELBO's last term integrates over.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from ddpm_jax.checks import check_float
 from ddpm_jax.errors import UserError
 
-__all__ = ["DataError", "ImageSet", "check_images", "check_labels", "to_levels", "to_model_range"]
+__all__ = [
+    "DataError",
+    "check_images",
+    "check_labels",
+    "to_bytes",
+    "to_levels",
+    "to_model_range",
+]
 
 
 class DataError(UserError):
     """Data that cannot be used, told in one sentence: what, its value, and what would do."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images to train on and images held out, with labels where there are any.
-
-    Everything is checked when it is made, every pixel and every label.
-
-    Raises:
-        DataError: see `check_images` and `check_labels`; or the two parts differ in image shape.
-
-    Example:
-        >>> import numpy as np
-        >>> from ddpm_jax.data import ImageSet
-        >>> black = np.zeros((3, 8, 8, 1), np.uint8)
-        >>> ImageSet("black", train=black[:2], held_out=black[2:], levels=256).image_shape
-        (8, 8, 1)
-    """
-
-    name: str
-    train: UInt8[np.ndarray, "train height width channel"]
-    held_out: UInt8[np.ndarray, "held_out height width channel"]
-    levels: int
-    """Number of grey levels: values are 0 to levels - 1."""
-    train_labels: Integer[np.ndarray, " train"] | None = None
-    held_out_labels: Integer[np.ndarray, " held_out"] | None = None
-
-    def __post_init__(self) -> None:
-        check_images("train", self.train, self.levels)
-        check_images("held_out", self.held_out, self.levels)
-        if self.held_out.shape[1:] != self.train.shape[1:]:
-            raise DataError(
-                f"held_out has images of shape {self.held_out.shape[1:]} and train of"
-                f" {self.train.shape[1:]}; both have to be the same"
-            )
-        if self.train_labels is not None:
-            check_labels("train_labels", self.train_labels, len(self.train))
-        if self.held_out_labels is not None:
-            check_labels("held_out_labels", self.held_out_labels, len(self.held_out))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channel) of every image."""
-        height, width, channel = self.train.shape[1:]
-        return height, width, channel
 
 
 def check_images(name: str, images: np.ndarray, levels: int = 256) -> None:
@@ -160,6 +120,22 @@ def to_levels(x: Float[Array, "*shape"], levels: int) -> UInt8[Array, "*shape"]:
     check_float("x", x)
     nearest = jnp.round((x.astype(jnp.float32) + 1.0) * 0.5 * (levels - 1))
     return jnp.clip(nearest, 0, levels - 1).astype(jnp.uint8)
+
+
+def to_bytes(images: UInt8[np.ndarray, "*shape"], levels: int) -> UInt8[np.ndarray, "*shape"]:
+    """Grey levels 0 to levels - 1 spread over 0 to 255, for pictures and for networks of pictures.
+
+    Raises:
+        DataError: `levels` outside 2 to 256.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax.data import to_bytes
+        >>> to_bytes(np.array([0, 8, 16], np.uint8), 17).tolist()
+        [0, 128, 255]
+    """
+    _check_levels(levels)
+    return np.round(np.arange(levels) * (255.0 / (levels - 1))).astype(np.uint8)[images]
 
 
 def _check_levels(levels: int) -> None:

@@ -1,8 +1,8 @@
 """Endless batches of uint8 images, the same ones after a resume and on any number of processes.
 
 The data are one stream without end: epoch after epoch, each a fresh permutation of all images.
-Place i of the stream is image `order[i mod n]` of epoch `i // n`, flipped or not as a bit of its
-own says, and batch k of a run is places k * batch_size to (k + 1) * batch_size. So
+Place i of the stream is image `order[i mod n]` of epoch `i // n`, flipped and cropped as random
+words of its own say, and batch k of a run is places k * batch_size to (k + 1) * batch_size. So
 
 - an epoch holds every image exactly once; batches run on across its end and none is dropped, also
   where `batch_size` or the number of processes does not divide n;
@@ -10,36 +10,42 @@ own says, and batch k of a run is places k * batch_size to (k + 1) * batch_size.
   joined in the order of their index they are the batch that one process would have made. The state
   is the number of batches handed out, which every process shares, so a run may resume on another
   number of processes;
-- order and flips depend on `seed` and the place alone. Their random words come straight from
+- order, flips and crops depend on `seed` and the place alone. Their random words come straight from
   Philox (Salmon et al. 2011), a bit generator whose stream NumPy keeps from release to release,
   which it does not promise for `Generator.permutation`.
 
-The images are in memory and one index array gathers a whole batch: 0.1 ms for 128 digits, where a
+Images in memory are gathered by one index array for a whole batch: 0.1 ms for 128 digits, where a
 grain pipeline of one item per image (shuffle, slice, repeat, batch) takes 3.7 ms, 29 microseconds
-of Python an image. grain therefore reads batches here, and gives the read-ahead thread and the
-state that counts what was handed out, not what was read ahead.
+of Python an image. grain therefore reads batches here, and gives the threads that read ahead,
+several where images are decoded, and the state that counts what was handed out, not what was read
+ahead. Its threads share one memory; its worker processes would tie the state to their number.
 """
 
 import functools
+import os
 import sys
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int, UInt64
 
-from ddpm_jax.data.images import DataError, check_images
+from ddpm_jax.data.images import DataError
+from ddpm_jax.data.source import Examples, Source, check_crop
 
 __all__ = ["BatchIterator", "make_iterator"]
 
-State = dict[str, int | bool]
+State = dict[str, int | bool | None]
 
 # Two batches ahead, by one thread: the gather then costs the training loop nothing.
-_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+_GATHERING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+_MOST_THREADS = 16
 
 
 class BatchIterator:
-    """Hands out uint8 batches `[batch_size / process_count, height, width, channel]`, for ever.
+    """Hands out `Examples` of `batch_size / process_count` images, uint8, for ever.
 
     Made by `make_iterator`. `get_state` is a small dict of JSON values that stands for exactly the
     batches handed out so far; `set_state` goes to that place, forward or back.
@@ -47,12 +53,14 @@ class BatchIterator:
 
     def __init__(self, batches: "_Batches"):
         self._run = batches.run
-        self._iterator: Any = iter(grain.MapDataset.source(batches).to_iter_dataset(_READ_AHEAD))
+        self._iterator: Any = iter(
+            grain.MapDataset.source(batches).to_iter_dataset(_read_options(batches.source))
+        )
 
     def __iter__(self) -> "BatchIterator":
         return self
 
-    def __next__(self) -> UInt8[np.ndarray, "batch height width channel"]:
+    def __next__(self) -> Examples:
         return next(self._iterator)
 
     def get_state(self) -> State:
@@ -63,13 +71,19 @@ class BatchIterator:
         """Continues after `state["batches"]` batches.
 
         Raises:
-            DataError: the state is of another stream (its seed, batch size, number of images or
-                flips differ), which would repeat or skip images unseen; or of none.
+            DataError: the state is of another stream (its seed, batch size, number of images,
+                flips or crops differ), which would repeat or skip images unseen; or of none.
         """
         for name, here in self._run.items():
             if name not in state:
                 raise DataError(
                     f"state has no {name!r}, only {sorted(state)}; it has to come from get_state"
+                )
+            if state[name] != here and name == "num_images":
+                raise DataError(
+                    f"the data set had {state[name]} images when the state was saved"
+                    f" (num_images = {state[name]}) and has {here} now; images would be repeated or"
+                    " skipped, so bring back those it had, or begin anew"
                 )
             if state[name] != here:
                 raise DataError(
@@ -77,45 +91,49 @@ class BatchIterator:
                     " images would be repeated or skipped, so make it with the saved value"
                 )
         batches = state.get("batches")
-        if not isinstance(batches, int) or batches < 0:
+        if not isinstance(batches, int) or isinstance(batches, bool) or batches < 0:
             raise DataError(f"state['batches'] is {batches!r}; it has to be an integer, 0 or more")
         self._iterator.set_state({"next_index": batches})
 
 
 def make_iterator(
-    images: UInt8[np.ndarray, "n height width channel"],
+    source: Source,
     *,
     batch_size: int,
     seed: int,
     flip: bool,
+    crop: int | None = None,
+    with_labels: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
     """This process's part of an endless, shuffled, resumable stream of batches.
 
     Args:
-        images: the whole training set, the same array on every process.
+        source: the whole training set, the same on every process.
         batch_size: of the global batch, all processes together. It may exceed the number of
             images: such a batch holds some of them more than once.
-        seed: of the order and the flips, 0 to 2**32 - 1; the same on every process.
+        seed: of the order, the flips and the crops, 0 to 2**32 - 1; the same on every process.
         flip: whether to mirror each image left to right with probability 1/2, anew in each epoch.
+        crop: side of a square that is cut out of each image at random, anew in each epoch.
+        with_labels: whether to hand out labels, too.
         process_index: which process this is, `jax.process_index()`.
         process_count: how many there are, `jax.process_count()`; divides `batch_size`.
 
     Raises:
-        DataError: an argument outside its range, by name, or `images` as `check_images` says.
+        DataError: an argument outside its range, by name; labels of a source that has none. Later,
+            when a batch is asked for: an image that cannot be used.
 
     Example:
         >>> import numpy as np
-        >>> from ddpm_jax.data import make_iterator
-        >>> images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-        >>> batches = make_iterator(images, batch_size=5, seed=0, flip=False)
-        >>> sorted(next(batches).ravel().tolist())
+        >>> from ddpm_jax.data import Arrays, make_iterator
+        >>> source = Arrays(np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1))
+        >>> batches = make_iterator(source, batch_size=5, seed=0, flip=False)
+        >>> sorted(next(batches).images.ravel().tolist())
         [0, 1, 2, 3, 4]
         >>> batches.get_state()["batches"]
         1
     """
-    check_images("images", images)
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; it has to be 1 or more")
     if process_count < 1:
@@ -133,7 +151,20 @@ def make_iterator(
         )
     if not 0 <= seed < 2**32:
         raise DataError(f"seed is {seed}; it has to be 0 to {2**32 - 1}")
-    return BatchIterator(_Batches(images, batch_size, seed, flip, process_index, process_count))
+    if crop is not None:
+        check_crop(crop, source.image_shape)
+    if with_labels and not source.labelled:
+        raise DataError("the data set has no labels, and the network is to be told classes")
+    return BatchIterator(
+        _Batches(source, batch_size, seed, flip, crop, with_labels, process_index, process_count)
+    )
+
+
+def _read_options(source: Source) -> grain.ReadOptions:
+    if source.in_memory:
+        return _GATHERING
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 
 class _Batches:
@@ -141,51 +172,79 @@ class _Batches:
 
     def __init__(
         self,
-        images: np.ndarray,
+        source: Source,
         batch_size: int,
         seed: int,
         flip: bool,
+        crop: int | None,
+        with_labels: bool,
         process_index: int,
         process_count: int,
     ):
         self.run: State = {
             "batch_size": batch_size,
-            "num_images": len(images),
+            "num_images": len(source),
             "seed": seed,
             "flip": flip,
+            "crop": crop,
         }
-        self._images, self._flip = images, flip
+        self.source = source
+        self._flip, self._crop, self._with_labels = flip, crop, with_labels
         self._batch_size, self._share = batch_size, batch_size // process_count
         self._offset = process_index * self._share
-        # Read in order, a batch needs the epoch it is in and perhaps the next.
+        # Read in order, a batch needs the epoch it is in and perhaps the next. Of the threads that
+        # read ahead the first makes it, and the others wait for it.
+        self._lock = threading.Lock()
         self._epoch = functools.lru_cache(maxsize=2)(
-            functools.partial(_epoch, seed, num_images=len(images))
+            functools.partial(_epoch, seed, num_images=len(source), crops=crop is not None)
         )
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
-    def __getitem__(self, batch: int) -> UInt8[np.ndarray, "batch height width channel"]:
+    def __getitem__(self, batch: int) -> Examples:
         first = batch * self._batch_size + self._offset
-        epochs, places = np.divmod(np.arange(first, first + self._share), len(self._images))
-        order = np.empty(self._share, np.int64)
-        flipped = np.empty(self._share, np.bool_)
+        epochs, places = np.divmod(np.arange(first, first + self._share), len(self.source))
+        parts = []
         for epoch in range(epochs[0], epochs[-1] + 1):
-            inside = epochs == epoch
-            epoch_order, epoch_flipped = self._epoch(epoch)
-            order[inside] = epoch_order[places[inside]]
-            flipped[inside] = epoch_flipped[places[inside]]
-        images = self._images[order]  # a copy: whoever gets it may keep it
+            with self._lock:
+                drawn_of_all = self._epoch(epoch)
+            parts.append(drawn_of_all.at(places[epochs == epoch]))
+        drawn: _Epoch = jax.tree.map(lambda *of_epochs: np.concatenate(of_epochs), *parts)
+        images, labels = self.source[drawn.order]
+        if self._crop is not None and drawn.corner is not None:
+            images = _cropped(images, drawn.corner, self._crop)
         if self._flip:
-            images[flipped] = images[flipped, :, ::-1]
-        return images
+            images[drawn.flipped] = images[drawn.flipped, :, ::-1]
+        return Examples(images, labels if self._with_labels else None)
 
 
-def _epoch(
-    seed: int, epoch: int, *, num_images: int
-) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """The order of one epoch, a permutation, and which of its places are flipped."""
+class _Epoch(NamedTuple):
+    """What is random of each place of an epoch."""
+
+    order: Int[np.ndarray, " n"]
+    """A permutation of the images."""
+    flipped: Bool[np.ndarray, " n"]
+    corner: UInt64[np.ndarray, "n 2"] | None
+    """Of the crop: random words for top and left."""
+
+    def at(self, places: Int[np.ndarray, " some"]) -> "_Epoch":
+        corner = None if self.corner is None else self.corner[places]
+        return _Epoch(self.order[places], self.flipped[places], corner)
+
+
+def _epoch(seed: int, epoch: int, *, num_images: int, crops: bool) -> _Epoch:
     # Seeded by the pair: with seed + epoch, one run's epochs would be another's, shifted.
     words = np.random.Philox(np.random.SeedSequence([seed, epoch]))
     order = np.argsort(words.random_raw(num_images), kind="stable")
-    return order, words.random_raw(num_images) >= 2**63
+    flipped = words.random_raw(num_images) >= 2**63
+    corner = words.random_raw((num_images, 2)) if crops else None
+    return _Epoch(order, flipped, corner)
+
+
+def _cropped(images: np.ndarray, corner: np.ndarray, side: int) -> np.ndarray:
+    """A square of each image, every place as likely as any other (but for 2^-64 of rounding)."""
+    places = np.array(images.shape[1:3], np.uint64) - np.uint64(side) + np.uint64(1)
+    top, left = (corner % places).astype(np.intp).T
+    rows, columns = (first[:, None] + np.arange(side) for first in (top, left))
+    return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]

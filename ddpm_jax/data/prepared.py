@@ -1,52 +1,93 @@
 """Reads an image data set that TensorFlow Datasets prepared, without TensorFlow.
 
-TensorFlow is needed to prepare a data set, on any machine, and never to read it here: records come
-through array_record, and PNG or JPEG bytes are decoded by Pillow, so that pixels do not depend on
-whether OpenCV is there. A data set is known by its files; its own code, which may download, is not
-asked to prepare it.
+Records come through array_record, and PNG or JPEG bytes are decoded by Pillow, so that pixels do
+not depend on whether OpenCV is there. A data set is known by its files; its own code, which may
+download, is not asked here (`ddpm_jax.data.prepare` asks it).
 """
 
+import dataclasses
 import difflib
-import io
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from ddpm_jax.data.images import DataError, ImageSet
+from ddpm_jax.data.encoded import Encoded, OnBadImage, Record
+from ddpm_jax.data.images import DataError
+from ddpm_jax.data.preparation import BadImageError, Preparation, decode, first_line
+from ddpm_jax.data.source import ImageSet
 
 __all__ = ["declared_shape", "read_prepared"]
 
-_READ_AT_ONCE = 1000
-"""Records asked for at a time; each request costs a round trip through a thread pool."""
+_TENTHS = ("train[10%:]", "train[:10%]")
+"""Of a data set of one split. Its records are in the order of a hash of their names, unless its
+builder says otherwise, so that the first tenth is one at random, and always the same."""
 
 
-def read_prepared(name: str, directory: pathlib.Path) -> ImageSet:
-    """The data set `name` prepared below `directory`, all of it; see `ddpm_jax.data.load`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TfdsRecords:
+    """One split of a prepared data set as records."""
+
+    name: str
+    directory: pathlib.Path
+    split: str
+    source: Any
+    """Of tfds: a sequence that can be asked for many at once, in one round trip."""
+    labelled: bool
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        try:
+            return [
+                Record(record["image"], int(record["label"]) if self.labelled else None)
+                for record in self.source.__getitems__(indices)
+            ]
+        except Exception as error:  # damage shows as whatever array_record or protobuf raises
+            raise DataError(
+                f"data set {self.name!r} in {self.directory} cannot be read in split"
+                f" {self.split!r}, records {min(indices)} to {max(indices)} ({first_line(error)});"
+                f" if its files are damaged, {_how_to_prepare(self.name, self.directory, True)}"
+            ) from error
+
+    def where(self, index: int) -> str:
+        return f"record {index} of split {self.split!r} of data set {self.name!r}"
+
+
+def read_prepared(
+    name: str,
+    directory: pathlib.Path,
+    *,
+    preparation: Preparation,
+    on_bad_image: OnBadImage,
+) -> ImageSet:
+    """The data set `name` prepared below `directory`, not yet decoded; see `ddpm_jax.data.load`."""
     builder = _open(name, directory)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
-    held_out = "test" if "test" in splits else "validation"
-    for split in ("train", held_out):
-        if not splits.get(split):
-            raise DataError(
-                f"data set {name!r} in {directory} has no images in split {split!r}, but {splits};"
-                " it has to have some in train and in test or validation"
-            )
-    train_images, train_labels = _read_split(name, directory, builder, "train")
-    images, labels = _read_split(name, directory, builder, held_out)
+    parts = _parts(f"data set {name!r} in {directory}", splits)
+    channels, classes = _check_features(f"data set {name!r} in {directory}", builder.info.features)
+    stored = builder.info.features["image"].shape
+    records = [_records(name, directory, builder, split, classes) for split in parts]
+    if None in stored[:2] and preparation.size is None:
+        stored = _first_shape(records[0], channels)
+    shape = preparation.shape_of(stored)
+    train, apart = (
+        Encoded(part, preparation, channels, shape, part.labelled, on_bad_image) for part in records
+    )
     return ImageSet(
         name,
-        train=train_images,
-        held_out=images,
-        levels=256,
-        train_labels=train_labels,
-        held_out_labels=labels,
+        train=train,
+        held_out=apart,
+        classes=classes,
+        splits=parts,
+        preparation=str(preparation),
     )
 
 
-def declared_shape(name: str, directory: pathlib.Path) -> tuple[int, int, int]:
+def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int | None, int]:
     """(height, width, channel) as the data set declares them; it need not be prepared.
 
     Where it declares no size, a name like `downsampled_imagenet/64x64` tells it.
@@ -61,13 +102,9 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int, int, int]:
         except Exception:
             raise error from None
     _check_features(f"data set {name!r}", builder.info.features)
-    height, width, channel = shape = builder.info.features["image"].shape
+    height, width, channel = builder.info.features["image"].shape
     if square := re.search(r"/(\d+)x\1(:|$)", name):
         height, width = height or int(square[1]), width or int(square[1])
-    if height is None or width is None:
-        raise DataError(
-            f"data set {name!r} declares images of shape {shape}; it has to be one size"
-        )
     return height, width, channel
 
 
@@ -83,8 +120,8 @@ def _open(name: str, directory: pathlib.Path) -> Any:
     except Exception as error:  # whatever damaged files or a name it cannot parse raise in tfds
         if bare and (directory / bare).exists():
             raise DataError(
-                f"data set {name!r} in {directory} cannot be opened ({_first_line(error)}); if its"
-                f" files are damaged, {_how_to_prepare(name, directory, overwrite=True)}"
+                f"data set {name!r} in {directory} cannot be opened ({first_line(error)}); if its"
+                f" files are damaged, {_how_to_prepare(name, directory, True)}"
             ) from error
     known = ["digits", *tfds.list_builders(with_community_datasets=False)]
     if bare in known:
@@ -99,50 +136,59 @@ def _open(name: str, directory: pathlib.Path) -> Any:
     )
 
 
-def _read_split(
-    name: str, directory: pathlib.Path, builder: Any, split: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """All images of a split, uint8 [n, height, width, channel], and its labels."""
+def _parts(where: str, splits: dict[str, int]) -> tuple[str, str]:
+    """What is trained on and what is held out, as tfds names them."""
+    if splits.keys() == {"train"} and splits["train"] >= 10:
+        return _TENTHS
+    parts = "train", "test" if "test" in splits else "validation"
+    for split in parts:
+        if not splits.get(split):
+            raise DataError(
+                f"{where} has no images in split {split!r}, but {splits}; it has to have some in"
+                " train and in test or validation, or ten in train alone"
+            )
+    return parts
+
+
+def _records(
+    name: str,
+    directory: pathlib.Path,
+    builder: Any,
+    split: str,
+    classes: tuple[str, ...] | None,
+) -> _TfdsRecords:
     import tensorflow_datasets as tfds
 
-    channels, labelled = _check_features(f"data set {name!r} in {directory}", builder.info.features)
     try:
         # Other features are decoded as well, but images by Pillow.
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise DataError(
             f"data set {name!r} in {directory} is in the format {builder.info.file_format.value},"
-            f" which only tensorflow reads; {_how_to_prepare(name, directory, overwrite=True)}"
+            f" which only tensorflow reads; {_how_to_prepare(name, directory, True)}"
         ) from error
-    try:
-        shape = _decode(source[0]["image"], channels).shape
-        images, labels = np.empty((len(source), *shape), np.uint8), np.zeros(len(source), np.int64)
-        for first in range(0, len(source), _READ_AT_ONCE):
-            keys = range(first, min(first + _READ_AT_ONCE, len(source)))
-            for key, record in zip(keys, source.__getitems__(keys), strict=True):
-                pixels = _decode(record["image"], channels)
-                if pixels.shape != shape:
-                    raise DataError(
-                        f"data set {name!r} in {directory} has images of several sizes, in {split}"
-                        f" {shape[:2]} and, record {key}, {pixels.shape[:2]}; it has to be one size"
-                    )
-                images[key] = pixels
-                if labelled:
-                    labels[key] = record["label"]
-    except DataError:
-        raise
-    except Exception as error:  # damage shows as whatever array_record, protobuf or Pillow raises
-        raise DataError(
-            f"data set {name!r} in {directory} cannot be read in split {split!r}"
-            f" ({_first_line(error)}); if its files are damaged,"
-            f" {_how_to_prepare(name, directory, overwrite=True)}"
-        ) from error
-    withheld = bool((labels < 0).any())  # tfds then writes -1
-    return images, labels if labelled and not withheld else None
+    records = _TfdsRecords(name, directory, split, source, classes is not None)
+    if records.labelled:
+        (first,) = records.read([0])
+        if first.label is not None and first.label < 0:  # so tfds writes labels that are withheld
+            return dataclasses.replace(records, labelled=False)
+    return records
 
 
-def _check_features(where: str, features: Any) -> tuple[int, bool]:
-    """How many channels the images have, and whether there are labels."""
+def _first_shape(records: _TfdsRecords, channels: int) -> tuple[int, int, int]:
+    for index in range(len(records)):
+        (record,) = records.read([index])
+        encoded = record.encoded
+        try:
+            picture = decode(b"" if isinstance(encoded, OSError) else encoded, channels)
+        except BadImageError:
+            continue
+        return picture.height, picture.width, channels
+    raise DataError(f"{records.where(0)} and all others cannot be decoded")
+
+
+def _check_features(where: str, features: Any) -> tuple[int, tuple[str, ...] | None]:
+    """How many channels the images have, and the names of the classes if there are labels."""
     import tensorflow_datasets as tfds
 
     by_name = dict(features.items()) if hasattr(features, "items") else {}
@@ -155,24 +201,11 @@ def _check_features(where: str, features: Any) -> tuple[int, bool]:
             f"{where} has images of {channels} channels in {np.dtype(image.np_dtype)}; they have to"
             " be 1 (grey) or 3 (RGB) in uint8"
         )
-    return channels, isinstance(by_name.get("label"), tfds.features.ClassLabel)
+    label = by_name.get("label")
+    return channels, tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
 
 
-def _decode(encoded: bytes, channels: int) -> np.ndarray:
-    """PNG or JPEG bytes as uint8 [height, width, channels], the channels that tfds declares."""
-    with PIL.Image.open(io.BytesIO(encoded)) as picture:
-        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), np.uint8)
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _how_to_prepare(name: str, directory: pathlib.Path, *, overwrite: bool = False) -> str:
-    command = f"tfds build {name} --file_format=array_record --data_dir={directory}"
+def _how_to_prepare(name: str, directory: pathlib.Path, overwrite: bool = False) -> str:
+    command = f"ddpm-jax data prepare {name} --dir {directory}"
     command += " --overwrite" if overwrite else ""
-    return (
-        f"prepare it with `{command}` on a machine with internet and tensorflow installed, or say"
-        " where it is with --data.dir or TFDS_DATA_DIR"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
+    return f"prepare it with `{command}`, or say where it is with --data.dir or TFDS_DATA_DIR"

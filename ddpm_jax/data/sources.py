@@ -1,42 +1,56 @@
-"""Where images come from: scikit-learn's digits, or a prepared data set of TensorFlow Datasets.
+"""Where images come from, by name. Nothing is ever downloaded here."""
 
-Either way the whole set is read once, into memory, and batches are made from the arrays. Nothing
-is ever downloaded.
-"""
-
+import math
 import os
 import pathlib
 
-import numpy as np
-
-from ddpm_jax.data.images import ImageSet
+from ddpm_jax.data.archive import read_archive
+from ddpm_jax.data.digits import DIGITS_LEVELS, DIGITS_SHAPE, read_digits
+from ddpm_jax.data.encoded import Encoded, OnBadImage, read_all
+from ddpm_jax.data.folder import read_folder
+from ddpm_jax.data.images import DataError
+from ddpm_jax.data.preparation import Preparation
 from ddpm_jax.data.prepared import declared_shape, read_prepared
+from ddpm_jax.data.source import CentreCropped, ImageSet, Source, check_crop
 
-__all__ = ["image_levels", "image_shape", "load"]
+__all__ = ["image_levels", "image_shape", "load", "prepared_directory"]
 
-DIGITS_TRAIN = 1437
-"""Digits to train on; the other 360 of 1,797 are held out."""
-DIGITS_SPLIT_SEED = 0
-DIGITS_LEVELS = 17
-DIGITS_SHAPE = (8, 8, 1)
+_FOLDER, _ARCHIVE = "folder:", "npz:"
 
 
-def load(name: str, data_dir: str | None = None) -> ImageSet:
+def load(
+    name: str,
+    data_dir: str | None = None,
+    *,
+    preparation: Preparation | None = None,
+    crop: int | None = None,
+    on_bad_image: OnBadImage = "stop",
+    memory_gb: float = 4.0,
+) -> ImageSet:
     """The images called `name`, to train on and held out.
 
     - `"digits"`: scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels, in one fixed random
       split of 1,437 and 360. It is the split of all numbers this project publishes. The data do
       not tell who wrote a digit, so a writer's digits are in both parts, and numbers on unseen
       writers may be worse.
+    - `"folder:PATH"`: files in a folder, with subfolders as classes; see `ddpm_jax.data.folder`.
+    - `"npz:PATH"`: arrays in an archive; see `ddpm_jax.data.archive`.
     - any other name: an image data set of TensorFlow Datasets (`"cifar10"`, `"mnist:3.0.1"`,
-      `"downsampled_imagenet/64x64"`), 256 levels, prepared as array_record below `data_dir`. Its
-      split `train` is trained on, and `test`, or `validation` where there is no `test`, held out.
-      Labels are its feature `label`; there are none where the data set withholds them.
+      `"downsampled_imagenet/64x64"`), 256 levels, prepared as array_record below `data_dir`
+      (`ddpm-jax data prepare`). Its split `train` is trained on, and `test`, or `validation` where
+      there is no `test`, held out; where there is neither, the first tenth of `train` is. Labels
+      are its feature `label`; there are none where the data set withholds them.
 
     Args:
         name: as above.
         data_dir: where data sets were prepared; by default the environment variable
             TFDS_DATA_DIR, and without it ~/tensorflow_datasets.
+        preparation: what is done to every image.
+        crop: side of the squares that training sees, each at random; held-out images are cropped
+            in the middle.
+        on_bad_image: what to do of one that cannot be decoded; see `ddpm_jax.data.encoded`.
+        memory_gb: a set of at most so many gigabytes of pixels is decoded once, into memory; a
+            larger one as it is read.
 
     Raises:
         DataError: an unknown name, or a data set that is not there, is not array_record, has no
@@ -45,14 +59,52 @@ def load(name: str, data_dir: str | None = None) -> ImageSet:
     Example:
         >>> from ddpm_jax.data import load
         >>> digits = load("digits")
-        >>> digits.train.shape, digits.held_out.shape, digits.levels
-        ((1437, 8, 8, 1), (360, 8, 8, 1), 17)
+        >>> len(digits.train), len(digits.held_out), digits.image_shape, digits.levels
+        (1437, 360, (8, 8, 1), 17)
     """
-    return _digits() if name == "digits" else read_prepared(name, _directory(data_dir))
+    preparation = preparation or Preparation()
+    if name == "digits":
+        if preparation.size is not None or preparation.grey:
+            raise DataError(
+                f"data.size is {preparation.size} and data.grey {preparation.grey}; digits have"
+                " 17 grey levels, and only images of 256 are resized or made grey"
+            )
+        preparation.shape_of(DIGITS_SHAPE)
+        images = read_digits(preparation)
+    elif name.startswith(_ARCHIVE):
+        images = read_archive(_path(name, _ARCHIVE), preparation=preparation)
+    elif name.startswith(_FOLDER):
+        images = read_folder(
+            _path(name, _FOLDER), preparation=preparation, on_bad_image=on_bad_image
+        )
+    else:
+        images = read_prepared(
+            name, prepared_directory(data_dir), preparation=preparation, on_bad_image=on_bad_image
+        )
+    train, held_out = (
+        _read_if_small(source, memory_gb, f"{images.name}, {split}")
+        for source, split in zip((images.train, images.held_out), images.splits, strict=True)
+    )
+    return ImageSet(
+        images.name,
+        train=train,
+        held_out=held_out if crop is None else CentreCropped(held_out, crop),
+        levels=images.levels,
+        classes=images.classes if train.labelled and held_out.labelled else None,
+        splits=images.splits,
+        preparation=_described(images.preparation, crop),
+        crop=crop,
+    )
 
 
-def image_shape(name: str, data_dir: str | None = None) -> tuple[int, int, int]:
-    """(height, width, channel) of the images called `name`, which need not be there yet.
+def image_shape(
+    name: str,
+    data_dir: str | None = None,
+    *,
+    preparation: Preparation | None = None,
+    crop: int | None = None,
+) -> tuple[int, int, int]:
+    """(height, width, channel) of the images called `name`; data sets need not be there yet.
 
     Raises:
         DataError: an unknown name, or images that are not of one size.
@@ -62,32 +114,45 @@ def image_shape(name: str, data_dir: str | None = None) -> tuple[int, int, int]:
         >>> image_shape("digits")
         (8, 8, 1)
     """
-    return DIGITS_SHAPE if name == "digits" else declared_shape(name, _directory(data_dir))
+    preparation = preparation or Preparation()
+    if name.startswith((_ARCHIVE, _FOLDER)):
+        return load(name, preparation=preparation, crop=crop, memory_gb=0.0).image_shape
+    stored: tuple[int | None, int | None, int] = DIGITS_SHAPE
+    if name != "digits":
+        stored = declared_shape(name, prepared_directory(data_dir))
+    shape = preparation.shape_of(stored)
+    if crop is None:
+        return shape
+    check_crop(crop, shape)
+    return crop, crop, shape[2]
 
 
 def image_levels(name: str) -> int:
-    """The number of grey levels of the images called `name`, which need not be there yet."""
+    """The number of grey levels of the images called `name`; data sets need not be there yet."""
+    if name.startswith(_ARCHIVE):
+        return load(name).levels
     return DIGITS_LEVELS if name == "digits" else 256
 
 
-def _directory(data_dir: str | None) -> pathlib.Path:
+def _read_if_small(source: Source, memory_gb: float, name: str) -> Source:
+    size = len(source) * math.prod(source.image_shape)
+    if isinstance(source, Encoded) and size <= memory_gb * 1e9:
+        return read_all(source, name)
+    return source
+
+
+def _described(preparation: str, crop: int | None) -> str:
+    return preparation if crop is None else f"{preparation}, centre crop to {crop}x{crop}"
+
+
+def _path(name: str, prefix: str) -> pathlib.Path:
+    path = name.removeprefix(prefix)
+    if not path:
+        raise DataError(f"data.name is {name!r}; it has to be '{prefix}PATH'")
+    return pathlib.Path(path).expanduser()
+
+
+def prepared_directory(data_dir: str | None) -> pathlib.Path:
+    """Where prepared data sets are, if nothing else is said."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return pathlib.Path(given).expanduser()
-
-
-def _digits() -> ImageSet:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = digits.images[..., None].astype(np.uint8)  # whole numbers, 0 to 16
-    labels = digits.target.astype(np.int64)
-    order = np.random.default_rng(DIGITS_SPLIT_SEED).permutation(len(images))
-    train, held_out = order[:DIGITS_TRAIN], order[DIGITS_TRAIN:]
-    return ImageSet(
-        "digits",
-        train=images[train],
-        held_out=images[held_out],
-        levels=DIGITS_LEVELS,
-        train_labels=labels[train],
-        held_out_labels=labels[held_out],
-    )

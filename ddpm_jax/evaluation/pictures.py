@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.data import to_bytes
+from ddpm_jax.files import whole_file
+
 __all__ = ["image_grid", "save_png", "strip_times"]
 
 _SMALLEST_SIDE = 64
@@ -29,7 +32,7 @@ def image_grid(images: np.ndarray, *, levels: int, columns: int | None = None) -
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     scale = max(1, _SMALLEST_SIDE // height)
-    stretched = np.round(images.astype(np.float64) * (255.0 / (levels - 1))).astype(np.uint8)
+    stretched = to_bytes(images, levels)
     enlarged = stretched.repeat(scale, axis=1).repeat(scale, axis=2)
     border = 2
     cell_height, cell_width = height * scale + border, width * scale + border
@@ -48,8 +51,6 @@ def strip_times(num_steps: int, columns: int) -> np.ndarray:
 
 def save_png(path: Path, image: np.ndarray) -> None:
     """Writes uint8 `[height, width, channel]`; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     pixels = image[..., 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")

@@ -13,25 +13,37 @@ from flax.core import meta
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax import parallel, training
-from ddpm_jax.config import Config, ConfigError, TrainConfig, validate
-from ddpm_jax.data import ImageSet, load, to_model_range
+from ddpm_jax import parallel, samplers, training
+from ddpm_jax.config import Config, ConfigError, TrainConfig, make_preparation, validate
+from ddpm_jax.data import (
+    BatchIterator,
+    Examples,
+    ImageSet,
+    image_shape,
+    load,
+    make_iterator,
+    to_model_range,
+)
 from ddpm_jax.experiment.process import make_process, measured_spectrum
 from ddpm_jax.models import UNet, init_params
 from ddpm_jax.parallel import Form
 from ddpm_jax.processes import Modal
 from ddpm_jax.samplers import Predict
 from ddpm_jax.training import ema
-from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.objective import Labelled, Objective
 from ddpm_jax.training.step import Decay
 
 __all__ = [
     "Experiment",
+    "abstract_batch",
     "build",
     "check_batch",
     "check_image_size",
+    "image_shape_of",
     "initial_state",
+    "load_images",
     "lower_step",
+    "make_batches",
     "make_form",
     "make_model",
     "make_objective",
@@ -52,23 +64,45 @@ class Experiment:
     optimizer: optax.GradientTransformation
     mesh: Mesh
 
-    def bind(self, params: Any, *, with_variance: bool = False) -> Predict:
+    def bind(
+        self,
+        params: Any,
+        *,
+        labels: Int[Array, " examples"] | None = None,
+        guidance: float = 1.0,
+        with_variance: bool = False,
+    ) -> Predict:
         """`(x_t, t) -> prediction` with these parameters, dropout off.
 
-        `with_variance` hands on the pair of a network that has learned its variance.
+        Args:
+            params: of the network.
+            labels: class of each example, or of as many neighbouring rows as there are for each.
+            guidance: scale of `samplers.guidance.classifier_free`, where there are labels.
+            with_variance: hands on the pair of a network that has learned its variance.
         """
         learned = self.config.model.variance == "learned_range"
         takes_first = learned and not with_variance
 
-        def predict(x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]) -> Any:
-            output = self.model.apply(params, x_t, t)
-            return output[0] if takes_first else output
+        def told(labels: Array | None) -> Predict:
+            def predict(x_t: Float[Array, "rows *data"], t: Int[Array, " rows"]) -> Any:
+                classes: dict[str, Any] = {}
+                if labels is not None:
+                    classes["labels"] = jnp.repeat(labels, x_t.shape[0] // labels.shape[0])
+                output = self.model.apply(params, x_t, t, **classes)
+                return output[0] if takes_first else output
 
-        return predict
+            return predict
+
+        if labels is None or guidance == 1.0:
+            return told(labels)
+        return samplers.guidance.classifier_free(told(labels), told(None), scale=guidance)
 
     def key(self, purpose: str) -> Array:
         """The root key of one use of randomness, so that no two uses share noise."""
-        purposes = ("parameters", "training", "held out", "samples", "bits per dim")
+        purposes = (
+            *("parameters", "training", "held out", "samples", "bits per dim"),
+            *("evaluation samples", "classifier"),
+        )
         # Threefry whatever JAX's default: of others, a batch of keys gives other bits than each.
         root = jax.random.key(self.config.seed, impl="threefry2x32")
         return jax.random.fold_in(root, purposes.index(purpose))
@@ -112,8 +146,9 @@ def build(
     validate(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     if images is None:
-        images = load(config.data.name, config.data.dir)
+        images = load_images(config)
     check_image_size(config, images.image_shape)
+    _check_classes(config, images)
     spectrum = measured_spectrum(images) if config.process.name == "equal_snr" else None
     optimizer = config.optimizer
     learning_rate = training.learning_rate_schedule(
@@ -147,6 +182,25 @@ def check_batch(config: Config, devices: Sequence[jax.Device] | None = None) -> 
         )
 
 
+def load_images(config: Config) -> ImageSet:
+    """The images that `config.data` names."""
+    data = config.data
+    return load(
+        data.name,
+        data.dir,
+        preparation=make_preparation(data),
+        crop=data.crop,
+        on_bad_image=data.on_bad_image,
+        memory_gb=data.memory_gb,
+    )
+
+
+def image_shape_of(config: Config) -> tuple[int, int, int]:
+    """(height, width, channel) of the images that `config.data` names; they need not be there."""
+    data = config.data
+    return image_shape(data.name, data.dir, preparation=make_preparation(data), crop=data.crop)
+
+
 def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
     """Raises ConfigError unless the levels divide the image and have the heights for attention."""
     multipliers, (height, width, _) = config.model.multipliers, image_shape
@@ -166,6 +220,15 @@ def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
             )
 
 
+def _check_classes(config: Config, images: ImageSet) -> None:
+    if config.model.classes not in (0, images.num_classes):
+        has = f"{images.num_classes}" if images.num_classes else "no labels"
+        raise ConfigError(
+            f"model.classes is {config.model.classes}; the dataset {config.data.name!r} has {has},"
+            f" so take {images.num_classes}"
+        )
+
+
 def make_model(config: Config) -> UNet:
     """The network that `config.model` describes."""
     model = config.model
@@ -178,6 +241,7 @@ def make_model(config: Config) -> UNet:
         norm_groups=model.norm_groups,
         dtype=jnp.dtype(model.dtype),
         learned_variance=model.variance == "learned_range",
+        num_classes=model.classes,
         gradients="float32" if config.mesh.reduction == "float32" else "compute",
         remat=model.remat,
     )
@@ -200,11 +264,15 @@ def make_objective(experiment: Experiment, *, train: bool) -> Objective:
         levels=levels,
         times=times,
         variance=config.model.variance,
+        label_dropout=config.train.label_dropout,
         train=train,
     )
 
-    def losses(params: Any, images: Array, drawn: training.Drawn) -> Array:
-        return objective.losses(params, to_model_range(images, levels), drawn)
+    def losses(params: Any, batch: Examples, drawn: training.Drawn) -> Array:
+        x0 = to_model_range(batch.images, levels)
+        return objective.losses(
+            params, x0 if batch.labels is None else Labelled(x0, batch.labels), drawn
+        )
 
     return objective._replace(losses=losses)
 
@@ -233,9 +301,33 @@ def make_step(experiment: Experiment, form: Form) -> training.TrainStep:
 
 def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
     """The train step for this mesh, before it is compiled; nothing is computed."""
-    shape = (experiment.config.train.batch_size, *experiment.images.image_shape)
-    batch = form.abstract_batch(shape, jnp.uint8)
+    batch = form.abstract_batch(abstract_batch(experiment))
     return form.lower(make_step(experiment, form), experiment.abstract_state, batch)
+
+
+def abstract_batch(experiment: Experiment) -> Examples:
+    """Shapes and dtypes of a whole training batch."""
+    size = experiment.config.train.batch_size
+    images = jax.ShapeDtypeStruct((size, *experiment.images.image_shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    return Examples(images, labels if experiment.config.model.classes else None)
+
+
+def make_batches(
+    experiment: Experiment, *, process_index: int = 0, process_count: int = 1
+) -> BatchIterator:
+    """This process's share of the training batches."""
+    config = experiment.config
+    return make_iterator(
+        experiment.images.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        flip=config.data.flip,
+        crop=config.data.crop,
+        with_labels=config.model.classes > 0,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
 def initial_state(experiment: Experiment) -> training.TrainState:

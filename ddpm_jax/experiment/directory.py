@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from ddpm_jax import config as configs
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import PARTIAL, whole_file
 
-__all__ = ["RunDirectory", "RunDirectoryError"]
+__all__ = ["RunDirectory", "RunDirectoryError", "write_json"]
 
 _MAY_DIFFER = (
     *("workdir", "data.dir", "compilation_cache", "hosts.", "mesh."),
@@ -21,7 +21,6 @@ _MAY_DIFFER = (
 )
 """Beginnings of the fields that say where things are, who computes them and in how many parts: they
 change no more than rounding."""
-_PARTIAL = ".partial"
 
 
 class RunDirectoryError(UserError):
@@ -38,6 +37,7 @@ class RunDirectory:
     snapshots/      averages for post-hoc EMA, if asked for, one folder a step
     pictures/       sample grids and denoising strips
     tensorboard/    the same as events, and the speed
+    evaluation/     what `ddpm-jax evaluate` found, one folder a step
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -49,6 +49,7 @@ class RunDirectory:
         self.snapshots = self.path / "snapshots"
         self.pictures = self.path / "pictures"
         self.tensorboard = self.path / "tensorboard"
+        self.evaluation = self.path / "evaluation"
 
     def read_config(self) -> Config:
         """The config of the run that is here.
@@ -71,7 +72,7 @@ class RunDirectory:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Marks the run as finished."""
-        _write(self.results, json.dumps(results, indent=2) + "\n")
+        write_json(self.results, results)
 
     @contextlib.contextmanager
     def claim(self, config: Config) -> Iterator[None]:
@@ -101,8 +102,7 @@ class RunDirectory:
     def make(self, config: Config) -> None:
         """The directory and its config, unless they are there."""
         if not self.config.is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.config, json.dumps(configs.to_json(config), indent=2) + "\n")
+            write_json(self.config, configs.to_json(config))
 
     def check_owner(self, config: Config) -> None:
         """Raises RunDirectoryError unless the directory is free or belongs to `config`."""
@@ -110,7 +110,7 @@ class RunDirectory:
             raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
         if not self.config.is_file():
             # What a claim that was killed half way leaves is no other thing.
-            own = {"lock", self.config.name + _PARTIAL}
+            own = {"lock", self.config.name + PARTIAL}
             others = sorted({item.name for item in self.path.glob("*")} - own)
             if others:
                 raise RunDirectoryError(
@@ -144,11 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write(path: Path, text: str) -> None:
-    """All of `text` or nothing, also if the process dies half way."""
-    partial = path.with_name(path.name + _PARTIAL)
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """All of it or nothing, also if the process dies half way."""
+    with whole_file(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from ddpm_jax import bases, processes
 from ddpm_jax.config import Config, ConfigError, make_schedule
-from ddpm_jax.data import ImageSet, to_model_range
+from ddpm_jax.data import ImageSet, in_batches, to_model_range
 from ddpm_jax.processes import Modal
 
 __all__ = ["exponential_spectrum", "make_process", "measured_spectrum"]
@@ -74,6 +74,6 @@ def exponential_spectrum(shape: tuple[int, int, int], length: float) -> np.ndarr
 
 def measured_spectrum(images: ImageSet) -> np.ndarray:
     """Variance of the training images in each cosine mode, `[height, width, channel]`."""
-    some = images.train[:_MEASURED_IMAGES]
+    (some, _), *_ = in_batches(images.train_centred, _MEASURED_IMAGES)
     modes = np.asarray(bases.dct().to_modes(to_model_range(some, images.levels)), np.float64)
     return np.var(modes, axis=0)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import training
-from ddpm_jax.data import make_iterator
+from ddpm_jax.data import Examples
 from ddpm_jax.experiment.build import (
     Experiment,
     initial_state,
     lower_step,
+    make_batches,
     make_form,
     make_objective,
 )
@@ -48,12 +49,7 @@ def replay(experiment: Experiment, run: RunDirectory, step: int) -> Replayed:
     config = experiment.config
     if not 1 <= step <= config.train.steps:
         raise RunDirectoryError(f"step is {step}; the run has 1 to {config.train.steps}")
-    data = make_iterator(
-        experiment.images.train,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        flip=config.data.flip,
-    )
+    data = make_batches(experiment)
     start, state = 0, None
     with training.Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         before = [saved for saved in checkpoints.steps() if saved < step]
@@ -70,7 +66,7 @@ def replay(experiment: Experiment, run: RunDirectory, step: int) -> Replayed:
         for _ in range(start, step - 1):
             state, _ = train_step(state, form.place(next(data)))
     t, losses, gradient_norms, parameter_norms = jax.device_get(
-        jax.jit(_look(experiment))(state, jnp.asarray(next(data)))
+        jax.jit(_look(experiment))(state, jax.tree.map(jnp.asarray, next(data)))
     )
     return Replayed(step, start, t, losses, _by_name(gradient_norms), _by_name(parameter_norms))
 
@@ -81,9 +77,9 @@ def _look(experiment: Experiment) -> Any:
         objective.losses, accumulate=experiment.config.train.accumulate
     )
 
-    def look(state: training.TrainState, batch: jax.Array) -> Any:
+    def look(state: training.TrainState, batch: Examples) -> Any:
         key = jax.random.fold_in(state.key, state.step)
-        drawn = draw(objective, key, len(batch), state.memory)
+        drawn = draw(objective, key, len(batch.images), state.memory)
         losses, gradient = gradient_of(state.params, batch, drawn)
         norms = [jax.tree.map(jnp.linalg.norm, tree) for tree in (gradient, state.params)]
         return drawn.t, drawn.weight * losses, *norms

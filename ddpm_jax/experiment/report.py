@@ -19,7 +19,7 @@ from tensorboardX.summary import image, scalar
 
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
-from ddpm_jax.experiment.measure import Drawn
+from ddpm_jax.experiment.draw import Drawn
 
 __all__ = ["MetricsLog", "TrainingDisplay", "save_drawn", "say"]
 
@@ -124,6 +124,7 @@ class TrainingDisplay:
         self._steps = steps
         self._batch_size = batch_size
         self._last: tuple[int, float] | None = None
+        self._waited = 0.0
         self._bar = Progress(
             BarColumn(),
             TaskProgressColumn(),
@@ -144,10 +145,16 @@ class TrainingDisplay:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def advance(self, step: int) -> None:
-        """A step was dispatched; the first of a process was compiled before that, untimed."""
+    def advance(self, step: int, waited: float) -> None:
+        """A step was dispatched; the first of a process was compiled before that, untimed.
+
+        Its batch kept the device waiting for so many seconds.
+        """
         if self._last is None:
             self._last = step, time.perf_counter()
+            self._waited = 0.0
+        else:
+            self._waited += waited
         self._bar.update(self._task, completed=step)
 
     def log(self, step: int, loss: float, *, skipped: int = 0) -> dict[str, float]:
@@ -155,16 +162,21 @@ class TrainingDisplay:
         now = time.perf_counter()
         before, then = self._last or (step, now)
         self._last = step, now
+        waited, self._waited = self._waited, 0.0
         steps_per_second = (step - before) / (now - then) if step > before else 0.0
         images_per_second = steps_per_second * self._batch_size
+        speed = {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
         told = f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {images_per_second:.0f} images/s"
+        if step > before:
+            speed["waited_for_data"] = waited / (now - then)
+            told += f"  {speed['waited_for_data']:.1%} waiting for data"
         if skipped:
             told += f"  {skipped} bad steps skipped"
         self._bar.update(self._task, told=told)
         if not self._console.is_terminal:
             left = (self._steps - step) / steps_per_second if steps_per_second else math.inf
             self.say(f"step {step}/{self._steps}  {told}  {_minutes(left)} left")
-        return {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
+        return speed
 
     def pause(self) -> None:
         """Something else took its time; the speed is measured anew from the next step."""

@@ -11,17 +11,19 @@ from rich.console import Console
 
 from ddpm_jax import training
 from ddpm_jax.config import Config, ConfigError, differences, from_json, to_json, validate
-from ddpm_jax.data import BatchIterator, make_iterator
+from ddpm_jax.data import BatchIterator
 from ddpm_jax.experiment.build import (
     Experiment,
     build,
     check_batch,
     initial_state,
     lower_step,
+    make_batches,
     make_form,
 )
 from ddpm_jax.experiment.directory import RunDirectory
-from ddpm_jax.experiment.measure import evaluate, held_out_loss, make_drawer
+from ddpm_jax.experiment.draw import make_drawer, sampling_of
+from ddpm_jax.experiment.measure import evaluate, held_out_loss
 from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn, say
 from ddpm_jax.parallel import Form, hosts
 from ddpm_jax.training.checkpoints import Restored
@@ -101,13 +103,8 @@ def _train(
     experiment: Experiment, form: Form, run: RunDirectory, console: Console
 ) -> training.TrainState:
     config = experiment.config.train
-    data = make_iterator(
-        experiment.images.train,
-        batch_size=config.batch_size,
-        seed=experiment.config.seed,
-        flip=experiment.config.data.flip,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    data = make_batches(
+        experiment, process_index=jax.process_index(), process_count=jax.process_count()
     )
     with training.Checkpoints(
         run.checkpoints,
@@ -177,7 +174,7 @@ def _metrics_log(
     return MetricsLog(run, resumed_at=resumed_at) if hosts.is_first() else contextlib.nullcontext()
 
 
-def _placed(data: BatchIterator, form: Form) -> Iterator[jax.Array]:
+def _placed(data: BatchIterator, form: Form) -> Iterator[Any]:
     for batch in data:
         yield form.place(batch)
 
@@ -194,20 +191,18 @@ class _Hooks:
     """None in all processes but the first."""
     display: TrainingDisplay
     missed_saves: int = 0
+    skipped_images: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
-        evaluation = self.experiment.config.evaluation
         self.held_out_loss = held_out_loss(self.experiment)
+        evaluation = self.experiment.config.evaluation
         self.drawer = make_drawer(
-            self.experiment,
-            num=evaluation.num_samples,
-            sampler=evaluation.sampler,
-            steps=evaluation.sampler_steps,
-            spacing=evaluation.spacing,
+            self.experiment, num=evaluation.num_samples, how=sampling_of(evaluation)
         )
+        self._tell_skipped_images()
 
-    def advance(self, step: int) -> None:
-        self.display.advance(step)
+    def advance(self, step: int, waited: float) -> None:
+        self.display.advance(step, waited)
 
     def log(self, step: int, metrics: training.StepMetrics) -> None:
         values = {
@@ -221,6 +216,17 @@ class _Hooks:
         if self.metrics_log is not None:
             self.metrics_log.write(step, values)
             self.metrics_log.scalars(step, speed)
+        self._tell_skipped_images()
+
+    def _tell_skipped_images(self) -> None:
+        images, told = self.experiment.images, len(self.skipped_images)
+        for source in (images.train, images.held_out):
+            for where, why in list(source.skipped.items()):  # threads that read may add to it
+                if where not in self.skipped_images:
+                    self.skipped_images.add(where)
+                    self.display.say(f"skipped: {where} {why}")
+        if len(self.skipped_images) > told:
+            self.display.say(f"{len(self.skipped_images)} images skipped so far")
 
     def save(self, step: int, state: training.TrainState, *, due: bool) -> None:
         loss = math.inf  # of a step that other runs do not save, so that no metrics depend on it

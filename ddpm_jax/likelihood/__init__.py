@@ -1,4 +1,4 @@
-"""Bits per dimension: the whole chain, an estimate from few times, and the probability flow."""
+"""Bits per dimension: the whole chain, chosen times, and the probability flow."""
 
 from ddpm_jax.likelihood.chain import BitsPerDim as BitsPerDim
 from ddpm_jax.likelihood.chain import bits_per_dim as bits_per_dim
@@ -7,3 +7,6 @@ from ddpm_jax.likelihood.estimate import estimate_bits_per_dim as estimate_bits_
 from ddpm_jax.likelihood.flow import FlowLikelihood as FlowLikelihood
 from ddpm_jax.likelihood.flow import dequantize as dequantize
 from ddpm_jax.likelihood.flow import flow_bits_per_dim as flow_bits_per_dim
+from ddpm_jax.likelihood.times import BitsAtTimes as BitsAtTimes
+from ddpm_jax.likelihood.times import bits_at_times as bits_at_times
+from ddpm_jax.likelihood.times import spread_times as spread_times

@@ -3,7 +3,10 @@
 Residual blocks on the way down and up, joined at every block; group norm and swish; the time
 enters each block as a bias; self-attention at chosen resolutions; the last layer of every
 residual branch and of the network starts at zero. With the paper's CIFAR-10 settings it has
-35,746,307 parameters.
+35,746,307 parameters. A class, where there are any, is a vector added to that of the time
+(Dhariwal & Nichol 2021, section 4, https://arxiv.org/abs/2105.05233, do it so), and there is one
+more vector for no class, so that one network can be guided (Ho & Salimans 2022,
+https://arxiv.org/abs/2207.12598).
 """
 
 import math
@@ -28,6 +31,7 @@ Remat = Literal["none", "attention", "convolutions", "blocks"]
 _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros_init()
 _ones = nn.initializers.ones_init()
+_normal = nn.initializers.normal(1.0)
 _CONVOLUTION = "convolution"
 
 
@@ -42,6 +46,8 @@ def sinusoidal_embedding(t: Int[Array, " batch"], width: int) -> Float[Array, "b
 class UNet(nn.Module):
     """`model.apply(variables, x_t, t) -> prediction`, float32 and shaped as `x_t`.
 
+    With `num_classes` it may be told a class for each example, `apply(..., labels=labels)`.
+
     With `learned_variance` it returns a pair, `(prediction, interpolation)`, both shaped so: see
     `ddpm_jax.reverse.learned_log_variance`.
 
@@ -55,6 +61,7 @@ class UNet(nn.Module):
         norm_groups: groups of each group norm; divides every level's width.
         dtype: of the computation inside; parameters are float32 whatever it is.
         learned_variance: whether there is the second output; at first it is 0, the small variance.
+        num_classes: classes that it can be told; 0 for none.
         gradients: dtype in which weight gradients leave the backward pass and are summed over
             devices: "float32", or "compute" for `dtype`, as JAX does by itself; only then can
             there be `jax.jvp` through the network.
@@ -74,6 +81,7 @@ class UNet(nn.Module):
     norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
     learned_variance: bool = False
+    num_classes: int = 0
     gradients: Gradients = "float32"
     remat: Remat = "none"
 
@@ -85,6 +93,7 @@ class UNet(nn.Module):
         *,
         train: bool = False,
         keys: Key[Array, " batch"] | None = None,
+        labels: Int[Array, " batch"] | None = None,
     ) -> (
         Float[Array, "batch height width channel"]
         | tuple[
@@ -94,8 +103,11 @@ class UNet(nn.Module):
         """The prediction at `(x_t, t)`; `train` turns dropout on.
 
         Its masks are drawn by `keys`, one for each example; if there are none, by the rng stream
-        "dropout", whose one key is split over the examples.
+        "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
+        for no class, as is everything without labels.
         """
+        if labels is not None and self.num_classes == 0:
+            raise ValueError("labels are given to a network without classes (num_classes is 0)")
         check_choice("gradients", self.gradients, typing.get_args(Gradients))
         check_choice("remat", self.remat, typing.get_args(Remat))
         if not train or self.dropout == 0.0:
@@ -120,6 +132,8 @@ class UNet(nn.Module):
         time = sinusoidal_embedding(t, self.channels).astype(self.dtype)
         time = _dense(4 * self.channels, compute, "time_0")(time)
         time = _dense(4 * self.channels, compute, "time_1")(nn.swish(time))
+        if self.num_classes > 0:
+            time = time + self._class_vectors(labels, x_t.shape[0]).astype(self.dtype)
         time = nn.swish(time)
 
         levels = list(enumerate(self.channels * multiplier for multiplier in self.multipliers))
@@ -153,6 +167,14 @@ class UNet(nn.Module):
             prediction, interpolation = jnp.split(h, 2, axis=-1)
             return prediction, interpolation
         return h
+
+    def _class_vectors(self, labels: jax.Array | None, batch: int) -> jax.Array:
+        """Of each example's class; the last row of the table is for those without."""
+        shape = (self.num_classes + 1, 4 * self.channels)
+        table: jax.Array = self.param("classes", named(_normal, "in", "out"), shape)
+        if labels is None:
+            return jnp.broadcast_to(table[-1:], (batch, shape[1]))
+        return table[jnp.where(labels < 0, self.num_classes, labels)]
 
 
 class Compute(NamedTuple):

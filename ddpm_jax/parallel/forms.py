@@ -26,7 +26,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import UserError
@@ -52,10 +51,10 @@ class Form(NamedTuple):
     the batch it has what the step sees, what was drawn and the values are those of all examples."""
     batch_size: Callable[[jax.Array], int]
     """Of the whole batch, told by what the step sees of it."""
-    place: Callable[[np.ndarray], jax.Array]
-    """A process's images as its part of the batch that the step takes."""
-    abstract_batch: Callable[[tuple[int, ...], Any], jax.ShapeDtypeStruct]
-    """The same for a whole batch of this shape and dtype, without one."""
+    place: Callable[[Any], Any]
+    """A process's share of a batch, a pytree of arrays, as its part of what the step takes."""
+    abstract_batch: Callable[[Any], Any]
+    """The same for a whole batch, told by `jax.ShapeDtypeStruct`s."""
     lower: Callable[[Callable[..., Any], Any, Any], jax.stages.Lowered]
     """`(step, state, batch)`, arrays or what stands for them; compile it, and it is the step.
     The state is donated."""
@@ -95,9 +94,9 @@ def one_device() -> Form:
     """The step as it is written, for whoever compiles and places things on their own."""
     return Form(
         spread=lambda gradient: gradient,
-        batch_size=lambda batch: batch.shape[0],
-        place=jnp.asarray,
-        abstract_batch=jax.ShapeDtypeStruct,
+        batch_size=_leading,
+        place=lambda batch: jax.tree.map(jnp.asarray, batch),
+        abstract_batch=lambda batch: batch,
         lower=lambda step, state, batch: jax.jit(step, donate_argnums=0).lower(state, batch),
     )
 
@@ -117,8 +116,10 @@ def _jit(mesh: Mesh, state: Any) -> Form:
 
     return one_device()._replace(
         spread=spread,
-        place=lambda images: jax.make_array_from_process_local_data(batch, images),
-        abstract_batch=lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch),
+        place=lambda share: jax.make_array_from_process_local_data(batch, share),
+        abstract_batch=lambda whole: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch), whole
+        ),
         lower=lambda step, *args: jax.jit(
             step, in_shardings=(state, batch), out_shardings=(state, whole), donate_argnums=0
         ).lower(*args),
@@ -146,7 +147,7 @@ def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
 
     def spread(gradient: Gradient) -> Gradient:
         def of_one_device(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
-            count = len(images)
+            count = _leading(images)
             first = jax.lax.axis_index(_DEVICE) * count
             own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, count), drawn)
             values, grads = gradient(params, images, own)
@@ -157,19 +158,26 @@ def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
 
     leading = NamedSharding(mesh, PartitionSpec(AXES))
 
-    def place(images: np.ndarray) -> jax.Array:
+    def by_device(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+        return count, shape[0] // count, *shape[1:]
+
+    def place(share: Any) -> Any:
         local = len(mesh.local_devices)
         return jax.make_array_from_process_local_data(
-            leading, images.reshape(local, len(images) // local, *images.shape[1:])
+            leading, jax.tree.map(lambda leaf: leaf.reshape(by_device(leaf.shape, local)), share)
         )
 
-    def abstract_batch(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        shape = (len(devices), shape[0] // len(devices), *shape[1:])
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=leading)
+    def abstract_batch(whole: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                by_device(leaf.shape, len(devices)), leaf.dtype, sharding=leading
+            ),
+            whole,
+        )
 
     return Form(
         spread=spread,
-        batch_size=lambda batch: batch.shape[0] * len(devices),
+        batch_size=lambda batch: _leading(batch) * len(devices),
         place=place,
         abstract_batch=abstract_batch,
         lower=lambda step, *args: jax.pmap(
@@ -181,6 +189,11 @@ def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
             devices=devices,
         ).lower(*args),
     )
+
+
+def _leading(batch: Any) -> int:
+    """Examples in a pytree of arrays `[batch, ...]`."""
+    return int(jax.tree.leaves(batch)[0].shape[0])
 
 
 def _gathered(param: jax.Array, spec: PartitionSpec) -> jax.Array:

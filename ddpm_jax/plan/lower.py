@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import Config
-from ddpm_jax.data import ImageSet, image_levels, image_shape
+from ddpm_jax.data import Arrays, Examples, ImageSet, image_levels
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.plan.flops import count_flops
 from ddpm_jax.training import TrainState, make_gradient
@@ -27,7 +27,7 @@ def images_of(config: Config) -> tuple[tuple[int, int, int], int]:
     Raises:
         UserError: an unknown name, or images that the network's levels do not divide.
     """
-    shape = image_shape(config.data.name, config.data.dir)
+    shape = experiments.image_shape_of(config)
     experiments.check_image_size(config, shape)
     return shape, image_levels(config.data.name)
 
@@ -47,7 +47,12 @@ def planned(
         UserError: a config that cannot work, or not on so many devices.
     """
     noise = np.random.default_rng(0).integers(0, levels, (64, *shape), np.uint8)
-    images = ImageSet(config.data.name, train=noise, held_out=noise[:1], levels=levels)
+    classes = tuple(map(str, range(config.model.classes))) or None
+    labels = None if classes is None else np.arange(64) % len(classes)
+    source = Arrays(noise, labels, levels)
+    images = ImageSet(
+        config.data.name, train=source, held_out=source, levels=levels, classes=classes
+    )
     experiments.check_batch(config, devices)
     return experiments.build(config, images=images, devices=devices)
 
@@ -65,16 +70,16 @@ def step_flops(experiment: Experiment) -> int:
 
     It is the gradient that multiplies matrices; the rest of a step is little beside it.
     """
-    train, shape = experiment.config.train, experiment.images.image_shape
+    train = experiment.config.train
     objective = experiments.make_objective(experiment, train=True)
 
-    def gradient(state: TrainState, images: jax.Array) -> Any:
+    def gradient(state: TrainState, batch: Examples) -> Any:
         drawn = draw(objective, state.key, train.batch_size, state.memory)
         of_batch = make_gradient(objective.losses, accumulate=train.accumulate)
-        return of_batch(state.params, images, drawn)
+        return of_batch(state.params, batch, drawn)
 
-    images = jax.ShapeDtypeStruct((train.batch_size, *shape), jnp.uint8)
-    return count_flops(gradient, experiment.abstract_state, images)
+    batch = experiments.abstract_batch(experiment)
+    return count_flops(gradient, experiment.abstract_state, batch)
 
 
 def forward_flops(experiment: Experiment) -> int:

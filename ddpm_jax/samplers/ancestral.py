@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.arrays import per_example
+from ddpm_jax.arrays import normal, per_example
 from ddpm_jax.checks import check_choice
 from ddpm_jax.forward import Predicts, q_posterior
 from ddpm_jax.processes import Modal
@@ -67,7 +67,7 @@ def ancestral(
             process, prediction, x_t, t, predicts=predicts, threshold=threshold
         )
         mean, added = q_posterior(process, x0_hat, x_t, t, s)
-        noise = jax.random.normal(key, x_t.shape, x_t.dtype)
+        noise = normal(key, x_t.shape, x_t.dtype)
         if interpolation is None:
             if variance == "large":
                 added = fixed_variance(process, t, s, variance="large")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key, check_result
+from ddpm_jax.arrays import fold_in, normal, split
+from ddpm_jax.checks import check_float, check_keys, check_result
 from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.weights import mix
@@ -43,6 +44,8 @@ class Sampler(NamedTuple):
     init(key, shape, start) -> SamplerState at `start`, or at the prior if that is None
     step(key, state, t, s) -> (SamplerState at s, StepInfo), scalar int32 times s < t,
         s = -1 for the last step, onto the data
+
+    The key is one for all images, or `[batch]`, one for each.
     """
 
     init: Callable[[Array, tuple[int, ...], Array | None], SamplerState]
@@ -59,7 +62,7 @@ class Samples(NamedTuple):
 
 def sample(
     sampler: Sampler,
-    key: Key[Array, ""],
+    key: Key[Array, "*batch"],
     shape: tuple[int, ...],
     times: Int[Array, " steps"],
     *,
@@ -69,11 +72,12 @@ def sample(
     """Runs `sampler` down the falling `times` and onto the data, as one compiled scan.
 
     Step i goes from t = times[i] to s = times[i + 1], the last one to s = -1, with the key
-    fold_in(key, t): the same key gives the same images on any mesh.
+    fold_in(key, t): the same key gives the same images on any mesh. With a key for each image, an
+    image is a matter of its own key, and the same in any batch.
 
     Args:
         sampler: what `ancestral`, `ddim` or another of this package returned.
-        key: typed random key.
+        key: typed random key, or one for each image, `[batch]`.
         shape: `[batch, ...]` of the images.
         times: falling times in [0, T); `time_grid` makes them. Where they do not fall, x0 is NaN.
         start: images at times[0] in the place of the prior's noise, shaped `shape`: what
@@ -83,20 +87,20 @@ def sample(
             `lambda info: info.x_s[:8]` for the way of eight images.
 
     Raises:
-        TypeError, ValueError: `key` is not a typed key, `times` is not a vector of integers, or
-            `start` is not floating point or not of `shape`.
+        TypeError, ValueError: `key` is no typed key nor one for each image, `times` is not a vector
+            of integers, or `start` is not floating point or not of `shape`.
     """
-    check_key("key", key)
+    check_keys("key", key, shape[0])
     check_steps(times)
     if start is not None:
         check_float("start", start)
         if start.shape != tuple(shape):
             raise ValueError(f"start has shape {start.shape}; it has to be `shape`, {shape}")
-    init_key, steps_key = jax.random.split(key)
+    init_key, steps_key = split(key)
 
     def step(state: SamplerState, pair: tuple[Array, Array]) -> tuple[SamplerState, Any]:
         t, s = pair
-        state, info = sampler.step(jax.random.fold_in(steps_key, t), state, t, s)
+        state, info = sampler.step(fold_in(steps_key, t), state, t, s)
         return state, None if keep is None else keep(info)
 
     state, kept = jax.lax.scan(
@@ -139,7 +143,7 @@ def prior_init(
         if start is not None:
             return SamplerState(start)
         variance, _ = process.prior(shape[0])
-        noise = jax.random.normal(key, shape, jnp.float32)
+        noise = normal(key, shape, jnp.float32)
         return SamplerState(mix(process, (jnp.sqrt(variance), noise)))
 
     return init

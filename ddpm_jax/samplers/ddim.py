@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.arrays import per_example
+from ddpm_jax.arrays import normal, per_example
 from ddpm_jax.checks import check_float, check_scalar
 from ddpm_jax.forward import Predicts, convert, q_posterior_variance
 from ddpm_jax.processes import Modal
@@ -73,7 +73,7 @@ def ddim(
         kept = process.noise_variance(s) - added
         terms = [(process.signal(s), x0_hat), (jnp.sqrt(jnp.maximum(kept, 0.0)), eps_hat)]
         if known != 0.0:
-            noise = jax.random.normal(key, x_t.shape, x_t.dtype)
+            noise = normal(key, x_t.shape, x_t.dtype)
             terms.append((jnp.sqrt(added), noise))
         x_s = mix(process, *terms)
         return SamplerState(x_s), StepInfo(x_s, x0_hat)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddpm_jax.arrays import normal
 from ddpm_jax.forward import Predicts, q_posterior
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.weights import mix
@@ -98,7 +99,7 @@ def dpm_solver_pp(
             ahead = x0_hat + mix(process, (0.5 * ratio, x0_hat - before.x0_hat))
         if stochastic:
             mean, variance = q_posterior(process, ahead, x_t, t, s)
-            noise = jax.random.normal(key, x_t.shape, x_t.dtype)
+            noise = normal(key, x_t.shape, x_t.dtype)
             x_s = mean + mix(process, (jnp.sqrt(variance), noise))
         else:
             x_s = exponential_step(process, ahead, x_t, t, s)

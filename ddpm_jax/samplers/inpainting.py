@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ddpm_jax.arrays import per_example
+from ddpm_jax.arrays import normal, per_example, split
 from ddpm_jax.checks import check_float
 from ddpm_jax.forward import q_sample, q_transition
 from ddpm_jax.processes import Modal
@@ -76,9 +76,9 @@ def inpaint(
 
         def once(state: SamplerState, key: Array) -> tuple[SamplerState, StepInfo]:
             """From t to s, with what is known put in."""
-            step_key, noise_key = jax.random.split(key)
+            step_key, noise_key = split(key)
             moved, info = sampler.step(step_key, state, t, s)
-            noise = jax.random.normal(noise_key, moved.x_t.shape, moved.x_t.dtype)
+            noise = normal(noise_key, moved.x_t.shape, moved.x_t.dtype)
             x0 = jnp.where(mask, known.astype(moved.x_t.dtype), info.x0_hat)
             there = q_sample(process, x0, s_each, noise)
             there = jnp.where(per_example(s_each < 0, there), x0, there)  # without rounding
@@ -87,13 +87,13 @@ def inpaint(
 
         def once_and_back(state: SamplerState, key: Array) -> tuple[SamplerState, None]:
             """From t to s and up to t again, as a new start."""
-            once_key, noise_key, init_key = jax.random.split(key, 3)
+            once_key, noise_key, init_key = split(key, 3)
             x_s = once(state, once_key)[0].x_t
-            noise = jax.random.normal(noise_key, x_s.shape, x_s.dtype)
+            noise = normal(noise_key, x_s.shape, x_s.dtype)
             x_t = q_transition(process, x_s, t_each, s_each, noise)
             return sampler.init(init_key, x_t.shape, x_t), None
 
-        keys = jax.random.split(key, resamplings)
+        keys = split(key, resamplings)
         if resamplings > 1:
             state, _ = jax.lax.scan(once_and_back, state, keys[:-1])
         return once(state, keys[-1])

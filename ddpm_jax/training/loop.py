@@ -1,14 +1,15 @@
 """The host's side of training: feed the step, and never wait for the device without need."""
 
 import collections
+import time
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from ddpm_jax.training.interrupts import InterruptedTraining
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import StepMetrics
+from ddpm_jax.training.step import StepMetrics, TrainStep
 
 __all__ = ["DivergenceError", "Hooks", "fit"]
 
@@ -29,8 +30,11 @@ class DivergenceError(RuntimeError):
 class Hooks(Protocol):
     """What happens around the steps. Steps are counted from 1."""
 
-    def advance(self, step: int) -> None:
-        """A step was dispatched (and perhaps not yet computed)."""
+    def advance(self, step: int, waited: float) -> None:
+        """A step was dispatched (and perhaps not yet computed).
+
+        For its batch the device waited so many seconds, at most.
+        """
 
     def log(self, step: int, metrics: StepMetrics) -> None:
         """Metrics of `step` arrived on the host; steps come in order."""
@@ -50,9 +54,9 @@ class Hooks(Protocol):
 
 
 def fit(
-    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, StepMetrics]],
+    train_step: TrainStep,
     state: TrainState,
-    batches: Iterator[jax.Array],
+    batches: Iterator[Any],
     hooks: Hooks,
     *,
     start: int,
@@ -89,8 +93,13 @@ def fit(
                 hooks.log(step, metrics)
 
     for step in range(start + 1, steps + 1):
-        state, metrics = train_step(state, next(batches))
-        hooks.advance(step)
+        asked = time.perf_counter()
+        batch = next(batches)
+        # With work in line the device did not notice how long the batch took.
+        idle = not running or _is_ready(running[-1][1])
+        waited = time.perf_counter() - asked if idle and step > start + 1 else 0.0
+        state, metrics = train_step(state, batch)
+        hooks.advance(step, waited)
         log_due, draw_due, save_due = (
             step % every == 0 or step == steps for every in (log_every, draw_every, save_every)
         )
@@ -112,6 +121,10 @@ def fit(
         if signal_number is not None and step < steps:
             raise InterruptedTraining(step, signal_number)
     return state
+
+
+def _is_ready(metrics: StepMetrics) -> bool:
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
 def _raise_if_bad(metrics: StepMetrics) -> None:

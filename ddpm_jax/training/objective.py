@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from ddpm_jax import timesteps
 from ddpm_jax.forward import Predicts, q_sample
@@ -25,6 +25,7 @@ from ddpm_jax.reverse import Variance, check_predicts, split_output
 
 __all__ = [
     "Drawn",
+    "Labelled",
     "Losses",
     "Objective",
     "ObjectiveName",
@@ -54,9 +55,19 @@ class Drawn(NamedTuple):
     """Of its loss: 1, or what makes up for a t that is drawn more often than others."""
 
 
+class Labelled(NamedTuple):
+    """A batch with the class of each example, int32; -1 is none."""
+
+    x0: Float[Array, "batch *data"]
+    labels: Int[Array, " batch"]
+
+
 Losses = Callable[[Any, Any, Drawn], Array]
 """`(params, batch, drawn) -> loss [batch]`, without the weights. The loss of an example depends on
 no other example."""
+
+_LABEL = 1
+"""What a dropout key is folded with for the draw that takes a label away."""
 
 
 class Objective(NamedTuple):
@@ -90,11 +101,13 @@ def make_objective(
     levels: int,
     times: Times,
     variance: Variance = "small",
+    label_dropout: float = 0.0,
     train: bool = True,
 ) -> Objective:
     """The objective of this name, of images x0 in [-1, 1].
 
-    "elbo" is in bits per dimension, the others are mean squared errors without a unit.
+    "elbo" is in bits per dimension, the others are mean squared errors without a unit. A batch is
+    x0, or `Labelled`, and the network is then told the labels.
 
     Args:
         apply: a network's, `(params, x_t, t, train=, keys=) -> prediction` with a key for the
@@ -106,6 +119,8 @@ def make_objective(
         levels: grey levels of the images.
         times: how t is drawn. By importance needs a memory; the weight is then of use.
         variance: of p(x_{t-1} | x_t).
+        label_dropout: probability with which an example's label is taken away in training, so that
+            the network learns to do without (Ho & Salimans 2022, algorithm 1).
         train: turns dropout on.
 
     Raises:
@@ -117,13 +132,23 @@ def make_objective(
     num_steps = process.num_steps
 
     def losses(
-        params: Any, x0: Float[Array, "batch *data"], drawn: Drawn
+        params: Any, batch: Float[Array, "batch *data"] | Labelled, drawn: Drawn
     ) -> Float[Array, " batch"]:
         noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(drawn.key)
+        classes: dict[str, Array] = {}
+        if isinstance(batch, Labelled):
+            x0, labels = batch
+            if train and label_dropout > 0.0:
+                taken = jax.vmap(functools.partial(_takes_label, rate=label_dropout))(dropout_keys)
+                labels = jnp.where(taken, -1, labels)
+            classes["labels"] = labels
+        else:
+            x0 = batch
         normal = functools.partial(jax.random.normal, shape=x0.shape[1:], dtype=x0.dtype)
         t, eps = drawn.t, jax.vmap(normal)(noise_keys)
         x_t = q_sample(process, x0, t, eps)
-        output = apply(params, x_t, process.network_time(t), train=train, keys=dropout_keys)
+        network_time = process.network_time(t)
+        output = apply(params, x_t, network_time, train=train, keys=dropout_keys, **classes)
         prediction, interpolation = split_output(output, variance=variance)
         told: dict[str, Any] = {"predicts": predicts, "levels": levels}
         match objective:
@@ -174,11 +199,18 @@ def draw(objective: Objective, key: Key[Array, ""], batch: int, memory: Any) -> 
 
 
 def weighted_losses(
-    objective: Objective, params: Any, key: Key[Array, ""], batch: Shaped[Array, "batch *data"]
+    objective: Objective,
+    params: Any,
+    key: Key[Array, ""],
+    batch: PyTree[Shaped[Array, "batch ..."]],
 ) -> Float[Array, " batch"]:
     """The losses of a batch by an objective without memory, for whoever only measures."""
-    drawn = draw(objective, key, batch.shape[0], ())
+    drawn = draw(objective, key, jax.tree.leaves(batch)[0].shape[0], ())
     return drawn.weight * objective.losses(params, batch, drawn)
+
+
+def _takes_label(key: Array, *, rate: float) -> Array:
+    return jax.random.bernoulli(jax.random.fold_in(key, _LABEL), rate)
 
 
 def _evenly(

@@ -1,7 +1,7 @@
 """One training step, a pure function: a form of `ddpm_jax.parallel` compiles and shards it."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class StepMetrics(NamedTuple):
 
 
 Decay = Callable[[Array], Array]
-TrainStep = Callable[[TrainState, Array], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(
@@ -60,7 +60,7 @@ def make_train_step(
     form = one_device() if form is None else form
     gradient_of = form.spread(make_gradient(objective.losses, accumulate=accumulate))
 
-    def train_step(state: TrainState, batch: Array) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
         drawn = draw(objective, key, form.batch_size(batch), state.memory)
         losses, gradient = gradient_of(state.params, batch, drawn)

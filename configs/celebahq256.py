@@ -1,0 +1,59 @@
+"""CelebA-HQ at 256x256 with the settings of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
+
+    ddpm-jax data prepare celeb_a_hq/256 --from DIR    # with data256x256.tar in it
+    ddpm-jax train configs/celebahq256.py
+
+Appendix B and their scripts/run_celebahq.py (https://github.com/hojonathanho/diffusion): T = 1000,
+betas linear from 1e-4 to 0.02, variances of p fixed to the posterior's, 113,673,219 parameters in
+six levels (the paper says 114 million), one head of attention at 16x16, no dropout, L_simple, Adam
+at 2e-5 with 5,000 steps of warm-up, gradients clipped to a norm of 1, batch 64, EMA decay 0.9999,
+500k steps, random flips. Published: samples, figures 1 and 11, and no number.
+Measured by this project: not yet.
+
+The archive is made by hand: 30,000 PNG files, as
+https://github.com/tkarras/progressive_growing_of_gans tells. It has one split, and the first tenth
+of it is held out: 27,000 images to train on, where the paper has all 30,000. They are 5.3 GB of
+pixels, more than data.memory_gb, and so are decoded as they are read; with --data.memory-gb 6 they
+are decoded once.
+
+What differs, but for that tenth: the norm that is clipped is that of the batch's gradient; theirs
+was of each of eight cores' own. The average warms up, min(0.9999, (1 + n) / (10 + n)) after n
+steps, theirs began with 0.9999.
+"""
+
+from ddpm_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """The paper's run on faces."""
+    return Config(
+        data=DataConfig(name="celeb_a_hq/256", flip=True),
+        schedule=ScheduleConfig(name="linear", num_steps=1000, beta_min=1e-4, beta_max=0.02),
+        model=ModelConfig(
+            channels=128,
+            multipliers=(1, 1, 2, 2, 4, 4),
+            num_blocks=2,
+            attention_resolutions=(16,),
+            dropout=0.0,
+            norm_groups=32,
+            variance="small",
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=5000, decay="constant"),
+        train=TrainConfig(
+            steps=500_000,
+            batch_size=64,
+            objective="simple",
+            times="uniform",
+            ema_decay=(0.9999,),
+        ),
+        evaluation=EvaluationConfig(batch_size=64, num_samples=64, likelihood_times=16),
+        workdir="runs/celebahq256",
+    )

@@ -1,0 +1,61 @@
+"""LSUN churches at 256x256 with the settings of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
+
+    ddpm-jax data prepare lsun/church_outdoor    # TensorFlow and tensorflow-io read its database
+    ddpm-jax train configs/lsun256.py
+
+and bedrooms, which are not flipped:
+
+    ddpm-jax train configs/lsun256.py --data.name lsun/bedroom --data.no-flip
+        --train.steps 2400000 --workdir runs/lsun256_bedroom
+
+Appendix B and their scripts/run_lsun.py (https://github.com/hojonathanho/diffusion): the network
+and all settings of configs/celebahq256.py, 113,673,219 parameters; 1.2M steps for churches, 2.4M
+for bedrooms. Published, in table 3: FID 7.89 of churches, 6.36 of bedrooms.
+Measured by this project: not yet.
+
+Photographs of many sizes (Yu et al. 2015, https://arxiv.org/abs/1506.03365): the split `train`,
+126,227 churches or 3,033,042 bedrooms, to train on, and `validation`, 300, held out. They are
+decoded, resized and cut to squares as they are read, by threads beside the training.
+
+What differs: images are resized by Pillow's bicubic filter and then cut, theirs were cut and then
+resized by its Lanczos filter, once, with StyleGAN's tool. The clip and the average are as
+configs/celebahq256.py says. Their script flips bedrooms unless it is told not to; the paper says
+that they were not flipped.
+"""
+
+from ddpm_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """The paper's run on churches."""
+    return Config(
+        data=DataConfig(name="lsun/church_outdoor", size=256, flip=True),
+        schedule=ScheduleConfig(name="linear", num_steps=1000, beta_min=1e-4, beta_max=0.02),
+        model=ModelConfig(
+            channels=128,
+            multipliers=(1, 1, 2, 2, 4, 4),
+            num_blocks=2,
+            attention_resolutions=(16,),
+            dropout=0.0,
+            norm_groups=32,
+            variance="small",
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=5000, decay="constant"),
+        train=TrainConfig(
+            steps=1_200_000,
+            batch_size=64,
+            objective="simple",
+            times="uniform",
+            ema_decay=(0.9999,),
+        ),
+        evaluation=EvaluationConfig(batch_size=64, num_samples=64, likelihood_times=100),
+        workdir="runs/lsun256",
+    )

@@ -1,0 +1,174 @@
+"""Images that are kept as PNG, JPEG and the like, and decoded when they are asked for.
+
+Decoding is where damage shows. One image that cannot be decoded ends the run with a sentence that
+names it, or, with `on_bad_image="skip"`, is left out: of a set that is read into memory for good,
+so that it has fewer images; of one that is read as it goes the next good one stands in its place,
+since a set of millions is not looked through beforehand. Either way it is counted and told.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import threading
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer
+
+from ddpm_jax.data.images import DataError
+from ddpm_jax.data.preparation import BadImageError, Preparation, decode
+from ddpm_jax.data.source import Arrays, Examples
+
+__all__ = ["Encoded", "OnBadImage", "Record", "Records", "read_all"]
+
+OnBadImage = Literal["stop", "skip"]
+
+_AT_ONCE = 1000
+"""Records asked for at a time when all are read."""
+
+
+class Record(NamedTuple):
+    """One image as it is kept."""
+
+    encoded: bytes | OSError
+    """Or why it cannot be read."""
+    label: int | None
+
+
+@runtime_checkable
+class Records(Protocol):
+    """Encoded images by index."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """Those at these indices."""
+
+    def where(self, index: int) -> str:
+        """How a person finds one: its path, or its number in its data set."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+    """Records as a source of images."""
+
+    records: Records
+    preparation: Preparation
+    channels: int
+    """Of what is stored; 1 or 3."""
+    image_shape: tuple[int, int, int]
+    labelled: bool
+    on_bad_image: OnBadImage = "stop"
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images cost no decoding."""
+        return False
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
+        decoded = self.decoded([int(index) for index in indices])
+        examples = [
+            self._next_good(int(index)) if isinstance(one, BadImageError) else one
+            for index, one in zip(indices, decoded, strict=True)
+        ]
+        return _stacked(examples, self)
+
+    def decoded(
+        self, indices: Sequence[int]
+    ) -> list[tuple[np.ndarray, int | None] | BadImageError]:
+        """Image and label of each; in place of one to be skipped, why it is.
+
+        Raises:
+            BadImageError: one cannot be used, and is not to be skipped.
+        """
+        found: list[tuple[np.ndarray, int | None] | BadImageError] = []
+        for index, record in zip(indices, self.records.read(indices), strict=True):
+            try:
+                found.append((self._pixels(record), record.label))
+            except BadImageError as error:
+                sentence = f"{self.records.where(index)} {error}"
+                if self.on_bad_image == "stop":
+                    raise BadImageError(
+                        f"{sentence}; mend or remove it, or leave out such with"
+                        " --data.on-bad-image skip"
+                    ) from error
+                with self._lock:
+                    self.skipped[self.records.where(index)] = str(error)
+                found.append(BadImageError(sentence))
+        return found
+
+    def _pixels(self, record: Record) -> np.ndarray:
+        if isinstance(record.encoded, OSError):
+            raise BadImageError(f"cannot be read ({record.encoded.strerror})")
+        pixels = self.preparation.of_picture(decode(record.encoded, self.channels))
+        if pixels.shape != self.image_shape:
+            height, width = pixels.shape[:2]
+            raise BadImageError(
+                f"is {height}x{width}, and others are {self.image_shape[0]}x{self.image_shape[1]};"
+                " --data.size makes them alike"
+            )
+        return pixels
+
+    def _next_good(self, index: int) -> tuple[np.ndarray, int | None]:
+        for step in range(1, len(self)):
+            (one,) = self.decoded([(index + step) % len(self)])
+            if not isinstance(one, BadImageError):
+                return one
+        raise _none_left(self, "the data set")
+
+
+def read_all(source: Encoded, name: str) -> Arrays:
+    """All images of a source in memory, without those to be skipped.
+
+    Raises:
+        DataError: an image cannot be used, or none is left.
+    """
+    starts = range(0, len(source), _AT_ONCE)
+    images = np.empty((len(source), *source.image_shape), np.uint8)
+    labels = np.zeros(len(source), np.int64)
+
+    def read(start: int) -> list[bool]:
+        places = range(start, min(start + _AT_ONCE, len(source)))
+        good = []
+        for place, one in zip(places, source.decoded(places), strict=True):
+            good.append(not isinstance(one, BadImageError))
+            if not isinstance(one, BadImageError):
+                images[place], labels[place] = one[0], one[1] or 0
+        return good
+
+    # Pillow decodes without Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(read, start) for start in starts]
+        try:
+            good = np.concatenate([future.result() for future in futures])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if not good.all():
+        images, labels = images[good], labels[good]
+    if not len(images):
+        raise _none_left(source, name)
+    return Arrays(images, labels if source.labelled else None, name=name, skipped=source.skipped)
+
+
+def _none_left(source: Encoded, name: str) -> DataError:
+    where, why = next(iter(dict(source.skipped).items()))  # others may add to it
+    return DataError(
+        f"{name} has {len(source)} images, and none can be used; the first: {where} {why}"
+    )
+
+
+def _stacked(examples: list[tuple[np.ndarray, int | None]], source: Encoded) -> Examples:
+    images = np.empty((len(examples), *source.image_shape), np.uint8)
+    labels = np.zeros(len(examples), np.int32) if source.labelled else None
+    for place, (pixels, label) in enumerate(examples):
+        images[place] = pixels
+        if labels is not None:
+            labels[place] = label
+    return Examples(images, labels)

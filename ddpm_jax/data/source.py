@@ -1,0 +1,233 @@
+"""The contract of everything that images come from, and what a set of images is.
+
+A source knows how many images it has, what shape they are, and hands out any of them by index, as
+uint8 `[n, height, width, channel]`, with their labels if it has some. Where they are kept, as
+arrays in memory, as files in a folder or as records of a data set, is nobody else's business.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from ddpm_jax.data.images import DataError, check_images, check_labels
+
+__all__ = [
+    "Arrays",
+    "CentreCropped",
+    "Examples",
+    "ImageSet",
+    "Source",
+    "check_crop",
+    "in_batches",
+]
+
+
+class Examples(NamedTuple):
+    """Some images, and what they show. A pytree of NumPy's arrays, or of a device's.
+
+    images: uint8 `[n, height, width, channel]`.
+    labels: int32 `[n]`, or None, which is no leaf.
+    """
+
+    images: Any
+    labels: Any
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images by index."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channel) of every image."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its examples have labels."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are there already, and cost no decoding."""
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Images that could not be used so far and were left out or replaced: where and why."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
+        """The images at these indices, in their order; a copy, which is the caller's."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays:
+    """Images in memory.
+
+    Raises:
+        DataError: see `check_images` and `check_labels`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax.data import Arrays
+        >>> source = Arrays(np.zeros((3, 8, 8, 1), np.uint8), np.array([4, 0, 4]))
+        >>> len(source), source.image_shape
+        (3, (8, 8, 1))
+        >>> source[np.array([2, 1])].labels.tolist()
+        [4, 0]
+    """
+
+    images: UInt8[np.ndarray, "n height width channel"]
+    labels: Integer[np.ndarray, " n"] | None = None
+    levels: int = 256
+    name: str = "images"
+    """What errors call it."""
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_images(self.name, self.images, self.levels)
+        if self.labels is not None:
+            check_labels(f"{self.name}'s labels", self.labels, len(self.images))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channel) of every image."""
+        height, width, channel = self.images.shape[1:]
+        return height, width, channel
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images cost no decoding."""
+        return True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
+        labels = None if self.labels is None else self.labels[indices].astype(np.int32)
+        return Examples(self.images[indices], labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CentreCropped:
+    """The middle `side` x `side` pixels of a source's images."""
+
+    source: Source
+    side: int
+
+    def __post_init__(self) -> None:
+        check_crop(self.side, self.source.image_shape)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channel) of every image."""
+        return self.side, self.side, self.source.image_shape[2]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.source.labelled
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images cost no decoding."""
+        return self.source.in_memory
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """As the source says."""
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
+        images, labels = self.source[indices]
+        top, left = ((length - self.side) // 2 for length in images.shape[1:3])
+        return Examples(images[:, top : top + self.side, left : left + self.side], labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images to train on and images held out.
+
+    Raises:
+        DataError: the two parts differ in image shape, or have labels beyond `classes`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax.data import Arrays, ImageSet
+        >>> black = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> images = ImageSet("black", train=Arrays(black[:2]), held_out=Arrays(black[2:]))
+        >>> images.image_shape, images.levels
+        ((8, 8, 1), 256)
+    """
+
+    name: str
+    train: Source
+    """As they are kept; what is trained on is cropped at random if `crop` says so."""
+    held_out: Source
+    levels: int = 256
+    """Number of grey levels: values are 0 to levels - 1."""
+    classes: tuple[str, ...] | None = None
+    """What each label stands for; None without labels."""
+    splits: tuple[str, str] = ("train", "held out")
+    """What the data set itself calls the two parts."""
+    preparation: str = "as stored"
+    """What was done to the images."""
+    crop: int | None = None
+    """Side of the squares that training sees of each image; held-out images are cropped."""
+
+    def __post_init__(self) -> None:
+        for name, part in (("train", self.train), ("held_out", self.held_out)):
+            if isinstance(part, Arrays) and part.labels is not None and self.classes is not None:
+                most = int(part.labels.max())
+                if most >= len(self.classes):
+                    raise DataError(
+                        f"{name} has the label {most}; with {len(self.classes)} classes labels are"
+                        f" 0 to {len(self.classes) - 1}"
+                    )
+        if self.held_out.image_shape != self.image_shape:
+            raise DataError(
+                f"held_out has images of shape {self.held_out.image_shape} and train of"
+                f" {self.image_shape}; both have to be the same"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channel) of every image that a network sees."""
+        return self.train_centred.image_shape
+
+    @property
+    def train_centred(self) -> Source:
+        """The images to train on without chance: cropped in the middle if they are cropped."""
+        return self.train if self.crop is None else CentreCropped(self.train, self.crop)
+
+    @property
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return 0 if self.classes is None else len(self.classes)
+
+
+def check_crop(side: int, image_shape: tuple[int, int, int]) -> None:
+    """Raises DataError unless a square of this side is inside such images."""
+    height, width, _ = image_shape
+    if not 1 <= side <= min(height, width):
+        raise DataError(
+            f"data.crop is {side}; of images of {height}x{width} it can leave 1 to"
+            f" {min(height, width)} pixels"
+        )
+
+
+def in_batches(source: Source, size: int, count: int | None = None) -> Iterator[Examples]:
+    """The first `count` examples of a source, or all, in their order; the last batch is smaller."""
+    count = len(source) if count is None else min(count, len(source))
+    for first in range(0, count, size):
+        yield source[np.arange(first, min(first + size, count))]

@@ -1,0 +1,187 @@
+"""A small classifier, trained in seconds on the images themselves: a feature space for small sets.
+
+Inception knows photographs of 299x299 pixels; for digits of 8x8 its features say little, and its
+weights may not be at hand. A classifier of the data set's own classes is a feature space in which
+the same distances can be taken. They compare two sets of images in *this* space and are no FID: a
+number goes with the classifier that it was measured in, told by the sha256 of its weights.
+
+Three convolutions, each at half the resolution of the one before, mean and maximum over positions,
+and a dense layer whose activations are the features; the logits follow from these by a linear map.
+"""
+
+import functools
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Key, UInt8
+
+from ddpm_jax.data import (
+    DataError,
+    Examples,
+    ImageSet,
+    in_batches,
+    make_iterator,
+    to_bytes,
+    to_model_range,
+)
+from ddpm_jax.evaluation.features import FeatureNetwork, Features
+from ddpm_jax.evaluation.guards import EvaluationError
+from ddpm_jax.files import whole_file
+
+__all__ = [
+    "FEATURES",
+    "Classifier",
+    "accuracy",
+    "classifier_network",
+    "load_classifier",
+    "save_classifier",
+    "train_classifier",
+]
+
+FEATURES = 64
+_STEPS, _BATCH, _LEARNING_RATE = 1500, 128, 2e-3
+
+
+class Classifier(nn.Module):
+    """`apply(params, x) -> Features` of images in [-1, 1]."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channel"]) -> Features:
+        """The features are not negative."""
+        for width in (16, 32, 64):
+            x = nn.Conv(width, (3, 3), strides=2)(x)
+            x = nn.swish(nn.GroupNorm(num_groups=8)(x))
+        x = jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
+        pooled = nn.relu(nn.Dense(FEATURES)(x))
+        return Features(pooled, nn.Dense(self.classes)(pooled))
+
+
+def train_classifier(images: ImageSet, key: Key[Array, ""]) -> Any:
+    """Parameters of a `Classifier` of `images.train`, by Adam with a cosine decay to zero.
+
+    Args:
+        images: with labels.
+        key: typed random key, of the parameters and the order of the data.
+
+    Raises:
+        DataError: images without labels.
+    """
+    if images.classes is None:
+        raise DataError(f"data set {images.name!r} has no labels to train a classifier on")
+    model = Classifier(images.num_classes)
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, _STEPS))
+    init_key, order_key = jax.random.split(key)
+    params = model.init(init_key, jnp.zeros((1, *images.image_shape), jnp.float32))
+    seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
+    batches = make_iterator(
+        images.train_centred, batch_size=_BATCH, seed=seed, flip=False, with_labels=True
+    )
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Examples) -> tuple[Any, Any]:
+        def loss(params: Any) -> Array:
+            features: Any = model.apply(params, to_model_range(batch.images, 256))
+            return jnp.mean(
+                optax.losses.softmax_cross_entropy_with_integer_labels(
+                    features.logits, batch.labels
+                )
+            )
+
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(_STEPS):
+        pictures, labels = next(batches)
+        params, state = step(params, state, Examples(to_bytes(pictures, images.levels), labels))
+    return params
+
+
+def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
+    """What `train_classifier` found, as a feature space of pictures with 256 levels.
+
+    Raises:
+        EvaluationError: parameters of another classifier.
+    """
+    model = Classifier(images.num_classes)
+    shape = (1, *images.image_shape)
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape, jnp.float32))
+    if _shapes(expected) != _shapes(params):
+        raise EvaluationError(
+            f"the classifier is not one of {images.num_classes} classes of images"
+            f" {'x'.join(map(str, images.image_shape))}, as those of {images.name!r} are"
+        )
+
+    digest = hashlib.sha256()
+    for name, values in _flat(params).items():
+        digest.update(name.encode())
+        digest.update(values.tobytes())
+    return FeatureNetwork(
+        name=f"{images.name} classifier",
+        identity=digest.hexdigest(),
+        dim=FEATURES,
+        classes=images.num_classes,
+        apply=jax.tree_util.Partial(_compiled(model), params),
+    )
+
+
+@functools.cache
+def _compiled(model: Classifier) -> Callable[[Any, Array], Features]:
+    @jax.jit
+    def apply(params: Any, pictures: UInt8[Array, "batch height width channel"]) -> Any:
+        return model.apply(params, to_model_range(pictures, 256))
+
+    return apply
+
+
+def accuracy(network: FeatureNetwork, images: ImageSet) -> float:
+    """Share of the held-out images whose class it finds."""
+    right = 0
+    for pictures, labels in in_batches(images.held_out, 500):
+        logits = network.apply(jnp.asarray(to_bytes(pictures, images.levels))).logits
+        right += int(np.sum(np.argmax(logits, axis=-1) == labels))
+    return right / len(images.held_out)
+
+
+def save_classifier(path: Path, params: Any) -> None:
+    """Writes parameters as an .npz, all of it or nothing."""
+    with whole_file(path) as file:
+        np.savez(file, allow_pickle=False, **_flat(params))
+
+
+def load_classifier(path: Path) -> Any:
+    """The parameters that `save_classifier` wrote.
+
+    Raises:
+        EvaluationError: no such file, or a damaged one.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return unflatten_dict({name: stored[name] for name in stored.files}, sep="/")
+    except FileNotFoundError:
+        raise EvaluationError(f"the classifier {str(path)!r} does not exist") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EvaluationError(
+            f"the classifier {str(path)!r} cannot be read ({error}); delete it, and it is trained"
+            " anew"
+        ) from error
+
+
+def _flat(params: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}

@@ -1,0 +1,222 @@
+"""Weights of Inception-v3: which file they are, whether it is whole, and where each tensor goes.
+
+The public file is `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, which torch-fidelity
+releases as `weights-inception-2015-12-05-6726825d.pth`: 95,628,359 bytes, TensorFlow's graph of
+2015-12-05 converted tensor by tensor. Nothing is downloaded here; the user points to it. Its
+SHA-256 is compared before a byte of it is read as anything else.
+
+`convert` writes the same tensors, under the same names and in the same layout, to an `.npz`, with
+the SHA-256 of the file that they came from and one of themselves, which is compared at each load.
+It tells damage, and alterations by who does not mean to deceive.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ddpm_jax.evaluation import inception
+from ddpm_jax.evaluation.features import FeatureNetwork
+from ddpm_jax.evaluation.torch_weights import WeightsError, read_state_dict
+
+__all__ = ["PUBLIC_SHA256", "convert", "expected_shapes", "inception_network", "to_variables"]
+
+PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Its beginning is in the file's name, as torch.hub wants it. All of it is from public projects
+that pin the file by it and agree; HyperGAN's documentation is one of them."""
+
+_ABOUT = "about"
+"""The one entry of an `.npz` that is no tensor: JSON, in UTF-8."""
+
+_BIAS = "fc.bias"
+"""A tensor of the file that the network does not use: see `inception` about the logits."""
+
+_COUNTER = ".num_batches_tracked"
+"""What PyTorch's batch normalization counts while it trains."""
+
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+"""Flax's names of what a layer has, and PyTorch's."""
+
+_compiled = jax.jit(inception.features)
+
+
+class Weights(NamedTuple):
+    """Tensors as PyTorch has them, and the SHA-256 of the file that they were published in."""
+
+    tensors: dict[str, np.ndarray]
+    source: str
+
+
+def inception_network(
+    path: Path, *, other_weights: bool = False, sharding: jax.sharding.Sharding | None = None
+) -> FeatureNetwork:
+    """Inception-v3 with the weights of a file: the public `.pth`, or the `.npz` made of it.
+
+    Args:
+        path: the file; what ends in ".npz" was written by `convert`.
+        other_weights: take any weights of that network. Unless they are the public ones, the
+            network's name then tells that they are not.
+        sharding: where the weights are put; on a mesh they are meant to be on every device,
+            `NamedSharding(mesh, PartitionSpec())`. By default JAX brings them to where the images
+            are, with each batch.
+
+    Raises:
+        WeightsError: the file is missing, damaged or altered; a tensor is missing, unknown or of
+            another shape; the weights are not the public ones, and `other_weights` is false.
+    """
+    weights = _read(path, other_weights=other_weights)
+    variables = jax.device_put(to_variables(weights.tensors), sharding)
+    about = f"{_digest(weights.tensors)} {inception.PREPARATION}"
+    return FeatureNetwork(
+        name=_name(weights.source),
+        identity=hashlib.sha256(about.encode()).hexdigest(),
+        dim=inception.DIM,
+        classes=inception.CLASSES,
+        # The weights are an argument of the program, not 95 MB of constants in it.
+        apply=jax.tree_util.Partial(_compiled, variables),
+    )
+
+
+def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
+    """Writes the tensors of a `.pth` to an `.npz`, and returns a sentence that tells so.
+
+    Raises:
+        WeightsError: see `inception_network`; or `target` exists, or does not end in ".npz".
+    """
+    if target.suffix != ".npz":
+        raise WeightsError(f"the target is {target}; its name has to end in .npz")
+    if target.exists():
+        raise WeightsError(f"the target {target} is there already; remove it, or name another")
+    weights = _read(source, other_weights=other_weights)
+    about = {"source": weights.source, "tensors": _digest(weights.tensors)}
+    coded = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    arrays: dict[str, Any] = {_ABOUT: coded, **weights.tensors}
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
+    return f"{target}: {_name(weights.source)}, {len(weights.tensors)} tensors of {source}"
+
+
+@functools.cache
+def expected_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the file's tensors, in PyTorch's layout, counters left out."""
+
+    def moved(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[-1], shape[-2], *shape[:-2]) if len(shape) > 1 else shape
+
+    shapes = {_torch_name(path): moved(leaf.shape) for path, leaf in _variables().items()}
+    return shapes | {_BIAS: (inception.CLASSES,)}
+
+
+def to_variables(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What `InceptionV3().apply` wants, of tensors as PyTorch has them."""
+
+    def moved(tensor: np.ndarray) -> np.ndarray:  # [out, in, *pixels] to [*pixels, in, out]
+        return np.moveaxis(tensor, (1, 0), (-2, -1)) if tensor.ndim > 1 else tensor
+
+    return unflatten_dict({path: moved(tensors[_torch_name(path)]) for path in _variables()})
+
+
+@functools.cache
+def _variables() -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    image = jax.ShapeDtypeStruct((1, inception.SIDE, inception.SIDE, 3), jnp.float32)
+    variables = jax.eval_shape(inception.InceptionV3().init, jax.random.key(0), image)
+    return flatten_dict(variables)
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    """("params", "Mixed_5b", "branch1x1", "bn", "scale") -> "Mixed_5b.branch1x1.bn.weight"."""
+    _, *layers, leaf = path
+    return ".".join([*layers, _LEAVES[leaf]])
+
+
+def _name(source: str) -> str:
+    return "Inception-v3" if source == PUBLIC_SHA256 else f"Inception-v3, weights {source[:8]}"
+
+
+def _read(path: Path, *, other_weights: bool) -> Weights:
+    """The tensors of either kind of file, checked."""
+    converted = _read_converted(path) if path.suffix == ".npz" else None
+    source = converted.source if converted else _sha256(path)
+    if source != PUBLIC_SHA256 and not other_weights:
+        raise WeightsError(
+            f"{path} is of the SHA-256 {source}, and the public Inception-v3 of 2015-12-05"
+            f" {PUBLIC_SHA256}; numbers of other weights compare with nobody's, so that they have"
+            " to be asked for and get a name of their own"
+        )
+    tensors = converted.tensors if converted else read_state_dict(path)
+    tensors = {name: t for name, t in tensors.items() if not name.endswith(_COUNTER)}
+    _check(path, tensors)
+    return Weights(tensors, source)
+
+
+def _read_converted(path: Path) -> Weights:
+    """What `convert` wrote, if nobody has changed it since."""
+    try:
+        # Opened here, because np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            tensors = {name: archive[name] for name in archive.files}
+        about = json.loads(tensors.pop(_ABOUT).tobytes())
+        source, digest = str(about["source"]), about["tensors"]
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # zip, zlib, NumPy and JSON each have their own
+        raise WeightsError(f"{path} is no converted Inception-v3, or damaged: {error}") from error
+    if _digest(tensors) != digest:
+        raise WeightsError(
+            f"{path} is not as it was written: its tensors do not have the SHA-256 that it states;"
+            " convert the weights again"
+        )
+    return Weights(tensors, source)
+
+
+def _check(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises WeightsError, with the first tensor that is wrong, unless they are Inception's."""
+    expected = expected_shapes()
+    for name in sorted(expected.keys() | tensors.keys()):
+        wanted = f"float32{list(expected[name])}" if name in expected else "absent"
+        found = f"{tensors[name].dtype}{list(tensors[name].shape)}" if name in tensors else "absent"
+        if found != wanted:
+            raise WeightsError(
+                f"{path} is of another network: {name} is {found} there, and {wanted} in"
+                " Inception-v3"
+            )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and values, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {tensor.dtype.str} {tensor.shape};".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""A network's features of images, over the mesh, in batches of one size."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.data import check_images
+from ddpm_jax.evaluation.guards import EvaluationError, check_at_least
+from ddpm_jax.parallel import replicated, split_by_batch
+
+__all__ = ["features_of"]
+
+Features = TypeVar("Features")
+"""What a network says of a batch: arrays whose leading axis is the batch."""
+
+
+def features_of(
+    apply: Callable[[jax.Array], Features],
+    images: Iterable[np.ndarray],
+    mesh: Mesh,
+    batch_size: int,
+) -> Iterator[Features]:
+    """What `apply` says of all images, batch by batch, as arrays on the host.
+
+    Images are gathered into batches of `batch_size`, rounded up to a multiple of the devices; the
+    last one is filled up with its own images, and what is said of those is cut off. So one compiled
+    call serves all, and other images of that shape later on. Each batch is split over the whole
+    mesh; its results, batch x dim and batch x classes numbers, are gathered by every process, and
+    nothing else is.
+
+    Args:
+        apply: uint8 `[batch, height, width, channel]` -> arrays of leading axis batch, such as
+            `.pooled` and `.logits`; it may not mix images. Give the parameters of a network by
+            `jax.tree_util.Partial(function, params)`: they are arguments of the compiled program
+            then, and not constants in it.
+        images: uint8 `[any number, height, width, channel]` each, the same in every process.
+        mesh: over which the batches are split.
+        batch_size: at least 1.
+
+    Raises:
+        EvaluationError: the batch size, or what `apply` returned is not one row for each image.
+        DataError: a batch that is not images.
+    """
+    check_at_least("batch_size", batch_size, 1)
+    return _features(apply, images, mesh, math.ceil(batch_size / mesh.size) * mesh.size)
+
+
+def _features(
+    apply: Callable[[jax.Array], Features], images: Iterable[np.ndarray], mesh: Mesh, size: int
+) -> Iterator[Features]:
+    partial = jax.tree_util.Partial
+    network = apply if isinstance(apply, partial) else partial(apply)
+    call = _compiled_call(mesh)
+    for batch in _regrouped(images, size):
+        count = len(batch)
+        filled = jax.device_put(batch[np.arange(size) % count], split_by_batch(mesh))
+        told: Any = jax.device_get(call(network, filled))
+        _check_told(told, size)
+        yield jax.tree.map(functools.partial(_first, count), told)
+
+
+@functools.cache
+def _compiled_call(mesh: Mesh) -> Callable[[Any, jax.Array], Any]:
+    """One for all calls, so that samples go through the program that the reference went through."""
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))  # for every process
+    def call(network: Callable[[jax.Array], Any], batch: jax.Array) -> Any:
+        return network(batch)
+
+    return call
+
+
+def _first(count: int, rows: np.ndarray) -> np.ndarray:
+    return rows[:count]
+
+
+def _regrouped(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images, `size` at a time; at the end, what is left."""
+    held: list[np.ndarray] = []
+    for batch in images:
+        check_images("images", batch)
+        if held and batch.shape[1:] != held[0].shape[1:]:
+            raise EvaluationError(
+                f"images of shape {batch.shape[1:]} follow some of {held[0].shape[1:]}; all have to"
+                " be of one shape"
+            )
+        held.append(batch)
+        if sum(map(len, held)) >= size:
+            joined = np.concatenate(held)
+            whole = len(joined) // size * size
+            yield from np.split(joined[:whole], whole // size)
+            held = [joined[whole:]]
+    if held and sum(map(len, held)):
+        yield np.concatenate(held)
+
+
+def _check_told(told: Any, size: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(told):
+        if leaf.shape[:1] != (size,):
+            raise EvaluationError(
+                f"apply(images){jax.tree_util.keystr(path)} has shape {leaf.shape}; it has to have"
+                f" one row for each of the {size} images"
+            )

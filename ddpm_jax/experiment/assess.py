@@ -1,0 +1,226 @@
+"""The evaluation of a run: likelihood, samples, pictures; of each of its parameters.
+
+Whatever takes long is kept in the folder, by a hash of what it follows from: draws, likelihoods,
+statistics of the training images, the classifier. An evaluation that was interrupted goes on, and
+one that is asked for again, or for more samples, computes what is new.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.evaluation import (
+    EvaluationError,
+    FeatureNetwork,
+    Reference,
+    image_grid,
+    load_reference,
+    save_png,
+    save_reference,
+)
+from ddpm_jax.evaluation import classifier as classifiers
+from ddpm_jax.evaluation.plots import Curve, plot_per_time
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.directory import write_json
+from ddpm_jax.experiment.draw import Sampling
+from ddpm_jax.experiment.measure import PerTime, likelihood
+from ddpm_jax.experiment.samples import draw_into, hash_of
+from ddpm_jax.experiment.scores import (
+    COMPARED,
+    Space,
+    make_space,
+    near_training_images,
+    scores,
+)
+
+__all__ = ["Asked", "assess"]
+
+_GRID = 100
+_SHOWN, _NEIGHBOURS = 10, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is wanted of an evaluation."""
+
+    num: int
+    """Samples; 0 for none."""
+    how: Sampling
+    seed: int
+    batch_size: int
+    """Images drawn, or seen by a feature network, at once."""
+    classifier: Path | None = None
+    """A classifier of another run on the same images, in place of one of its own."""
+    inception: Callable[[], FeatureNetwork] | None = None
+    """Makes Inception, if its metrics are wanted."""
+
+
+def assess(
+    experiment: Experiment,
+    params: dict[str, Any],
+    folder: Path,
+    asked: Asked,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything that is asked, as plain values; pictures and `results.json` in `folder`.
+
+    Args:
+        experiment: the run's.
+        params: by the names under which they are reported, "ema" and "raw" as a rule.
+        folder: of this evaluation.
+        asked: how much of it.
+        tell: is told of each part.
+    """
+    images = experiment.images
+    results: dict[str, Any] = {
+        "dataset": images.name,
+        "preparation": images.preparation,
+        "train_images": len(images.train),
+        "held_out_images": len(images.held_out),
+        "params": {name: {"sha256": hash_of(values)} for name, values in params.items()},
+    }
+    curves = {}
+    for name, values in params.items():
+        tell(f"bits per dimension of {len(images.held_out)} held-out images, {name}")
+        summary, per_time = _likelihood(folder / "kept", experiment, values)
+        results["params"][name] |= {"likelihood": summary, "per_time": per_time}
+        curves[name] = Curve(
+            np.array(per_time["mean"], np.float64),
+            np.array(per_time["standard_error"], np.float64),
+        )
+    plot_per_time(folder / "elbo_per_t.png", curves, title=f"{images.name}: the ELBO, term by term")
+    if asked.num:
+        results["sampling"] = {"images": asked.num, "seed": asked.seed, **asked.how._asdict()}
+        spaces = _spaces(experiment, folder / "kept", asked, tell)
+        results["networks"] = [_told_of(space, experiment) for space in spaces]
+        for name, values in params.items():
+            tell(f"drawing {asked.num} images, {name}")
+            results["params"][name] |= _of_samples(experiment, values, name, folder, asked, spaces)
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _likelihood(
+    kept: Path, experiment: Experiment, params: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """From a file if it was measured before; NaN of a t that was not asked is None."""
+    config = experiment.config
+    follows_from = [hash_of(params), config.evaluation.likelihood_times, config.seed]
+    digest = hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()
+    path = kept / f"likelihood_{digest[:16]}.json"
+    if path.is_file():
+        stored = json.loads(path.read_text())
+    else:
+        summary, per_time = likelihood(experiment, params)
+        stored = {"summary": summary, "per_time": _plain(per_time)}
+        write_json(path, stored)
+    return stored["summary"], stored["per_time"]
+
+
+def _plain(per_time: PerTime) -> dict[str, list[float | None]]:
+    return {
+        name: [None if value != value else value for value in values.tolist()]
+        for name, values in per_time._asdict().items()
+    }
+
+
+def _spaces(
+    experiment: Experiment, kept: Path, asked: Asked, tell: Callable[[str], None]
+) -> list[Space]:
+    images, networks = experiment.images, []
+    if images.classes is not None:
+        path = asked.classifier or kept / "classifier.npz"
+        if asked.classifier is None and not path.is_file():
+            tell(f"training a classifier of {images.name}")
+            # One key for every run on these images, so that their numbers can be compared.
+            params = classifiers.train_classifier(images, jax.random.key(0, impl="threefry2x32"))
+            classifiers.save_classifier(path, params)
+        networks.append(classifiers.classifier_network(images, classifiers.load_classifier(path)))
+    else:
+        tell(f"{images.name} has no labels, so there is no classifier of it to compare with")
+    if asked.inception is not None:
+        networks.append(asked.inception())
+    spaces = []
+    for network in networks:
+        tell(f"the data set in the space of {network.name}")
+        path = kept / f"reference_{network.identity[:16]}.npz"
+        train = _kept_reference(path, experiment, network)
+        space = make_space(images, network, experiment.mesh, asked.batch_size, train)
+        if train is None:
+            save_reference(path, space.train)
+        spaces.append(space)
+    return spaces
+
+
+def _kept_reference(
+    path: Path, experiment: Experiment, network: FeatureNetwork
+) -> Reference | None:
+    """Statistics of the training images, if they are there and of these images and this network."""
+    if not path.is_file():
+        return None
+    stored, images = load_reference(path), experiment.images
+    expected = {
+        "dataset": images.name,
+        "split": images.splits[0],
+        "images": len(images.train),
+        "preprocessing": images.preparation,
+        "network": network.name,
+        "network_sha256": network.identity,
+    }
+    for field, value in expected.items():
+        if getattr(stored.provenance, field) != value:
+            raise EvaluationError(
+                f"{path} has statistics with {field} = {getattr(stored.provenance, field)!r}, and"
+                f" here it is {value!r}; delete it, and they are made anew"
+            )
+    return stored
+
+
+def _told_of(space: Space, experiment: Experiment) -> dict[str, Any]:
+    told: dict[str, Any] = space.train.provenance._asdict()
+    if space.network.name.endswith("classifier"):
+        told["held_out_accuracy"] = classifiers.accuracy(space.network, experiment.images)
+    return told
+
+
+def _of_samples(
+    experiment: Experiment,
+    params: Any,
+    name: str,
+    folder: Path,
+    asked: Asked,
+    spaces: list[Space],
+) -> dict[str, Any]:
+    """Metrics of samples, and two pictures."""
+    images = experiment.images
+    samples = draw_into(
+        folder / "kept" / "samples",
+        experiment,
+        params,
+        count=asked.num,
+        how=asked.how,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+    )
+    grid = image_grid(samples.first(_GRID), levels=images.levels)
+    save_png(folder / f"samples_{name}.png", grid)
+    near = near_training_images(
+        images, samples.first(COMPARED), shown=_SHOWN, neighbours=_NEIGHBOURS
+    )
+    rows = near.images.reshape(-1, *images.image_shape)
+    picture = image_grid(rows, levels=images.levels, columns=1 + _NEIGHBOURS)
+    save_png(folder / f"neighbours_{name}.png", picture)
+    return {
+        "metrics": [
+            score._asdict()
+            for space in spaces
+            for score in scores(space, images, samples.batches(), experiment.mesh, asked.batch_size)
+        ],
+        "nearest_training_image": {"samples": near.samples, "held_out": near.held_out},
+    }

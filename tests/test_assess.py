@@ -1,0 +1,334 @@
+"""Evaluation of a run: nothing depends on how it is computed, and nothing is computed twice."""
+
+import contextlib
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ddpm_jax.cli import main
+from ddpm_jax.data import load
+from ddpm_jax.evaluation import classifier, load_reference, save_reference
+from ddpm_jax.experiment import (
+    Sampling,
+    build,
+    initial_state,
+    make_drawer,
+    measure,
+    samples,
+)
+
+HOW = Sampling("ancestral")
+
+
+def experiment_on(devices, **evaluation):
+    config = tiny.get_config()
+    config = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, **evaluation)
+    )
+    return build(config, devices=jax.devices()[:devices])
+
+
+@pytest.fixture(scope="module")
+def params():
+    """A network that says something: after no training it would predict 0."""
+    state = initial_state(experiment_on(1))
+    leaves, tree = jax.tree.flatten(state.params)
+    rng = np.random.default_rng(0)
+    moved = [leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.device_get(tree.unflatten(moved))
+
+
+def placed(experiment, params):
+    return jax.device_put(params, experiment.state_shardings.params)
+
+
+# Drawing
+
+
+@pytest.fixture(scope="module")
+def eight(params):
+    experiment = experiment_on(1)
+    return make_drawer(experiment, num=8, how=HOW)(params, jax.random.key(7)).images
+
+
+@pytest.mark.parametrize(("num", "devices"), [(1, 1), (3, 1), (8, 8), (3, 2), (5, 4)])
+def test_an_image_is_the_same_in_any_batch_on_any_mesh(params, eight, num, devices):
+    experiment = experiment_on(devices)
+    drawer, key = make_drawer(experiment, num=num, how=HOW), jax.random.key(7)
+    there = placed(experiment, params)
+    found = np.concatenate([drawer(there, key, first).images for first in range(0, 8, num)])[:8]
+    # Sums inside the network may be taken in another order, and a level on the edge falls over.
+    assert np.mean(found != eight) <= 0.002
+    assert np.abs(found.astype(int) - eight).max() <= 1
+
+
+def test_images_differ_and_follow_from_the_key(params, eight):
+    drawer = make_drawer(experiment_on(1), num=8, how=HOW)
+    assert len({image.tobytes() for image in eight}) == 8
+    other = drawer(params, jax.random.key(8)).images
+    assert all(np.any(a != b) for a, b in zip(eight, other, strict=True))
+
+
+def test_drawing_goes_on_where_it_was_interrupted(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "_FILE", 4)
+    experiment, genuine = experiment_on(1), samples.make_drawer
+    asked = {"count": 10, "how": HOW, "seed": 3, "batch_size": 3}
+
+    def draw(folder, **change):
+        files = samples.draw_into(tmp_path / folder, experiment, params, **(asked | change))
+        images = np.concatenate(list(files.batches()))
+        np.testing.assert_array_equal(files.first(6), images[:6])
+        return images
+
+    whole = draw("whole")
+    assert whole.shape == (10, 8, 8, 1)
+
+    def dies_after(calls):
+        def make(*args, **kwargs):
+            drawer, left = genuine(*args, **kwargs), iter(range(calls))
+
+            def draw(*args):
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return drawer(*args)
+
+            return draw
+
+        return make
+
+    monkeypatch.setattr(samples, "make_drawer", dies_after(3))
+    with pytest.raises(KeyboardInterrupt):
+        draw("cut")
+    (folder,) = (tmp_path / "cut").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"settings.json", "0000000.npy"}
+    (folder / "0000004.npy.partial").write_bytes(b"half")
+    monkeypatch.setattr(samples, "make_drawer", dies_after(3))  # 4 and 2 images, by threes
+    np.testing.assert_array_equal(draw("cut"), whole)
+    # All there: nothing is drawn. A damaged file is, and so are more images than there were.
+    monkeypatch.setattr(samples, "make_drawer", dies_after(0))
+    np.testing.assert_array_equal(draw("cut"), whole)
+    (folder / "0000004.npy").write_bytes((folder / "0000004.npy").read_bytes()[:50])
+    monkeypatch.setattr(samples, "make_drawer", dies_after(2))
+    np.testing.assert_array_equal(draw("cut"), whole)
+    monkeypatch.setattr(samples, "make_drawer", dies_after(2))
+    np.testing.assert_array_equal(draw("cut", count=12)[:10], whole)
+
+
+def test_draws_of_other_parameters_or_settings_are_kept_apart(params, tmp_path):
+    experiment = experiment_on(1)
+    asked = {"count": 2, "how": HOW, "seed": 3, "batch_size": 2}
+    moved = jax.tree.map(lambda leaf: leaf * 1.5, params)
+    drawn = [
+        samples.draw_into(tmp_path, experiment, *rest, **(asked | change)).first(2)
+        for rest, change in [
+            ([params], {}),
+            ([moved], {}),
+            ([params], {"seed": 4}),
+            ([params], {"how": HOW._replace(steps=4)}),
+        ]
+    ]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len({images.tobytes() for images in drawn}) == 4
+
+
+# Likelihood
+
+
+def test_likelihood_depends_on_neither_batch_nor_mesh(params):
+    told = []
+    for devices, batch_size in [(1, 360), (1, 100), (8, 64)]:
+        experiment = experiment_on(devices, batch_size=batch_size)
+        told.append(measure.likelihood(experiment, placed(experiment, params)))
+    for summary, per_time in told[1:]:
+        for name in ("bits_per_dim", "standard_error", "kl", "decoder", "prior"):
+            assert summary[name] == pytest.approx(told[0][0][name], rel=1e-5)
+        np.testing.assert_allclose(per_time.mean, told[0][1].mean, rtol=1e-4)
+        np.testing.assert_array_equal(per_time.images, [360] * 8)
+
+
+def test_terms_over_time_sum_to_the_whole(params):
+    summary, per_time = measure.likelihood(experiment_on(1), params)
+    assert summary["num_times"] == summary["num_steps"] == 8
+    assert summary["prior"] + per_time.mean.sum() == pytest.approx(summary["bits_per_dim"])
+    assert per_time.mean[0] == pytest.approx(summary["decoder"])
+    assert per_time.mean[1:].sum() == pytest.approx(summary["kl"])
+
+
+def test_few_terms_estimate_the_whole_within_their_standard_error(params):
+    whole, exact = measure.likelihood(experiment_on(1), params)
+    some, per_time = measure.likelihood(experiment_on(1, likelihood_times=4), params)
+    assert some["num_times"] == 4
+    # 360 images; 4 standard errors (two-sided significance 6e-5), of both, as noise differs.
+    both = np.hypot(some["standard_error"], whole["standard_error"])
+    assert abs(some["bits_per_dim"] - whole["bits_per_dim"]) < 4.0 * both
+    assert some["decoder"] == pytest.approx(whole["decoder"], rel=0.02)  # t = 0 of every image
+    assert per_time.images.sum() == 4 * 360
+    assert (per_time.images[1:] >= 360 // 3).all()
+    off = np.abs(per_time.mean - exact.mean)
+    assert (off < 4.5 * np.hypot(per_time.standard_error, exact.standard_error) + 1e-6).all()
+
+
+def test_a_standard_error_of_terms_by_hand():
+    terms, times = np.array([[1.0, 2.0, 6.0], [5.0, 7.0, 0.0]]), np.array([[0, 0, 0], [1, 1, 2]])
+    per_time = measure._per_time(terms, times, 4)
+    np.testing.assert_array_equal(per_time.images, [3, 2, 1, 0])
+    np.testing.assert_allclose(per_time.mean, [3.0, 6.0, 0.0, np.nan])
+    np.testing.assert_allclose(
+        per_time.standard_error[:2], [np.sqrt(14 / 2 / 3), np.sqrt(2 / 1 / 2)]
+    )
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """With classifiers that are trained for a tenth of the time."""
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", tiny.__file__, "--workdir", str(directory)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "_STEPS", 150)
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    """The folder of a whole evaluation, and what was said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert evaluate(run) == 0
+    return run / "evaluation" / "step_0000024", said.getvalue()
+
+
+def evaluate(run, *arguments):
+    return main(["evaluate", str(run), "--num", "40", *arguments])
+
+
+def test_an_evaluation_is_a_table_json_and_pictures(run, evaluated):
+    folder, said = evaluated
+    for part in ("step 24, ema", "step 24, raw", "Frechet distance, digits classifier, 40 samples"):
+        assert part in said
+    assert "FID" not in said
+    assert "nearest training image" in said
+    pictures = {"elbo_per_t.png", "samples_ema.png", "samples_raw.png"}
+    pictures |= {"neighbours_ema.png", "neighbours_raw.png"}
+    assert {path.name for path in folder.iterdir()} == pictures | {"results.json", "kept"}
+    results = json.loads((folder / "results.json").read_text())
+    (network,) = results["networks"]
+    assert network["network"] == "digits classifier"
+    assert network["images"] == 1437
+    assert network["held_out_accuracy"] > 0.9
+    assert len(results["params"]["ema"]["per_time"]["mean"]) == 8
+    stored = json.loads((run / "results.json").read_text())
+    likelihood = results["params"]["ema"]["likelihood"]
+    assert likelihood["bits_per_dim"] == pytest.approx(stored["bits_per_dim"], rel=1e-6)
+    names = [score["name"] for score in results["params"]["raw"]["metrics"]]
+    kinds = ["Frechet distance", "kernel distance", "precision", "recall", "classifier score"]
+    assert names == [f"{kind}, digits classifier, 40 samples" for kind in kinds]
+
+
+def test_nothing_long_is_done_twice(run, evaluated, monkeypatch):
+    folder, _ = evaluated
+    before = (folder / "results.json").read_bytes()
+    for module, name in [
+        ("measure.bits_at_times", None),
+        ("samples.make_drawer", lambda *args, **kwargs: None),
+        ("assess.classifiers.train_classifier", None),
+        ("scores.make_reference", None),
+    ]:
+        monkeypatch.setattr(f"ddpm_jax.experiment.{module}", name)
+    assert evaluate(run) == 0
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_one_kind_of_parameters_elsewhere_and_without_samples(run, tmp_path, capsys):
+    folder = tmp_path / "here"
+    assert main(["evaluate", str(run), "--params", "raw", "--num", "0", "--out", str(folder)]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["params"]) == ["raw"]
+    assert "networks" not in results
+    assert {path.name for path in folder.iterdir()} == {"elbo_per_t.png", "results.json", "kept"}
+    assert "Frechet" not in capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    code = main(["evaluate", *map(str, arguments)])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.count("\n") == 1, said
+    return said
+
+
+def test_what_cannot_be_evaluated_is_told(run, tmp_path, capsys):
+    assert "--num is -1" in refused(capsys, run, "--num", "-1")
+    assert "--num is 1;" in refused(capsys, run, "--num", "1")
+    assert "--steps is 9; the chain has 1 to T = 8" in refused(capsys, run, "--steps", "9")
+    assert "--guidance is for runs with classes" in refused(capsys, run, "--guidance", "2")
+    assert "does not exist" in refused(
+        capsys, run, "--num", "4", "--classifier", tmp_path / "none.npz"
+    )
+    (tmp_path / "bad.npz").write_bytes(b"PK half a file")
+    assert "cannot be read" in refused(
+        capsys, run, "--num", "4", "--classifier", tmp_path / "bad.npz"
+    )
+    assert "weights.pth" in refused(
+        capsys, run, "--num", "4", "--inception", tmp_path / "weights.pth"
+    )
+
+
+def test_statistics_of_other_images_are_refused(run, evaluated, tmp_path, capsys):
+    folder = tmp_path / "here"
+    asked = [run, "--params", "ema", "--num", "4", "--out", folder]
+    asked += ["--classifier", evaluated[0] / "kept" / "classifier.npz"]
+    assert main(["evaluate", *map(str, asked)]) == 0
+    (path,) = (folder / "kept").glob("reference_*.npz")
+    stored = load_reference(path)
+    for field, value in [("split", "test"), ("preprocessing", "resized"), ("images", 7)]:
+        save_reference(
+            path, stored._replace(provenance=stored.provenance._replace(**{field: value}))
+        )
+        assert f"{field} = {value!r}" in refused(capsys, *asked)
+    path.write_bytes(path.read_bytes()[:99])
+    assert "is damaged" in refused(capsys, *asked)
+
+
+def test_without_labels_there_is_no_classifier(tmp_path, capsys):
+    digits = load("digits")
+    archive = tmp_path / "images.npz"
+    np.savez(
+        archive,
+        train_images=digits.train.images,
+        test_images=digits.held_out.images[:40],
+        levels=17,
+    )
+    run = tmp_path / "run"
+    assert (
+        main(
+            [
+                *("train", tiny.__file__, "--data.name", f"npz:{archive}", "--train.steps", "2"),
+                *("--workdir", str(run)),
+            ]
+        )
+        == 0
+    )
+    assert evaluate(run) == 0
+    assert "images has no labels, so there is no classifier" in capsys.readouterr().out
+    results = json.loads((run / "evaluation" / "step_0000002" / "results.json").read_text())
+    assert results["networks"] == []
+    assert results["params"]["ema"]["metrics"] == []
+
+
+def test_sampling_in_batches_is_sampling(run, tmp_path):
+    files = []
+    for size in ("5", "2"):
+        files.append(tmp_path / f"{size}.npz")
+        told = ["--num", "5", "--batch-size", size, "--out", str(files[-1])]
+        assert main(["sample", str(run), *told]) == 0
+    first, second = (np.load(file)["images"] for file in files)
+    assert first.shape == (5, 8, 8, 1)
+    assert np.mean(first != second) <= 0.01

@@ -1,0 +1,438 @@
+"""Inception-v3: how images are prepared, which files of weights are taken, and on many devices.
+
+What the layers compute is compared with another implementation in `test_peer_inception.py`.
+"""
+
+import collections
+import math
+import os
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from inceptions import (
+    Call,
+    Named,
+    as_file,
+    code,
+    legacy_file,
+    pickled,
+    random_state,
+    tensor,
+    zip_file,
+)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ddpm_jax.evaluation import WeightsError, inception_network, inception_weights
+from ddpm_jax.evaluation.inception import InceptionV3, MixedA, features, resize
+from ddpm_jax.evaluation.inception_weights import convert, expected_shapes
+from ddpm_jax.evaluation.torch_weights import read_state_dict
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def pth(state, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    path.write_bytes(as_file(state))
+    return path
+
+
+@pytest.fixture(scope="module")
+def npz(pth):
+    path = pth.with_suffix(".npz")
+    told = convert(pth, path, other_weights=True)
+    assert told.startswith(f"{path}: Inception-v3, weights ")
+    assert "472 tensors" in told
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(npz):
+    return inception_network(npz, other_weights=True)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return jnp.asarray(RNG.integers(0, 256, (8, 32, 24, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def seen(network, photos):
+    return network.apply(photos)
+
+
+# ---- the network
+
+
+def test_parameters():
+    # torchvision states 27,161,264 for its own with 1000 classes; 3,326,696 of them are those of
+    # the second head that only training has. Eight classes more are eight rows and biases.
+    shapes = expected_shapes()
+    learned = [shape for name, shape in shapes.items() if "running" not in name]
+    assert sum(map(math.prod, learned)) == 27_161_264 - 3_326_696 + 8 * 2049 == 23_850_960
+    assert len(shapes) == 94 * 5 + 2
+
+
+def test_features(network, seen, photos):
+    assert (network.dim, network.classes) == (2048, 1008)
+    assert seen.pooled.shape == (8, 2048)
+    assert seen.logits.shape == (8, 1008)
+    assert seen.pooled.dtype == seen.logits.dtype == jnp.float32
+    assert np.isfinite(seen.pooled).all()
+    assert np.abs(seen.pooled[0] - seen.pooled[1]).max() > 0.1
+
+
+def test_logits_have_no_bias(seen, state):
+    expected = np.asarray(seen.pooled, np.float64) @ state["fc.weight"].T.astype(np.float64)
+    assert np.abs(seen.logits - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_averages_leave_out_what_is_not_in_the_image():
+    # Of a constant image a convolution of one pixel makes a constant, up to the border.
+    x = jnp.ones((1, 5, 4, 192))
+    block = MixedA(32)
+    params = jax.jit(block.init)(jax.random.key(0), x)
+    pooled = np.asarray(jax.jit(block.apply)(params, x))[..., -32:]
+    assert pooled.max() > 0.1
+    np.testing.assert_allclose(
+        pooled, np.broadcast_to(pooled[:, 2:3, 2:3], pooled.shape), rtol=1e-5
+    )
+
+
+def test_grey_images_are_repeated(network, photos, seen):
+    grey = photos[..., :1]
+    one, three = network.apply(grey), network.apply(jnp.tile(grey, 3))
+    np.testing.assert_allclose(one.pooled, three.pooled, rtol=1e-5, atol=1e-5)
+    assert np.abs(one.pooled - seen.pooled).max() > 0.1
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_on_eight_devices(npz, photos, seen, axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    network = inception_network(npz, other_weights=True, sharding=everywhere)
+    split = jax.device_put(photos, NamedSharding(mesh, PartitionSpec("data")))
+    ours = network.apply(split)
+    assert all(part.sharding.spec[0] == "data" for part in ours)
+    for part, whole in zip(ours, seen, strict=True):
+        assert np.abs(part - whole).max() < 1e-5 * np.abs(whole).max()
+
+
+def test_weights_follow_the_images(network, photos, seen):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = jax.device_put(photos, NamedSharding(mesh, PartitionSpec("data")))
+    whole = np.asarray(seen.pooled)
+    assert np.abs(network.apply(split).pooled - whole).max() < 1e-5 * whole.max()
+
+
+@pytest.mark.usefixtures("without_annotation_checks")
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (np.zeros((1, 8, 8, 3), np.float32), TypeError, "float32; they have to be uint8"),
+        (np.zeros((1, 8, 8, 2), np.uint8), ValueError, r"\(1, 8, 8, 2\); they have to be"),
+        (np.zeros((8, 8, 3), np.uint8), ValueError, r"\(8, 8, 3\); they have to be"),
+        (np.zeros((1, 0, 8, 3), np.uint8), ValueError, r"\(1, 0, 8, 3\); they have to be"),
+    ],
+)
+def test_images_are_checked(images, error, message):
+    with pytest.raises(error, match=message):
+        features({}, images)
+
+
+# ---- preparation
+
+
+def by_hand(image, side):
+    """Pixel by pixel, where it lies being told by whole numbers."""
+    height, width, _ = image.shape
+    made = np.zeros((side, side, image.shape[-1]))
+    for i in range(side):
+        top, down = divmod(i * height, side)
+        for j in range(side):
+            left, right = divmod(j * width, side)
+            corners = image[
+                np.ix_([top, min(top + 1, height - 1)], [left, min(left + 1, width - 1)])
+            ]
+            y, x = down / side, right / side
+            weights = np.outer([1 - y, y], [1 - x, x])
+            made[i, j] = np.sum(weights[..., None] * corners, axis=(0, 1))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"),
+    [((1, 1), 5), ((2, 3), 7), ((8, 32), 299), ((64, 40), 299), ((37, 12), 11), ((600, 5), 299)],
+)
+def test_resize(shape, side):
+    image = RNG.integers(0, 256, (*shape, 2)).astype(np.float64)
+    ours = jax.jit(resize, static_argnums=1)(jnp.asarray(image[None], jnp.float32), side)[0]
+    # Positions are float32, so that a share is off by two roundings of numbers up to n.
+    atol = 255 * (1e-6 + max(shape) * 2.0**-23)
+    np.testing.assert_allclose(ours, by_hand(image, side), rtol=0, atol=atol)
+
+
+def test_an_image_of_that_size_stays_as_it_is():
+    image = RNG.integers(0, 256, (1, 299, 299, 3)).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(resize, static_argnums=1)(jnp.asarray(image), 299), image)
+
+
+def test_features_are_of_prepared_images(network, state, seen, photos):
+    side = 299
+    x = np.stack([by_hand(np.asarray(photo, np.float64), side) for photo in photos[:1]])
+    prepared = jnp.asarray((x - 128) / 128, jnp.float32)
+    variables = inception_weights.to_variables(state)
+    pooled, _ = jax.jit(InceptionV3().apply)(variables, prepared)
+    assert np.abs(pooled - seen.pooled[:1]).max() < 1e-4 * np.abs(pooled).max()
+
+
+# ---- files of weights
+
+
+def test_a_file_and_its_conversion_are_one_network(pth, npz, network, photos, seen):
+    direct = inception_network(pth, other_weights=True)
+    assert direct[:4] == network[:4]
+    assert direct.name.startswith("Inception-v3, weights ")
+    assert len(direct.identity) == 64
+    np.testing.assert_array_equal(direct.apply(photos).pooled, seen.pooled)
+
+
+def test_only_the_public_weights_have_the_plain_name(pth, npz, monkeypatch):
+    with pytest.raises(WeightsError, match="numbers of other weights compare with nobody's"):
+        inception_network(pth)
+    with pytest.raises(WeightsError, match="numbers of other weights compare with nobody's"):
+        inception_network(npz)
+    with pytest.raises(WeightsError, match="numbers of other weights compare with nobody's"):
+        convert(pth, pth.with_name("never.npz"))
+    assert not pth.with_name("never.npz").exists()
+    monkeypatch.setattr(inception_weights, "PUBLIC_SHA256", inception_weights._sha256(pth))
+    assert inception_network(pth).name == inception_network(npz).name == "Inception-v3"
+
+
+def test_the_public_file_is_known_by_the_hash_in_its_name():
+    assert inception_weights.PUBLIC_SHA256.startswith("6726825d")
+    assert len(bytes.fromhex(inception_weights.PUBLIC_SHA256)) == 32
+
+
+def test_other_weights_have_another_identity(pth, network, state, tmp_path, monkeypatch):
+    path = tmp_path / "other.pth"
+    bias = state["Mixed_7c.branch_pool.bn.bias"] + np.float32(1e-6)
+    path.write_bytes(as_file(state | {"Mixed_7c.branch_pool.bn.bias": bias}))
+    other = inception_network(path, other_weights=True)
+    assert other.identity != network.identity
+    assert other.name != network.name
+    monkeypatch.setattr(inception_weights.inception, "PREPARATION", "as pytorch-fid")
+    assert inception_network(pth, other_weights=True).identity != network.identity
+
+
+def test_an_altered_conversion_is_refused(npz, tmp_path):
+    with np.load(npz) as archive:
+        arrays = dict(archive)
+    altered = tmp_path / "altered.npz"
+    bias = arrays["fc.bias"].copy()
+    bias[7] += 1e-6
+    np.savez(altered, **arrays | {"fc.bias": bias})
+    with pytest.raises(WeightsError, match=r"not as it was written.*convert the weights again"):
+        inception_network(altered, other_weights=True)
+    del arrays["fc.bias"]
+    np.savez(altered, **arrays)
+    with pytest.raises(WeightsError, match="not as it was written"):
+        inception_network(altered, other_weights=True)
+    altered.write_bytes(npz.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match="no converted Inception-v3, or damaged"):
+        inception_network(altered, other_weights=True)
+    np.savez(altered, x=np.zeros(3))
+    with pytest.raises(WeightsError, match="no converted Inception-v3"):
+        inception_network(altered, other_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, r"Conv2d_1a_3x3.bn.bias is absent there, and float32\[32\] in Inception-v3"),
+        ({"A.weight": np.ones(2, np.float32)}, r"A.weight is float32\[2\] there, and absent in"),
+        (
+            {"Conv2d_1a_3x3.bn.bias": np.ones((4, 8), np.float32)},
+            r"Conv2d_1a_3x3.bn.bias is float32\[4, 8\] there, and float32\[32\] in",
+        ),
+        (
+            {"Conv2d_1a_3x3.bn.bias": np.ones(32, np.float64)},
+            r"Conv2d_1a_3x3.bn.bias is float64\[32\] there, and float32\[32\] in",
+        ),
+    ],
+)
+def test_tensors_are_those_of_inception(state, message, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(as_file(state))
+    with pytest.raises(WeightsError, match=message):
+        inception_network(path, other_weights=True)
+
+
+def test_targets_of_a_conversion(pth, npz, tmp_path):
+    with pytest.raises(WeightsError, match=r"has to end in \.npz"):
+        convert(pth, tmp_path / "weights.safetensors", other_weights=True)
+    with pytest.raises(WeightsError, match="is there already"):
+        convert(pth, npz, other_weights=True)
+    with pytest.raises(WeightsError, match="cannot be written: No such file"):
+        convert(pth, tmp_path / "nowhere" / "weights.npz", other_weights=True)
+
+
+# ---- PyTorch's formats
+
+SMALL = {
+    "a.weight": RNG.normal(size=(3, 4)).astype(np.float32),
+    "a.count": np.array(7, np.int64),
+    "a.empty": np.zeros((0, 2), np.float64),
+}
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_state_dict(legacy, tmp_path):
+    path = tmp_path / "small.pth"
+    path.write_bytes(as_file(SMALL, legacy=legacy))
+    read = read_state_dict(path)
+    assert list(read) == list(SMALL)
+    for name, array in SMALL.items():
+        assert read[name].dtype == array.dtype
+        np.testing.assert_array_equal(read[name], array)
+
+
+@pytest.mark.parametrize("write", [legacy_file, zip_file])
+def test_windows_on_a_storage(write, tmp_path):
+    path, storage = tmp_path / "small.pth", np.arange(12, dtype=np.float32)
+    legacy = write is legacy_file
+    value = {
+        "transposed": tensor("0", storage, legacy=legacy, shape=(3, 4), strides=(1, 3)),
+        "part": tensor("0", storage, legacy=legacy, shape=(2, 2), strides=(4, 1), offset=5),
+    }
+    path.write_bytes(write(value, {"0": storage}))
+    read = read_state_dict(path)
+    np.testing.assert_array_equal(read["transposed"], storage.reshape(4, 3).T)
+    np.testing.assert_array_equal(read["part"], storage.reshape(3, 4)[1:, 1:3])
+
+
+STORAGE = np.arange(12, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ({"shape": (13,)}, "reaches beyond its storage"),
+        ({"shape": (3,), "offset": 10}, "reaches beyond its storage"),
+        ({"shape": (1000, 1000, 1000), "strides": (0, 0, 0)}, "reaches beyond its storage"),
+        ({"shape": (3,), "strides": (-1,), "offset": 5}, "has the offset, shape and strides"),
+        ({"shape": (3,), "offset": -3}, "has the offset, shape and strides"),
+        ({"shape": (3, 2), "strides": (1,)}, "has the offset, shape and strides"),
+        ({"shape": ("3",), "strides": (1,)}, "has the offset, shape and strides"),
+        ({"view": ("1", 0, 4)}, "is no storage of its own"),
+        ({"length": 11}, "storage 0 has the length 12, and 11 before"),
+    ],
+)
+def test_windows_that_are_not_there(window, message, tmp_path):
+    path = tmp_path / "small.pth"
+    path.write_bytes(legacy_file({"x": tensor("0", STORAGE, **window)}, {"0": STORAGE}))
+    with pytest.raises(WeightsError, match=message):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("write", [legacy_file, zip_file, lambda value, _: pickled(value)])
+@pytest.mark.parametrize(
+    "name",
+    [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load")],
+)
+def test_a_pickle_that_calls_something_is_refused(name, write, tmp_path):
+    path, proof = tmp_path / "evil.pth", tmp_path / "proof"
+    path.write_bytes(write({"x": Call(Named(*name), (f"touch {proof}",))}, {}))
+    with pytest.raises(WeightsError, match=rf"{'.'.join(name)}.*was not called.*refused") as told:
+        read_state_dict(path)
+    assert str(path) in str(told.value)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("by", ["dict", "slots"])
+def test_what_a_pickle_sets_on_a_function_is_gone_with_it(by, tmp_path):
+    evil, good = tmp_path / "evil.pth", tmp_path / "good.pth"
+    good.write_bytes(as_file(SMALL))
+    attributes = {"__name__": "evil", "__kwdefaults__": {"x": 1}}
+    for name in (
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch", "FloatStorage"),
+        ("collections", "OrderedDict"),
+    ):
+        made = code(Named(*name)) + code(attributes if by == "dict" else (None, attributes)) + b"b"
+        evil.write_bytes(b"\x80\x02" + made + b".")
+        with pytest.raises(WeightsError):
+            read_state_dict(evil)
+    np.testing.assert_array_equal(read_state_dict(good)["a.weight"], SMALL["a.weight"])
+    assert collections.OrderedDict.__name__ == "OrderedDict"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_every_truncation_is_told(legacy, tmp_path):
+    path, content = tmp_path / "cut.pth", as_file(SMALL, legacy=legacy)
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(WeightsError) as told:
+            read_state_dict(path)
+        assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_damage_is_told_or_harmless(legacy, tmp_path):
+    # What a flipped byte does to a dict of tensors is for checksums to find; here it must not
+    # raise anything else, nor call anything.
+    path, content = tmp_path / "damaged.pth", as_file(SMALL, legacy=legacy)
+    rng, told = np.random.default_rng(0), 0
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            read_state_dict(path)
+        except WeightsError:
+            told += 1
+    assert told > len(content) / 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no dict of tensors as PyTorch writes them"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "no dict of tensors as PyTorch writes them"),
+        (pickled(5), "does not begin with PyTorch's magic number"),
+        (legacy_file([1, 2], {}), "it holds a list in place of a dict"),
+        (legacy_file({"x": 1}, {}), "x is a int, not a tensor"),
+        (legacy_file({1: 1}, {}), "the name 1 is no string"),
+        (zip_file({}, {}, order=b"big"), "big-endian"),
+        (
+            zip_file(
+                {"x": tensor("0", STORAGE, legacy=False)},
+                {"0": STORAGE},
+                compression=zipfile.ZIP_DEFLATED,
+            ),
+            "storage 0 is compressed",
+        ),
+    ],
+)
+def test_other_files_are_refused(content, message, tmp_path):
+    path = tmp_path / "other.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as told:
+        read_state_dict(path)
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.npz", ""])
+def test_files_that_are_not_there(name, tmp_path):
+    path = tmp_path / name
+    message = f"{path} cannot be read: " + os.strerror(2 if name else 21)
+    with pytest.raises(WeightsError, match=message):
+        inception_network(path, other_weights=True)

@@ -1,0 +1,149 @@
+"""Every file in configs/: it loads, has the size it says, is lowered for TPUs, and trains."""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ddpm_jax import experiment as experiments
+from ddpm_jax.config import MeshConfig, from_json, load, to_json, validate
+from ddpm_jax.data import Arrays, ImageSet
+from ddpm_jax.experiment import RunDirectory, build
+from ddpm_jax.plan import lower, parse, topologies
+from ddpm_jax.training import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
+LARGE = {
+    "celebahq256": pytest.mark.slow,  # half a minute, of which most is convolutions of 256x256
+    "lsun256": pytest.mark.slow,  # the same network and settings
+}
+PROGRAM = """
+import sys
+from pathlib import Path
+from ddpm_jax.config import load
+from ddpm_jax.plan import lower, parse, topologies
+
+devices = topologies.devices(parse("v5e:2x4"))
+for path in map(Path, sys.argv[1:]):
+    config = load(path)
+    lowered = lower.lower_step(config, devices, *lower.images_of(config))
+    print(path.stem, "mhlo.num_partitions = 8" in lowered.as_text()[:200])
+"""
+each = pytest.mark.parametrize("name", RECIPES)
+training = importlib.import_module("ddpm_jax.experiment.train")  # the name is a function's
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lowering():
+    """All recipes lowered at full size in the environment of a plan, while other tests run."""
+    if importlib.util.find_spec("libtpu") is None:
+        yield None
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, RECIPES.values())],
+        env=topologies.environment(parse("v5e:2x4"), os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def synthetic(config, count=4):
+    """Random images of the shape and number of grey levels that the config's data have."""
+    shape, levels = lower.images_of(config)
+    images = np.random.default_rng(0).integers(0, levels, (count, *shape), np.uint8)
+    classes = tuple(map(str, range(config.model.classes))) or None
+    labels = None if classes is None else np.arange(count) % len(classes)
+    source = Arrays(images, labels, levels)
+    return ImageSet(config.data.name, train=source, held_out=source, levels=levels, classes=classes)
+
+
+@each
+def test_it_loads_holds_and_comes_back_from_json(name):
+    config = load(RECIPES[name])
+    validate(config)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert config.workdir == f"runs/{name}"
+
+
+@each
+def test_it_has_as_many_parameters_as_it_says(name):
+    config = load(RECIPES[name])
+    params = build(config, images=synthetic(config)).abstract_state.params
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    said = re.findall(r"(\d[\d,]*)\s+parameters", RECIPES[name].read_text())
+    assert said == [f"{count:,}"]
+
+
+def reduced(config, workdir):
+    """What two CPU cores train in seconds; `test_it_trains_saves_and_draws` names it all."""
+    replace = dataclasses.replace
+    train = replace(config.train, steps=2, batch_size=2, log_every=1, save_every=2, draw_every=2)
+    evaluation = replace(
+        config.evaluation, batch_size=2, num_samples=2, sampler_steps=2, likelihood_times=2
+    )
+    return replace(
+        config,
+        model=replace(config.model, channels=8, norm_groups=4, num_blocks=1),
+        train=train,
+        evaluation=evaluation,
+        mesh=MeshConfig(data=1),
+        workdir=str(workdir),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=LARGE.get(name, ())) for name in RECIPES]
+)
+def test_it_trains_saves_and_draws(name, tmp_path, monkeypatch):
+    """By the command's own way, on random images of the true shape.
+
+    Same levels, attention, dropout, objective, times, variance, schedule and process, and classes.
+    Less: channels (8, in 4 groups), blocks a level (1), steps (2) and images in one (2), steps of
+    the sampler, terms of the likelihood, images drawn and held out (2, 2, 2, 4), devices (1).
+    """
+    config = reduced(load(RECIPES[name]), tmp_path / "run")
+    experiment, born = build(config, images=synthetic(config)), []
+
+    def remembered(experiment):
+        state = experiments.initial_state(experiment)
+        born.append(jax.device_get(state.params))
+        return state
+
+    monkeypatch.setattr(training, "build", lambda config: experiment)
+    monkeypatch.setattr(training, "initial_state", remembered)
+    results = experiments.train(config, Console(quiet=True))
+    assert results["step"] == 2
+    assert math.isfinite(results["bits_per_dim"])
+    run = RunDirectory(config.workdir)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    losses = [line[kind] for kind in ("loss", "held_out_loss") for line in lines if kind in line]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    assert (run.pictures / "samples_0000002.png").is_file()
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        state = checkpoints.restore(experiment.abstract_state).state
+    for trained in (state.params, state.ema_params):
+        assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, trained, born[0])))
+
+
+def test_every_one_is_lowered_for_eight_tpus(lowering):
+    """To compile them takes a minute each."""
+    if lowering is None:
+        pytest.skip("lowering for TPUs needs the extra 'plan': pip install -e '.[plan]'")
+    out, errors = lowering.communicate(timeout=300)
+    assert out.split() == [word for name in RECIPES for word in (name, "True")], errors

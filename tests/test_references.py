@@ -1,0 +1,214 @@
+"""Reference statistics: made in one pass, saved to the bit, refused when altered or mixed."""
+
+import hashlib
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import parallel
+from ddpm_jax.evaluation import (
+    EvaluationError,
+    Provenance,
+    Reference,
+    check_same,
+    check_same_features,
+    content_sha256,
+    load_reference,
+    make_reference,
+    merge,
+    moments_of,
+    save_reference,
+)
+
+PROVENANCE = Provenance(
+    dataset="stripes",
+    split="train",
+    images=40,
+    pixels_sha256="aa",
+    preprocessing="17 levels to [-1, 1], \N{MULTIPLICATION SIGN} 2",
+    network="digits classifier",
+    network_sha256="bb",
+)
+
+
+@pytest.fixture
+def reference():
+    features = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    halves = moments_of(features[0::2]), moments_of(features[1::2])
+    return Reference(PROVENANCE, merge(*halves), halves, features)
+
+
+def assert_same(a, b):
+    assert a.provenance == b.provenance
+    assert a.moments.rows == b.moments.rows
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert getattr(one, "dtype", None) == getattr(other, "dtype", None)
+
+
+@pytest.mark.parametrize("with_features", [True, False])
+def test_a_file_gives_back_every_bit(tmp_path, reference, with_features):
+    reference = reference._replace(features=reference.features if with_features else None)
+    path = tmp_path / "new" / "stripes.npz"
+    digest = save_reference(path, reference)
+    assert_same(load_reference(path), reference)
+    assert digest == content_sha256(reference) == content_sha256(load_reference(path))
+    assert [path.name for path in path.parent.iterdir()] == ["stripes.npz"]
+
+
+def test_equal_references_make_equal_bytes(tmp_path, reference, monkeypatch):
+    save_reference(tmp_path / "a.npz", reference)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    in_fortran_order = reference._replace(features=np.asfortranarray(reference.features))
+    save_reference(tmp_path / "b.npz", in_fortran_order)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_every_part_has_a_say_in_the_hash(reference):
+    def altered(array):
+        array = array.copy()
+        array.flat[-1] = np.nextafter(array.flat[-1], np.inf, dtype=array.dtype)
+        return array
+
+    (even, odd), features = reference.halves, reference.features
+    others = [
+        reference._replace(features=None),
+        reference._replace(features=altered(features)),
+        reference._replace(features=features.reshape(5, 40)),
+        reference._replace(halves=(even._replace(rows=41), odd)),
+        reference._replace(halves=(even, odd._replace(mean=altered(odd.mean)))),
+        reference._replace(halves=(even._replace(scatter=altered(even.scatter)), odd)),
+        reference._replace(halves=(odd, even)),
+        *(
+            reference._replace(provenance=PROVENANCE._replace(**{field: 7}))
+            for field in Provenance._fields
+        ),
+    ]
+    assert len({content_sha256(other) for other in [reference, *others]}) == len(others) + 1
+
+
+def test_damage_is_found(tmp_path, reference):
+    path = tmp_path / "stripes.npz"
+    save_reference(path, reference)
+    written = path.read_bytes()
+    for length in range(0, len(written), 97):
+        path.write_bytes(written[:length])
+        with pytest.raises(EvaluationError, match=r"stripes\.npz is damaged"):
+            load_reference(path)
+    found = 0
+    for position in range(0, len(written), 13):
+        flipped = bytearray(written)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            read = load_reference(path)
+        except EvaluationError as error:
+            said = str(error)
+            found += 1
+        else:
+            assert_same(read, reference)  # a date, or the like
+            continue
+        assert str(path) in said
+        assert "\n" not in said
+    assert found > 0.8 * len(range(0, len(written), 13))
+
+
+def test_what_is_no_reference(tmp_path, reference):
+    path = tmp_path / "stripes.npz"
+    with pytest.raises(EvaluationError, match=r"stripes\.npz is missing"):
+        load_reference(path)
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        load_reference(tmp_path)
+    np.savez(path, mu=np.zeros(3))
+    with pytest.raises(EvaluationError, match="another version of ddpm_jax: its format is absent"):
+        load_reference(path)
+    np.savez(path, format=np.array(2), anything=np.zeros(3))
+    with pytest.raises(EvaluationError, match="its format is 2, and 1 is read here"):
+        load_reference(path)
+    np.savez(path, format=np.array([object()]))  # a pickle
+    with pytest.raises(EvaluationError, match="is damaged or no file of statistics"):
+        load_reference(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(EvaluationError, match="is damaged or no file of statistics"):
+        load_reference(path)
+    with pytest.raises(EvaluationError, match=r"has to end in \.npz"):
+        save_reference(tmp_path / "stripes", reference)
+
+
+def test_one_number_altered_by_hand(tmp_path, reference):
+    path = tmp_path / "stripes.npz"
+    save_reference(path, reference)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays["even_mean"][0] += 1.0
+    np.savez(path, **arrays)
+    with pytest.raises(EvaluationError, match="altered: it does not have its own sha256"):
+        load_reference(path)
+
+
+def test_a_save_that_is_cut_off_leaves_what_was_there(tmp_path, reference, monkeypatch):
+    path = tmp_path / "stripes.npz"
+    save_reference(path, reference)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_reference(path, reference._replace(features=None))
+    assert_same(load_reference(path), reference)
+
+
+@pytest.mark.parametrize("field", Provenance._fields)
+def test_mixing_is_refused(field):
+    changed = PROVENANCE._replace(**{field: "other"})
+    said = f"{field} is {getattr(PROVENANCE, field)!r} of some statistics and 'other' of others"
+    with pytest.raises(EvaluationError) as caught:
+        check_same(PROVENANCE, changed)
+    assert said in str(caught.value)
+    if field in ("network", "network_sha256", "preprocessing"):
+        with pytest.raises(EvaluationError) as caught:
+            check_same_features(PROVENANCE, changed)
+        assert said in str(caught.value)
+    else:
+        check_same_features(PROVENANCE, changed)
+    check_same(PROVENANCE, PROVENANCE)
+
+
+class Told(NamedTuple):
+    pooled: jax.Array
+    logits: jax.Array
+
+
+def network(images):
+    flat = images.astype(jnp.float32).reshape(images.shape[0], -1)
+    return Told(flat[:, :3] * 2.0, flat)
+
+
+@pytest.mark.parametrize("parts", [[41], [5, 30, 6]])
+def test_one_pass_over_the_images(parts):
+    images = np.random.default_rng(0).integers(0, 17, (41, 2, 3, 1), dtype=np.uint8)
+    words = {"dataset": "noise", "split": "train", "preprocessing": "none"}
+    words |= {"network": "three pixels", "network_sha256": "cc"}
+    arriving = iter(np.split(images, np.cumsum(parts)[:-1]))  # only once
+    mesh = parallel.make_mesh()
+    made = make_reference(network, arriving, mesh, 16, keep_features=20, **words)
+    features = images.reshape(41, -1)[:, :3].astype(np.float32) * 2
+    np.testing.assert_array_equal(made.features, features[:20])
+    expected = moments_of(features)
+    np.testing.assert_allclose(made.moments.mean, expected.mean, rtol=1e-15)
+    np.testing.assert_allclose(made.moments.scatter, expected.scatter, rtol=1e-12)
+    for half, rows in zip(made.halves, (features[0::2], features[1::2]), strict=True):
+        assert half.rows == len(rows)
+        np.testing.assert_allclose(half.mean, moments_of(rows).mean, rtol=1e-15)
+        np.testing.assert_allclose(half.scatter, moments_of(rows).scatter, rtol=1e-12)
+    pixels = hashlib.sha256(b"uint8 [2, 3, 1]\n" + images.tobytes()).hexdigest()
+    assert made.provenance == Provenance(images=41, pixels_sha256=pixels, **words)
+    assert make_reference(network, [images], mesh, 8, keep_features=0, **words).features is None
+    with pytest.raises(EvaluationError, match="images has 1; statistics are of at least two"):
+        make_reference(network, [images[:1]], mesh, 8, keep_features=0, **words)
