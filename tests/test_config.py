@@ -13,7 +13,7 @@ import pytest
 
 from ddpm_jax import config as configs
 from ddpm_jax import schedules
-from ddpm_jax.config import Config, ConfigError, ScheduleConfig
+from ddpm_jax.config import Config, ConfigError, ScheduleConfig, rules
 from ddpm_jax.experiment import make_model
 from ddpm_jax.models import init_params
 
@@ -168,5 +168,5 @@ def test_a_config_file_that_is_none_is_a_sentence(tmp_path, text, said):
 
 
 def test_every_field_of_the_rules_exists():
-    for field in configs._RULES:
+    for field in rules._RULES:
         operator.attrgetter(field)(Config())
