@@ -7,8 +7,8 @@ Unconditional, as in their section 3 and the flags of their released model
 (https://github.com/openai/improved-diffusion): T = 4000, cosine schedule, learned range of
 variances, L_hybrid, 128 channels times (1, 2, 3, 4), three residual blocks a level, attention at
 16x16 and 8x8, no dropout, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999, 1.5M steps, no
-flips. Published, in table 1: 3.57 bits/dim and FID 19.2. The same trained on L_vlb, with times by
-importance (--train.objective elbo --train.times importance): 3.53 and 40.1.
+flips. Published: FID 19.2. The same trained on L_vlb, with times by importance
+(--train.objective elbo --train.times importance): 3.53 bits/dim.
 Measured by this project: not yet.
 
 The images are those of van den Oord et al. 2016 (https://arxiv.org/abs/1601.06759): the split

@@ -211,7 +211,7 @@ def evaluate(run, *arguments):
 
 def test_an_evaluation_is_a_table_json_and_pictures(run, evaluated):
     folder, said = evaluated
-    for part in ("step 24, ema", "step 24, raw", "Frechet distance, digits classifier, 40 samples"):
+    for part in ("step 24, ema", "step 24, raw", "Frechet distance", "40 samples by ancestral"):
         assert part in said
     assert "FID" not in said
     assert "nearest training image" in said
@@ -269,6 +269,7 @@ def test_what_cannot_be_evaluated_is_told(run, tmp_path, capsys):
     assert "--num is 1;" in refused(capsys, run, "--num", "1")
     assert "--steps is 9; the chain has 1 to T = 8" in refused(capsys, run, "--steps", "9")
     assert "--guidance is for runs with classes" in refused(capsys, run, "--guidance", "2")
+    assert "--guidance is nan" in refused(capsys, run, "--guidance", "nan")
     assert "does not exist" in refused(
         capsys, run, "--num", "4", "--classifier", tmp_path / "none.npz"
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
         value = getattr(asked, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be 1 or more")
+    if asked.guidance is not None and not math.isfinite(asked.guidance):
+        raise UserError(f"--guidance is {asked.guidance}; it has to be finite")
     if not 0 <= asked.seed < 2**32:
         raise UserError(f"--seed is {asked.seed}; it has to be in [0, 2^32)")
     restored = restore_run(asked.run, asked.data_dir, asked.sigma_rel, asked.likelihood_times)
@@ -132,11 +135,9 @@ def _metrics_table(results: dict[str, Any]) -> Table:
         caption=f"held out: {results['held_out_images']} held-out images in place of samples;"
         " halves: one half of the training images in place of samples, against the other",
     )
-    table.add_column("metric", no_wrap=True)
-    for name in results["params"]:
-        table.add_column(name, justify="right")
-    for heading in ("held out", "halves"):
-        table.add_column(heading, justify="right")
+    table.add_column("metric")
+    for heading in (*results["params"], "held out", "halves"):
+        table.add_column(heading, justify="right", no_wrap=True)
     columns = [found["metrics"] for found in results["params"].values()]
     for row in zip(*columns, strict=True):
         values = [_number(score["value"], score["spread"]) for score in row]

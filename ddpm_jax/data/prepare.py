@@ -169,7 +169,8 @@ def _collect(
     missing = sorted(known)
     if missing and len(missing) == len(builder.url_infos):
         raise DataError(
-            f"--from is {str(source)!r}, which has none of the files {', '.join(missing)}"
+            f"--from is {str(source)!r}, which has none of the files {', '.join(missing[:4])}"
+            + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return missing
 
