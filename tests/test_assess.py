@@ -214,8 +214,9 @@ def test_an_evaluation_is_a_table_json_and_pictures(run, evaluated):
     for part in ("step 24, ema", "step 24, raw", "Frechet distance", "40 samples by ancestral"):
         assert part in said
     assert "FID" not in said
+    assert "terms of the ELBO" in said
     assert "nearest training image" in said
-    pictures = {"elbo_per_t.png", "samples_ema.png", "samples_raw.png"}
+    pictures = {"elbo_per_t.png", "training.png", "samples_ema.png", "samples_raw.png"}
     pictures |= {"neighbours_ema.png", "neighbours_raw.png"}
     assert {path.name for path in folder.iterdir()} == pictures | {"results.json", "kept"}
     results = json.loads((folder / "results.json").read_text())
@@ -252,7 +253,9 @@ def test_one_kind_of_parameters_elsewhere_and_without_samples(run, tmp_path, cap
     results = json.loads((folder / "results.json").read_text())
     assert list(results["params"]) == ["raw"]
     assert "networks" not in results
-    assert {path.name for path in folder.iterdir()} == {"elbo_per_t.png", "results.json", "kept"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("elbo_per_t.png", "training.png", "results.json", "kept")
+    }
     assert "Frechet" not in capsys.readouterr().out
 
 

@@ -15,6 +15,8 @@ from ddpm_jax.cli.restored import restore_run
 from ddpm_jax.cli.results import likelihood_table
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import strip_times
+from ddpm_jax.evaluation.plots import plot_training
 from ddpm_jax.experiment import Experiment, RunDirectory, sampling_of, say
 from ddpm_jax.experiment.assess import Asked, assess
 from ddpm_jax.samplers import Spacing
@@ -22,6 +24,7 @@ from ddpm_jax.samplers import Spacing
 __all__ = ["run"]
 
 _MOST_SAMPLES = 10_000
+_SHOWN_TIMES = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     experiment = restored.experiment
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
-    folder = asked.out or RunDirectory(asked.run).evaluation / f"step_{restored.step:07d}"
+    directory = RunDirectory(asked.run)
+    folder = asked.out or directory.evaluation / f"step_{restored.step:07d}"
     results = assess(
         experiment,
         params or restored.params,
@@ -88,9 +92,12 @@ def run(arguments: Sequence[str], console: Console) -> None:
         _asked(asked, experiment),
         functools.partial(say, console),
     )
+    if lines := directory.read_metrics():
+        plot_training(folder / "training.png", lines, title=experiment.images.name)
     for name, found in results["params"].items():
         summary = {"step": restored.step, **found["likelihood"]}
         console.print(likelihood_table(summary, params=name))
+    console.print(_per_time_table(results))
     if "networks" in results:
         console.print(_metrics_table(results))
         for line in _neighbours(results):
@@ -124,6 +131,21 @@ def _inception(path: Path, experiment: Experiment, *, other_weights: bool) -> An
     return inception_network(
         path, other_weights=other_weights, sharding=replicated(experiment.mesh)
     )
+
+
+def _per_time_table(results: dict[str, Any]) -> Table:
+    """Some of the terms; all of them are in results.json."""
+    columns = [found["per_time"] for found in results["params"].values()]
+    table = Table(title="terms of the ELBO, bits/dim")
+    table.add_column("t", justify="right")
+    for name in results["params"]:
+        table.add_column(name, justify="right")
+    asked = [t for t, images in enumerate(columns[0]["images"]) if images]
+    for place in strip_times(len(asked), _SHOWN_TIMES):
+        t = asked[place]
+        cells = [f"{terms['mean'][t]:.3g} +- {terms['standard_error'][t]:.1g}" for terms in columns]
+        table.add_row(str(t), *cells)
+    return table
 
 
 def _metrics_table(results: dict[str, Any]) -> Table:

@@ -16,21 +16,7 @@ _MOST_PIXELS = 89_478_485
 """A picture of more is refused before it is decoded: Pillow's own limit, 0.27 GB of colours."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow has readers of more, some of which run other programs."""
-_EIGHT_BITS = {
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "La",
-    "RGBa",
-}
+_EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB"}
 
 
 class BadImageError(DataError):

@@ -1,6 +1,6 @@
 """Plots of an evaluation, as PNG. Matplotlib is imported when one is made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ def plot_per_time(path: Path, curves: Mapping[str, Curve], *, title: str) -> Non
     _save(figure, path)
 
 
-def plot_training(path: Path, lines: list[dict[str, float]], *, title: str) -> None:
+def plot_training(path: Path, lines: Sequence[Mapping[str, Any]], *, title: str) -> None:
     """The loss of training and that of held-out images over the steps.
 
     Args:
@@ -52,7 +52,9 @@ def plot_training(path: Path, lines: list[dict[str, float]], *, title: str) -> N
         told = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if told:
             steps, values = np.array(told).T
-            axes.plot(steps, values, label=name.replace("_", "-", 1).replace("_", " "))
+            marker = "o" if name == "held_out_loss" else None
+            label = name.replace("_", "-", 1).replace("_", " ")
+            axes.plot(steps, values, marker=marker, markersize=3, linewidth=1.2, label=label)
     axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
     axes.legend(frameon=False)
     _save(figure, path)

@@ -64,6 +64,23 @@ class RunDirectory:
             )
         return configs.from_json(_read(self.config))
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; the last may have been cut off by a kill.
+
+        Raises:
+            RunDirectoryError: the file is damaged.
+        """
+        if not self.metrics.is_file():
+            return []
+        whole = self.metrics.read_text().split("\n")[:-1]
+        try:
+            lines = [json.loads(line) for line in whole]
+            return [line for line in lines if isinstance(line["step"], int)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(
+                f"{str(self.metrics)!r} is damaged ({error}); delete it to go on without its past"
+            ) from error
+
     def read_results(self) -> dict[str, Any] | None:
         """The final evaluation, or None if the run is not finished."""
         if not self.results.is_file():

@@ -18,7 +18,7 @@ from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image, scalar
 
 from ddpm_jax.evaluation import image_grid, save_png
-from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
+from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import Drawn
 
 __all__ = ["MetricsLog", "TrainingDisplay", "save_drawn", "say"]
@@ -37,7 +37,7 @@ class MetricsLog:
 
     def __init__(self, run: RunDirectory, *, resumed_at: int) -> None:
         self._run = run
-        kept = [line for line in _lines(run.metrics) if line["step"] <= resumed_at]
+        kept = [line for line in run.read_metrics() if line["step"] <= resumed_at]
         self._text = [_as_line(line) for line in kept]
         self._whole = -1
         """Lines that are safely in the file; -1 if it cannot be trusted."""
@@ -203,20 +203,6 @@ def save_drawn(directory: Path, name: str, drawn: Drawn, *, levels: int) -> dict
     for kind, picture in pictures.items():
         save_png(directory / f"{kind}_{name}.png", picture)
     return pictures
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; the last may have been cut off by a kill."""
-    if not path.is_file():
-        return []
-    whole = path.read_text().split("\n")[:-1]
-    try:
-        lines = [json.loads(line) for line in whole]
-        return [line for line in lines if isinstance(line["step"], int)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"{str(path)!r} is damaged ({error}); delete it to go on without its past"
-        ) from error
 
 
 def _as_line(values: dict[str, Any]) -> str:
