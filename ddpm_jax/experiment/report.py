@@ -20,6 +20,7 @@ from tensorboardX.summary import image, scalar
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import Drawn
+from ddpm_jax.files import whole_file
 
 __all__ = ["MetricsLog", "TrainingDisplay", "save_drawn", "say"]
 
@@ -86,11 +87,8 @@ class MetricsLog:
     def _write_all(self) -> None:
         """The file anew, also if its folder is gone."""
         self._whole = -1
-        path = self._run.metrics
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(self._text))
-        partial.replace(path)
+        with whole_file(self._run.metrics) as file:
+            file.write("".join(self._text).encode())
         self._whole = len(self._text)
 
     def _event(self, step: int, **what: Any) -> None:
