@@ -12,11 +12,17 @@ import tiny
 
 from ddpm_jax.cli import main
 from ddpm_jax.data import load
-from ddpm_jax.evaluation import classifier, load_reference, save_reference
+from ddpm_jax.evaluation import (
+    classifier,
+    histogram_bits_per_dim,
+    load_reference,
+    save_reference,
+)
 from ddpm_jax.experiment import (
     Sampling,
     build,
     initial_state,
+    kept,
     make_drawer,
     measure,
     samples,
@@ -183,6 +189,30 @@ def test_a_standard_error_of_terms_by_hand():
     )
 
 
+@pytest.mark.parametrize("limit", [100, 1437, 5000])
+def test_the_histogram_is_fitted_on_so_many_images(limit, monkeypatch):
+    monkeypatch.setattr(measure, "_HISTOGRAM_IMAGES", limit)
+    digits = load("digits")
+    told = measure.baselines(digits)
+    assert told["histogram_images"] == min(limit, 1437)
+    spread = {100: [1437 * i // 100 for i in range(100)]}.get(limit, range(1437))
+    fitted = digits.train.images[np.array(spread)]
+    expected = histogram_bits_per_dim([fitted], [digits.held_out.images], levels=17)
+    assert told["histogram"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_kept_values_are_of_what_they_follow_from(tmp_path):
+    made = []
+
+    def compute():
+        made.append(len(made))
+        return {"number": made[-1]}
+
+    for follows_from, number in [(["a", 1], 0), (["a", 2], 1), (["a", 1], 0)]:
+        assert kept.kept_json(tmp_path, "count", follows_from, compute) == {"number": number}
+    assert len(list(tmp_path.glob("count_*.json"))) == 2
+
+
 # The command
 
 
@@ -238,6 +268,7 @@ def test_nothing_long_is_done_twice(run, evaluated, monkeypatch):
     before = (folder / "results.json").read_bytes()
     for module, name in [
         ("measure.bits_at_times", None),
+        ("assess.baselines", None),
         ("samples.make_drawer", lambda *args, **kwargs: None),
         ("assess.classifiers.train_classifier", None),
         ("scores.make_reference", None),
@@ -296,7 +327,7 @@ def test_statistics_of_other_images_are_refused(run, evaluated, tmp_path, capsys
         save_reference(
             path, stored._replace(provenance=stored.provenance._replace(**{field: value}))
         )
-        assert f"{field} = {value!r}" in refused(capsys, *asked)
+        assert f"{field} is {value!r} of some statistics" in refused(capsys, *asked)
     path.write_bytes(path.read_bytes()[:99])
     assert "is damaged" in refused(capsys, *asked)
 

@@ -62,9 +62,8 @@ def test_fid_by_its_name_and_only_with_the_public_weights(run, weights, capsys, 
     # As other weights, their numbers are never called so, nor mixed with those that are.
     monkeypatch.undo()
     assert evaluate(run, weights, "--other-weights") == 2
-    assert f"network = 'Inception-v3', and here it is 'Inception-v3, weights {sha256[:8]}'" in (
-        capsys.readouterr().err
-    )
+    other = f"'Inception-v3, weights {sha256[:8]}'"
+    assert f"network is 'Inception-v3' of some statistics and {other}" in capsys.readouterr().err
 
 
 def test_the_command_that_converts_tells_what_is_wrong(weights, tmp_path, capsys):

@@ -141,24 +141,6 @@ def test_sample_draws_a_grid(run, tmp_path):
     assert size_of(out) == (134, 134)
 
 
-@pytest.mark.parametrize("name", ["digits_blurring", "digits_correlated"])
-def test_the_configs_beyond_isotropy_train_and_sample(name, tmp_path, capsys):
-    """With the commands of any other; the network and the chain are cut to what compiles fast."""
-    run, out = tmp_path / "run", tmp_path / "samples.npz"
-    tiny = ["--model.multipliers", "1", "--model.channels", "4", "--model.norm-groups", "2"]
-    tiny += ["--model.attention-resolutions", "--schedule.num-steps", "6", "--train.steps", "2"]
-    tiny += ["--train.batch-size", "8", "--train.draw-every", "2", "--evaluation.num-samples", "2"]
-    tiny += ["--mesh.data", "1"]
-    assert main(["train", f"configs/{name}.py", *tiny, "--workdir", str(run)]) == 0
-    results = json.loads((run / "results.json").read_text())
-    assert results["step"] == 2
-    assert np.isfinite(results["bits_per_dim"])
-    assert (run / "pictures" / "samples_0000002.png").is_file()
-    arguments = ["--num", "3", "--sampler", "dpm_solver_pp", "--steps", "3", "--out", str(out)]
-    assert main(["sample", str(run), *arguments]) == 0
-    assert np.load(out)["images"].shape == (3, 8, 8, 1)
-
-
 @pytest.mark.parametrize(
     ("process", "told"),
     [

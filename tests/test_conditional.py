@@ -437,8 +437,8 @@ class TestCommands:
             ("run", ["--label", "10"], "--label is 10; the run has the classes 0 to 9"),
             ("run", ["--label", "-1"], "--label is -1; the run has the classes 0 to 9"),
             ("run", ["--guidance", "nan"], "--guidance is nan; it has to be finite"),
-            ("untold", ["--label", "0"], "are for runs with classes; this one has none"),
-            ("untold", ["--guidance", "2"], "are for runs with classes; this one has none"),
+            ("untold", ["--label", "0"], "is for runs with classes; this one has none"),
+            ("untold", ["--guidance", "2"], "is for runs with classes; this one has none"),
         ],
     )
     def test_sample_refuses(self, kind, arguments, said, request, tmp_path, capsys):

@@ -84,6 +84,7 @@ def test_a_run_is_stopped_and_killed_and_ends_with_the_same_bits(tmp_path, whole
     assert contents(run) == whole
 
 
+@pytest.mark.slow  # a dozen processes that compile or load
 def test_five_kills_at_random_change_nothing(tmp_path, whole):
     resumed = kill_and_resume(
         ARGUMENTS,

@@ -1,14 +1,18 @@
 """What the subcommands' argument parsing has in common."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import Experiment, Sampling
 
-__all__ = ["parse_config"]
+__all__ = ["check_at_least", "check_sampling", "check_seed", "parse_config"]
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> Config:
@@ -36,3 +40,31 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
         args=overrides,
         default=default,
     )
+
+
+def check_at_least(asked: Any, least: int, *names: str) -> None:
+    """Raises UserError if an option of one of these names was given and is less."""
+    for name in names:
+        value = getattr(asked, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be {least} or more")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless JAX's keys can be made of it."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}; it has to be in [0, 2^32)")
+
+
+def check_sampling(how: Sampling, experiment: Experiment) -> None:
+    """Raises UserError unless images can be drawn so of this experiment."""
+    num_steps, classes = experiment.process.num_steps, experiment.config.model.classes
+    if how.steps is not None and not 1 <= how.steps <= num_steps:
+        raise UserError(f"--steps is {how.steps}; the chain has 1 to T = {num_steps}")
+    if not math.isfinite(how.guidance):
+        raise UserError(f"--guidance is {how.guidance}; it has to be finite")
+    for name, given in (("label", how.label is not None), ("guidance", how.guidance != 1.0)):
+        if given and classes == 0:
+            raise UserError(f"--{name} is for runs with classes; this one has none")
+    if how.label is not None and not 0 <= how.label < classes:
+        raise UserError(f"--label is {how.label}; the run has the classes 0 to {classes - 1}")

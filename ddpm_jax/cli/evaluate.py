@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ddpm_jax.cli.arguments import check_at_least, check_sampling, check_seed
 from ddpm_jax.cli.restored import restore_run
 from ddpm_jax.cli.results import likelihood_table
 from ddpm_jax.config import SamplerName
@@ -67,18 +67,11 @@ class Arguments:
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures, draws and prints; goes on with an evaluation that was interrupted."""
     asked = tyro.cli(Arguments, prog="ddpm-jax evaluate", args=arguments)
-    if asked.num is not None and asked.num < 0:
-        raise UserError(f"--num is {asked.num}; it has to be 0 or more")
+    check_at_least(asked, 0, "num")
     if asked.num == 1:
         raise UserError("--num is 1; a spread takes at least 2 samples")
-    for name in ("steps", "batch_size"):
-        value = getattr(asked, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be 1 or more")
-    if asked.guidance is not None and not math.isfinite(asked.guidance):
-        raise UserError(f"--guidance is {asked.guidance}; it has to be finite")
-    if not 0 <= asked.seed < 2**32:
-        raise UserError(f"--seed is {asked.seed}; it has to be in [0, 2^32)")
+    check_at_least(asked, 1, "batch_size")
+    check_seed(asked.seed)
     restored = restore_run(asked.run, asked.data_dir, asked.sigma_rel, asked.likelihood_times)
     experiment = restored.experiment
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)
@@ -95,7 +88,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     if lines := directory.read_metrics():
         plot_training(folder / "training.png", lines, title=experiment.images.name)
     for name, found in results["params"].items():
-        summary = {"step": restored.step, **found["likelihood"]}
+        summary = {"step": restored.step, **results["baselines"], **found["likelihood"]}
         console.print(likelihood_table(summary, params=name))
     console.print(_per_time_table(results))
     if "networks" in results:
@@ -109,11 +102,7 @@ def _asked(asked: Arguments, experiment: Experiment) -> Asked:
     told = {name: getattr(asked, name) for name in ("sampler", "steps", "spacing", "guidance")}
     how = sampling_of(experiment.config.evaluation)
     how = how._replace(**{name: value for name, value in told.items() if value is not None})
-    num_steps = experiment.process.num_steps
-    if how.steps is not None and how.steps > num_steps:
-        raise UserError(f"--steps is {how.steps}; the chain has 1 to T = {num_steps}")
-    if experiment.config.model.classes == 0 and how.guidance != 1.0:
-        raise UserError("--guidance is for runs with classes; this one has none")
+    check_sampling(how, experiment)
     inception = None
     if asked.inception is not None:
         inception = functools.partial(

@@ -21,7 +21,7 @@ def likelihood_table(results: dict[str, Any], *, params: str = "") -> Table:
     table.add_column("bits/dim", justify="right")
     table.add_row(f"uniform, log2 {results['levels']}", f"{results['uniform']:.3f}")
     table.add_row(
-        "histogram of each pixel, fitted on the training images",
+        f"histogram of each pixel, fitted on {results['histogram_images']:,} training images",
         f"{results['histogram']:.3f}",
         end_section=True,
     )

@@ -1,7 +1,6 @@
 """`ddpm-jax sample RUN --num 64 --sampler ddim --steps 50 --out grid.png`."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from ddpm_jax.cli.arguments import check_at_least, check_sampling, check_seed
 from ddpm_jax.cli.restored import ParamsName, restore_run
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
@@ -60,17 +60,10 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError(f"--out is {str(asked.out)!r}; there is no folder {asked.out.parent}")
     if asked.out.is_dir():
         raise UserError(f"--out is {str(asked.out)!r}, which is a folder")
-    if not 0 <= asked.seed < 2**32:
-        raise UserError(f"--seed is {asked.seed}; it has to be in [0, 2^32)")
-    for name in ("num", "batch_size"):
-        value = getattr(asked, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be 1 or more")
+    check_seed(asked.seed)
+    check_at_least(asked, 1, "num", "batch_size")
     run = restore_run(asked.run, asked.data_dir, asked.sigma_rel)
     experiment, step = run.experiment, run.step
-    num_steps = experiment.process.num_steps
-    if asked.steps is not None and not 1 <= asked.steps <= num_steps:
-        raise UserError(f"--steps is {asked.steps}; the chain has 1 to T = {num_steps}")
     images = _draw(asked, experiment, run.chosen(asked.params))
     levels = experiment.images.levels
     if asked.out.suffix == ".png":
@@ -82,16 +75,10 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 def _draw(asked: Arguments, experiment: Experiment, params: Any) -> np.ndarray:
     """In batches; which ones does not matter."""
-    config = experiment.config
-    classes, evaluation = config.model.classes, config.evaluation
-    if classes == 0 and (asked.label is not None or asked.guidance is not None):
-        raise UserError("--label and --guidance are for runs with classes; this one has none")
-    if asked.label is not None and not 0 <= asked.label < classes:
-        raise UserError(f"--label is {asked.label}; the run has the classes 0 to {classes - 1}")
+    evaluation = experiment.config.evaluation
     guidance = evaluation.guidance if asked.guidance is None else asked.guidance
-    if not math.isfinite(guidance):
-        raise UserError(f"--guidance is {guidance}; it has to be finite")
     how = Sampling(asked.sampler, asked.steps, asked.spacing, guidance, asked.label)
+    check_sampling(how, experiment)
     size = min(asked.num, asked.batch_size or evaluation.batch_size)
     drawer, key = make_drawer(experiment, num=size, how=how), jax.random.key(asked.seed)
     batches = [drawer(params, key, first).images for first in range(0, asked.num, size)]

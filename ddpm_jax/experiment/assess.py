@@ -6,8 +6,6 @@ one that is asked for again, or for more samples, computes what is new.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.data import ImageSet
 from ddpm_jax.evaluation import (
     EvaluationError,
     FeatureNetwork,
     Reference,
+    check_same,
     image_grid,
     load_reference,
     save_png,
@@ -29,8 +29,9 @@ from ddpm_jax.evaluation.plots import Curve, plot_per_time
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.directory import write_json
 from ddpm_jax.experiment.draw import Sampling
-from ddpm_jax.experiment.measure import PerTime, likelihood
-from ddpm_jax.experiment.samples import draw_into, hash_of
+from ddpm_jax.experiment.kept import kept_json, params_hash
+from ddpm_jax.experiment.measure import PerTime, baselines, likelihood
+from ddpm_jax.experiment.samples import draw_into
 from ddpm_jax.experiment.scores import (
     COMPARED,
     Space,
@@ -83,12 +84,17 @@ def assess(
         "preparation": images.preparation,
         "train_images": len(images.train),
         "held_out_images": len(images.held_out),
-        "params": {name: {"sha256": hash_of(values)} for name, values in params.items()},
+        "params": {name: {"sha256": params_hash(values)} for name, values in params.items()},
     }
+    kept = folder / "kept"
+    results["baselines"] = kept_json(
+        kept, "baselines", _identity(images), lambda: baselines(images)
+    )
     curves = {}
     for name, values in params.items():
         tell(f"bits per dimension of {len(images.held_out)} held-out images, {name}")
-        summary, per_time = _likelihood(folder / "kept", experiment, values)
+        digest = results["params"][name]["sha256"]
+        summary, per_time = _likelihood(kept, experiment, values, digest)
         results["params"][name] |= {"likelihood": summary, "per_time": per_time}
         curves[name] = Curve(
             np.array(per_time["mean"], np.float64),
@@ -97,7 +103,7 @@ def assess(
     plot_per_time(folder / "elbo_per_t.png", curves, title=f"{images.name}: the ELBO, term by term")
     if asked.num:
         results["sampling"] = {"images": asked.num, "seed": asked.seed, **asked.how._asdict()}
-        spaces = _spaces(experiment, folder / "kept", asked, tell)
+        spaces = _spaces(experiment, kept, asked, tell)
         results["networks"] = [_told_of(space, experiment) for space in spaces]
         for name, values in params.items():
             tell(f"drawing {asked.num} images, {name}")
@@ -107,23 +113,28 @@ def assess(
 
 
 def _likelihood(
-    kept: Path, experiment: Experiment, params: Any
+    kept: Path, experiment: Experiment, params: Any, digest: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """From a file if it was measured before; NaN of a t that was not asked is None."""
-    config = experiment.config
-    follows_from = [hash_of(params), config.evaluation.likelihood_times, config.seed]
-    digest = hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()
-    path = kept / f"likelihood_{digest[:16]}.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-    else:
+    """From a file if it was measured before."""
+
+    def measured() -> dict[str, Any]:
         summary, per_time = likelihood(experiment, params)
-        stored = {"summary": summary, "per_time": _plain(per_time)}
-        write_json(path, stored)
+        return {"summary": summary, "per_time": _plain(per_time)}
+
+    config = experiment.config
+    follows_from = [digest, config.evaluation.likelihood_times, config.seed]
+    follows_from += _identity(experiment.images)
+    stored = kept_json(kept, "likelihood", follows_from, measured)
     return stored["summary"], stored["per_time"]
 
 
+def _identity(images: ImageSet) -> list[str | int]:
+    """What tells the images of one evaluation from others, short of reading them."""
+    return [images.name, images.preparation, len(images.train), len(images.held_out)]
+
+
 def _plain(per_time: PerTime) -> dict[str, list[float | None]]:
+    """NaN, of a t that was not asked, is None."""
     return {
         name: [None if value != value else value for value in values.tolist()]
         for name, values in per_time._asdict().items()
@@ -165,20 +176,18 @@ def _kept_reference(
     if not path.is_file():
         return None
     stored, images = load_reference(path), experiment.images
-    expected = {
-        "dataset": images.name,
-        "split": images.splits[0],
-        "images": len(images.train),
-        "preprocessing": images.preparation,
-        "network": network.name,
-        "network_sha256": network.identity,
-    }
-    for field, value in expected.items():
-        if getattr(stored.provenance, field) != value:
-            raise EvaluationError(
-                f"{path} has statistics with {field} = {getattr(stored.provenance, field)!r}, and"
-                f" here it is {value!r}; delete it, and they are made anew"
-            )
+    here = stored.provenance._replace(
+        dataset=images.name,
+        split=images.splits[0],
+        images=len(images.train),
+        preprocessing=images.preparation,
+        network=network.name,
+        network_sha256=network.identity,
+    )
+    try:
+        check_same(stored.provenance, here)
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}; delete it, and it is made anew") from None
     return stored
 
 

@@ -5,8 +5,6 @@ from: parameters, sampler, seed. So files of other parameters are never taken fo
 images of the same are drawn to those that are there.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +15,10 @@ import numpy as np
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.directory import write_json
 from ddpm_jax.experiment.draw import Sampling, make_drawer
+from ddpm_jax.experiment.kept import params_hash, settings_hash
 from ddpm_jax.files import whole_file
 
-__all__ = ["SampleFiles", "draw_into", "hash_of"]
+__all__ = ["SampleFiles", "draw_into"]
 
 _FILE = 1000
 """Images in a file."""
@@ -70,8 +69,8 @@ def draw_into(
         seed: of all images; image i has the key of its number.
         batch_size: images drawn at once; they do not depend on it.
     """
-    settings = {"params": hash_of(params), "seed": seed, **how._asdict()}
-    own = folder / _short_hash(settings)
+    settings = {"params": params_hash(params), "seed": seed, **how._asdict()}
+    own = folder / settings_hash(settings)
     write_json(own / "settings.json", settings)
     key = jax.random.fold_in(experiment.key("evaluation samples"), seed)
     size = min(batch_size, _FILE, count)
@@ -88,19 +87,6 @@ def draw_into(
                 np.save(file, np.concatenate(batches)[:wanted])
         paths.append(path)
     return SampleFiles(tuple(paths), count)
-
-
-def hash_of(params: Any) -> str:
-    """The sha256 of all parameters and their names."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
-
-
-def _short_hash(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _has(path: Path, count: int, shape: tuple[int, ...]) -> bool:
