@@ -2,15 +2,22 @@
 
     ddpm-jax data prepare fashion_mnist
     ddpm-jax train configs/fashion_mnist.py
+    ddpm-jax evaluate runs/fashion_mnist
 
 Images of 28x28 with 256 grey levels, a black border of two pixels around them; 60,000 to train on
-and 10,000 held out. The network has 686,769 parameters. Measured by this project: not yet.
+and 10,000 held out. The network has 686,769 parameters. Measured by this project: 2.349 +- 0.007
+bits/dim of 32x32 pixels (KL 2.243, decoder 0.106; a histogram of each pixel: 3.514), after 75
+minutes on two cores of a CPU; docs/fashion_mnist/ has the run's record.
 
 Why these numbers. As for configs/digits.py, noise begins at a quarter of the spacing of the grey
 levels, which is 2/255 here: log SNR 12.5. Its fall to -8 is divided into T = 1000 steps, because a
 step's length is paid for in bits; training costs the same at any T. What would cost is to evaluate
 10,000 images at 1,000 times, so 16 of the terms of each image stand for all, spread such that every
-t has 150 or more images.
+t has 149 or more images.
+
+Samples come from 25 ancestral steps: they look better and have more precision than those of
+DPM-Solver++ and DDIM, which are speckled in every third image, but less recall and a larger Frechet
+distance; the run's record has both.
 """
 
 from ddpm_jax.config import (
@@ -53,7 +60,7 @@ def get_config() -> Config:
         evaluation=EvaluationConfig(
             batch_size=100,
             num_samples=64,
-            sampler="dpm_solver_pp",
+            sampler="ancestral",
             sampler_steps=25,
             likelihood_times=16,
         ),
