@@ -2,20 +2,14 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import math
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from suites import TINY, make_small, run
 from tiny import get_config
 
 from benchmarks import (
@@ -27,7 +21,6 @@ from benchmarks import (
     overhead,
     peers,
     results,
-    scaling,
     train_step,
 )
 from benchmarks.__main__ import SUITES, main
@@ -35,9 +28,7 @@ from benchmarks.results import Report, Row
 from ddpm_jax import config as configs
 from ddpm_jax import schedules, training
 from ddpm_jax.errors import UserError
-from ddpm_jax.plan.topologies import TopologyError
 
-TINY = str(Path(__file__).parent / "tiny.py")
 QUICK = ["--repeats", "4", "--seconds", "0.1"]
 ARGUMENTS = {
     "forward": [
@@ -86,24 +77,6 @@ ARGUMENTS = {
 }
 
 
-def run(capsys, *arguments):
-    """Exit code, output and errors of a command."""
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as left:  # by tyro
-        code = left.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-class Scaled(nn.Module):
-    """A network of one parameter, which compiles at once."""
-
-    @nn.compact
-    def __call__(self, x_t, t, *, train=False, keys=None):
-        return self.param("scale", nn.initializers.ones, ()) * x_t
-
-
 def here(question):
     """What `overhead.ask` would hear from processes; simulated devices take their places."""
     meshes = [configs.MeshConfig(**mesh) for mesh in question["meshes"]]
@@ -115,9 +88,7 @@ def here(question):
 @pytest.fixture(scope="module")
 def small_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_step, "make_model", lambda config: Scaled())
-        build = importlib.import_module("ddpm_jax.experiment.build")
-        patch.setattr(build, "make_model", lambda config: Scaled())
+        make_small(patch)
         yield
 
 
@@ -307,6 +278,29 @@ def test_a_file_of_another_format_is_refused(tmp_path):
 # Timing.
 
 
+def test_scaling_times_each_form_beside_one_device(reports):
+    timed = [row for row in results.load(reports("scaling")).rows if row.seconds]
+    cases = {
+        (row.case["channels"], row.case["on"]): [
+            (other.case["form"], other.case["mesh of"])
+            for other in results.find(timed, channels=row.case["channels"], on=row.case["on"])
+        ]
+        for row in timed
+    }
+    one = ("none", "")
+    assert cases == {
+        (4, "1 device"): [one, ("jit", "1x1"), ("pmap", "1x1")],
+        (4, "4 devices"): [one, ("jit", "4x1"), ("pmap", "4x1"), ("jit", "2x2")],
+    }
+    for row in timed:
+        assert len(row.seconds) in (3, 4)
+        assert row.numbers["difference"] < 1e-5 < row.numbers["moved"]
+        (alone,) = results.find(
+            timed, on=row.case["on"], channels=row.case["channels"], form="none"
+        )
+        assert row.numbers["over_one_device"] == row.median / alone.median
+
+
 def test_forward_has_all_methods_and_right_moments(reports):
     report = results.load(reports("forward"))
     rows = results.find(report.rows, size="2x2x1", batch=2)
@@ -447,138 +441,3 @@ def test_notes_follow_from_the_numbers():
     assert "18 hours" in train_step.notes(rows(1.0, 4.0))[1]
     assert "2 s with the loop." in whole
     assert "1 s with the loop, which is within the spread" in train_step.notes(rows(1.0, 1.0))[1]
-
-
-# The machinery of several devices.
-
-
-def timed_config():
-    return scaling.timed_config(scaling.Settings(timed_config=Path(TINY), timed_batch=8), 4)
-
-
-def test_scaling_times_each_form_beside_one_device(reports):
-    timed = [row for row in results.load(reports("scaling")).rows if row.seconds]
-    cases = {
-        (row.case["channels"], row.case["on"]): [
-            (other.case["form"], other.case["mesh of"])
-            for other in results.find(timed, channels=row.case["channels"], on=row.case["on"])
-        ]
-        for row in timed
-    }
-    one = ("none", "")
-    assert cases == {
-        (4, "1 device"): [one, ("jit", "1x1"), ("pmap", "1x1")],
-        (4, "4 devices"): [one, ("jit", "4x1"), ("pmap", "4x1"), ("jit", "2x2")],
-    }
-    for row in timed:
-        assert len(row.seconds) in (3, 4)
-        assert row.numbers["difference"] < 1e-5 < row.numbers["moved"]
-        (alone,) = results.find(
-            timed, on=row.case["on"], channels=row.case["channels"], form="none"
-        )
-        assert row.numbers["over_one_device"] == row.median / alone.median
-
-
-def test_what_is_timed_where(monkeypatch):
-    asked = []
-
-    def instead(config, place, forms, **options):
-        asked.append((config.model.channels, str(place), forms))
-        return []
-
-    monkeypatch.setattr(overhead, "measured", instead)
-    scaling.run(scaling.Settings(parts=("timed",)), lambda what: None)
-    places = ["1 device", "8 devices", "2 processes", "4 processes"]
-    assert asked == [
-        *((16, place, ("jit", "shard_map", "pmap")) for place in places),
-        *((32, place, ("jit",)) for place in places),
-    ]
-    assert [
-        (mesh.form, mesh.data, mesh.fsdp)
-        for mesh in overhead.meshes(configs.Config(), overhead.Place(1, 8), ("shard_map", "pmap"))
-    ] == [("shard_map", 8, 1), ("pmap", 8, 1), ("shard_map", 2, 4)]
-    several = overhead.meshes(configs.Config(), overhead.Place(2, 1), ("jit", "pmap"))
-    assert [(mesh.form, mesh.data) for mesh in several] == [("jit", 2)]
-
-
-def test_a_form_that_forgets_to_average_is_seen(monkeypatch, small_network):
-    forms = importlib.import_module("ddpm_jax.parallel.forms")
-    monkeypatch.setattr(forms, "_average", lambda grad, axes, _: jax.lax.all_gather(grad, axes)[0])
-    mesh = configs.MeshConfig(data=4, fsdp=1, form="pmap")
-    alone, wrong = machinery.measure(timed_config(), [mesh], repeats=3, seconds=0.1)
-    assert alone["difference"] == 0.0
-    assert wrong["difference"] > 1e-3 * wrong["moved"]
-
-
-def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys, tmp_path):
-    def absent(topology):
-        raise TopologyError(f"{topology} needs a compiler that is not installed: pip install it")
-
-    def instead(*arguments, **options):
-        case = {"on": "1 device", "form": "none", "mesh of": "", "channels": 8}
-        return [Row(case, [1.0], 1.0, {"difference": 0.0, "moved": 1.0, "over_one_device": 1.0})]
-
-    monkeypatch.setattr(scaling, "check_compiler", absent)
-    monkeypatch.setattr(overhead, "measured", instead)
-    quick = ["--processes", "1", "--devices", "1", "--timed-channels", "8", "--out", tmp_path]
-    code, out, error = run(capsys, "scaling", *quick)
-    assert code == 0
-    assert "v5p:2x2x2 needs a compiler that is not installed" in error
-    assert "Nothing was compiled for a mesh of TPUs or GPUs: v5p:2x2x2 needs a compiler" in out
-    assert out.count("| differs after 20 |") == 1
-    assert "| topology |" not in out
-    monkeypatch.undo()
-    monkeypatch.setattr("ddpm_jax.plan.ask.check_compiler", absent)
-    code, _, error = run(capsys, "scaling", "--parts", "compiled", *quick)
-    assert code == 2
-    assert "needs a compiler that is not installed" in error
-
-
-@pytest.mark.slow  # two processes that compile four steps each
-def test_real_processes_share_a_step(monkeypatch):
-    """Two of them, and parameters that differ by rounding alone."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    place = overhead.Place(2, 1)
-    rows = overhead.measured(
-        timed_config(), place, ["jit"], repeats=3, seconds=0.1, say=lambda what: None
-    )
-    assert [(row.case["form"], row.case["mesh of"]) for row in rows] == [
-        ("none", ""),
-        ("jit", "2x1"),
-    ]
-    assert all(len(row.seconds) == 3 and row.compile_seconds > 0.0 for row in rows)
-    assert rows[1].numbers["difference"] < 1e-5 < rows[1].numbers["moved"]
-
-
-def test_what_a_process_says_against_a_config_is_heard():
-    config = timed_config()
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=5))
-    with pytest.raises(UserError, match=r"model\.channels is 5"):
-        overhead.measured(
-            config, overhead.Place(1, 2), ["jit"], repeats=3, seconds=0.1, say=lambda what: None
-        )
-
-
-def test_ctrl_c_ends_the_processes_too(tmp_path):
-    program = "import sys; from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    deaf = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command = ["scaling", "--parts", "timed", "--out", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, "-c", deaf + program, *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    ) as process:
-        assert "1 device, 16 channels" in process.stderr.readline()
-        children, deadline = [], time.monotonic() + 20.0
-        while not children and time.monotonic() < deadline:
-            threads = Path(f"/proc/{process.pid}/task").iterdir()
-            children = [child for t in threads for child in (t / "children").read_text().split()]
-        assert len(children) == 1
-        time.sleep(0.5)  # it was just born
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "interrupted; nothing was written" in error
-    assert not Path(f"/proc/{children[0]}").exists()

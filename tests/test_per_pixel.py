@@ -72,9 +72,11 @@ def test_rows_of_one_example_are_neighbours():
         alone = conditioned(CONDITIONS[i // 2 : i // 2 + 1]).noise_variance(t[i : i + 1])
         np.testing.assert_allclose(row, alone[0], rtol=1e-6)
     for count in (1, 2, 4):
-        for ask in (lambda: process.signal(t[:count]), lambda: process.prior(count)):  # noqa: B023
-            with pytest.raises(ValueError, match=rf"batch has {count} rows, .* 3 examples"):
-                ask()
+        said = rf"batch has {count} rows, .* 3 examples"
+        with pytest.raises(ValueError, match=said):
+            process.signal(t[:count])
+        with pytest.raises(ValueError, match=said):
+            process.prior(count)
 
 
 def test_gradients_reach_what_made_the_tables():
