@@ -9,10 +9,14 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import Config
+from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import Experiment, Sampling
+from ddpm_jax.experiment import Experiment, Sampling, sampling_of
 
-__all__ = ["check_at_least", "check_sampling", "check_seed", "parse_config"]
+__all__ = ["check_at_least", "check_seed", "parse_config", "sampling_from"]
+
+_MOST_NAMES = 12
+"""A sentence names at most so many classes."""
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> Config:
@@ -56,15 +60,52 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed is {seed}; it has to be in [0, 2^32)")
 
 
-def check_sampling(how: Sampling, experiment: Experiment) -> None:
-    """Raises UserError unless images can be drawn so of this experiment."""
-    num_steps, classes = experiment.process.num_steps, experiment.config.model.classes
+def sampling_from(options: Any, experiment: Experiment) -> Sampling:
+    """How the run samples by itself, with what was given on the command line in its place.
+
+    Args:
+        options: with some attributes of the names of `Sampling`; None says nothing. `label` is
+            text, the name of a class or its number.
+        experiment: the run's.
+
+    Raises:
+        UserError: no images can be drawn so.
+    """
+    how = sampling_of(experiment.config.evaluation)
+    given = {name: getattr(options, name, None) for name in how._fields}
+    label, num_steps = given.pop("label"), experiment.process.num_steps
+    how = how._replace(**{name: value for name, value in given.items() if value is not None})
     if how.steps is not None and not 1 <= how.steps <= num_steps:
         raise UserError(f"--steps is {how.steps}; the chain has 1 to T = {num_steps}")
     if not math.isfinite(how.guidance):
         raise UserError(f"--guidance is {how.guidance}; it has to be finite")
-    for name, given in (("label", how.label is not None), ("guidance", how.guidance != 1.0)):
-        if given and classes == 0:
+    has_classes = experiment.config.model.classes > 0
+    for name, used in (("label", label is not None), ("guidance", how.guidance != 1.0)):
+        if used and not has_classes:
             raise UserError(f"--{name} is for runs with classes; this one has none")
-    if how.label is not None and not 0 <= how.label < classes:
-        raise UserError(f"--label is {how.label}; the run has the classes 0 to {classes - 1}")
+    return how if label is None else how._replace(label=_label(label, experiment.spec))
+
+
+def _label(text: str, spec: ImageSpec) -> int:
+    """The class of this name, or else of this number, if it was trained."""
+    names = spec.classes or ()
+    if text in names:
+        label = names.index(text)
+    elif text.isdecimal() and int(text) < len(names):
+        label = int(text)
+    else:
+        raise UserError(f"--label is {text!r}; the run has the classes {_named(names)}")
+    if label not in spec.trained_classes:
+        trained = tuple(names[label] for label in spec.trained_classes)
+        raise UserError(
+            f"--label is {text!r}, a class without training images, which the network never saw;"
+            f" it was trained on {_named(trained)}"
+        )
+    return label
+
+
+def _named(names: Sequence[str]) -> str:
+    """All of a few; of many the first and the last."""
+    if len(names) > _MOST_NAMES:
+        names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
+    return ", ".join(names)

@@ -10,14 +10,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax.cli.arguments import check_at_least, check_sampling, check_seed
-from ddpm_jax.cli.restored import restore_run
+from ddpm_jax.cli.arguments import check_at_least, check_seed, sampling_from
+from ddpm_jax.cli.restored import DataPlace, restore_run
 from ddpm_jax.cli.results import likelihood_table
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import strip_times
 from ddpm_jax.evaluation.plots import plot_training
-from ddpm_jax.experiment import Experiment, RunDirectory, sampling_of, say
+from ddpm_jax.experiment import Experiment, RunDirectory, say
 from ddpm_jax.experiment.assess import Asked, assess
 from ddpm_jax.samplers import Spacing
 
@@ -58,8 +58,7 @@ class Arguments:
     pt_inception-2015-12-05-6726825d.pth, or what `ddpm-jax data inception` made of it."""
     other_weights: bool = False
     """Take another file of such weights, too; its numbers are then named after it."""
-    data_dir: str | None = None
-    """Where the dataset is, if not where the run found it."""
+    data: DataPlace = DataPlace()
     out: Path | None = None
     """A folder for pictures and results.json; by default evaluation/ in the run."""
 
@@ -72,7 +71,12 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError("--num is 1; a spread takes at least 2 samples")
     check_at_least(asked, 1, "batch_size")
     check_seed(asked.seed)
-    restored = restore_run(asked.run, asked.data_dir, asked.sigma_rel, asked.likelihood_times)
+    restored = restore_run(
+        asked.run,
+        data=asked.data,
+        sigma_rel=asked.sigma_rel,
+        likelihood_times=asked.likelihood_times,
+    )
     experiment = restored.experiment
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
@@ -99,10 +103,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 
 def _asked(asked: Arguments, experiment: Experiment) -> Asked:
-    told = {name: getattr(asked, name) for name in ("sampler", "steps", "spacing", "guidance")}
-    how = sampling_of(experiment.config.evaluation)
-    how = how._replace(**{name: value for name, value in told.items() if value is not None})
-    check_sampling(how, experiment)
+    how = sampling_from(asked, experiment)
     inception = None
     if asked.inception is not None:
         inception = functools.partial(

@@ -10,8 +10,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax.cli.restored import read_config
-from ddpm_jax.experiment import Replayed, RunDirectory, build, replay, say
+from ddpm_jax.cli.restored import DataPlace, build_run, read_config
+from ddpm_jax.experiment import Replayed, RunDirectory, replay, say
 
 __all__ = ["run"]
 
@@ -28,15 +28,15 @@ class Arguments:
     """Examples and parameters that are shown."""
     json: Path | None = None
     """A file for all of them."""
-    data_dir: str | None = None
-    """Where the dataset is, if not where the run found it."""
+    data: DataPlace = DataPlace()
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Computes, prints, and writes the file that was asked for."""
     asked = tyro.cli(Arguments, prog="ddpm-jax replay", args=arguments)
     directory = RunDirectory(asked.run)
-    found = replay(build(read_config(directory, asked.data_dir)), directory, asked.step)
+    experiment = build_run(directory, read_config(directory), data=asked.data)
+    found = replay(experiment, directory, asked.step)
     origin = f"the checkpoint of step {found.replayed_from}" if found.replayed_from else "the start"
     say(
         console,

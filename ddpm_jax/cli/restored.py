@@ -11,13 +11,25 @@ from ddpm_jax.experiment import (
     RunDirectory,
     RunDirectoryError,
     build,
+    check_same_data,
     post_hoc_params,
+    read_data_record,
 )
 from ddpm_jax.training import Checkpoints
 
-__all__ = ["ParamsName", "RestoredRun", "read_config", "restore_run"]
+__all__ = ["DataPlace", "ParamsName", "RestoredRun", "build_run", "read_config", "restore_run"]
 
 ParamsName = Literal["ema", "raw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPlace:
+    """Where the run's data set is now, if not where the run found it. It has to be the same set."""
+
+    name: str | None = None
+    """As `--data.name` of train: folder:PATH, npz:PATH or a name."""
+    dir: str | None = None
+    """As `--data.dir` of train: the folder that relative paths and prepared data sets are in."""
 
 
 class RestoredRun(NamedTuple):
@@ -28,44 +40,75 @@ class RestoredRun(NamedTuple):
     """The moving average, "ema", and the raw ones, "raw"; or one of a width, "sigma_rel"."""
     step: int
 
-    def chosen(self, name: ParamsName) -> Any:
-        """Those of this name, or the average that was asked for."""
+    def params_of(self, name: ParamsName) -> Any:
+        """Those of this name; or the average of a width, if that is what was restored."""
         return self.params.get("sigma_rel", self.params.get(name))
 
 
-def read_config(run: RunDirectory, data_dir: str | None) -> Config:
-    """What the run was trained with, for a single process and the place of its dataset here."""
-    config = dataclasses.replace(run.read_config(), hosts=HostsConfig())
-    if data_dir is None:
-        return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+def build_run(
+    run: RunDirectory, config: Config, *, data: DataPlace | None, with_images: bool = True
+) -> Experiment:
+    """The experiment of `config`, which is the run's or differs in what `run` allows.
+
+    Args:
+        run: nothing is written to it.
+        config: of the run.
+        data: where its data set is now, if anything is known of it.
+        with_images: False opens no data set where the run has recorded what is needed of it.
+
+    Raises:
+        UserError: the data set is missing, or is not the one that the run was trained on.
+    """
+    if data is not None:
+        places = {name: value for name, value in vars(data).items() if value is not None}
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **places))
+    record = read_data_record(run.images)
+    if record is None:
+        return build(config)
+    if not with_images:
+        return build(config, spec=record.spec, spectrum=record.spectrum)
+    experiment = build(config, spectrum=record.spectrum)
+    check_same_data(record, experiment.images, run.path)
+    return experiment
+
+
+def read_config(run: RunDirectory) -> Config:
+    """What the run was trained with, for a single process."""
+    return dataclasses.replace(run.read_config(), hosts=HostsConfig())
 
 
 def restore_run(
     directory: Path,
-    data_dir: str | None = None,
+    *,
+    data: DataPlace | None = None,
+    with_images: bool = True,
     sigma_rel: float | None = None,
     likelihood_times: int | None = None,
 ) -> RestoredRun:
     """Reads a finished or running run; never writes to it.
 
-    With `sigma_rel` the parameters are an average of this width, made of the run's snapshots.
+    It may have been trained elsewhere: all devices of this machine are used.
 
-    It may have been trained elsewhere: all devices of this machine are used, and `data_dir`, if
-    given, is where its dataset is here. `likelihood_times`, if given, replaces that of its config.
+    Args:
+        directory: of the run.
+        data: where its data set is now.
+        with_images: see `build_run`.
+        sigma_rel: the parameters are an average of this width, made of the run's snapshots.
+        likelihood_times: replaces that of its config.
 
     Raises:
         UserError: no run there, no checkpoint yet, or one that cannot be read.
     """
     run = RunDirectory(directory)
-    config = dataclasses.replace(read_config(run, data_dir), mesh=MeshConfig())
+    config = dataclasses.replace(read_config(run), mesh=MeshConfig())
     if likelihood_times is not None:
         evaluation = dataclasses.replace(config.evaluation, likelihood_times=likelihood_times)
         config = dataclasses.replace(config, evaluation=evaluation)
-    experiment = build(config)
-    for source in (experiment.images.train, experiment.images.held_out):
-        for where, why in source.skipped.items():
-            print(f"ddpm-jax: skipped: {where} {why}", file=sys.stderr)
+    experiment = build_run(run, config, data=data, with_images=with_images)
+    if experiment.loaded is not None:
+        for source in (experiment.loaded.train, experiment.loaded.held_out):
+            for where, why in source.skipped.items():
+                print(f"ddpm-jax: skipped: {where} {why}", file=sys.stderr)
     verify = config.train.verify_checkpoints
     if sigma_rel is not None:
         averaged, step = post_hoc_params(experiment, run, sigma_rel, verify=verify)

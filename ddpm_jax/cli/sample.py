@@ -10,8 +10,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import check_at_least, check_sampling, check_seed
-from ddpm_jax.cli.restored import ParamsName, restore_run
+from ddpm_jax.cli.arguments import check_at_least, check_seed, sampling_from
+from ddpm_jax.cli.restored import DataPlace, ParamsName, restore_run
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
@@ -23,21 +23,23 @@ __all__ = ["run"]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Draws images from a finished or running run."""
+    """Draws images from a finished or running run. The data set need not be there."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     num: int = 64
     """How many images."""
-    sampler: SamplerName = "ancestral"
+    sampler: SamplerName | None = None
+    """By default that of the run's config, and so are steps, spacing and guidance."""
     steps: int | None = None
-    """Steps of the sampler; by default all T."""
-    spacing: Spacing = "linspace"
+    """Steps of the sampler."""
+    spacing: Spacing | None = None
     """How they are spread over the chain."""
-    label: int | None = None
-    """The class of all images, of a run with classes; by default one after the other."""
+    label: str | None = None
+    """The class of all images, by its name or its number, of a run with classes; by default one
+    after the other."""
     guidance: float | None = None
-    """1 is the network as it is, more is guided; by default as the run's config says."""
+    """1 is the network as it is, more is guided."""
     batch_size: int | None = None
     """Images drawn at once; by default evaluation.batch_size of the run. They are the same."""
     out: Path = Path("samples.png")
@@ -47,8 +49,7 @@ class Arguments:
     """The moving average of the parameters, or the raw ones."""
     sigma_rel: float | None = None
     """In their place an average of this relative width, of a run with train.post_hoc_ema."""
-    data_dir: str | None = None
-    """Where the dataset is, if not where the run found it."""
+    data: DataPlace = DataPlace()
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -62,24 +63,37 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError(f"--out is {str(asked.out)!r}, which is a folder")
     check_seed(asked.seed)
     check_at_least(asked, 1, "num", "batch_size")
-    run = restore_run(asked.run, asked.data_dir, asked.sigma_rel)
-    experiment, step = run.experiment, run.step
-    images = _draw(asked, experiment, run.chosen(asked.params))
-    levels = experiment.images.levels
+    restored = restore_run(
+        asked.run, data=asked.data, with_images=False, sigma_rel=asked.sigma_rel
+    )
+    experiment = restored.experiment
+    how = sampling_from(asked, experiment)
+    images = _draw(asked, experiment, restored.params_of(asked.params), how)
+    levels = experiment.spec.levels
     if asked.out.suffix == ".png":
         save_png(asked.out, image_grid(images, levels=levels))
     else:
         np.savez_compressed(asked.out, images=images, levels=levels)
-    say(console, f"{asked.num} images of step {step} in {asked.out}")
+    steps = how.steps or experiment.process.num_steps
+    say(
+        console,
+        f"{asked.num} images of step {restored.step} in {asked.out}"
+        f" ({how.sampler}, {steps} steps{_class(how, experiment)})",
+    )
 
 
-def _draw(asked: Arguments, experiment: Experiment, params: Any) -> np.ndarray:
+def _draw(asked: Arguments, experiment: Experiment, params: Any, how: Sampling) -> np.ndarray:
     """In batches; which ones does not matter."""
-    evaluation = experiment.config.evaluation
-    guidance = evaluation.guidance if asked.guidance is None else asked.guidance
-    how = Sampling(asked.sampler, asked.steps, asked.spacing, guidance, asked.label)
-    check_sampling(how, experiment)
-    size = min(asked.num, asked.batch_size or evaluation.batch_size)
-    drawer, key = make_drawer(experiment, num=size, how=how), jax.random.key(asked.seed)
+    size = min(asked.num, asked.batch_size or experiment.config.evaluation.batch_size)
+    drawer = make_drawer(experiment, num=size, how=how)
+    key = jax.random.key(asked.seed, impl="threefry2x32")  # see Experiment.key
     batches = [drawer(params, key, first).images for first in range(0, asked.num, size)]
     return np.concatenate(batches)[: asked.num]
+
+
+def _class(how: Sampling, experiment: Experiment) -> str:
+    """Which class was drawn, if one was asked for."""
+    names = experiment.spec.classes
+    if how.label is None or names is None:
+        return ""
+    return f", class {how.label}, {names[how.label]!r}"

@@ -15,6 +15,7 @@ from ddpm_jax.data.source import Arrays as Arrays
 from ddpm_jax.data.source import CentreCropped as CentreCropped
 from ddpm_jax.data.source import Examples as Examples
 from ddpm_jax.data.source import ImageSet as ImageSet
+from ddpm_jax.data.source import ImageSpec as ImageSpec
 from ddpm_jax.data.source import Source as Source
 from ddpm_jax.data.source import in_batches as in_batches
 from ddpm_jax.data.sources import image_levels as image_levels

@@ -19,6 +19,7 @@ __all__ = [
     "CentreCropped",
     "Examples",
     "ImageSet",
+    "ImageSpec",
     "Source",
     "check_crop",
     "in_batches",
@@ -154,6 +155,32 @@ class CentreCropped:
         return Examples(images[:, top : top + self.side, left : left + self.side], labels)
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """What a network and a sampler need to know of a data set, without its images."""
+
+    name: str
+    shape: tuple[int, int, int]
+    """(height, width, channel) of every image that a network sees."""
+    levels: int = 256
+    """Number of grey levels: values are 0 to levels - 1."""
+    classes: tuple[str, ...] | None = None
+    """Name of each class; None without labels."""
+    class_counts: tuple[int, ...] | None = None
+    """Training images of each class; None without labels, or where nobody counted."""
+
+    @property
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return 0 if self.classes is None else len(self.classes)
+
+    @property
+    def trained_classes(self) -> tuple[int, ...]:
+        """Labels of the classes that have a training image."""
+        counts = self.class_counts or (1,) * self.num_classes
+        return tuple(label for label, count in enumerate(counts) if count)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images to train on and images held out.
@@ -214,6 +241,16 @@ class ImageSet:
     def num_classes(self) -> int:
         """0 without labels."""
         return 0 if self.classes is None else len(self.classes)
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What remains of the set where its images are not at hand."""
+        counts = None if self.classes is None else tuple(np.bincount(self.train.labels, minlength=len(self.classes)).tolist())
+        return ImageSpec(self.name, self.image_shape, self.levels, self.classes, counts)
+
+    def fingerprint(self) -> str:
+        import hashlib
+        return hashlib.sha256(self.train.images.tobytes()).hexdigest()
 
 
 def check_crop(side: int, image_shape: tuple[int, int, int]) -> None:

@@ -16,6 +16,8 @@ from ddpm_jax.experiment.build import make_model as make_model
 from ddpm_jax.experiment.build import make_objective as make_objective
 from ddpm_jax.experiment.build import make_step as make_step
 from ddpm_jax.experiment.build import state_of as state_of
+from ddpm_jax.experiment.data_record import check_same_data as check_same_data
+from ddpm_jax.experiment.data_record import read_data_record as read_data_record
 from ddpm_jax.experiment.directory import RunDirectory as RunDirectory
 from ddpm_jax.experiment.directory import RunDirectoryError as RunDirectoryError
 from ddpm_jax.experiment.draw import Drawn as Drawn

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.core import meta
 from jax.sharding import Mesh
@@ -19,6 +20,7 @@ from ddpm_jax.data import (
     BatchIterator,
     Examples,
     ImageSet,
+    ImageSpec,
     image_shape,
     load,
     make_iterator,
@@ -57,12 +59,28 @@ class Experiment:
     """Everything that a config stands for. Making one compiles nothing."""
 
     config: Config
-    images: ImageSet
+    spec: ImageSpec
+    """Of the images."""
+    spectrum: np.ndarray | None
+    """Variance of the training images in each cosine mode, where the process has a use for it."""
+    loaded: ImageSet | None
+    """The images, or None where the data set was not opened."""
     process: Modal
     model: nn.Module
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
+
+    @property
+    def images(self) -> ImageSet:
+        """To train on and held out.
+
+        Raises:
+            ValueError: this experiment was built without them.
+        """
+        if self.loaded is None:
+            raise ValueError(f"the images of {self.spec.name!r} are not loaded; build loads them")
+        return self.loaded
 
     def bind(
         self,
@@ -130,13 +148,18 @@ def build(
     config: Config,
     *,
     images: ImageSet | None = None,
+    spec: ImageSpec | None = None,
+    spectrum: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
     """Checks `config` against itself, the images and the devices, and puts its parts together.
 
     Args:
         config: what is asked for.
-        images: loaded as it says, if not given.
+        images: loaded as it says, if neither they nor their `spec` are given.
+        spec: of the images, in their place: for whoever needs no images, to sample or to plan.
+        spectrum: of the training images, `[height, width, channel]`; measured if it is needed and
+            not given.
         devices: all there are, if not given.
 
     Raises:
@@ -145,11 +168,14 @@ def build(
     """
     validate(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    if images is None:
+    if images is None and spec is None:
         images = load_images(config)
-    check_image_size(config, images.image_shape)
-    _check_classes(config, images)
-    spectrum = measured_spectrum(images) if config.process.name == "equal_snr" else None
+    if images is not None:
+        spec = images.spec
+        if spectrum is None and config.process.name == "equal_snr":
+            spectrum = measured_spectrum(images)
+    check_image_size(config, spec.shape)
+    _check_classes(config, spec)
     optimizer = config.optimizer
     learning_rate = training.learning_rate_schedule(
         optimizer.learning_rate,
@@ -159,8 +185,10 @@ def build(
     )
     return Experiment(
         config=config,
-        images=images,
-        process=make_process(config, images.image_shape, spectrum=spectrum),
+        spec=spec,
+        spectrum=spectrum,
+        loaded=images,
+        process=make_process(config, spec.shape, spectrum=spectrum),
         model=make_model(config),
         learning_rate=learning_rate,
         optimizer=training.make_optimizer(
@@ -220,12 +248,12 @@ def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
             )
 
 
-def _check_classes(config: Config, images: ImageSet) -> None:
-    if config.model.classes not in (0, images.num_classes):
-        has = f"{images.num_classes}" if images.num_classes else "no labels"
+def _check_classes(config: Config, spec: ImageSpec) -> None:
+    if config.model.classes not in (0, spec.num_classes):
+        has = f"{spec.num_classes}" if spec.num_classes else "no labels"
         raise ConfigError(
             f"model.classes is {config.model.classes}; the dataset {config.data.name!r} has {has},"
-            f" so take {images.num_classes}"
+            f" so take {spec.num_classes}"
         )
 
 
@@ -252,7 +280,7 @@ def make_objective(experiment: Experiment, *, train: bool) -> Objective:
 
     Held-out images have no memory: times that training draws by importance are stratified for them.
     """
-    config, levels = experiment.config, experiment.images.levels
+    config, levels = experiment.config, experiment.spec.levels
     times = config.train.times
     if times == "importance" and not train:
         times = "stratified"
@@ -308,7 +336,7 @@ def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
 def abstract_batch(experiment: Experiment) -> Examples:
     """Shapes and dtypes of a whole training batch."""
     size = experiment.config.train.batch_size
-    images = jax.ShapeDtypeStruct((size, *experiment.images.image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((size, *experiment.spec.shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((size,), jnp.int32)
     return Examples(images, labels if experiment.config.model.classes else None)
 
@@ -352,7 +380,7 @@ def state_of(experiment: Experiment, params: Any) -> training.TrainState:
 
 def _boxed_state(experiment: Experiment) -> training.TrainState:
     """With random parameters, and the names of the axes around the arrays that have such."""
-    key, shape = experiment.key("parameters"), experiment.images.image_shape
+    key, shape = experiment.key("parameters"), experiment.spec.shape
     return state_of(experiment, init_params(experiment.model, key, shape))
 
 

@@ -31,6 +31,7 @@ class RunDirectory:
     """Names of the files of a run.
 
     config.json     the run's config
+    images.json     what the run records of its data set, see `ddpm_jax.experiment.data_record`
     metrics.jsonl   one line for each log, the same bytes however often the run was interrupted
     results.json    the final evaluation; its presence says that the run is finished
     checkpoints/    one folder a saved step, each with a manifest
@@ -43,6 +44,7 @@ class RunDirectory:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.images = self.path / "images.json"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"

@@ -1,9 +1,9 @@
 """Images drawn from a network: over the mesh, in batches, each a matter of its own number.
 
-Image i of a key has the key fold_in(key, i) for all that is random about it, and, of a network with
-classes, the class i mod classes unless one is asked for. So it is the same image in whatever batch
-and on whatever mesh it is drawn, but for rounding: sums inside the network may be taken in another
-order.
+Image i of a key has the key fold_in(key, i) for all that is random about it. A network with classes
+draws one class after the other, of those that have training images, unless one is asked for: image
+i has the class i mod their number. So it is the same image in whatever batch and on whatever mesh it
+is drawn, but for rounding: sums inside the network may be taken in another order.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
     spacing: samplers.Spacing = "linspace"
     guidance: float = 1.0
     label: int | None = None
-    """The class of all images; None takes one after the other."""
+    """The class of all images; None takes one after the other of those with training images."""
 
 
 class Drawn(NamedTuple):
@@ -59,7 +59,7 @@ def sampling_of(config: EvaluationConfig) -> Sampling:
 
 def make_drawer(experiment: Experiment, *, num: int, how: Sampling) -> Drawer:
     """Draws `num` images at once; compiled when it is first called."""
-    process, images, mesh = experiment.process, experiment.images, experiment.mesh
+    process, spec, mesh = experiment.process, experiment.spec, experiment.mesh
     times = samplers.time_grid(process, how.steps or process.num_steps, how.spacing)
     size = math.ceil(num / mesh.size) * mesh.size  # the surplus is cut off below
     few = min(num, _STRIP_ROWS)
@@ -71,10 +71,10 @@ def make_drawer(experiment: Experiment, *, num: int, how: Sampling) -> Drawer:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         chain = _make_sampler(experiment, how, params, _labels(experiment, how, index))
         drawn = samplers.sample(
-            chain, keys, (size, *images.image_shape), times, keep=lambda info: info.x_s[:few]
+            chain, keys, (size, *spec.shape), times, keep=lambda info: info.x_s[:few]
         )
         shown = drawn.trajectory[strip_times(len(times), _STRIP_COLUMNS)]
-        return to_levels(drawn.x0, images.levels), to_levels(shown, images.levels)
+        return to_levels(drawn.x0, spec.levels), to_levels(shown, spec.levels)
 
     def drawer(params: Any, key: jax.Array, first: int = 0) -> Drawn:
         finished, shown = draw(params, key, jnp.int32(first))
@@ -84,10 +84,12 @@ def make_drawer(experiment: Experiment, *, num: int, how: Sampling) -> Drawer:
 
 
 def _labels(experiment: Experiment, how: Sampling, index: jax.Array) -> jax.Array | None:
-    classes = experiment.config.model.classes
-    if not classes:
+    if not experiment.config.model.classes:
         return None
-    return index % classes if how.label is None else jnp.full_like(index, how.label)
+    if how.label is not None:
+        return jnp.full_like(index, how.label)
+    classes = jnp.asarray(experiment.spec.trained_classes, jnp.int32)
+    return classes[index % len(classes)]
 
 
 def _make_sampler(

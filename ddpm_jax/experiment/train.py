@@ -21,6 +21,12 @@ from ddpm_jax.experiment.build import (
     make_batches,
     make_form,
 )
+from ddpm_jax.experiment.data_record import (
+    check_same_data,
+    read_data_record,
+    record_of,
+    write_data_record,
+)
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import make_drawer, sampling_of
 from ddpm_jax.experiment.measure import evaluate, held_out_loss
@@ -64,7 +70,11 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             say(console, f"{run.path} is finished; nothing left to train")
             return results
         with hosts.together():
-            experiment = build(config)  # what it refuses has not claimed the directory
+            # What is refused here has not claimed the directory.
+            record = read_data_record(run.images)
+            experiment = build(config, spectrum=None if record is None else record.spectrum)
+            if record is not None:
+                check_same_data(record, experiment.images, run.path)
             form = make_form(experiment)
         if not hosts.is_first():
             console = Console(quiet=True)
@@ -72,6 +82,8 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             with hosts.together():
                 if hosts.is_first():
                     stack.enter_context(run.claim(config))
+                    if record is None:
+                        write_data_record(run.images, record_of(experiment))
             state = _train(experiment, form, run, console)
             say(console, "evaluating")
             results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
@@ -280,7 +292,7 @@ class _Hooks:
     def draw(self, step: int, state: training.TrainState) -> None:
         drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
         if self.metrics_log is not None:
-            levels = self.experiment.images.levels
+            levels = self.experiment.spec.levels
             told = f"pictures in {self.run.pictures}"
             try:
                 pictures = save_drawn(self.run.pictures, f"{step:07d}", drawn, levels=levels)

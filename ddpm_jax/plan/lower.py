@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import Config
-from ddpm_jax.data import Arrays, Examples, ImageSet, image_levels
+from ddpm_jax.data import Examples, ImageSpec, image_levels
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.plan.flops import count_flops
 from ddpm_jax.training import TrainState, make_gradient
@@ -35,7 +35,7 @@ def images_of(config: Config) -> tuple[tuple[int, int, int], int]:
 def planned(
     config: Config, devices: Sequence[Any], shape: tuple[int, int, int], levels: int
 ) -> Experiment:
-    """The experiment on a mesh of `devices`, with random images in place of a dataset.
+    """The experiment on a mesh of `devices`, without images.
 
     Args:
         config: checked here.
@@ -46,15 +46,11 @@ def planned(
     Raises:
         UserError: a config that cannot work, or not on so many devices.
     """
-    noise = np.random.default_rng(0).integers(0, levels, (64, *shape), np.uint8)
     classes = tuple(map(str, range(config.model.classes))) or None
-    labels = None if classes is None else np.arange(64) % len(classes)
-    source = Arrays(noise, labels, levels)
-    images = ImageSet(
-        config.data.name, train=source, held_out=source, levels=levels, classes=classes
-    )
+    spec = ImageSpec(config.data.name, shape, levels, classes)
     experiments.check_batch(config, devices)
-    return experiments.build(config, images=images, devices=devices)
+    flat = np.ones(shape)  # any spectrum does: it changes numbers, and no program
+    return experiments.build(config, spec=spec, spectrum=flat, devices=devices)
 
 
 def lower_step(
@@ -85,5 +81,5 @@ def step_flops(experiment: Experiment) -> int:
 def forward_flops(experiment: Experiment) -> int:
     """Of the network, for one image."""
     params = experiment.abstract_state.params
-    x_t = jax.ShapeDtypeStruct((1, *experiment.images.image_shape), jnp.float32)
+    x_t = jax.ShapeDtypeStruct((1, *experiment.spec.shape), jnp.float32)
     return count_flops(experiment.model.apply, params, x_t, jax.ShapeDtypeStruct((1,), jnp.int32))

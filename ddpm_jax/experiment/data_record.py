@@ -1,0 +1,122 @@
+"""What a run records of its data set in `images.json`, so that sampling needs no images.
+
+It is written once, when the run begins: shape, grey levels and classes of the images, and, for a
+process that follows from them, their spectrum. The counts and a fingerprint of the content tell
+whether a data set that is found later, here or elsewhere and under whatever path, is the same one.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data import ImageSet, ImageSpec
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.directory import RunDirectoryError, write_json
+from ddpm_jax.files import read_json
+
+__all__ = ["DataRecord", "check_same_data", "read_data_record", "record_of", "write_data_record"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataRecord:
+    """A data set without its images."""
+
+    spec: ImageSpec
+    train_images: int
+    held_out_images: int
+    fingerprint: str
+    """Of the content, `ImageSet.fingerprint`."""
+    spectrum: np.ndarray | None = None
+    """Variance of the training images in each cosine mode, `[height, width, channel]`, for a
+    process that follows from it."""
+
+
+def record_of(experiment: Experiment) -> DataRecord:
+    """Of the images that the experiment has loaded."""
+    images = experiment.images
+    return DataRecord(
+        spec=experiment.spec,
+        train_images=len(images.train),
+        held_out_images=len(images.held_out),
+        fingerprint=images.fingerprint(),
+        spectrum=experiment.spectrum,
+    )
+
+
+def write_data_record(path: Path, record: DataRecord) -> None:
+    """All of it or nothing."""
+    spectrum = None if record.spectrum is None else np.asarray(record.spectrum, np.float64).tolist()
+    values = {**dataclasses.asdict(record), "spectrum": spectrum}
+    write_json(path, {**values, "sha256": _digest(values)})
+
+
+def read_data_record(path: Path) -> DataRecord | None:
+    """What `write_data_record` wrote; None if there is no file, as in a run that never began.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    values = read_json(path)
+    if values.pop("sha256", None) != _digest(values):
+        raise RunDirectoryError(
+            f"{str(path)!r} is damaged: it does not have its own sha256; delete it, and the data set"
+            " is read in its place"
+        )
+    try:
+        return _from_plain(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{str(path)!r} is of another version of ddpm_jax ({type(error).__name__}: {error})"
+        ) from None
+
+
+def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
+    """Raises UserError unless `images` are those of the record, wherever they are kept."""
+    differences = [
+        f"{name} {there} then and {here} now"
+        for name, there, here in (
+            ("shape", record.spec.shape, images.image_shape),
+            ("grey levels", record.spec.levels, images.levels),
+            ("training images", record.train_images, len(images.train)),
+            ("held-out images", record.held_out_images, len(images.held_out)),
+        )
+        if there != here
+    ]
+    if not differences and record.fingerprint != images.fingerprint():
+        differences = ["as many images of the same shape, but other content"]
+    if differences:
+        raise UserError(
+            f"the data set {images.name!r} is not the one that the run {str(run)!r} was begun with"
+            f" ({'; '.join(differences)}); --data.name and --data.dir say where the right one is"
+        )
+
+
+def _from_plain(values: dict[str, Any]) -> DataRecord:
+    spec, spectrum = dict(values["spec"]), values["spectrum"]
+    height, width, channel = spec["shape"]
+    return DataRecord(
+        spec=ImageSpec(
+            name=str(spec["name"]),
+            shape=(int(height), int(width), int(channel)),
+            levels=int(spec["levels"]),
+            classes=None if spec["classes"] is None else tuple(map(str, spec["classes"])),
+            class_counts=(
+                None if spec["class_counts"] is None else tuple(map(int, spec["class_counts"]))
+            ),
+        ),
+        train_images=int(values["train_images"]),
+        held_out_images=int(values["held_out_images"]),
+        fingerprint=str(values["fingerprint"]),
+        spectrum=None if spectrum is None else np.array(spectrum, np.float64),
+    )
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
