@@ -17,6 +17,7 @@ __all__ = [
     "normal",
     "on_every_device",
     "per_example",
+    "root",
     "rows",
     "split",
     "split_as",
@@ -49,6 +50,15 @@ def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
         # NumPy's float64 is float32 to JAX, unless told otherwise.
         values = values.astype(jax.dtypes.canonicalize_dtype(like.dtype))
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def root(x: jax.Array) -> jax.Array:
+    """sqrt(x), with 0 for its derivative at x = 0, where that of sqrt is infinite.
+
+    For what is 0 and stays so, as the noise of the data is: infinity times no change is NaN.
+    """
+    zero = x == 0.0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def data_axes(x: jax.Array) -> tuple[int, ...]:

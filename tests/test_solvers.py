@@ -265,14 +265,15 @@ def karras_heun(key):
 def adams_bashforth(key, *, order):
     """The integral of the polynomial through the last slopes, by numpy's own polynomials."""
     sigma, y, path, seen = NOISE / SIGNAL, START / SIGNAL[UNEVEN[0]], [], []
-    for t, s in itertools.pairwise(UNEVEN):
+    sigma, signal = np.append(sigma, 0.0), np.append(SIGNAL, 1.0)  # the data are at s = -1
+    for t, s in itertools.pairwise([*UNEVEN, -1]):
         seen = [(sigma[t], (y - bent(SIGNAL[t] * y, t)) / sigma[t]), *seen][:order]
         for place, slope_ in seen:
             others = np.poly1d([other for other, _ in seen if other != place], r=True)
             integral = (others / others(place)).integ()
             y = y + (integral(sigma[s]) - integral(sigma[t])) * slope_
-        path.append(SIGNAL[s] * y)
-    return [*path, bent(SIGNAL[0] * y, 0)]
+        path.append(signal[s] * y)
+    return path
 
 
 PUBLISHED = {

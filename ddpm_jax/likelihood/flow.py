@@ -154,8 +154,14 @@ def flow_bits_per_dim(
         v, divergence = jax.vmap(probe)(keys)
         return v[0], jnp.mean(divergence, axis=0)
 
-    def angle(t: Array, like: Array) -> Array:
-        return per_example(jnp.arctan2(process.noise(t), process.signal(t)), like)
+    def angle(t: Array) -> Array:
+        return per_example(jnp.arctan2(process.noise(t), process.signal(t)), x)
+
+    def turn_between(s: Array, t: Array) -> Array:
+        """phi_t - phi_s by its sine and cosine, which keep the digits of a short turn."""
+        (a_s, b_s), (a_t, b_t) = ((process.signal(i), process.noise(i)) for i in (s, t))
+        sine = -a_s * b_t * jnp.expm1(0.5 * process.log_snr_difference(t, s))
+        return per_example(jnp.arctan2(sine, a_s * a_t + b_s * b_t), x)
 
     def each(t: Array) -> Array:
         return jnp.broadcast_to(t, x.shape[:1])
@@ -164,7 +170,7 @@ def flow_bits_per_dim(
         state: tuple[Array, Array], ends: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
         (y, integral), (s, t) = state, (each(ends[0]), each(ends[1]))
-        turn = angle(t, y) - angle(s, y)
+        turn = turn_between(s, t)
         v_s, divergence_s = slopes(key_start, y, s)
         v_t, divergence_t = slopes(key_end, y + turn * v_s, t)
         y = y + 0.5 * turn * (v_s + v_t)
@@ -174,7 +180,7 @@ def flow_bits_per_dim(
     rising = times[::-1]
     y, first = process.basis.to_modes(x), each(rising[0])
     v, divergence = slopes(key_first, y, first)
-    half_turn = 0.5 * angle(first, y)
+    half_turn = 0.5 * angle(first)
     state = y + half_turn * v, jnp.sum(half_turn * divergence, axis=data_axes(y))
     (y, integral), _ = jax.lax.scan(step, state, (rising[:-1], rising[1:]))
 

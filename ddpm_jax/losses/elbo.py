@@ -23,6 +23,10 @@ With another variance (large, or learned) and d = log of the posterior's varianc
 generic KL of two Gaussians remains, here per mode, of which w |error|^2 is one part:
 
     KL_t = w |error|^2 e^d + (e^d - 1 - d) / 2
+    d    = -u log(b_t^2 / b_{t-1}^2)                             u = 1 large, in between learned
+
+The two variances differ by that factor alone (`reverse`), which near pure noise is 1 to within less
+than float32 holds: d is taken from the tables' logarithms, not from the variances.
 """
 
 import math
@@ -33,11 +37,10 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import data_axes, per_example, split_as, widened
 from ddpm_jax.checks import check_choice, check_float, check_same_shape, check_times, check_vector
-from ddpm_jax.forward import Predicts, convert, q_posterior_variance
+from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.gaussians import (
     discretized_log_likelihood,
     kl_standardized,
-    kl_to_standard_normal,
     log_density_diagonal,
 )
 from ddpm_jax.losses.weighted import simple_loss
@@ -47,7 +50,6 @@ from ddpm_jax.reverse import (
     Variance,
     check_predicts,
     interpolate,
-    learned_log_variance,
     variance_range,
 )
 
@@ -139,20 +141,14 @@ def vlb_terms(
     if variance == "small":
         kl = per_example(weight, error) * jnp.square(error)
     else:
-        posterior, beta = q_posterior_variance(process, step, step - 1), process.beta(step)
         # A step on which SNR stays adds nothing, and the way back is known: it costs nothing.
         stays = process.log_snr_difference(step, step - 1) == 0.0
-        posterior, beta, weight = (
-            jnp.where(stays, 1.0, value) for value in (posterior, beta, weight)
-        )
-        still = per_example(stays, x0)
-        if interpolation is None:
-            log_variance = _fill(jnp.log(beta), x0)
-        else:
-            log_variance = learned_log_variance(process, interpolation, step, step - 1)
+        weight, still = jnp.where(stays, 1.0, weight), per_example(stays, x0)
+        difference = -_fill(process.log_noise_difference(step, step - 1), x0)
+        if interpolation is not None:
+            difference = widened(interpolation) * difference
         # A term that the last line does not choose must not overflow: 0 times inf in its gradient
         # is NaN, and an interpolation may be far outside [0, 1].
-        difference = _fill(jnp.log(posterior), x0) - log_variance
         difference = jnp.where(is_decoder | still, 0.0, difference)
         scale = per_example(jnp.sqrt(2.0 * weight), x0) * jnp.exp(0.5 * difference)
         kl = jnp.where(still, 0.0, kl_standardized(scale * error, difference))
@@ -197,7 +193,12 @@ def prior_term(process: Modal, x0: Float[Array, "batch *data"]) -> Float[Array, 
     last = jnp.full(x0.shape[:1], process.num_steps - 1, dtype=jnp.int32)
     prior_variance, missing = process.prior(x0.shape[0])
     mean = per_example(process.signal(last) / jnp.sqrt(prior_variance), x0) * x0
-    return jnp.sum(kl_to_standard_normal(mean, _fill(missing, x0)), axis=data_axes(x0))
+    # log of the variance of q over p's: by what is missing of 1, or where that is most of it by
+    # what is left.
+    far = missing > 0.5
+    left = jnp.where(far, process.noise_variance(last) / prior_variance, 1.0)
+    log_variance = jnp.where(far, jnp.log(left), jnp.log1p(-jnp.where(far, 0.0, missing)))
+    return jnp.sum(kl_standardized(mean, _fill(log_variance, x0)), axis=data_axes(x0))
 
 
 def elbo_loss(

@@ -130,6 +130,12 @@ class Spectral:
         """log a_t^2 - log a_s^2, what the steps from s to t leave of the signal's power."""
         return self._difference(self.log_signal_variance, t, s, before=0.0)
 
+    def log_noise_difference(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, "batch *modes"]:
+        """log b_t^2 - log b_s^2; inf where s = -1."""
+        return self._difference(self.log_noise_variance, t, s, before=-jnp.inf)
+
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """What a network is told at `t`."""
         return network_time(self.network_times, t)

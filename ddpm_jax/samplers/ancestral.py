@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.arrays import normal, per_example
+from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_choice
 from ddpm_jax.forward import Predicts, q_posterior
 from ddpm_jax.processes import Modal
@@ -21,6 +21,7 @@ from ddpm_jax.samplers.base import (
     SamplerState,
     StepInfo,
     both_times,
+    posterior_deviation,
     prior_init,
     x0_of_prediction,
 )
@@ -66,17 +67,15 @@ def ancestral(
         x0_hat = x0_of_prediction(
             process, prediction, x_t, t, predicts=predicts, threshold=threshold
         )
-        mean, added = q_posterior(process, x0_hat, x_t, t, s)
+        mean, _ = q_posterior(process, x0_hat, x_t, t, s)
         noise = normal(key, x_t.shape, x_t.dtype)
-        if interpolation is None:
-            if variance == "large":
-                added = fixed_variance(process, t, s, variance="large")
-                added = jnp.where(per_example(s < 0, added), 0.0, added)
-            deviation = jnp.sqrt(added)
+        if interpolation is not None:
+            deviation = jnp.exp(0.5 * learned_log_variance(process, interpolation, t, s))
+        elif variance == "large":
+            deviation = root(fixed_variance(process, t, s, variance="large"))
         else:
-            log_variance = learned_log_variance(process, interpolation, t, s)
-            deviation = jnp.exp(0.5 * log_variance)
-            deviation = jnp.where(per_example(s < 0, deviation), 0.0, deviation)
+            deviation = posterior_deviation(process, t, s)
+        deviation = jnp.where(per_example(s < 0, deviation), 0.0, deviation)
         x_s = mean + mix(process, (deviation, noise))
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
 

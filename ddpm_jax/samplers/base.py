@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.arrays import fold_in, normal, split
+from ddpm_jax.arrays import fold_in, normal, root, split
 from ddpm_jax.checks import check_float, check_keys, check_result
 from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.weights import mix, one_minus_snr_ratio
 from ddpm_jax.samplers.thresholds import Threshold
 
 __all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample"]
@@ -73,7 +73,8 @@ def sample(
 
     Step i goes from t = times[i] to s = times[i + 1], the last one to s = -1, with the key
     fold_in(key, t): the same key gives the same images on any mesh. With a key for each image, an
-    image is a matter of its own key, and the same in any batch.
+    image depends on its own key alone: it is the same in any place of a batch, and in a batch of
+    another size it is the same up to rounding, because each size is compiled by itself.
 
     Args:
         sampler: what `ancestral`, `ddim` or another of this package returned.
@@ -186,6 +187,11 @@ def x0_of_prediction(
     check_result("predict", prediction, x_t.shape)
     x0_hat = convert(process, prediction, x_t, t, source=predicts, target="x0")
     return x0_hat if threshold is None else threshold(x0_hat)
+
+
+def posterior_deviation(process: Modal, t: Array, s: Array) -> Array:
+    """That of q(x_s | x_t, x_0), b_s sqrt(1 - SNR_t / SNR_s), in each mode; 0 at s = -1."""
+    return process.noise(s) * root(one_minus_snr_ratio(process, t, s))
 
 
 def half_log_snr_step(process: Modal, t: Array, s: Array) -> Array:

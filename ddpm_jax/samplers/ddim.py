@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.arrays import normal, per_example
+from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_float, check_scalar
-from ddpm_jax.forward import Predicts, convert, q_posterior_variance
+from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.weights import mix
 from ddpm_jax.reverse import check_predicts
@@ -20,6 +20,7 @@ from ddpm_jax.samplers.base import (
     following,
     half_log_snr_step,
     nan_unless_falling,
+    posterior_deviation,
     predict_x0,
     prior_init,
 )
@@ -39,10 +40,11 @@ def ddim(
     """Moves x_t to x_s along the predicted noise (Song et al. 2021, eq. 12 and 16).
 
         x_s = a_s x0_hat + sqrt(b_s^2 - sigma^2) eps_hat + sigma noise
-        sigma^2 = eta^2 b_s^2 (1 - SNR_t / SNR_s)
+        sigma^2 = eta^2 b_s^2 (1 - r),    b_s^2 - sigma^2 = b_s^2 (1 - eta^2 + eta^2 r)
 
-    https://arxiv.org/abs/2010.02502. `eta` = 0 is deterministic, a first-order solver of the
-    probability-flow ODE; `eta` = 1 adds the posterior's noise and is ancestral sampling.
+    with r = SNR_t / SNR_s; https://arxiv.org/abs/2010.02502. `eta` = 0 is deterministic, a
+    first-order solver of the probability-flow ODE; `eta` = 1 adds the posterior's noise and is
+    ancestral sampling.
 
     Args:
         process: a schedule, or another process of modes.
@@ -69,12 +71,16 @@ def ddim(
         t, s = both_times(x_t, t, s)
         x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=threshold)
         eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
-        added = eta**2 * q_posterior_variance(process, t, s)
-        kept = process.noise_variance(s) - added
-        terms = [(process.signal(s), x0_hat), (jnp.sqrt(jnp.maximum(kept, 0.0)), eps_hat)]
+        # b_s^2 - sigma^2 as a sum of two that are not negative: close to pure noise, where eta = 1
+        # leaves next to nothing of b_s^2, their difference has no digits.
+        r = jnp.exp(process.log_snr_difference(t, s))
+        left = (1.0 - eta) * (1.0 + eta) + eta**2 * r
+        left = jnp.where(per_example(s < 0, left), 1.0, jnp.maximum(left, 0.0))  # times b_s = 0
+        left = jnp.where(per_example(s < t, left), left, jnp.nan)
+        terms = [(process.signal(s), x0_hat), (process.noise(s) * root(left), eps_hat)]
         if known != 0.0:
             noise = normal(key, x_t.shape, x_t.dtype)
-            terms.append((jnp.sqrt(added), noise))
+            terms.append((eta * posterior_deviation(process, t, s), noise))
         x_s = mix(process, *terms)
         return SamplerState(x_s), StepInfo(x_s, x0_hat)
 

@@ -31,6 +31,7 @@ from ddpm_jax.samplers.base import (
     everywhere,
     exponential_step,
     half_log_snr_step,
+    posterior_deviation,
     predict_x0,
     prior_init,
 )
@@ -98,9 +99,9 @@ def dpm_solver_pp(
             ratio = jnp.where(jnp.isinf(h) | stood, 0.0, h) / jnp.where(stood, 1.0, before.h)
             ahead = x0_hat + mix(process, (0.5 * ratio, x0_hat - before.x0_hat))
         if stochastic:
-            mean, variance = q_posterior(process, ahead, x_t, t, s)
+            mean, _ = q_posterior(process, ahead, x_t, t, s)
             noise = normal(key, x_t.shape, x_t.dtype)
-            x_s = mean + mix(process, (jnp.sqrt(variance), noise))
+            x_s = mean + mix(process, (posterior_deviation(process, t, s), noise))
         else:
             x_s = exponential_step(process, ahead, x_t, t, s)
         return SamplerState(x_s, Before(x0_hat, h)), StepInfo(x_s, x0_hat)

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax import bases
-from ddpm_jax.arrays import rows
+from ddpm_jax.arrays import root, rows
 
 __all__ = [
     "Schedule",
@@ -77,7 +77,7 @@ class Schedule:
 
     def signal(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """sqrt(alpha_bar) at `t`; 1 at t = -1."""
-        return jnp.sqrt(self.signal_variance(t))
+        return root(self.signal_variance(t))
 
     def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """alpha_bar at `t`; 1 at t = -1."""
@@ -85,7 +85,7 @@ class Schedule:
 
     def noise(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """sqrt(1 - alpha_bar) at `t`; 0 at t = -1."""
-        return jnp.sqrt(self.noise_variance(t))
+        return root(self.noise_variance(t))
 
     def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """1 - alpha_bar at `t`; 0 at t = -1."""
@@ -143,6 +143,15 @@ class Schedule:
     ) -> Float[Array, " batch"]:
         """log alpha_bar(t) - log alpha_bar(s), to float32's full precision."""
         return difference(self.log_alpha_bar, t, s, before=0.0)
+
+    def log_noise_difference(
+        self, t: Int[Array, " batch"], s: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """log(1 - alpha_bar(t)) - log(1 - alpha_bar(s)) for s <= t, to float32's full precision.
+
+        inf where s = -1. By b_t^2 / b_s^2 = 1 + (1 - a_t^2 / a_s^2) SNR_s.
+        """
+        return jnp.log1p(self.transition_variance(t, s) * self.snr(s))
 
 
 def build(
