@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -13,20 +12,26 @@ from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import Experiment, Sampling, sampling_of
 
-__all__ = ["check_at_least", "check_seed", "parse_config", "sampling_from"]
+__all__ = ["EXECUTED", "check_at_least", "check_seed", "parse_config", "sampling_from"]
 
 _MOST_NAMES = 12
 """A sentence names at most so many classes."""
+EXECUTED = (
+    "A config file is a Python program: it is executed with your rights, as a script would be, so"
+    " read one from somebody else before you run it."
+)
+"""What the help of each command that takes a config file says."""
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> Config:
-    """The config file named first, with the overrides that follow it.
+    """The config file named first, which is executed, with the overrides that follow it.
 
     A wrong name or type ends the process with exit code 2 and a message that names the field and
     the nearest right one.
 
     Raises:
-        UserError: no config file is named, or it cannot be loaded.
+        UserError: no config file is named, it cannot be loaded, or a value is not of its field's
+            type.
     """
     if arguments and arguments[0] in ("-h", "--help"):
         default, path, overrides = Config(), "CONFIG", ["--help"]
@@ -36,14 +41,15 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
         )
     else:
         path, overrides = arguments[0], list(arguments[1:])
-        default = configs.load(Path(path))
-    return tyro.cli(
+        default = configs.load(path)
+    config = tyro.cli(
         Config,
         prog=f"ddpm-jax {command} {path}",
-        description=f"Fields of the config {path}, and their values in it.",
+        description=f"Fields of the config {path}, and their values in it. {EXECUTED}",
         args=overrides,
         default=default,
     )
+    return configs.checked(config, Config)
 
 
 def check_at_least(asked: Any, least: int, *names: str) -> None:

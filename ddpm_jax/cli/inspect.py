@@ -18,7 +18,7 @@ __all__ = ["run"]
 def run(arguments: Sequence[str], console: Console) -> None:
     """Prints the forward process and the network as tables; needs no dataset."""
     config = parse_config("inspect", arguments)
-    validate(config)
+    config = validate(config)
     shape = image_shape_of(config)
     check_image_size(config, shape)
     if config.process.name == "equal_snr":

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import parse_config
+from ddpm_jax.cli.arguments import EXECUTED, parse_config
 from ddpm_jax.cli.plan_tables import collectives_table, plans_table, sentences
 from ddpm_jax.config import to_json, validate
 from ddpm_jax.errors import UserError
@@ -46,10 +46,14 @@ class Arguments:
 def run(arguments: Sequence[str], console: Console) -> None:
     """Compiles, and prints tables; needs no dataset and no accelerator."""
     asked, rest = tyro.cli(
-        Arguments, prog="ddpm-jax plan CONFIG", args=arguments, return_unknown_args=True
+        Arguments,
+        prog="ddpm-jax plan CONFIG",
+        description=f"{Arguments.__doc__}\n\n{EXECUTED}",
+        args=arguments,
+        return_unknown_args=True,
     )
     config = parse_config("plan", rest)
-    validate(config)
+    config = validate(config)
     if not asked.topology:
         raise UserError("--topology is missing; say for what to plan, such as --topology v5e:4x4")
     topologies = [parse(name, asked.slices) for name in asked.topology]

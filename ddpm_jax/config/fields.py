@@ -1,10 +1,13 @@
 """The typed configuration of an experiment: what `configs/*.py` return and `--a.b value` changes.
 
-Frozen dataclasses of plain values: what they say can be printed, compared and stored as JSON.
+Frozen dataclasses of plain values: what they say can be printed, compared and stored as JSON. The
+annotation of each field says what its values are, which `ddpm_jax.config.values` checks, and what
+the field affects, which decides whether a run may go on with another value.
 """
 
 import dataclasses
-from typing import Literal
+import enum
+from typing import Annotated, Literal
 
 from ddpm_jax.data import OnBadImage
 from ddpm_jax.errors import UserError
@@ -17,6 +20,7 @@ from ddpm_jax.training.objective import ObjectiveName, Times
 from ddpm_jax.training.optimizer import Decay
 
 __all__ = [
+    "Affects",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -35,6 +39,23 @@ SamplerName = Literal["ancestral", "ddim", "dpm_solver_pp", "heun", "probability
 """What `ddpm_jax.samplers` can do with a trained network and no more than its name."""
 
 
+class Affects(enum.Enum):
+    """What another value of a field would change.
+
+    A run goes on only with the values of its first two kinds that its checkpoints were trained
+    with.
+    """
+
+    MODEL = "what the parameters mean: the images, the noise, the network"
+    TRAINING = "the parameters that training ends with, not how they are used"
+    ROUNDING = "how the same numbers are computed: no more than rounding"
+    REPORTS = "what is drawn, measured, logged and saved, and at what a run stops"
+    PLACE = "where things are, and who computes"
+
+
+MODEL, TRAINING, ROUNDING, REPORTS, PLACE = Affects
+
+
 class ConfigError(UserError):
     """A configuration that cannot work, told before anything is built."""
 
@@ -43,25 +64,25 @@ class ConfigError(UserError):
 class DataConfig:
     """Which images."""
 
-    name: str = "digits"
+    name: Annotated[str, MODEL] = "digits"
     """"digits" (scikit-learn's), "folder:PATH", "npz:PATH", or a dataset of TensorFlow Datasets:
     cifar10, fashion_mnist."""
-    dir: str | None = None
+    dir: Annotated[str | None, PLACE] = None
     """Where prepared TensorFlow Datasets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    grey: bool = False
+    grey: Annotated[bool, MODEL] = False
     """Take the colours away."""
-    size: int | None = None
+    size: Annotated[int | None, MODEL] = None
     """Resize the shorter side to this, and keep the middle of the longer one."""
-    pad: int | None = None
+    pad: Annotated[int | None, MODEL] = None
     """Put a black border around, to squares of this side."""
-    crop: int | None = None
+    crop: Annotated[int | None, MODEL] = None
     """Train on squares of this side cut out at random; held-out images are cut in the middle."""
-    flip: bool = False
+    flip: Annotated[bool, TRAINING] = False
     """Mirror each training image left to right half of the time."""
-    on_bad_image: OnBadImage = "stop"
+    on_bad_image: Annotated[OnBadImage, REPORTS] = "stop"
     """What to do of an image that cannot be decoded: "stop" with a sentence, or "skip", count and
     report it."""
-    memory_gb: float = 4.0
+    memory_gb: Annotated[float, PLACE] = 4.0
     """Datasets of at most so many gigabytes of pixels are decoded once, into memory; larger ones as
     they are read."""
 
@@ -70,18 +91,20 @@ class DataConfig:
 class ScheduleConfig:
     """How noise grows over the chain."""
 
-    name: Literal["linear", "quadratic", "cosine", "sigmoid", "linear_log_snr"] = "linear"
-    num_steps: int = 1000
+    name: Annotated[
+        Literal["linear", "quadratic", "cosine", "sigmoid", "linear_log_snr"], MODEL
+    ] = "linear"
+    num_steps: Annotated[int, MODEL] = 1000
     """T, the length of the chain."""
-    beta_min: float = 1e-4
+    beta_min: Annotated[float, MODEL] = 1e-4
     """First beta of the linear and the quadratic schedule."""
-    beta_max: float = 0.02
+    beta_max: Annotated[float, MODEL] = 0.02
     """Last beta of the linear and the quadratic schedule."""
-    log_snr_max: float = 7.0
+    log_snr_max: Annotated[float, MODEL] = 7.0
     """log SNR at t = 0 of the linear_log_snr schedule."""
-    log_snr_min: float = -8.0
+    log_snr_min: Annotated[float, MODEL] = -8.0
     """log SNR at t = T - 1 of the linear_log_snr schedule."""
-    zero_terminal_snr: bool = False
+    zero_terminal_snr: Annotated[bool, MODEL] = False
     """Bend the schedule so that no signal is left at T - 1; needs model.predicts v or x0."""
 
 
@@ -89,17 +112,19 @@ class ScheduleConfig:
 class ProcessConfig:
     """What that noise is to each frequency of the images; see `ddpm_jax.processes`."""
 
-    name: Literal["isotropic", "blurring", "correlated", "equal_snr"] = "isotropic"
+    name: Annotated[Literal["isotropic", "blurring", "correlated", "equal_snr"], MODEL] = (
+        "isotropic"
+    )
     """"isotropic": white noise, all frequencies alike; "blurring": white noise on an image that is
     blurred more and more; "correlated": noise of neighbouring pixels is alike; "equal_snr": noise
     with the spectrum of the training images."""
-    max_blur: float = 2.0
+    max_blur: Annotated[float, MODEL] = 2.0
     """Blurring: standard deviation of the kernel at t = T - 1, in pixels."""
-    min_scale: float = 1e-3
+    min_scale: Annotated[float, MODEL] = 1e-3
     """Blurring: what blur alone leaves of each frequency's amplitude at least."""
-    correlation_length: float = 0.5
+    correlation_length: Annotated[float, MODEL] = 0.5
     """Correlated: the noise of pixels (x, y) apart has the correlation exp(-(|x| + |y|) / this)."""
-    floor: float = 1e-4
+    floor: Annotated[float, MODEL] = 1e-4
     """Equal_snr: variances below this share of the largest are raised to it."""
 
 
@@ -107,22 +132,22 @@ class ProcessConfig:
 class ModelConfig:
     """The U-Net; see `ddpm_jax.models.UNet`."""
 
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    num_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.1
-    norm_groups: int = 32
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels: Annotated[int, MODEL] = 128
+    multipliers: Annotated[tuple[int, ...], MODEL] = (1, 2, 2, 2)
+    num_blocks: Annotated[int, MODEL] = 2
+    attention_resolutions: Annotated[tuple[int, ...], MODEL] = (16,)
+    dropout: Annotated[float, TRAINING] = 0.1
+    norm_groups: Annotated[int, MODEL] = 32
+    dtype: Annotated[Literal["float32", "bfloat16"], MODEL] = "float32"
     """Of the computation inside the network; parameters are float32 either way."""
-    remat: Remat = "none"
+    remat: Annotated[Remat, ROUNDING] = "none"
     """What the backward pass computes again to save memory: nothing; attention; all but
     convolutions; whole blocks."""
-    predicts: Predicts = "eps"
+    predicts: Annotated[Predicts, MODEL] = "eps"
     """What the network's output stands for."""
-    variance: Variance = "small"
+    variance: Annotated[Variance, MODEL] = "small"
     """Of p(x_{t-1} | x_t): fixed, or a second output of the network, "learned_range"."""
-    classes: int = 0
+    classes: Annotated[int, MODEL] = 0
     """Classes that the network is told, as many as the dataset has; 0 for none."""
 
 
@@ -130,13 +155,13 @@ class ModelConfig:
 class OptimizerConfig:
     """Adam."""
 
-    learning_rate: float = 2e-4
-    warmup_steps: int = 5000
-    decay: Decay = "constant"
+    learning_rate: Annotated[float, TRAINING] = 2e-4
+    warmup_steps: Annotated[int, TRAINING] = 5000
+    decay: Annotated[Decay, TRAINING] = "constant"
     """What the learning rate does after the warm-up."""
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float = 1.0
+    b1: Annotated[float, TRAINING] = 0.9
+    b2: Annotated[float, TRAINING] = 0.999
+    clip_norm: Annotated[float, TRAINING] = 1.0
     """The gradient's global norm is cut to this."""
 
 
@@ -144,40 +169,40 @@ class OptimizerConfig:
 class TrainConfig:
     """The run."""
 
-    steps: int = 800_000
-    batch_size: int = 128
+    steps: Annotated[int, TRAINING] = 800_000
+    batch_size: Annotated[int, TRAINING] = 128
     """Over all devices and processes."""
-    objective: ObjectiveName = "simple"
+    objective: Annotated[ObjectiveName, TRAINING] = "simple"
     """"simple": mean squared error of what is predicted; "elbo": minus the ELBO, in bits per
     dimension; "hybrid": the first and a little of the second, for a learned variance; "min_snr",
     "p2" and "truncated_snr": mean squared errors with these weights."""
-    times: Times = "uniform"
+    times: Annotated[Times, TRAINING] = "uniform"
     """How t is drawn: "importance" by a history of losses, which is part of the state."""
-    label_dropout: float = 0.1
+    label_dropout: Annotated[float, TRAINING] = 0.1
     """Share of the examples whose class is kept from the network, so that it can be guided."""
-    accumulate: int = 1
+    accumulate: Annotated[int, ROUNDING] = 1
     """Parts that each batch is taken in, one after the other: less memory, the same result but for
     rounding."""
-    ema_decay: tuple[float, ...] = (0.9999,)
+    ema_decay: Annotated[tuple[float, ...], TRAINING] = (0.9999,)
     """Of the moving averages of the parameters; the first is evaluated and drawn from."""
-    post_hoc_ema: tuple[float, ...] = ()
+    post_hoc_ema: Annotated[tuple[float, ...], TRAINING] = ()
     """Widths sigma_rel of power-function averages (Karras et al. 2024), two as a rule, 0.05 and
     0.1, of which any other is made after training."""
-    post_hoc_every: int = 10_000
+    post_hoc_every: Annotated[int, REPORTS] = 10_000
     """Steps from one stored pair of these to the next; all are kept."""
-    skip_bad_steps: int = 0
+    skip_bad_steps: Annotated[int, TRAINING] = 0
     """Steps in a row whose update may be left out because loss or gradient is NaN or Inf; the run
     stops at the next."""
-    log_every: int = 100
-    save_every: int = 5000
-    draw_every: int = 10_000
-    keep_latest: int = 2
+    log_every: Annotated[int, REPORTS] = 100
+    save_every: Annotated[int, REPORTS] = 5000
+    draw_every: Annotated[int, REPORTS] = 10_000
+    keep_latest: Annotated[int, REPORTS] = 2
     """Checkpoints kept: this many of the newest ..."""
-    keep_best: int = 1
+    keep_best: Annotated[int, REPORTS] = 1
     """... and this many of those with the lowest held-out loss."""
-    verify_checkpoints: bool = True
+    verify_checkpoints: Annotated[bool, REPORTS] = True
     """Compare every file with its checksum before anything is restored."""
-    missed_saves: int = 3
+    missed_saves: Annotated[int, REPORTS] = 3
     """Saves in a row that the disk may refuse; the run stops at the next."""
 
 
@@ -185,18 +210,18 @@ class TrainConfig:
 class EvaluationConfig:
     """What is drawn and measured, during training and at its end."""
 
-    batch_size: int = 128
+    batch_size: Annotated[int, REPORTS] = 128
     """Images in one compiled call, over all devices."""
-    num_samples: int = 64
+    num_samples: Annotated[int, REPORTS] = 64
     """Images in a sample grid."""
-    sampler: SamplerName = "ancestral"
-    sampler_steps: int | None = None
+    sampler: Annotated[SamplerName, REPORTS] = "ancestral"
+    sampler_steps: Annotated[int | None, REPORTS] = None
     """Steps of the sampler; by default all T."""
-    spacing: Spacing = "linspace"
+    spacing: Annotated[Spacing, REPORTS] = "linspace"
     """How those steps are spread, see `ddpm_jax.samplers.time_grid`."""
-    guidance: float = 1.0
+    guidance: Annotated[float, REPORTS] = 1.0
     """Of a network with classes: 0 leaves them out, 1 is the network as it is, more is guided."""
-    likelihood_times: int | None = None
+    likelihood_times: Annotated[int | None, REPORTS] = None
     """ELBO terms computed of each held-out image, spread over the chain; by default all T."""
 
 
@@ -204,14 +229,14 @@ class EvaluationConfig:
 class MeshConfig:
     """Devices, and how one step runs on them; see `ddpm_jax.parallel`."""
 
-    data: int = -1
+    data: Annotated[int, ROUNDING] = -1
     """Devices that share each batch and hold the same parameters; -1 for all there are."""
-    fsdp: int = 1
+    fsdp: Annotated[int, ROUNDING] = 1
     """Devices that share each batch and the parameters, too; neighbours."""
-    form: FormName = "jit"
+    form: Annotated[FormName, ROUNDING] = "jit"
     """"jit": the compiler places everything; "shard_map": it is written out; "pmap": the classic
     form, which cannot split parameters."""
-    reduction: Reduction = "float32"
+    reduction: Annotated[Reduction, ROUNDING] = "float32"
     """In which dtype gradients are averaged over devices; "bfloat16" if the network is in it."""
 
 
@@ -219,15 +244,15 @@ class MeshConfig:
 class HostsConfig:
     """The processes that train together, one for each host as a rule. Alone if nothing is said."""
 
-    detect: bool = False
+    detect: Annotated[bool, PLACE] = False
     """Let JAX find the others, as it can under SLURM, on Cloud TPUs, on GKE and under Open MPI."""
-    coordinator: str | None = None
+    coordinator: Annotated[str | None, PLACE] = None
     """host:port of process 0, reachable from all; then `count` and `index` are wanted, too."""
-    count: int | None = None
+    count: Annotated[int | None, PLACE] = None
     """How many processes there are."""
-    index: int | None = None
+    index: Annotated[int | None, PLACE] = None
     """Which of them this one is, from 0."""
-    heartbeat_seconds: int = 10
+    heartbeat_seconds: Annotated[int, PLACE] = 10
     """A process that is silent for so long counts as dead, and the others end."""
 
 
@@ -244,9 +269,9 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
-    compilation_cache: str | None = "~/.cache/ddpm_jax"
+    compilation_cache: Annotated[str | None, PLACE] = "~/.cache/ddpm_jax"
     """Where compiled programs are kept, so that the next start is quick; None keeps none."""
-    seed: int = 0
+    seed: Annotated[int, MODEL] = 0
     """Of everything random: parameters, data order, noise, samples."""
-    workdir: str = "runs/run"
+    workdir: Annotated[str, PLACE] = "runs/run"
     """Where checkpoints, metrics and pictures go; the same command goes on from there."""

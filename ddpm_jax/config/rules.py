@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm_jax import schedules
 from ddpm_jax.config.fields import Config, ConfigError, DataConfig, ScheduleConfig
+from ddpm_jax.config.values import checked, effects
 from ddpm_jax.data import DataError, Preparation
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.schedules import Schedule
@@ -15,8 +16,13 @@ from ddpm_jax.training.objective import check_objective
 __all__ = ["make_preparation", "make_schedule", "validate"]
 
 
-def validate(config: Config) -> None:
-    """Raises ConfigError for the first value that cannot work, before anything is built."""
+def validate(config: Config) -> Config:
+    """`config` with each value as its field has it, before anything is built.
+
+    Raises:
+        ConfigError: for the first value that is of another type, or cannot work.
+    """
+    config = checked(config, Config)
     for field, (holds, wanted) in _RULES.items():
         _require(holds(operator.attrgetter(field)(config)), config, field, wanted)
     schedule = make_schedule(config.schedule)
@@ -64,6 +70,10 @@ def validate(config: Config) -> None:
         "train.batch_size",
         f"below 2^30 / schedule.num_steps = {2**30 // num_steps} where train.times is 'stratified'",
     )
+    for field in effects():
+        value = operator.attrgetter(field)(config)
+        _require(not isinstance(value, float) or math.isfinite(value), config, field, "finite")
+    return config
 
 
 def _check_mesh(config: Config) -> None:
@@ -90,9 +100,12 @@ def _check_mesh(config: Config) -> None:
 
 _COUNT = (lambda value: value >= 1, "1 or more")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+_STEPS = (lambda value: 1 <= value < 2**31, "1 or more, and below 2^31")
+_NOT_EMPTY = (lambda value: value.strip() != "", "a name that is not empty")
 _POSITIVE = (lambda value: 0.0 < value < math.inf, "positive and finite")
 _FRACTION = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.name": _NOT_EMPTY,
     "data.memory_gb": (lambda value: value >= 0.0, "0 or more"),
     "data.crop": (lambda value: value is None or value >= 1, "1 or more"),
     "schedule.num_steps": (lambda value: value <= 1_000_000, "at most 1,000,000"),
@@ -110,11 +123,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.dropout": _FRACTION,
     "model.classes": _NOT_NEGATIVE,
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.warmup_steps": _NOT_NEGATIVE,
+    "optimizer.warmup_steps": (lambda value: 0 <= value < 2**31, "0 or more, and below 2^31"),
     "optimizer.clip_norm": _POSITIVE,
     "optimizer.b1": _FRACTION,
     "optimizer.b2": _FRACTION,
-    "train.steps": _COUNT,
+    "train.steps": _STEPS,
     "train.batch_size": _COUNT,
     "train.accumulate": _COUNT,
     "train.label_dropout": _FRACTION,
@@ -141,6 +154,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.sampler_steps": (lambda value: value is None or value >= 1, "1 or more"),
     "evaluation.guidance": (lambda value: -math.inf < value < math.inf, "finite"),
     "evaluation.likelihood_times": (lambda value: value is None or value >= 2, "2 or more"),
+    "workdir": _NOT_EMPTY,
+    "compilation_cache": (lambda value: value != "", "the name of a folder, or None"),
     "seed": (lambda value: 0 <= value < 2**32, "in [0, 2^32)"),
 }
 """What each field has to be on its own, in the order in which it is checked."""
@@ -152,6 +167,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     Raises:
         ConfigError: T below 2, a beta outside (0, 1), or log SNR that does not fall.
     """
+    config = checked(config, ScheduleConfig, "schedule")
     T = config.num_steps
     try:
         match config.name:
@@ -178,4 +194,4 @@ def make_preparation(config: DataConfig) -> Preparation:
 def _require(holds: bool, config: Config, field: str, wanted: str) -> None:
     if not holds:
         value = operator.attrgetter(field)(config)
-        raise ConfigError(f"{field} is {value}; it has to be {wanted}")
+        raise ConfigError(f"{field} is {str(value) or repr(value)}; it has to be {wanted}")

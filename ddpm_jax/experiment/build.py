@@ -166,7 +166,7 @@ def build(
         UserError: a value that cannot work, a missing dataset, or images that the network's levels
             do not divide.
     """
-    validate(config)
+    config = validate(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     if images is None and spec is None:
         images = load_images(config)

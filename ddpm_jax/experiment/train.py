@@ -61,7 +61,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         _compare_configs(config)
         run = RunDirectory(config.workdir)
         with hosts.together():
-            validate(config)
+            config = validate(config)
             check_batch(config)
             run.check_owner(config)
             results = run.read_results() if hosts.is_first() else None
