@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.results import Report, Row, find
 from benchmarks.timing import spread
+from ddpm_jax.files import whole_file
 
 __all__ = ["draw"]
 
@@ -25,7 +26,8 @@ def draw(report: Report, path: Path) -> None:
         if machine["platform"] == "cpu"
         else f"{report.suite}: {machine['device_kind']}"
     )
-    figure.savefig(path)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _forward(figure: Any, rows: list[Row]) -> None:

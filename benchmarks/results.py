@@ -18,6 +18,7 @@ import numpy as np
 import ddpm_jax
 from benchmarks.timing import spread
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import whole_file
 
 __all__ = [
     "Comparison",
@@ -141,7 +142,8 @@ def save(report: Report, path: Path) -> None:
     for row in plain["rows"]:
         if row["seconds"]:
             row["spread"] = spread(row["seconds"])._asdict()
-    path.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    with whole_file(path) as file:
+        file.write((json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(path: Path) -> Report:

@@ -1,35 +1,135 @@
 """Files that are written whole or not at all, and JSON files, whose damage is one sentence."""
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import json
 import os
+import re
 import reprlib
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ddpm_jax.errors import UserError
 
-__all__ = ["PARTIAL", "JsonFileError", "parse_json", "read_json", "whole_file"]
+__all__ = ["PARTIAL", "JsonFileError", "is_partial", "parse_json", "read_json", "whole_file"]
 
 PARTIAL = ".partial"
 """The end of the names of files that are being written."""
 
+_TOKEN = 16
+"""Hexadecimal digits in such a name, drawn for each call."""
+_LONGEST = 100
+"""Bytes of the target's name in it. A name may have 255 bytes, on some disks 143."""
+_ATTEMPTS = 100
+"""Times that a partial file is made, where others remove its folder or the file itself."""
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` when the context ends well.
+    """A file to write to, which takes the place of `path` when the context ends without an error.
 
-    Its folder is made if it is not there. Whoever reads `path` sees all of the old file or all of
-    the new one, also if the process or the machine dies half way.
+    A reader sees all of the old file or all of the new one, also if the process or the machine
+    stops half way; of several writers at the same time the last one wins. When this returns, the
+    new file is on the disk, name and contents.
+
+    The folder is made if it is not there. What is there already keeps its permissions. A link stays
+    a link: the file that it points to is replaced. A device or a pipe is written to as it is.
+
+    Each call writes to a file of its own beside the target, and removes it if the context ends with
+    an error. A process that is killed leaves that file behind, and the next call for the same
+    target removes it.
+
+    Raises:
+        OSError: the disk refuses, or `path` is a folder; what was at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
+    target = Path(os.path.realpath(path))
+    _remove_abandoned(target)
+    # Where a link points to a folder that is not there, a disk may not be mounted.
+    partial, file = _new_partial(target, make_folder=not path.is_symlink())
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
         yield file
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+        partial.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # of what a full disk has refused once already
+            file.close()
+    _sync_folder(target.parent)
+
+
+def is_partial(name: str, target: str) -> bool:
+    """Whether a file of this name is what a killed writer of the file `target` left behind."""
+    pattern = f"{re.escape(_shortened(target))}[.][0-9a-f]{{{_TOKEN}}}{re.escape(PARTIAL)}"
+    return re.fullmatch(pattern, name) is not None
+
+
+def _shortened(name: str) -> str:
+    """The name itself, or its beginning and a hash of it."""
+    coded = os.fsencode(name)
+    if len(coded) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(coded).hexdigest()[:16]
+    return coded[: _LONGEST - 17].decode(errors="ignore") + "-" + digest
+
+
+def _new_partial(target: Path, *, make_folder: bool) -> tuple[Path, IO[bytes]]:
+    """A new file beside `target`, locked, so that no other writer takes it for an abandoned one."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    for left in reversed(range(_ATTEMPTS)):
+        token = secrets.token_hex(_TOKEN // 2)
+        partial = target.with_name(f"{_shortened(target.name)}.{token}{PARTIAL}")
+        try:
+            if make_folder:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(os.open(partial, flags, 0o666), "wb")  # less the umask
+        except (FileNotFoundError, FileExistsError):  # others make and remove folders, too
+            if not left:
+                raise
+            continue
+        with contextlib.suppress(OSError):  # some disks have no locks, and nothing is removed there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return partial, file
+        file.close()  # another writer removed it before it was locked
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what killed writers of `target` left: partial files that no process has locked."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target.parent):
+            if is_partial(name, target.name):
+                abandoned = target.with_name(name)
+                with contextlib.suppress(OSError), abandoned.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    abandoned.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the names in it on the disk, where the disk can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class JsonFileError(UserError):

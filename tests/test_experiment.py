@@ -135,7 +135,7 @@ class TestRunDirectory:
             pass
 
     def test_is_claimed_after_a_claim_that_was_killed_half_way(self, tmp_path):
-        for name in ("lock", "config.json.partial"):
+        for name in ("lock", "config.json.partial", "config.json.0123456789abcdef.partial"):
             (tmp_path / name).write_text("{")
         with RunDirectory(tmp_path).claim(tiny.get_config()):
             pass

@@ -14,6 +14,7 @@ from ddpm_jax.cli.plan_tables import collectives_table, plans_table, sentences
 from ddpm_jax.config import to_json, validate
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import say
+from ddpm_jax.files import whole_file
 from ddpm_jax.plan import parse, plans
 
 __all__ = ["run"]
@@ -68,7 +69,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     )
     if asked.json is not None:
         written = {"config": to_json(config), "thorough": asked.thorough, "plans": found}
-        asked.json.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
+        with whole_file(asked.json) as file:
+            file.write((json.dumps(written, indent=1, allow_nan=False) + "\n").encode())
     console.print(plans_table(found))
     for plan in found:
         if plan["collectives"]:

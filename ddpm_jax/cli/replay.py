@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ddpm_jax.cli.restored import DataPlace, build_run, read_config
 from ddpm_jax.experiment import Replayed, RunDirectory, replay, say
+from ddpm_jax.files import whole_file
 
 __all__ = ["run"]
 
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     console.print(_examples(found, asked.worst))
     console.print(_parameters(found, asked.worst))
     if asked.json is not None:
-        asked.json.write_text(json.dumps(_plain(found), indent=1) + "\n")
+        with whole_file(asked.json) as file:
+            file.write((json.dumps(_plain(found), indent=1) + "\n").encode())
 
 
 def _examples(found: Replayed, worst: int) -> Table:

@@ -16,6 +16,7 @@ from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment import Experiment, Sampling, make_drawer, say
+from ddpm_jax.files import whole_file
 from ddpm_jax.samplers import Spacing
 
 __all__ = ["run"]
@@ -73,7 +74,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     if asked.out.suffix == ".png":
         save_png(asked.out, image_grid(images, levels=levels))
     else:
-        np.savez_compressed(asked.out, images=images, levels=levels)
+        with whole_file(asked.out) as file:
+            np.savez_compressed(file, images=images, levels=levels)
     steps = how.steps or experiment.process.num_steps
     say(
         console,

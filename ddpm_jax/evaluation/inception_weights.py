@@ -10,7 +10,6 @@ the SHA-256 of the file that they came from and one of themselves, which is comp
 It tells damage, and alterations by who does not mean to deceive.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.evaluation.torch_weights import WeightsError, read_state_dict
+from ddpm_jax.files import whole_file
 
 __all__ = ["PUBLIC_SHA256", "convert", "expected_shapes", "inception_network", "to_variables"]
 
@@ -106,14 +106,10 @@ def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
     about = {"source": weights.source, "tensors": _digest(weights.tensors)}
     coded = np.frombuffer(json.dumps(about).encode(), np.uint8)
     arrays: dict[str, Any] = {_ABOUT: coded, **weights.tensors}
-    partial = target.with_name(target.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with whole_file(target) as file:
             np.savez(file, **arrays)
-        partial.replace(target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
     return f"{target}: {_name(weights.source)}, {len(weights.tensors)} tensors of {source}"
 

@@ -10,7 +10,7 @@ from typing import Any
 from ddpm_jax import config as configs
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import PARTIAL, whole_file
+from ddpm_jax.files import PARTIAL, is_partial, whole_file
 
 __all__ = ["RunDirectory", "RunDirectoryError", "write_json"]
 
@@ -129,8 +129,12 @@ class RunDirectory:
             raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
         if not self.config.is_file():
             # What a claim that was killed half way leaves is no other thing.
-            own = {"lock", self.config.name + PARTIAL}
-            others = sorted({item.name for item in self.path.glob("*")} - own)
+            others = sorted(
+                item.name
+                for item in self.path.glob("*")
+                if item.name not in ("lock", self.config.name + PARTIAL)
+                and not is_partial(item.name, self.config.name)
+            )
             if others:
                 raise RunDirectoryError(
                     f"workdir {str(self.path)!r} holds other things ({', '.join(others[:3])});"
