@@ -37,6 +37,8 @@ class Arguments:
     """The moving average of the parameters, the raw ones, or one after the other."""
     sigma_rel: float | None = None
     """In their place an average of this relative width, of a run with train.post_hoc_ema."""
+    skip_missing_snapshots: bool = False
+    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
     num: int | None = None
     """Samples for the metrics, 0 for none; by default as many as there are training images, at most
     10,000."""
@@ -72,7 +74,13 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError("--num is 1; a spread takes at least 2 samples")
     check_at_least(asked, 1, "batch_size")
     check_seed(asked.seed)
-    restored = restore_run(asked.run, asked.data_dir, asked.sigma_rel, asked.likelihood_times)
+    restored = restore_run(
+        asked.run,
+        asked.data_dir,
+        asked.sigma_rel,
+        asked.likelihood_times,
+        asked.skip_missing_snapshots,
+    )
     experiment = restored.experiment
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}

@@ -46,10 +46,12 @@ def restore_run(
     data_dir: str | None = None,
     sigma_rel: float | None = None,
     likelihood_times: int | None = None,
+    skip_missing_snapshots: bool = False,
 ) -> RestoredRun:
     """Reads a finished or running run; never writes to it.
 
-    With `sigma_rel` the parameters are an average of this width, made of the run's snapshots.
+    With `sigma_rel` the parameters are an average of this width, made of the run's snapshots, or,
+    with `skip_missing_snapshots`, of those that are sound.
 
     It may have been trained elsewhere: all devices of this machine are used, and `data_dir`, if
     given, is where its dataset is here. `likelihood_times`, if given, replaces that of its config.
@@ -68,7 +70,14 @@ def restore_run(
             print(f"ddpm-jax: skipped: {where} {why}", file=sys.stderr)
     verify = config.train.verify_checkpoints
     if sigma_rel is not None:
-        averaged, step = post_hoc_params(experiment, run, sigma_rel, verify=verify)
+        averaged, step = post_hoc_params(
+            experiment,
+            run,
+            sigma_rel,
+            verify=verify,
+            skip_missing=skip_missing_snapshots,
+            say=lambda sentence: print(f"ddpm-jax: {sentence}", file=sys.stderr),
+        )
         return RestoredRun(experiment, {"sigma_rel": averaged}, step)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state, verify=verify)

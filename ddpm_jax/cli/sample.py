@@ -47,6 +47,8 @@ class Arguments:
     """The moving average of the parameters, or the raw ones."""
     sigma_rel: float | None = None
     """In their place an average of this relative width, of a run with train.post_hoc_ema."""
+    skip_missing_snapshots: bool = False
+    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
     data_dir: str | None = None
     """Where the dataset is, if not where the run found it."""
 
@@ -62,7 +64,12 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise UserError(f"--out is {str(asked.out)!r}, which is a folder")
     check_seed(asked.seed)
     check_at_least(asked, 1, "num", "batch_size")
-    run = restore_run(asked.run, asked.data_dir, asked.sigma_rel)
+    run = restore_run(
+        asked.run,
+        asked.data_dir,
+        asked.sigma_rel,
+        skip_missing_snapshots=asked.skip_missing_snapshots,
+    )
     experiment, step = run.experiment, run.step
     images = _draw(asked, experiment, run.chosen(asked.params))
     levels = experiment.images.levels

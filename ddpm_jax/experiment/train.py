@@ -12,6 +12,7 @@ from rich.console import Console
 from ddpm_jax import training
 from ddpm_jax.config import Config, ConfigError, differences, from_json, to_json, validate
 from ddpm_jax.data import BatchIterator
+from ddpm_jax.experiment.averages import MISSED_SNAPSHOTS, missed_snapshots
 from ddpm_jax.experiment.build import (
     Experiment,
     build,
@@ -127,6 +128,8 @@ def _train(
         ):
             step = lower_step(experiment, form).compile()
             hooks = _Hooks(experiment, run, data, checkpoints, log, display)
+            if restored is not None:
+                hooks.missed_snapshots = missed_snapshots(restored.notes)
             # Compiling takes each host its own time; in what comes next they wait for each other,
             # and not for long.
             hosts.barrier("the step is compiled")
@@ -191,6 +194,9 @@ class _Hooks:
     """None in all processes but the first."""
     display: TrainingDisplay
     missed_saves: int = 0
+    missed_snapshots: set[int] = dataclasses.field(default_factory=set)
+    """Steps done whose snapshot the disk refused. A run that goes on does not come by them again,
+    and averages are to say that they are missing."""
     skipped_images: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -242,7 +248,13 @@ class _Hooks:
             with contextlib.suppress(OSError):
                 self.run.make(self.experiment.config)  # somebody may have deleted it
         try:
-            self.checkpoints.save(step, state, self.data.get_state(), held_out_loss=loss)
+            self.checkpoints.save(
+                step,
+                state,
+                self.data.get_state(),
+                held_out_loss=loss,
+                notes={MISSED_SNAPSHOTS: sorted(self.missed_snapshots)},
+            )
             if not due:
                 self.checkpoints.wait()
         except training.SaveError as error:
@@ -265,6 +277,7 @@ class _Hooks:
                 config=to_json(self.experiment.config),
             )
         except training.SaveError as error:
+            self.missed_snapshots.add(step)
             self._miss(error, may_go_on=True)
 
     def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
