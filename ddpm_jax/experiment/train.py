@@ -164,7 +164,11 @@ def _restored(
             choice = found.step, list(found.refused.values())
     step, refused = hosts.agreed(choice)
     for sentence in refused:
-        say(console, f"not going on from {sentence}; it is moved aside")
+        say(
+            console,
+            f"not going on from {sentence}; it is moved aside (of saves that were"
+            " cut off, only the newest is kept)",
+        )
     if step is None:
         return None
     return checkpoints.restore(experiment.abstract_state, step, verify=False)
@@ -243,7 +247,13 @@ class _Hooks:
             # Written before the checkpoint is: a resumed run never misses the line of its own step.
             if self.metrics_log is not None:
                 self.metrics_log.write(step, {"held_out_loss": loss})
-        told = f"step {step}: held-out loss {loss:.4f}, " if due else f"step {step}: "
+        value = f"held-out loss {loss:.4f}, " if due else ""
+
+        def report(what: str) -> None:
+            nonlocal value
+            self.display.say(f"step {step}: {value}checkpoint {what}")
+            value = ""  # said once
+
         if hosts.is_first():
             with contextlib.suppress(OSError):
                 self.run.make(self.experiment.config)  # somebody may have deleted it
@@ -254,16 +264,16 @@ class _Hooks:
                 self.data.get_state(),
                 held_out_loss=loss,
                 notes={MISSED_SNAPSHOTS: sorted(self.missed_snapshots)},
+                report=report,
             )
             if not due:
                 self.checkpoints.wait()
         except training.SaveError as error:
             self._miss(error, may_go_on=due)
-            told += "checkpoint not saved" if step in error.steps else "checkpoint under way"
+            if step in error.steps:
+                report("not saved")
         else:
             self.missed_saves = 0
-            told += "checkpoint saved"
-        self.display.say(told)
         self.display.pause()
 
     def keep(self, step: int, state: training.TrainState) -> None:
@@ -279,6 +289,8 @@ class _Hooks:
         except training.SaveError as error:
             self.missed_snapshots.add(step)
             self._miss(error, may_go_on=True)
+        else:
+            self.display.say(f"step {step}: snapshot saved")
 
     def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
         """Counts saves that the disk refused, and goes on if there may be more of them."""

@@ -9,7 +9,7 @@ bits back.)
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from ddpm_jax.training.manifest import (
     describe,
     step_folders,
 )
-from ddpm_jax.training.saver import Saver, move_aside, reason, remove, sweep
+from ddpm_jax.training.saver import Saver, hush_orbax, move_aside, reason, remove, sweep
 from ddpm_jax.training.state import TrainState
 
 __all__ = [
@@ -147,6 +147,7 @@ class Checkpoints:
         *,
         held_out_loss: float,
         notes: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns.
 
@@ -159,6 +160,7 @@ class Checkpoints:
             data_state: of the data iterator, JSON values.
             held_out_loss: by which the best are kept.
             notes: more plain values for the manifest, which `restore` gives back.
+            report: how the save gets on, see `Saver.save`.
 
         Raises:
             SaveError: the disk refuses this save, or has refused the one before it; or there is a
@@ -182,6 +184,7 @@ class Checkpoints:
             config=self._config,
             check=check,
             then=self._prune,
+            report=report,
         )
 
     def wait(self) -> None:
@@ -201,16 +204,18 @@ class Checkpoints:
     def move_aside(self, steps: Iterable[int]) -> None:
         """Renames the folders of damaged checkpoints, so that training can save these steps again.
 
-        With several processes, only the first has to.
+        Of those without a manifest, which are interrupted saves, only the newest is kept. With
+        several processes, only the first has to call this.
         """
         for step in steps:
             folder = self.directory / str(step)
             try:
-                move_aside(folder, "unsound")
+                move_aside(folder)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise CheckpointError(f"{folder} cannot be moved aside: {reason(error)}") from None
+        sweep(self.directory)
 
     def restore(
         self, like: TrainState, step: int | None = None, *, verify: bool = True
@@ -258,6 +263,7 @@ class Checkpoints:
         stored = manifest.verify(folder, step, contents=verify)
         manifest.check_like(folder, stored.arrays, describe(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+        hush_orbax()
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(

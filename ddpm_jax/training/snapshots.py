@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax.training import manifest
 from ddpm_jax.training.manifest import CheckpointError, DamageError, UnfinishedError, describe
-from ddpm_jax.training.saver import Saver, reason
+from ddpm_jax.training.saver import Saver, hush_orbax, reason
 
 __all__ = [
     "Snapshot",
@@ -117,6 +117,7 @@ def load_snapshot(folder: Path, step: int, like: Any, *, verify: bool = True) ->
     one = jax.tree.map(_as_float32, like)
     averages = (one,) * len(sigma_rels)
     manifest.check_like(place, found.arrays, describe(averages))
+    hush_orbax()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(
