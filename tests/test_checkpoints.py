@@ -385,6 +385,38 @@ def test_hashing_does_not_hold_up_the_loop(tmp_path, monkeypatch):
         assert checkpoints.steps() == [1]
 
 
+def test_notes_come_back(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, make_state(), {}, held_out_loss=2.0, notes={"missed": [3]})
+        checkpoints.wait()
+        assert checkpoints.restore(make_state()).notes == {"missed": [3], "held_out_loss": 2.0}
+    assert training.newest_manifest(tmp_path / "c").notes["missed"] == [3]
+    assert training.newest_manifest(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("loss", [float("nan"), None, "1.0", [1.0], True])
+def test_an_odd_loss_in_a_manifest_is_the_worst_one(saved, loss):
+    rewrite_manifest(saved / "1", lambda body: body["notes"].update(held_out_loss=loss))
+    rewrite_manifest(saved / "2", lambda body: body["notes"].update(held_out_loss=3.0))
+    with Checkpoints(saved, keep_latest=1, keep_best=1) as checkpoints:
+        checkpoints.save(6, make_state(seed=6), {}, held_out_loss=9.0)
+    assert checkpoints.steps() == [5, 6]
+    with Checkpoints(saved, keep_latest=1, keep_best=3) as checkpoints:
+        checkpoints.save(7, make_state(seed=7), {}, held_out_loss=float("inf"))
+    assert checkpoints.steps() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("rest", [{}, {"other": 1}])
+def test_no_loss_in_a_manifest(saved, rest):
+    def change(body):
+        body["notes"] = rest
+
+    rewrite_manifest(saved / "1", change)
+    with Checkpoints(saved, keep_latest=1, keep_best=1) as checkpoints:
+        checkpoints.save(6, make_state(seed=6), {}, held_out_loss=9.0)
+    assert checkpoints.steps() == [5, 6]
+
+
 def test_nothing_is_deleted_before_the_newer_one_has_its_manifest(tmp_path, monkeypatch):
     there, write = [], manifest.write
 

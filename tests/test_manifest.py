@@ -159,6 +159,94 @@ def test_of_a_later_version(folder):
         manifest.verify(folder, 7)
 
 
+def test_fields_of_a_later_version_are_left_alone(folder):
+    before = manifest.verify(folder, 7)
+    rewrite(folder, lambda body: body.update(host="a", notes_of_hosts=[1]))
+    rewrite(folder, lambda body: body["files"]["data/metadata"].update(crc32c="0"))
+    assert manifest.verify(folder, 7) == before
+
+
+def put(value, *fields):
+    """Alters one value of a manifest; None is deleted."""
+
+    def change(body):
+        for field in fields[:-1]:
+            body = body[field]
+        body[fields[-1]] = value
+        if value is None:
+            del body[fields[-1]]
+
+    return change
+
+
+RECORD = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (put(None, "step"), "step is None; it has to be an integer, 0 or more"),
+        (put("7", "step"), "step is '7'; it has to be an integer, 0 or more"),
+        (put(True, "step"), "step is True"),
+        (put(7.0, "step"), "step is 7.0"),
+        (put(None, "format"), "of another version"),
+        (put(True, "format"), "of another version"),
+        (put(None, "arrays"), "arrays is None; it has to be an object"),
+        (put(["w"], "arrays"), "arrays is ['w']"),
+        (put(3, "arrays", "w"), "arrays['w'] is 3; it has to be a string"),
+        (put("loss", "notes"), "notes is 'loss'"),
+        (put([], "config"), "config is []"),
+        (put(None, "versions"), "versions is None"),
+        (put(1, "versions", "jax"), "versions['jax'] is 1"),
+        (put([{}], "files"), "files is [{}]"),
+        (put([1], "files", "data/metadata"), "files['data/metadata'] is [1]"),
+        (put(-1, "files", "data/metadata", "size"), "size is -1"),
+        (put("1", "files", "data/metadata", "size"), "size is '1'"),
+        (put(5, "files", "data/metadata", "sha256"), "sha256 is 5; it has to be a string"),
+        (put(None, "files", "data/metadata", "sha256"), "sha256 is None"),
+        (put(RECORD, "files", "../f"), "'../f'; it has to be a path inside the folder"),
+        (put(RECORD, "files", "/etc/passwd"), "'/etc/passwd'; it has to be a path inside"),
+        (put(RECORD, "files", "a\0b"), r"'a\x00b'; it has to be a path inside"),
+        (put(RECORD, "files", "\ud800"), r"'\ud800'; it has to be a path inside"),
+    ],
+)
+def test_odd_fields_under_a_right_digest_are_a_sentence(folder, change, sentence):
+    rewrite(folder, change)
+    with pytest.raises(DamageError) as caught:
+        manifest.verify(folder, 7)
+    assert f"7: {manifest.NAME}" in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+def as_link(path):
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def sparse(path):
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (Path.mkdir, "is no file"),
+        (os.mkfifo, "is no file"),  # whose reader would wait for ever
+        (as_link, "is a link to nothing"),
+        (sparse, "has 1099511627776 bytes"),
+        (lambda path: path.write_text("[" * 10**5 + "]" * 10**5), "is not JSON"),
+        (lambda path: path.write_text('{"a":' * 3000 + "1" + "}" * 3000), "is (not JSON|damaged)"),
+        (lambda path: path.write_text("1" * 5000), "is not JSON"),
+    ],
+)
+def test_something_else_in_the_place_of_it(folder, make, sentence):
+    (folder / manifest.NAME).unlink()
+    make(folder / manifest.NAME)
+    with pytest.raises(DamageError, match=rf"7: manifest.json {sentence}") as caught:
+        manifest.verify(folder, 7)
+    assert not isinstance(caught.value, UnfinishedError)
+
+
 def test_missing_is_unfinished(folder, tmp_path):
     (folder / manifest.NAME).unlink()
     with pytest.raises(UnfinishedError, match=r"has no manifest.json: its save was cut off"):

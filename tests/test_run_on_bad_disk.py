@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -9,8 +10,8 @@ import tiny
 from disks import UNAWAITED_WRITES, fill
 from rich.console import Console
 
-from ddpm_jax.experiment import RunDirectory, train
-from ddpm_jax.training import SaveError, newest_sound
+from ddpm_jax.experiment import RunDirectory, build, post_hoc_params, train
+from ddpm_jax.training import SaveError, manifest, newest_sound
 
 pytestmark = UNAWAITED_WRITES
 
@@ -50,6 +51,39 @@ def whole(tmp_path_factory):
 def assert_as_if_nothing_had_happened(workdir, results, whole):
     assert (results, RunDirectory(workdir).metrics.read_bytes()) == whole
     assert newest_sound(RunDirectory(workdir).checkpoints) == (24, {})
+
+
+def test_what_is_said_of_saves_and_of_a_snapshot_that_the_disk_refused(tmp_path, monkeypatch):
+    run, write = RunDirectory(tmp_path / "run"), manifest.write
+
+    def refuse(folder, **values):
+        if folder == run.snapshots / "6":
+            raise OSError(28, os.strerror(28))
+        return write(folder, **values)
+
+    class Looking(Console):
+        def print(self, text="", **how):
+            lines.append(text)
+            if text.endswith(" saved"):
+                _, step, kind, _ = text.replace(":", "").split()
+                assert (run.path / f"{kind}s" / step / manifest.NAME).exists()
+
+    lines = []
+    monkeypatch.setattr(manifest, "write", refuse)
+    config = config_in(run.path, steps=12, post_hoc_ema=(0.05, 0.1), post_hoc_every=6)
+    train(config, Looking(quiet=True))
+    for step in (4, 8, 12):
+        (begun,) = (line for line in lines if line.startswith(f"step {step}: held-out loss"))
+        assert begun.endswith(", checkpoint under way")
+        assert lines.index(begun) < lines.index(f"step {step}: checkpoint saved")
+    assert [line for line in lines if "snapshot saved" in line] == ["step 12: snapshot saved"]
+    assert any("step 6 is not saved in" in line and "1 of 3" in line for line in lines)
+    heard = []
+    _, step = post_hoc_params(build(config), run, 0.07, say=heard.append)
+    assert step == 12
+    assert heard == [
+        "the disk refused the snapshots of steps 6 during training; the average is without them"
+    ]
 
 
 def test_a_disk_that_is_full_for_a_while(disk, whole):

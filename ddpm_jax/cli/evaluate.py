@@ -37,6 +37,8 @@ class Arguments:
     """The moving average of the parameters, the raw ones, or one after the other."""
     sigma_rel: float | None = None
     """In their place an average of this relative width, of a run with train.post_hoc_ema."""
+    skip_missing_snapshots: bool = False
+    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
     num: int | None = None
     """Samples for the metrics, 0 for none; by default as many as there are training images, at most
     10,000."""
@@ -58,7 +60,7 @@ class Arguments:
     pt_inception-2015-12-05-6726825d.pth, or what `ddpm-jax data inception` made of it."""
     other_weights: bool = False
     """Take another file of such weights, too; its numbers are then named after it."""
-    data: DataPlace = DataPlace()
+    data: DataPlace = dataclasses.field(default_factory=DataPlace)
     out: Path | None = None
     """A folder for pictures and results.json; by default evaluation/ in the run."""
 
@@ -76,6 +78,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         data=asked.data,
         sigma_rel=asked.sigma_rel,
         likelihood_times=asked.likelihood_times,
+        skip_missing_snapshots=asked.skip_missing_snapshots,
     )
     experiment = restored.experiment
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)

@@ -29,7 +29,7 @@ class Arguments:
     """Examples and parameters that are shown."""
     json: Path | None = None
     """A file for all of them."""
-    data: DataPlace = DataPlace()
+    data: DataPlace = dataclasses.field(default_factory=DataPlace)
 
 
 def run(arguments: Sequence[str], console: Console) -> None:

@@ -84,6 +84,7 @@ def restore_run(
     with_images: bool = True,
     sigma_rel: float | None = None,
     likelihood_times: int | None = None,
+    skip_missing_snapshots: bool = False,
 ) -> RestoredRun:
     """Reads a finished or running run; never writes to it.
 
@@ -95,6 +96,7 @@ def restore_run(
         with_images: see `build_run`.
         sigma_rel: the parameters are an average of this width, made of the run's snapshots.
         likelihood_times: replaces that of its config.
+        skip_missing_snapshots: make that average of the snapshots that are sound.
 
     Raises:
         UserError: no run there, no checkpoint yet, or one that cannot be read.
@@ -111,7 +113,14 @@ def restore_run(
                 print(f"ddpm-jax: skipped: {where} {why}", file=sys.stderr)
     verify = config.train.verify_checkpoints
     if sigma_rel is not None:
-        averaged, step = post_hoc_params(experiment, run, sigma_rel, verify=verify)
+        averaged, step = post_hoc_params(
+            experiment,
+            run,
+            sigma_rel,
+            verify=verify,
+            skip_missing=skip_missing_snapshots,
+            say=lambda sentence: print(f"ddpm-jax: {sentence}", file=sys.stderr),
+        )
         return RestoredRun(experiment, {"sigma_rel": averaged}, step)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state, verify=verify)

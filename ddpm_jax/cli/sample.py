@@ -50,7 +50,9 @@ class Arguments:
     """The moving average of the parameters, or the raw ones."""
     sigma_rel: float | None = None
     """In their place an average of this relative width, of a run with train.post_hoc_ema."""
-    data: DataPlace = DataPlace()
+    skip_missing_snapshots: bool = False
+    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
+    data: DataPlace = dataclasses.field(default_factory=DataPlace)
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -65,7 +67,11 @@ def run(arguments: Sequence[str], console: Console) -> None:
     check_seed(asked.seed)
     check_at_least(asked, 1, "num", "batch_size")
     restored = restore_run(
-        asked.run, data=asked.data, with_images=False, sigma_rel=asked.sigma_rel
+        asked.run,
+        data=asked.data,
+        with_images=False,
+        sigma_rel=asked.sigma_rel,
+        skip_missing_snapshots=asked.skip_missing_snapshots,
     )
     experiment = restored.experiment
     how = sampling_from(asked, experiment)

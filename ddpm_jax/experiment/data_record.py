@@ -66,8 +66,8 @@ def read_data_record(path: Path) -> DataRecord | None:
     values = read_json(path)
     if values.pop("sha256", None) != _digest(values):
         raise RunDirectoryError(
-            f"{str(path)!r} is damaged: it does not have its own sha256; delete it, and the data set"
-            " is read in its place"
+            f"{str(path)!r} is damaged: it does not have its own sha256; delete it, and the data"
+            " set is read in its place"
         )
     try:
         return _from_plain(values)

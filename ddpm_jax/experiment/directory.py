@@ -12,7 +12,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import PARTIAL, is_partial, whole_file
 
-__all__ = ["RunDirectory", "RunDirectoryError", "write_json"]
+__all__ = ["RunDirectory", "RunDirectoryError", "run_differences", "write_json"]
 
 _MAY_DIFFER = (
     *("workdir", "data.dir", "compilation_cache", "hosts.", "mesh."),
@@ -142,11 +142,7 @@ class RunDirectory:
                 )
             return
         stored = self.read_config()
-        different = [
-            difference
-            for difference in configs.differences(stored, config)
-            if not difference.field.startswith(_MAY_DIFFER)
-        ]
+        different = run_differences(stored, config)
         if different:
             fields = "; ".join(
                 f"{field} was {before} and is {now}" for field, before, now in different
@@ -155,6 +151,15 @@ class RunDirectory:
                 f"workdir {str(self.path)!r} belongs to a run with another config ({fields});"
                 " give another --workdir or the same values"
             )
+
+
+def run_differences(first: Config, second: Config) -> list[configs.Difference]:
+    """The fields that make two configs those of two runs."""
+    return [
+        difference
+        for difference in configs.differences(first, second)
+        if not difference.field.startswith(_MAY_DIFFER)
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from ddpm_jax import training
 from ddpm_jax.config import Config, ConfigError, differences, from_json, to_json, validate
 from ddpm_jax.data import BatchIterator
+from ddpm_jax.experiment.averages import MISSED_SNAPSHOTS, missed_snapshots
 from ddpm_jax.experiment.build import (
     Experiment,
     build,
@@ -139,6 +140,8 @@ def _train(
         ):
             step = lower_step(experiment, form).compile()
             hooks = _Hooks(experiment, run, data, checkpoints, log, display)
+            if restored is not None:
+                hooks.missed_snapshots = missed_snapshots(restored.notes)
             # Compiling takes each host its own time; in what comes next they wait for each other,
             # and not for long.
             hosts.barrier("the step is compiled")
@@ -173,7 +176,11 @@ def _restored(
             choice = found.step, list(found.refused.values())
     step, refused = hosts.agreed(choice)
     for sentence in refused:
-        say(console, f"not going on from {sentence}; it is moved aside")
+        say(
+            console,
+            f"not going on from {sentence}; it is moved aside (of saves that were"
+            " cut off, only the newest is kept)",
+        )
     if step is None:
         return None
     return checkpoints.restore(experiment.abstract_state, step, verify=False)
@@ -203,6 +210,9 @@ class _Hooks:
     """None in all processes but the first."""
     display: TrainingDisplay
     missed_saves: int = 0
+    missed_snapshots: set[int] = dataclasses.field(default_factory=set)
+    """Steps done whose snapshot the disk refused. A run that goes on does not come by them again,
+    and averages are to say that they are missing."""
     skipped_images: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -249,21 +259,33 @@ class _Hooks:
             # Written before the checkpoint is: a resumed run never misses the line of its own step.
             if self.metrics_log is not None:
                 self.metrics_log.write(step, {"held_out_loss": loss})
-        told = f"step {step}: held-out loss {loss:.4f}, " if due else f"step {step}: "
+        value = f"held-out loss {loss:.4f}, " if due else ""
+
+        def report(what: str) -> None:
+            nonlocal value
+            self.display.say(f"step {step}: {value}checkpoint {what}")
+            value = ""  # said once
+
         if hosts.is_first():
             with contextlib.suppress(OSError):
                 self.run.make(self.experiment.config)  # somebody may have deleted it
         try:
-            self.checkpoints.save(step, state, self.data.get_state(), held_out_loss=loss)
+            self.checkpoints.save(
+                step,
+                state,
+                self.data.get_state(),
+                held_out_loss=loss,
+                notes={MISSED_SNAPSHOTS: sorted(self.missed_snapshots)},
+                report=report,
+            )
             if not due:
                 self.checkpoints.wait()
         except training.SaveError as error:
             self._miss(error, may_go_on=due)
-            told += "checkpoint not saved" if step in error.steps else "checkpoint under way"
+            if step in error.steps:
+                report("not saved")
         else:
             self.missed_saves = 0
-            told += "checkpoint saved"
-        self.display.say(told)
         self.display.pause()
 
     def keep(self, step: int, state: training.TrainState) -> None:
@@ -277,7 +299,10 @@ class _Hooks:
                 config=to_json(self.experiment.config),
             )
         except training.SaveError as error:
+            self.missed_snapshots.add(step)
             self._miss(error, may_go_on=True)
+        else:
+            self.display.say(f"step {step}: snapshot saved")
 
     def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
         """Counts saves that the disk refused, and goes on if there may be more of them."""

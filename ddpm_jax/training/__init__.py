@@ -2,6 +2,7 @@
 
 from ddpm_jax.training.checkpoints import CheckpointError as CheckpointError
 from ddpm_jax.training.checkpoints import Checkpoints as Checkpoints
+from ddpm_jax.training.checkpoints import newest_manifest as newest_manifest
 from ddpm_jax.training.checkpoints import newest_sound as newest_sound
 from ddpm_jax.training.gradient import make_gradient as make_gradient
 from ddpm_jax.training.interrupts import InterruptedTraining as InterruptedTraining
@@ -20,6 +21,8 @@ from ddpm_jax.training.saver import SaveError as SaveError
 from ddpm_jax.training.snapshots import list_snapshots as list_snapshots
 from ddpm_jax.training.snapshots import load_snapshot as load_snapshot
 from ddpm_jax.training.snapshots import save_snapshot as save_snapshot
+from ddpm_jax.training.snapshots import sigma_rels_of as sigma_rels_of
+from ddpm_jax.training.snapshots import survey_snapshots as survey_snapshots
 from ddpm_jax.training.state import TrainState as TrainState
 from ddpm_jax.training.state import init_state as init_state
 from ddpm_jax.training.step import StepMetrics as StepMetrics

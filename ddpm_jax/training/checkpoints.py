@@ -8,7 +8,8 @@ bits back.)
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,17 @@ from ddpm_jax.training.manifest import (
     describe,
     step_folders,
 )
-from ddpm_jax.training.saver import Saver, move_aside, reason, remove, sweep
+from ddpm_jax.training.saver import Saver, hush_orbax, move_aside, reason, remove, sweep
 from ddpm_jax.training.state import TrainState
 
-__all__ = ["CheckpointError", "Checkpoints", "Choice", "Restored", "newest_sound"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Choice",
+    "Restored",
+    "newest_manifest",
+    "newest_sound",
+]
 
 _METRIC = "held_out_loss"
 
@@ -49,6 +57,8 @@ class Restored(NamedTuple):
     data_state: dict[str, Any]
     refused: dict[int, str]
     """For each later step that is not sound, the sentence that says why."""
+    notes: dict[str, Any]
+    """What was saved as such."""
 
 
 def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
@@ -130,12 +140,27 @@ class Checkpoints:
             error.add_note(str(failure))
 
     def save(
-        self, step: int, state: TrainState, data_state: dict[str, Any], *, held_out_loss: float
+        self,
+        step: int,
+        state: TrainState,
+        data_state: dict[str, Any],
+        *,
+        held_out_loss: float,
+        notes: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Saves in the background; the arrays may be donated as soon as this returns.
 
         A save is done when its manifest is on the disk; then older checkpoints are deleted. The
         next save waits for that, `wait` does, and leaving the context.
+
+        Args:
+            step: steps done.
+            state: all of it is saved.
+            data_state: of the data iterator, JSON values.
+            held_out_loss: by which the best are kept.
+            notes: more plain values for the manifest, which `restore` gives back.
+            report: how the save gets on, see `Saver.save`.
 
         Raises:
             SaveError: the disk refuses this save, or has refused the one before it; or there is a
@@ -155,10 +180,11 @@ class Checkpoints:
             ),
             step=step,
             arrays=describe(state),
-            notes={_METRIC: held_out_loss},
+            notes={**(notes or {}), _METRIC: held_out_loss},
             config=self._config,
             check=check,
             then=self._prune,
+            report=report,
         )
 
     def wait(self) -> None:
@@ -178,16 +204,18 @@ class Checkpoints:
     def move_aside(self, steps: Iterable[int]) -> None:
         """Renames the folders of damaged checkpoints, so that training can save these steps again.
 
-        With several processes, only the first has to.
+        Of those without a manifest, which are interrupted saves, only the newest is kept. With
+        several processes, only the first has to call this.
         """
         for step in steps:
             folder = self.directory / str(step)
             try:
-                move_aside(folder, "unsound")
+                move_aside(folder)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise CheckpointError(f"{folder} cannot be moved aside: {reason(error)}") from None
+        sweep(self.directory)
 
     def restore(
         self, like: TrainState, step: int | None = None, *, verify: bool = True
@@ -213,29 +241,29 @@ class Checkpoints:
                 raise CheckpointError(
                     f"step {step} has no checkpoint in {self.directory}; there are {self.steps()}"
                 )
-            return Restored(step, *self._read(step, like, verify=verify), {})
+            return self._read(step, like, {}, verify=verify)
         while True:
             choice = newest_sound(self.directory, verify=verify)
             restored = None
             if choice.step is not None:
                 try:
-                    read = self._read(choice.step, like, verify=False)
+                    restored = self._read(choice.step, like, choice.refused, verify=False)
                 except CheckpointError:
                     if (self.directory / str(choice.step)).exists():
                         raise
                     continue  # training has deleted it meanwhile
-                restored = Restored(choice.step, *read, choice.refused)
             if not self._read_only and jax.process_index() == 0:
                 self.move_aside(choice.refused)
             return restored
 
     def _read(
-        self, step: int, like: TrainState, *, verify: bool
-    ) -> tuple[TrainState, dict[str, Any]]:
+        self, step: int, like: TrainState, refused: dict[int, str], *, verify: bool
+    ) -> Restored:
         folder = self.directory / str(step)
-        stored = manifest.verify(folder, step, contents=verify).arrays
-        manifest.check_like(folder, stored, describe(like))
+        stored = manifest.verify(folder, step, contents=verify)
+        manifest.check_like(folder, stored.arrays, describe(like))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+        hush_orbax()
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(
@@ -249,7 +277,8 @@ class Checkpoints:
                 f"the checkpoint {folder} cannot be read ({reason(error)});"
                 f" there are {self.steps()}"
             ) from error
-        return _with_keys(restored.state, like), restored.data
+        state = _with_keys(restored.state, like)
+        return Restored(step, state, restored.data, refused, stored.notes)
 
     def _prune(self) -> None:
         """Keeps the newest and the best, of those with a manifest; others it leaves alone."""
@@ -258,7 +287,7 @@ class Checkpoints:
         except CheckpointError:
             return  # the next save will say it
         losses = {
-            step: found.notes[_METRIC]
+            step: _loss(found)
             for step, folder in folders.items()
             if (found := _manifest(folder, step))
         }
@@ -266,6 +295,20 @@ class Checkpoints:
         best = sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best]
         for step in losses.keys() - {*latest, *best}:
             remove(self.directory / str(step))
+
+
+def newest_manifest(directory: Path) -> manifest.Manifest | None:
+    """Of the newest checkpoint that has one; no other file is read."""
+    for step, folder in sorted(step_folders(directory).items(), reverse=True):
+        if found := _manifest(folder, step):
+            return found
+    return None
+
+
+def _loss(stored: manifest.Manifest) -> float:
+    """The held-out loss of a checkpoint; infinite if its manifest says none that has an order."""
+    loss = stored.notes.get(_METRIC)
+    return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
 
 
 def _manifest(folder: Path, step: int) -> manifest.Manifest | None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import reprlib
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import jax
 
 from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import JsonFileError, parse_json
 
 __all__ = [
     "NAME",
@@ -45,6 +47,8 @@ _FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _NAMED = 3
 """A sentence names at most so many bad files."""
+_LARGEST = 2**26
+"""Bytes of a manifest at most; 100,000 arrays make a quarter of it."""
 
 
 class CheckpointError(UserError):
@@ -163,26 +167,73 @@ def read(folder: Path, step: int) -> Manifest:
         UnfinishedError: there is none.
         DamageError: it is damaged, or of another step.
     """
+    path = folder / NAME
     try:
-        text = (folder / NAME).read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise DamageError(f"{folder}: {NAME} is no file")
+        if (size := path.stat().st_size) > _LARGEST:
+            raise DamageError(f"{folder}: {NAME} has {size} bytes; none is so large")
+        text = path.read_bytes()
     except FileNotFoundError:
+        if path.is_symlink():
+            raise DamageError(f"{folder}: {NAME} is a link to nothing") from None
         raise _absent(folder) from None
     except OSError as error:
         raise DamageError(f"{folder}: {NAME} cannot be read ({error.strerror})") from None
     try:
-        body = json.loads(text)
-    except ValueError:
+        body = parse_json(text, NAME)
+    except JsonFileError:
         raise DamageError(f"{folder}: {NAME} is not JSON") from None
-    stated = body.pop("sha256", None) if isinstance(body, dict) else None
-    if stated is None or stated != _digest(body):
+    try:
+        stated = body.pop("sha256", None) if isinstance(body, dict) else None
+        damaged = stated is None or stated != _digest(body)
+    except RecursionError:  # Python reads what is nested deeper than what it writes
+        damaged = True
+    if damaged:
         raise DamageError(f"{folder}: {NAME} is damaged: it does not have its own sha256")
-    if body.pop("format", None) != _FORMAT:
+    if type(found := body.get("format")) is not int or found != _FORMAT:
         raise DamageError(f"{folder}: {NAME} is of another version of ddpm_jax")
-    files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
-    manifest = Manifest(**body, files=files)
+    manifest = _checked(folder, body)
     if manifest.step != step:
         raise DamageError(f"{folder}: {NAME} is of step {manifest.step}")
     return manifest
+
+
+def _checked(folder: Path, body: Mapping[str, Any]) -> Manifest:
+    """What this version reads of a manifest; fields that it does not know are left alone."""
+
+    def require(holds: bool, field: str, value: Any, wanted: str) -> None:
+        if not holds:
+            raise DamageError(
+                f"{folder}: {NAME}: {field} is {reprlib.repr(value)}; it has to be {wanted}"
+            )
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    fields = {name: body.get(name) for name in Manifest._fields}
+    require(is_count(fields["step"]), "step", fields["step"], "an integer, 0 or more")
+    for field in ("arrays", "notes", "config", "versions", "files"):
+        require(isinstance(fields[field], dict), field, fields[field], "an object")
+    for field in ("arrays", "versions"):
+        for name, text in fields[field].items():
+            require(isinstance(text, str), f"{field}[{name!a}]", text, "a string")
+    files = {}
+    for name, record in fields["files"].items():
+        require(_is_inside(name), "a name in files", name, "a path inside the folder")
+        where = f"files[{name!a}]"
+        require(isinstance(record, dict), where, record, "an object")
+        size, digest = record.get("size"), record.get("sha256")
+        require(is_count(size), f"{where}.size", size, "an integer, 0 or more")
+        require(isinstance(digest, str), f"{where}.sha256", digest, "a string")
+        files[name] = FileRecord(size, digest)
+    return Manifest(**{**fields, "files": files})
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path of a manifest is one that `write` gives."""
+    parts = name.split("/")
+    return not ({"", ".", ".."} & {*parts}) and name.isprintable()
 
 
 def verify(folder: Path, step: int, *, contents: bool = True) -> Manifest:
@@ -220,12 +271,15 @@ def step_folders(directory: Path) -> dict[int, Path]:
         CheckpointError: the directory cannot be read.
     """
     try:
-        inside = list(directory.iterdir())
+        named = {
+            path.name: path
+            for path in directory.iterdir()
+            if path.name.isdecimal() and path.is_dir()
+        }
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read ({error.strerror})") from None
-    named = {path.name: path for path in inside if path.name.isdecimal() and path.is_dir()}
     return {int(name): path for name, path in named.items() if name == str(int(name))}
 
 

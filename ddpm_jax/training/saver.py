@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -28,10 +29,17 @@ from jax.experimental import multihost_utils
 from ddpm_jax.training import manifest
 from ddpm_jax.training.manifest import CheckpointError
 
-__all__ = ["SaveError", "Saver", "move_aside", "reason", "remove", "sweep"]
+__all__ = ["SaveError", "Saver", "hush_orbax", "move_aside", "reason", "remove", "sweep"]
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
+_UNSOUND = ".unsound-"
+_LEFTOVER = re.compile(
+    rf"\d+({re.escape(_TEMPORARY)}(-\d+)?|({re.escape(_UNSOUND)}\d+)?{re.escape(_DELETED)})"
+)
+"""What Orbax calls a folder that it writes to, and what we call one that is being deleted."""
+_MOVED_ASIDE = re.compile(rf"\d+{re.escape(_UNSOUND)}(\d{{19,}})")
+"""With the nanoseconds since 1970."""
 _SHARED_BYTES = 2**20
 """The least part of an array that several devices have, and that they write together."""
 _REFUSALS = (
@@ -83,6 +91,7 @@ class Saver:
         step: int,
         check: Callable[[], None] | None = None,
         then: Callable[[], None] | None = None,
+        report: Callable[[str], None] | None = None,
         **manifest_values: Any,
     ) -> None:
         """Begins to save `items` in `folder`, and its manifest; arrays may be donated on return.
@@ -96,6 +105,9 @@ class Saver:
             check: called by the first process, when the save before is done; raises a
                 CheckpointError if `step` is not to be saved.
             then: called by the first process, in the background, once the manifest is on the disk.
+            report: called by the first process: with "under way" when the save has begun, before
+                this returns; with "saved" once the manifest is on the disk, or "not saved", in the
+                background.
             **manifest_values: see `manifest.write`.
 
         Raises:
@@ -120,10 +132,15 @@ class Saver:
         self._last = None
         if step not in missed:
             self._last = step, folder
+            if report is None or jax.process_index() > 0:
+                report = _say_nothing
             self._thread = threading.Thread(
-                target=self._finish, args=(step, folder, manifest_values, then)
+                target=self._finish, args=(step, folder, manifest_values, then, report)
             )
-            self._thread.start()
+            try:
+                report("under way")
+            finally:
+                self._thread.start()
         _raise(missed)
 
     def wait(self) -> None:
@@ -182,7 +199,7 @@ class Saver:
                 )
 
     def _begin(self, folder: Path, items: ocp.args.Composite) -> None:
-        _hush_orbax()
+        hush_orbax()
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(
                 _handler(*self._items),
@@ -199,6 +216,7 @@ class Saver:
         folder: Path,
         manifest_values: dict[str, Any],
         then: Callable[[], None] | None,
+        report: Callable[[str], None],
     ) -> None:
         """The thread."""
 
@@ -209,6 +227,8 @@ class Saver:
                 manifest.write(folder, step=step, **manifest_values)
 
         done = self._attempt(step, folder, finish, rubbish=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the screen any more
+            report("saved" if done else "not saved")
         if done and then is not None and jax.process_index() == 0:
             then()
 
@@ -220,32 +240,64 @@ class Saver:
             work()
         except Exception as error:
             self._missed[step] = f"step {step} is not saved in {folder.parent}: {reason(error)}"
-            if rubbish and jax.process_index() == 0:
-                remove(folder)
-                sweep(folder.parent)
+            if jax.process_index() == 0 and not isinstance(error, CheckpointError):
+                if rubbish:
+                    remove(folder)
+                sweep(folder.parent, interrupted=0)  # the disk may be full
             return False
         return True
 
 
-def move_aside(folder: Path, why: str) -> Path:
-    """Renames `folder` so that it is no step's any more; nothing is deleted."""
-    return folder.rename(folder.with_name(f"{folder.name}.{why}-{time.time_ns()}"))
+def move_aside(folder: Path) -> Path:
+    """Renames `folder` so that it is no step's any more."""
+    return folder.rename(folder.with_name(f"{folder.name}{_UNSOUND}{time.time_ns()}"))
 
 
 def remove(folder: Path) -> None:
     """Deletes `folder` as far as the disk lets it; nobody finds half of it under its name."""
+    doomed = folder.with_name(folder.name + _DELETED)
+    if doomed.exists():
+        shutil.rmtree(doomed, ignore_errors=True)
     try:
-        doomed = folder.rename(folder.with_name(folder.name + _DELETED))
+        folder.rename(doomed)
     except OSError:
         return
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(directory: Path) -> None:
-    """Deletes what saves and deletions that were cut off left, as far as the disk lets it."""
-    for pattern in (f"*{_TEMPORARY}*", f"*{_DELETED}"):
-        for rubbish in directory.glob(pattern):
-            shutil.rmtree(rubbish, ignore_errors=True)
+def sweep(directory: Path, *, interrupted: int = 1) -> None:
+    """Deletes what interrupted saves and deletions left, as far as the disk lets it.
+
+    A folder that was moved aside stays if it has a manifest: it was whole once, and a person may
+    mend it. Folders of any other name are not ours.
+
+    Args:
+        directory: of checkpoints or snapshots; it may be missing.
+        interrupted: how many of the folders that were moved aside without a manifest stay, of the
+            newest. Each is as large as a checkpoint.
+    """
+    aside = []
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.is_symlink() or not path.is_dir():
+                continue
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+            elif (name := _MOVED_ASIDE.fullmatch(path.name)) and _has_no_manifest(path):
+                aside.append((int(name[1]), path))
+    aside.sort(reverse=True)
+    for _, path in aside[interrupted:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_no_manifest(folder: Path) -> bool:
+    try:
+        (folder / manifest.NAME).lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # that cannot be known
+        return False
+    return False
 
 
 def reason(error: BaseException) -> str:
@@ -273,9 +325,9 @@ def reason(error: BaseException) -> str:
 def _make_way(folder: Path) -> None:
     """An empty place for `folder`, on a disk that takes files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
     if folder.exists():
-        move_aside(folder, "unsound")
+        move_aside(folder)
+    sweep(folder.parent)
     # Orbax would notice later, when other processes wait for this one already.
     with tempfile.TemporaryFile(dir=folder.parent) as probe:
         probe.write(b"?")
@@ -299,25 +351,37 @@ def _handler(tree: str, also: tuple[str, ...]) -> ocp.CompositeCheckpointHandler
     return ocp.CompositeCheckpointHandler(*also, **{tree: handler})
 
 
-def _hush_orbax() -> None:
+def hush_orbax() -> None:
     """Keeps tracebacks of failed saves from the screen: what Orbax raises is said in one sentence.
 
     It also prints it, in the log of each of its threads; and it abandons its other writes when one
-    fails, which then complain to asyncio, or to an event loop that is closed.
+    fails, which then complain to asyncio, or to an event loop that is closed, at any later time.
+    So this lasts as long as the process. Calling it again does nothing, unless somebody else has
+    set `sys.unraisablehook` meanwhile.
     """
-
-    def is_news(record: logging.LogRecord) -> bool:
-        if not record.exc_info:
-            return True
-        about_a_save = _TEMPORARY in f"{record.getMessage()} {record.exc_info[1]}"
-        return not (about_a_save or f"{os.sep}orbax{os.sep}" in record.pathname)
-
     for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).addFilter(is_news)
-    others = sys.unraisablehook
+        logging.getLogger(logger).addFilter(_is_news)  # once: a logger knows its filters
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
 
-    def hook(ignored: Any) -> None:
+
+def _is_news(record: logging.LogRecord) -> bool:
+    if not record.exc_info:
+        return True
+    about_a_save = _TEMPORARY in f"{record.getMessage()} {record.exc_info[1]}"
+    return not (about_a_save or f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+class _UnraisableHook:
+    """Leaves everything but a closed event loop to the hook that was there."""
+
+    def __init__(self, others: Callable[[Any], object]) -> None:
+        self._others = others
+
+    def __call__(self, ignored: Any) -> None:
         if ignored.object is not None or str(ignored.exc_value) != "Event loop is closed":
-            others(ignored)
+            self._others(ignored)
 
-    sys.unraisablehook = hook
+
+def _say_nothing(text: str) -> None:
+    """In place of a report that nobody wants."""

@@ -6,6 +6,7 @@ training. They are saved and verified as checkpoints are, see `ddpm_jax.training
 is ever deleted.
 """
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,17 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ddpm_jax.training import manifest
-from ddpm_jax.training.manifest import CheckpointError, DamageError, describe
-from ddpm_jax.training.saver import Saver, reason
+from ddpm_jax.training.manifest import CheckpointError, DamageError, UnfinishedError, describe
+from ddpm_jax.training.saver import Saver, hush_orbax, reason
 
-__all__ = ["Snapshot", "list_snapshots", "load_snapshot", "save_snapshot"]
+__all__ = [
+    "Snapshot",
+    "list_snapshots",
+    "load_snapshot",
+    "save_snapshot",
+    "sigma_rels_of",
+    "survey_snapshots",
+]
 
 _SIGMA_RELS = "sigma_rels"
 
@@ -45,7 +53,8 @@ def save_snapshot(
     """Saves the averages of `step` in a folder of their own below `folder`.
 
     A run that was interrupted comes by the same steps again: a snapshot that is there already,
-    with its manifest and all its files, is left as it is. All processes of a run have to call this.
+    of the same arrays and widths, with its manifest and all its files, is left as it is. All
+    processes of a run have to call this.
 
     Args:
         folder: of all snapshots of a run; made if it is missing.
@@ -67,7 +76,8 @@ def save_snapshot(
         if not described.startswith("float32["):
             raise ValueError(f"averages are float32, and {name} is {described}")
     place = Path(folder).absolute() / str(step)
-    if _is_there(place, step):
+    notes = {_SIGMA_RELS: list(sigma_rels)}
+    if _is_there(place, step, arrays=arrays, notes=notes):
         return
     own = Saver("snapshot", tree="averages") if saver is None else saver
     try:
@@ -76,7 +86,7 @@ def save_snapshot(
             ocp.args.Composite(averages=ocp.args.PyTreeSave(averages)),
             step=step,
             arrays=arrays,
-            notes={_SIGMA_RELS: list(sigma_rels)},
+            notes=notes,
             config=config,
         )
     finally:
@@ -99,13 +109,15 @@ def load_snapshot(folder: Path, step: int, like: Any, *, verify: bool = True) ->
     place = Path(folder).absolute() / str(step)
     if not place.is_dir():
         raise CheckpointError(
-            f"step {step} has no snapshot in {folder}; there are {sorted(list_snapshots(folder))}"
+            f"step {step} has no snapshot in {folder}; there are"
+            f" {sorted(manifest.step_folders(folder))}"
         )
     found = manifest.verify(place, step, contents=verify)
-    sigma_rels = tuple(found.notes[_SIGMA_RELS])
+    sigma_rels = sigma_rels_of(place, found)
     one = jax.tree.map(_as_float32, like)
     averages = (one,) * len(sigma_rels)
     manifest.check_like(place, found.arrays, describe(averages))
+    hush_orbax()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(
@@ -117,22 +129,71 @@ def load_snapshot(folder: Path, step: int, like: Any, *, verify: bool = True) ->
 
 
 def list_snapshots(folder: Path) -> dict[int, tuple[float, ...]]:
-    """The steps that have a snapshot, rising, and the widths in each; only manifests are read."""
+    """The steps that have a snapshot, rising, and the widths in each; only manifests are read.
+
+    One without a manifest is not listed: its save was cut off, or is under way.
+
+    Raises:
+        CheckpointError: one has a damaged manifest. An average without it would be another one.
+    """
     found = {}
-    for step, place in manifest.step_folders(folder).items():
+    for step, place in sorted(manifest.step_folders(folder).items()):
         try:
-            found[step] = tuple(manifest.read(place, step).notes[_SIGMA_RELS])
-        except DamageError:
+            found[step] = sigma_rels_of(place, manifest.read(place, step))
+        except UnfinishedError:
             continue
-    return dict(sorted(found.items()))
+    return found
 
 
-def _is_there(place: Path, step: int) -> bool:
+def survey_snapshots(
+    folder: Path, *, verify: bool = True
+) -> tuple[dict[int, manifest.Manifest], dict[int, DamageError]]:
+    """The manifests of all sound snapshots, and for each that is not sound, what is wrong with it.
+
+    Args:
+        folder: of all snapshots of a run; it may be missing.
+        verify: whether to hash what is in the files; sizes are compared in any case.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    sound, refused = {}, {}
+    for step, place in sorted(manifest.step_folders(folder).items()):
+        try:
+            sound[step] = manifest.verify(place, step, contents=verify)
+            sigma_rels_of(place, sound[step])
+        except DamageError as error:
+            sound.pop(step, None)
+            refused[step] = error
+    return sound, refused
+
+
+def sigma_rels_of(place: Path, stored: manifest.Manifest) -> tuple[float, ...]:
+    """The widths in the snapshot at `place`.
+
+    Raises:
+        DamageError: its manifest does not say them.
+    """
+    widths = stored.notes.get(_SIGMA_RELS)
+    if not (
+        isinstance(widths, list)
+        and widths
+        and all(isinstance(width, float) and 0.0 < width < 1.0 for width in widths)
+    ):
+        raise DamageError(
+            f"{place}: {manifest.NAME}: notes[{_SIGMA_RELS!r}] is {reprlib.repr(widths)}; it has"
+            " to be a list of widths"
+        )
+    return tuple(widths)
+
+
+def _is_there(place: Path, step: int, **values: Any) -> bool:
+    """Whether it is sound, and says the same of itself as the one to be saved would."""
     try:
-        manifest.verify(place, step, contents=False)
+        stored = manifest.verify(place, step, contents=False)
     except DamageError:
         return False
-    return True
+    return all(getattr(stored, field) == value for field, value in values.items())
 
 
 def _as_float32(leaf: Any) -> jax.ShapeDtypeStruct:
