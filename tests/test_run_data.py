@@ -92,7 +92,10 @@ class TestMovedData:
     def test_evaluate_is_told_where_it_is(self, place, tmp_path, capsys):
         shutil.copy(place / "own.npz", tmp_path / "other_name.npz")
         arguments = ["evaluate", str(place / "run"), "--num", "0", "--out", str(tmp_path / "out")]
-        assert main([*arguments, "--data.name", "npz:other_name.npz", "--data.dir", str(tmp_path)]) == 0
+        assert (
+            main([*arguments, "--data.name", "npz:other_name.npz", "--data.dir", str(tmp_path)])
+            == 0
+        )
         stored = json.loads((place / "run" / "results.json").read_text())
         assert f"{stored['bits_per_dim']:.3f}" in capsys.readouterr().out
 

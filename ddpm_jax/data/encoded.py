@@ -68,6 +68,11 @@ class Encoded:
         """Whether images cost no decoding."""
         return False
 
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Of all images, where they are known before an image is read."""
+        return getattr(self.records, "labels", None) if self.labelled else None
+
     def __len__(self) -> int:
         return len(self.records)
 

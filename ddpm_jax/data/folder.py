@@ -1,29 +1,51 @@
 """A folder of images: files in subfolders that name their classes, in any depth.
 
-    root/train/cat/1.png    root/test/cat/7.jpg      its splits, where both folders are there
+    root/train/cat/1.png    root/val/cat/7.jpg       its splits, where both folders are there
     root/cat/1.png          root/dog/deep/down.jpg   no splits: one in ten is held out
     root/train/cat/1.png                             the same, if there is nothing beside train
     root/1.png                                       no subfolders, so no classes
 
-Which one in ten is a matter of the file's name alone (its sha256), so a file stays where it is when
-others come or go. Files and folders whose names begin with a dot are not looked at.
+Splits are known by their usual names, in upper or lower case: train or training; and of test,
+validation, held_out, eval, dev and the like, the first that is there is held out, in the order of
+`_HELD_OUT`. The others are not used.
+
+Which one in ten is a matter of the file's name alone (the sha256 of its path below its class), so
+a file stays where it is when others come or go, and when its class gets another name. Of two images
+or more at least one is held out, and each class keeps at least one to train on: where chance alone
+would hold out one or none, the next by that hash is held out, too, and may be replaced later.
+
+Folders that are links are followed, each real folder once in a class. Files and folders whose names
+begin with a dot are not looked at.
 """
 
+import collections
 import dataclasses
+import errno
 import hashlib
 import os
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from ddpm_jax.data.encoded import Encoded, OnBadImage, Record
 from ddpm_jax.data.images import DataError
-from ddpm_jax.data.preparation import Preparation, decode
+from ddpm_jax.data.preparation import BadImageError, Preparation, decode
 from ddpm_jax.data.source import ImageSet
 
 __all__ = ["read_folder"]
 
-_HELD_OUT = ("test", "validation", "val")
+_TRAIN = ("train", "training")
+_HELD_OUT = (
+    *("test", "testing", "validation", "valid", "val", "heldout", "holdout"),
+    *("evaluation", "eval", "development", "dev"),
+)
+"""Letters of the names of splits; of several that are there the first is held out."""
+_SPLIT = re.compile(rf"({'|'.join((*_TRAIN, *_HELD_OUT))})(set|split|images?|data)?[0-9]*")
+"""Also as in `test1`, `train2017` and `Training_set`."""
+_MOST_BYTES = 2**29
+"""A larger file is not read: no honest image of 89 million pixels has as many."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,22 +77,32 @@ def read_folder(
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise DataError(f"folder {str(root)!r} {what}; data.name is 'folder:PATH'")
-    held_out = next((root / name for name in _HELD_OUT if (root / name).is_dir()), None)
-    if held_out is not None and (root / "train").is_dir():
-        train_files, classes = _files_below(root / "train")
-        held_out_files, held_out_classes = _files_below(held_out)
-        splits = ("train", held_out.name)
+    splits = _splits(root)
+    if splits is not None:
+        training, held_out, *unused = splits
+        names = (training, held_out)
+        train_files, classes = _files_below(root / training)
+        held_out_files, held_out_classes = _files_below(root / held_out)
         if classes != held_out_classes:
             differ = sorted(set(classes or ()) ^ set(held_out_classes or ()))
             raise DataError(
-                f"folder {str(root)!r} has other classes in train than in {held_out.name}"
+                f"folder {str(root)!r} has other classes in {training} than in {held_out}"
                 f" ({', '.join(differ[:3])}); both have to have the same subfolders"
             )
     else:
-        subfolders = [path.name for path in root.iterdir() if path.is_dir()]
-        below = root / "train" if subfolders == ["train"] else root  # which is no class
+        names, unused = ("nine in ten", "one in ten"), []
+        subfolders = _subfolders(root)
+        alone = len(subfolders) == 1 and _split_name(subfolders[0]) in _TRAIN
+        below = root / subfolders[0] if alone else root  # which is no class
         files, classes = _files_below(below)
-        apart = [_is_held_out(path.relative_to(below)) for path in files.paths]
+        if len(files) < 2:
+            raise DataError(
+                f"folder {str(root)!r} has {len(files)} images, too few to hold one in ten out; it"
+                " needs two, or subfolders train and test"
+            )
+        parts = [path.relative_to(below).parts for path in files.paths]
+        inside = ["/".join(of_path if classes is None else of_path[1:]) for of_path in parts]
+        apart = _are_held_out(inside, files.labels)
         train_files, held_out_files = (
             _Files(
                 [path for path, out in zip(files.paths, apart, strict=True) if out == wanted],
@@ -78,12 +110,6 @@ def read_folder(
             )
             for wanted in (False, True)
         )
-        splits = ("nine in ten", "one in ten")
-        if not len(train_files) or not len(held_out_files):
-            raise DataError(
-                f"folder {str(root)!r} has {len(files)} images, too few to hold one in ten out;"
-                " it can have subfolders train and test"
-            )
     shape = _shape_of_first(train_files, preparation)
     train, apart_source = (
         Encoded(files, preparation, 3, shape, classes is not None, on_bad_image)
@@ -94,15 +120,54 @@ def read_folder(
         train=train,
         held_out=apart_source,
         classes=classes,
-        splits=splits,
+        splits=names,
+        unused=tuple(unused),
         preparation=str(preparation),
     )
 
 
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What is in it and not hidden, in the order of the names."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        _raise(error)
+
+
+def _subfolders(root: pathlib.Path) -> list[str]:
+    return [path.name for path in _entries(root) if path.is_dir()]
+
+
+def _split_name(folder: str) -> str | None:
+    """The split that a folder is by its name: "Training_set" is "training"."""
+    match = _SPLIT.fullmatch(re.sub(r"[\W_]", "", folder.casefold()))
+    return match[1] if match else None
+
+
+def _splits(root: pathlib.Path) -> list[str] | None:
+    """The folder to train on, the one to hold out, and all that are not used; None without splits.
+
+    Raises:
+        DataError: nothing but splits, and not one of them to train on.
+    """
+    subfolders = _subfolders(root)
+    training = [name for name in subfolders if _split_name(name) in _TRAIN]
+    held_out = [name for split in _HELD_OUT for name in subfolders if _split_name(name) == split]
+    others = [name for name in subfolders if name not in (*training, *held_out)]
+    if len(training) == 1 and held_out:
+        return [*training, *held_out, *others]
+    if held_out and not others:
+        raise DataError(
+            f"folder {str(root)!r} has the splits {', '.join(map(repr, subfolders))}; it has to"
+            " have one to train on, such as train, beside one to hold out, such as test"
+        )
+    return None
+
+
 def _files_below(root: pathlib.Path) -> tuple[_Files, tuple[str, ...] | None]:
     """All files, in the order of their paths, and the names of their classes if they have some."""
-    entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    folders = [path for path in entries if path.is_dir()]
+    entries = _entries(root)
+    folders = [path for path in entries if path.is_dir() and not _leads_back(path, root)]
     loose = [path for path in entries if _is_file(path)]
     if folders and loose:
         raise DataError(
@@ -126,11 +191,51 @@ def _files_below(root: pathlib.Path) -> tuple[_Files, tuple[str, ...] | None]:
     return _Files(paths, labels), tuple(folder.name for folder in folders)
 
 
-def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (pathlib.Path(parent, name) for name in names if not name.startswith("."))
-        yield from filter(_is_file, paths)
+def _walk(top: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All files below a folder; each real folder once, by its own path before that of a link."""
+    walked: set[tuple[int, int]] = set()
+    tops = [top]
+    while tops:
+        links: list[pathlib.Path] = []
+        for place, folders, names in (
+            found for top in tops for found in os.walk(top, onerror=_raise)
+        ):
+            parent = pathlib.Path(place)
+            status = parent.stat()
+            if (status.st_dev, status.st_ino) in walked:
+                folders.clear()
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            _check_no_splits(parent, folders)
+            linked = (parent / name for name in folders if (parent / name).is_symlink())
+            links += (path for path in linked if not _leads_back(path, top))
+            paths = (parent / name for name in names if not name.startswith("."))
+            yield from filter(_is_file, paths)
+        tops = sorted(links)
+
+
+def _leads_back(path: pathlib.Path, top: pathlib.Path) -> bool:
+    """Whether it is a link to a folder that holds it, or that holds `top`: a loop."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    return any(place.resolve().is_relative_to(target) for place in (path.parent, top))
+
+
+def _check_no_splits(parent: pathlib.Path, folders: Sequence[str]) -> None:
+    """Raises DataError if there are splits in a class: held-out images would be trained on."""
+    by_split = {_split_name(name): name for name in folders}
+    training, held_out = (
+        next((by_split[split] for split in splits if split in by_split), None)
+        for splits in (_TRAIN, _HELD_OUT)
+    )
+    if training is not None and held_out is not None:
+        raise DataError(
+            f"folder {str(parent)!r} is in a class and has the splits {training!r} and"
+            f" {held_out!r}; splits have to be outermost, so move them up, or name the folder"
+            " that has them"
+        )
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -142,27 +247,61 @@ def _is_file(path: pathlib.Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _is_held_out(path: pathlib.Path) -> bool:
-    return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:8]) % 10 == 0
+def _are_held_out(names: Sequence[str], labels: Sequence[int | None]) -> list[bool]:
+    """One in ten by a hash of its name; at least one of two, and not the last of its class."""
+    orders = [_order(name) for name in names]
+    last: dict[int | None, int] = {}
+    for index, label in enumerate(labels):
+        if label not in last or orders[index] > orders[last[label]]:
+            last[label] = index
+    stay = set(last.values())
+    if len(stay) == len(names):  # one image in each class
+        stay = {max(stay, key=orders.__getitem__)}
+    free = {order for index, order in enumerate(orders) if index not in stay}
+    chosen = {order for order in free if order[0] == 0}
+    if len(chosen) < 2 and free > chosen:  # not for none alone: it would leave when the first comes
+        chosen.add(min(free - chosen))
+    # Of classes with files of the same names, the same ones.
+    return [index not in stay and order in chosen for index, order in enumerate(orders)]
+
+
+def _order(name: str) -> tuple[int, int]:
+    """A random place among images to be held out, always the same; those at 0 are one in ten."""
+    # One name has two spellings in Unicode, and systems differ in which they keep.
+    encoded = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    word = int.from_bytes(hashlib.sha256(encoded).digest()[:8])
+    return word % 10, word
 
 
 def _shape_of_first(files: _Files, preparation: Preparation) -> tuple[int, int, int]:
     """Of what comes out: of all images if there is a size, else of the first that is one."""
     if preparation.size is not None:
         return preparation.shape_of((None, None, 3))
+    reasons: dict[str, pathlib.Path] = {}
+    counts: collections.Counter[str] = collections.Counter()
     for path in files.paths:
         encoded = _bytes_of(path)
-        if isinstance(encoded, bytes):
-            try:
-                picture = decode(encoded, 3)
-            except DataError:
-                continue
-            return preparation.shape_of((picture.height, picture.width, 3))
-    raise DataError(f"none of the {len(files)} files, such as {files.paths[0]}, is an image")
+        try:
+            if isinstance(encoded, OSError):
+                raise BadImageError(f"cannot be read ({encoded.strerror})")
+            picture = decode(encoded, 3)
+        except BadImageError as error:
+            reasons.setdefault(str(error), path)
+            counts[str(error)] += 1
+            continue
+        return preparation.shape_of((picture.height, picture.width, 3))
+    ((reason, _),) = counts.most_common(1)
+    raise DataError(
+        f"none of the {len(files)} files, such as {reasons[reason]}, is an image that can be used:"
+        f" it {reason}"
+    )
 
 
 def _bytes_of(path: pathlib.Path) -> bytes | OSError:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            return file.read(_MOST_BYTES)
     except OSError as error:
         return error

@@ -83,6 +83,7 @@ def read_prepared(
         held_out=apart,
         classes=classes,
         splits=parts,
+        unused=() if parts == _TENTHS else tuple(split for split in splits if split not in parts),
         preparation=str(preparation),
     )
 
@@ -176,15 +177,17 @@ def _records(
 
 
 def _first_shape(records: _TfdsRecords, channels: int) -> tuple[int, int, int]:
+    reasons: list[str] = []
     for index in range(len(records)):
         (record,) = records.read([index])
         encoded = record.encoded
         try:
             picture = decode(b"" if isinstance(encoded, OSError) else encoded, channels)
-        except BadImageError:
+        except BadImageError as error:
+            reasons.append(str(error))
             continue
         return picture.height, picture.width, channels
-    raise DataError(f"{records.where(0)} and all others cannot be decoded")
+    raise DataError(f"no image of {len(records)} can be used: {records.where(0)} {reasons[0]}")
 
 
 def _check_features(where: str, features: Any) -> tuple[int, tuple[str, ...] | None]:

@@ -6,7 +6,9 @@ arrays in memory, as files in a folder or as records of a data set, is nobody el
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +26,9 @@ __all__ = [
     "check_crop",
     "in_batches",
 ]
+
+_NAMED = 10
+"""So many classes are named in a sentence."""
 
 
 class Examples(NamedTuple):
@@ -207,6 +212,8 @@ class ImageSet:
     """What each label stands for; None without labels."""
     splits: tuple[str, str] = ("train", "held out")
     """What the data set itself calls the two parts."""
+    unused: tuple[str, ...] = ()
+    """Splits and folders of the data set that are neither trained on nor held out."""
     preparation: str = "as stored"
     """What was done to the images."""
     crop: int | None = None
@@ -245,12 +252,57 @@ class ImageSet:
     @property
     def spec(self) -> ImageSpec:
         """What remains of the set where its images are not at hand."""
-        counts = None if self.classes is None else tuple(np.bincount(self.train.labels, minlength=len(self.classes)).tolist())
+        counts = self.class_counts
         return ImageSpec(self.name, self.image_shape, self.levels, self.classes, counts)
 
     def fingerprint(self) -> str:
-        import hashlib
-        return hashlib.sha256(self.train.images.tobytes()).hexdigest()
+        """To come."""
+        return hashlib.sha256(self.train[np.arange(len(self.train))].images.tobytes()).hexdigest()
+
+    @functools.cached_property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """The number of training images of each class; None without labels.
+
+        Also None where labels are read with each image and were not counted.
+        """
+        labels = getattr(_uncropped(self.train), "labels", None)
+        if self.classes is None or labels is None:
+            return None
+        counts = np.bincount(np.asarray(labels, np.int64), minlength=len(self.classes))
+        return tuple(map(int, counts))
+
+    def summary(self) -> str:
+        """One sentence: which splits and classes were found, and how many images they have."""
+        (train, held_out), parts = self.splits, []
+        parts.append(f"{len(self.train):,} images to train on ({train!r})")
+        parts.append(f"{len(self.held_out):,} held out ({held_out!r})")
+        parts.append("no classes" if self.classes is None else self._summary_of_classes())
+        if self.unused:
+            parts.append(f"not used: {_some(self.unused)}")
+        return f"images {self.name!r}: {'; '.join(parts)}"
+
+    def _summary_of_classes(self) -> str:
+        classes, counts = self.classes or (), self.class_counts
+        number = f"{len(classes):,} class{'es' if len(classes) != 1 else ''}"
+        if counts is None:
+            return f"{number} ({_some(classes)})"
+        if len(classes) <= _NAMED:
+            each = ", ".join(f"{one!r} {n:,}" for one, n in zip(classes, counts, strict=True))
+            return f"{number}, training images of each: {each}"
+        text = f"{number}, {min(counts):,} to {max(counts):,} training images of each"
+        empty = [one for one, count in zip(classes, counts, strict=True) if not count]
+        return f"{text} (none of {_some(empty)})" if empty else text
+
+
+def _uncropped(source: Source) -> Source:
+    return source.source if isinstance(source, CentreCropped) else source
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _NAMED
+    text = ", ".join(map(repr, names[:_NAMED]))
+    return f"{text} and {more:,} more" if more > 0 else text
 
 
 def check_crop(side: int, image_shape: tuple[int, int, int]) -> None:

@@ -1,5 +1,6 @@
 """Where images come from, by name. Nothing is ever downloaded here."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -85,13 +86,11 @@ def load(
         _read_if_small(source, memory_gb, f"{images.name}, {split}")
         for source, split in zip((images.train, images.held_out), images.splits, strict=True)
     )
-    return ImageSet(
-        images.name,
+    return dataclasses.replace(
+        images,
         train=train,
         held_out=held_out if crop is None else CentreCropped(held_out, crop),
-        levels=images.levels,
         classes=images.classes if train.labelled and held_out.labelled else None,
-        splits=images.splits,
         preparation=_described(images.preparation, crop),
         crop=crop,
     )

@@ -1,9 +1,9 @@
 """Images drawn from a network: over the mesh, in batches, each a matter of its own number.
 
-Image i of a key has the key fold_in(key, i) for all that is random about it. A network with classes
-draws one class after the other, of those that have training images, unless one is asked for: image
-i has the class i mod their number. So it is the same image in whatever batch and on whatever mesh it
-is drawn, but for rounding: sums inside the network may be taken in another order.
+Image i of a key has the key fold_in(key, i) for all that is random about it. Of a network with
+classes it has class i mod their number, unless one is asked for; classes without training images do
+not count. So it is the same image in whatever batch and on whatever mesh it is drawn, but for
+rounding: sums inside the network may be taken in another order.
 """
 
 import functools

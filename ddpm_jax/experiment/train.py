@@ -79,6 +79,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             form = make_form(experiment)
         if not hosts.is_first():
             console = Console(quiet=True)
+        say(console, experiment.images.summary())
         with contextlib.ExitStack() as stack:
             with hosts.together():
                 if hosts.is_first():
