@@ -434,8 +434,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("kind", "arguments", "said"),
         [
-            ("run", ["--label", "10"], "--label is 10; the run has the classes 0 to 9"),
-            ("run", ["--label", "-1"], "--label is -1; the run has the classes 0 to 9"),
+            ("run", ["--label", "10"], "--label is '10'; the run has the classes 0, 1, 2,"),
+            ("run", ["--label", "-1"], "--label is '-1'; the run has the classes 0, 1, 2,"),
             ("run", ["--guidance", "nan"], "--guidance is nan; it has to be finite"),
             ("untold", ["--label", "0"], "is for runs with classes; this one has none"),
             ("untold", ["--guidance", "2"], "is for runs with classes; this one has none"),
