@@ -1,5 +1,7 @@
 """What the subcommands' argument parsing has in common."""
 
+import contextlib
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +13,23 @@ from ddpm_jax import config as configs
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import Experiment, Sampling
+from ddpm_jax.terminal import escape
 
-__all__ = ["check_at_least", "check_sampling", "check_seed", "parse_config"]
+__all__ = ["check_at_least", "check_sampling", "check_seed", "parse_config", "parse_options"]
+
+
+def parse_options(options: Any, prog: str, arguments: Sequence[str], **how: Any) -> Any:
+    """`tyro.cli`; its messages show what a terminal would obey in arguments as `repr` does."""
+    prog, harmless = escape(prog), [escape(argument) for argument in arguments]
+    if harmless != list(arguments):
+        unseen = io.StringIO()
+        with (
+            contextlib.suppress(SystemExit),
+            contextlib.redirect_stdout(unseen),
+            contextlib.redirect_stderr(unseen),
+        ):
+            return tyro.cli(options, prog=prog, args=arguments, **how)
+    return tyro.cli(options, prog=prog, args=harmless, **how)
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> Config:
@@ -33,13 +50,14 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
     else:
         path, overrides = arguments[0], list(arguments[1:])
         default = configs.load(Path(path))
-    return tyro.cli(
+    config: Config = parse_options(
         Config,
-        prog=f"ddpm-jax {command} {path}",
-        description=f"Fields of the config {path}, and their values in it.",
-        args=overrides,
+        f"ddpm-jax {command} {path}",
+        overrides,
+        description=escape(f"Fields of the config {path}, and their values in it."),
         default=default,
     )
+    return config
 
 
 def check_at_least(asked: Any, least: int, *names: str) -> None:

@@ -9,12 +9,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import parse_config
+from ddpm_jax.cli.arguments import parse_config, parse_options
 from ddpm_jax.cli.plan_tables import collectives_table, plans_table, sentences
 from ddpm_jax.config import to_json, validate
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import say
 from ddpm_jax.plan import parse, plans
+from ddpm_jax.terminal import say
 
 __all__ = ["run"]
 
@@ -45,8 +45,8 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Compiles, and prints tables; needs no dataset and no accelerator."""
-    asked, rest = tyro.cli(
-        Arguments, prog="ddpm-jax plan CONFIG", args=arguments, return_unknown_args=True
+    asked, rest = parse_options(
+        Arguments, "ddpm-jax plan CONFIG", arguments, return_unknown_args=True
     )
     config = parse_config("plan", rest)
     validate(config)

@@ -1,7 +1,6 @@
 """A run's experiment and its newest checkpoint, for the commands that only read."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from ddpm_jax.experiment import (
     build,
     post_hoc_params,
 )
+from ddpm_jax.terminal import complain
 from ddpm_jax.training import Checkpoints
 
 __all__ = ["ParamsName", "RestoredRun", "read_config", "restore_run"]
@@ -65,7 +65,7 @@ def restore_run(
     experiment = build(config)
     for source in (experiment.images.train, experiment.images.held_out):
         for where, why in source.skipped.items():
-            print(f"ddpm-jax: skipped: {where} {why}", file=sys.stderr)
+            complain(f"skipped: {where} {why}")
     verify = config.train.verify_checkpoints
     if sigma_rel is not None:
         averaged, step = post_hoc_params(experiment, run, sigma_rel, verify=verify)
@@ -75,6 +75,6 @@ def restore_run(
     if restored is None:
         raise RunDirectoryError(f"{str(directory)!r} has no checkpoint yet; try again later")
     for sentence in restored.refused.values():
-        print(f"ddpm-jax: not read: {sentence}", file=sys.stderr)
+        complain(f"not read: {sentence}")
     state = restored.state
     return RestoredRun(experiment, {"ema": state.ema_params, "raw": state.params}, restored.step)
