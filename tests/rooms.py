@@ -20,6 +20,7 @@ ROOMS = (
     *CORE,
     *(
         "files",
+        "terminal",
         "models",
         "parallel",
         "training",

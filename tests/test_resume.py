@@ -36,20 +36,51 @@ def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path):
     finish([*arguments, "--workdir", str(tmp_path / "whole")])
     arguments += ["--workdir", str(tmp_path / "stopped")]
     saved = 0
-    for asked in (signal.SIGTERM, signal.SIGINT):
+    for asked, times in ((signal.SIGTERM, 10), (signal.SIGINT, 1), (signal.SIGHUP, 3)):
         (process,) = start(arguments)
         for line in process.stdout:
             if line.startswith(f"step {saved // 5 * 5 + 25}/"):
                 break
-        process.send_signal(asked)
+        for _ in range(times):  # a scheduler repeats itself
+            process.send_signal(asked)
+            time.sleep(0.02)
         (end,) = ended([process], timeout=60)
         assert end.code == 128 + asked, end
+        assert "finishing step" in end.out
         assert "the same command goes on from there" in end.out
         said = rf"^ddpm-jax: stopped by {asked.name}; step (\d+) is saved$"
         before, (saved,) = saved, map(int, re.findall(said, end.errors))
         assert before + 20 <= saved < 300
     assert f"going on from step {saved}\n" in finish(arguments)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_a_signal_before_the_first_step_leaves_at_once(tmp_path):
+    """Also of a run that goes on and has done no new step: there is nothing to save."""
+    arguments = [TINY, "--train.steps", "300", "--workdir", str(tmp_path / "run")]
+    for asked, said in (
+        (signal.SIGTERM, "stopped by SIGTERM; nothing was trained, and nothing is lost"),
+        (signal.SIGINT, "interrupted"),
+    ):
+        (process,) = start(arguments, cache=tmp_path / "empty")  # so that it compiles
+        for line in process.stdout:
+            if line.startswith("compiling the train step"):
+                break
+        began = time.monotonic()
+        process.send_signal(asked)
+        (end,) = ended([process], timeout=60)
+        assert (end.code, end.errors) == (128 + asked, f"ddpm-jax: {said}\n")
+        assert time.monotonic() - began < 3
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def test_an_interrupt_while_jax_is_imported_is_one_line():
+    for seconds in (0.2, 0.8):
+        (process,) = start(["absent.py"])
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        (end,) = ended([process], timeout=60)
+        assert end == (130, "", "ddpm-jax: interrupted\n")
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path):

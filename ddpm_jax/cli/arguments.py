@@ -1,5 +1,7 @@
 """What the subcommands' argument parsing has in common."""
 
+import contextlib
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +13,16 @@ from ddpm_jax.config import Config
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import Experiment, Sampling, sampling_of
+from ddpm_jax.terminal import escape
 
-__all__ = ["EXECUTED", "check_at_least", "check_seed", "parse_config", "sampling_from"]
+__all__ = [
+    "EXECUTED",
+    "check_at_least",
+    "check_seed",
+    "parse_config",
+    "parse_options",
+    "sampling_from",
+]
 
 _MOST_NAMES = 12
 """A sentence names at most so many classes."""
@@ -21,6 +31,20 @@ EXECUTED = (
     " read one from somebody else before you run it."
 )
 """What the help of each command that takes a config file says."""
+
+
+def parse_options(options: Any, prog: str, arguments: Sequence[str], **how: Any) -> Any:
+    """`tyro.cli`; its messages show what a terminal would obey in arguments as `repr` does."""
+    prog, harmless = escape(prog), [escape(argument) for argument in arguments]
+    if harmless != list(arguments):
+        unseen = io.StringIO()
+        with (
+            contextlib.suppress(SystemExit),
+            contextlib.redirect_stdout(unseen),
+            contextlib.redirect_stderr(unseen),
+        ):
+            return tyro.cli(options, prog=prog, args=arguments, **how)
+    return tyro.cli(options, prog=prog, args=harmless, **how)
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> Config:
@@ -42,11 +66,11 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
     else:
         path, overrides = arguments[0], list(arguments[1:])
         default = configs.load(path)
-    config = tyro.cli(
+    config = parse_options(
         Config,
-        prog=f"ddpm-jax {command} {path}",
-        description=f"Fields of the config {path}, and their values in it. {EXECUTED}",
-        args=overrides,
+        f"ddpm-jax {command} {path}",
+        overrides,
+        description=escape(f"Fields of the config {path}, and their values in it. {EXECUTED}"),
         default=default,
     )
     return configs.checked(config, Config)

@@ -8,9 +8,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ddpm_jax.cli.arguments import parse_options
 from ddpm_jax.data import prepared_directory
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import say
+from ddpm_jax.terminal import say
 
 __all__ = ["run"]
 
@@ -47,9 +48,9 @@ def run(arguments: Sequence[str], console: Console) -> None:
         case ["-h" | "--help"]:
             say(console, "usage: ddpm-jax data prepare NAME | ddpm-jax data inception PTH NPZ")
         case ["prepare", *rest]:
-            _prepare(tyro.cli(Prepare, prog="ddpm-jax data prepare", args=rest), console)
+            _prepare(parse_options(Prepare, "ddpm-jax data prepare", rest), console)
         case ["inception", *rest]:
-            _inception(tyro.cli(Inception, prog="ddpm-jax data inception", args=rest), console)
+            _inception(parse_options(Inception, "ddpm-jax data inception", rest), console)
         case _:
             given = repr(arguments[0]) if arguments else "nothing"
             raise UserError(

@@ -10,16 +10,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax.cli.arguments import check_at_least, check_seed, sampling_from
+from ddpm_jax.cli.arguments import check_at_least, check_seed, parse_options, sampling_from
 from ddpm_jax.cli.restored import DataPlace, restore_run
 from ddpm_jax.cli.results import likelihood_table
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import strip_times
 from ddpm_jax.evaluation.plots import plot_training
-from ddpm_jax.experiment import Experiment, RunDirectory, say
+from ddpm_jax.experiment import Experiment, RunDirectory
 from ddpm_jax.experiment.assess import Asked, assess
 from ddpm_jax.samplers import Spacing
+from ddpm_jax.terminal import cell, say
 
 __all__ = ["run"]
 
@@ -67,7 +68,7 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures, draws and prints; goes on with an evaluation that was interrupted."""
-    asked = tyro.cli(Arguments, prog="ddpm-jax evaluate", args=arguments)
+    asked: Arguments = parse_options(Arguments, "ddpm-jax evaluate", arguments)
     check_at_least(asked, 0, "num")
     if asked.num == 1:
         raise UserError("--num is 1; a spread takes at least 2 samples")
@@ -145,8 +146,10 @@ def _metrics_table(results: dict[str, Any]) -> Table:
     """One row a metric, one column a set of parameters, and what has to stand beside them."""
     how = results["sampling"]
     table = Table(
-        title=f"{results['dataset']}, {how['images']} samples by {how['sampler']}"
-        f" in {how['steps'] or 'all'} steps",
+        title=cell(
+            f"{results['dataset']}, {how['images']} samples by {how['sampler']}"
+            f" in {how['steps'] or 'all'} steps"
+        ),
         caption=f"held out: {results['held_out_images']} held-out images in place of samples;"
         " halves: one half of the training images in place of samples, against the other",
     )
@@ -157,7 +160,7 @@ def _metrics_table(results: dict[str, Any]) -> Table:
     for row in zip(*columns, strict=True):
         values = [_number(score["value"], score["spread"]) for score in row]
         floors = [_number(row[0][floor]) for floor in ("held_out", "halves")]
-        table.add_row(row[0]["name"], *values, *floors)
+        table.add_row(cell(row[0]["name"]), *values, *floors)
     return table
 
 

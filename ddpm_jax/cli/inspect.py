@@ -9,8 +9,9 @@ from rich.table import Table
 
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.config import Config, validate
-from ddpm_jax.experiment import check_image_size, image_shape_of, make_model, make_process, say
+from ddpm_jax.experiment import check_image_size, image_shape_of, make_model, make_process
 from ddpm_jax.models import layer_table
+from ddpm_jax.terminal import cell, say
 
 __all__ = ["run"]
 
@@ -26,15 +27,15 @@ def run(arguments: Sequence[str], console: Console) -> None:
     else:
         console.print(_process_table(config, shape))
     layers = layer_table(make_model(config), shape)
-    table = Table(title=f"{config.data.name}: one {'x'.join(map(str, shape))} image")
+    table = Table(title=cell(f"{config.data.name}: one {'x'.join(map(str, shape))} image"))
     table.add_column("layer")
     table.add_column("kind")
     for heading in ("output", "parameters", "FLOPs"):
         table.add_column(heading, justify="right")
     for layer in layers:
         table.add_row(
-            layer.name,
-            layer.kind,
+            cell(layer.name),
+            cell(layer.kind),
             "x".join(map(str, layer.output)),
             f"{layer.parameters:,}",
             f"{layer.flops:,}",
@@ -49,7 +50,7 @@ def _process_table(config: Config, shape: tuple[int, int, int]) -> Table:
     times = np.unique(np.linspace(0, process.num_steps - 1, 5).round().astype(np.int32))
     log_snr = np.log(np.asarray(process.snr(jnp.asarray(times))).reshape(len(times), -1))
     modes = f"{log_snr.shape[1]} modes" if log_snr.shape[1] > 1 else "one mode"
-    table = Table(title=f"the process: {config.process.name}, {modes}")
+    table = Table(title=cell(f"the process: {config.process.name}, {modes}"))
     for heading in ("t", "least log SNR", "greatest"):
         table.add_column(heading, justify="right")
     for t, least, greatest in zip(times, log_snr.min(axis=1), log_snr.max(axis=1), strict=True):

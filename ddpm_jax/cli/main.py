@@ -1,24 +1,17 @@
-"""The `ddpm-jax` command: finds the subcommand, and turns what a person can mend into one line."""
+"""The `ddpm-jax` command: usage, exit codes, and quiet first seconds.
 
-import importlib
-import logging
+Importing this module does not import JAX: that takes seconds, in which a person may press ctrl-C.
+"""
+
+import contextlib
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
-import jax
-from rich.console import Console
-
-from ddpm_jax.cli.platforms import ignore_absent_accelerators
-from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import lost
-from ddpm_jax.parallel.hosts import LostError
-from ddpm_jax.training import DivergenceError, InterruptedTraining, SaveError
-
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "train": "train a config, or go on with it, then evaluate and draw",
@@ -30,53 +23,50 @@ COMMANDS = {
     "plan": "memory, traffic and time of a config on a pod, before the pod is rented",
 }
 
-EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_DISK = 3
-EXIT_SIGNAL = 128
-"""Plus the signal's number."""
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code.
 
     0 done, 1 training diverged, 2 something in the arguments or files that a person can mend,
-    3 the disk refused one save too many, 4 another process of the run is gone, 130 interrupted with
-    ctrl-C, 143 asked to stop by SIGTERM. `train` has saved the step at hand in the last two cases,
-    but for a second ctrl-C.
+    3 the disk refused one save too many, or a file that standard output goes to, 4 another process
+    of the run is gone, 70 an error that nobody foresaw, 129, 130 or 143 stopped by SIGHUP, ctrl-C
+    or SIGTERM. `train` has saved the step at hand in the last three cases, but for a second ctrl-C.
+    A closed pipe changes no exit code; nor does, of `train`, a standard output that refuses.
     """
+    with _quiet_interrupts():
+        from ddpm_jax import terminal
+
+        terminal.open_closed()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with terminal.streams() as (out, _):
+        code = _run(arguments)
+        out.settle()
+        if code == 0 and out.is_short() and arguments[:1] != ["train"]:
+            terminal.complain(f"standard output did not take all of it: {out.refusal}")
+            code = EXIT_DISK
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from ddpm_jax import terminal
+
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else EXIT_USAGE
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         known = ", ".join(COMMANDS)
-        return _fail(f"the command is {command!r}; it has to be one of {known}", EXIT_USAGE)
-    # Orbax and grain warn through absl about what is handled here.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    ignore_absent_accelerators()
-    try:
-        module = importlib.import_module(f"ddpm_jax.cli.{command}")
-        module.run(rest, Console())
-    except SaveError as error:
-        return _fail(str(error), EXIT_DISK)
-    except (UserError, OSError) as error:
-        return _fail(str(error), EXIT_USAGE)
-    except DivergenceError as error:
-        return _fail(str(error), EXIT_DIVERGED)
-    except InterruptedTraining as error:
-        return _fail(str(error), EXIT_SIGNAL + error.signal_number)
-    except LostError as error:
-        return _fail(str(error), lost.EXIT_LOST)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
-    except Exception:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        _leave(1)  # as Python does for what nobody foresaw
-    return 0
+        terminal.complain(f"the command is {command!r}; it has to be one of {known}")
+        return EXIT_USAGE
+    with _quiet_interrupts():
+        from ddpm_jax.cli.dispatch import dispatch, load
+
+        module = load(command)
+    return dispatch(module, rest)
 
 
 def _usage() -> str:
@@ -92,17 +82,23 @@ def _usage() -> str:
     )
 
 
-def _fail(sentence: str, code: int) -> int:
-    several = jax.distributed.is_initialized()
-    if several:
-        lost.last_word()
-    print(f"ddpm-jax: {sentence}", file=sys.stderr, flush=True)
-    if several:
-        _leave(code)
-    return code
+@contextlib.contextmanager
+def _quiet_interrupts() -> Iterator[None]:
+    """For imports: ctrl-C leaves at once, with a line; no library can swallow that."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
 
+    def leave(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"ddpm-jax: interrupted\n")
+        os._exit(EXIT_INTERRUPTED)
 
-def _leave(code: int) -> NoReturn:
-    """At once: an orderly exit waits for others, who may be gone or wait for this one."""
-    sys.stdout.flush()
-    os._exit(code)
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,13 +9,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import EXECUTED, parse_config
+from ddpm_jax.cli.arguments import EXECUTED, parse_config, parse_options
 from ddpm_jax.cli.plan_tables import collectives_table, plans_table, sentences
 from ddpm_jax.config import to_json, validate
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import say
 from ddpm_jax.files import whole_file
 from ddpm_jax.plan import parse, plans
+from ddpm_jax.terminal import say
 
 __all__ = ["run"]
 
@@ -46,11 +46,11 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Compiles, and prints tables; needs no dataset and no accelerator."""
-    asked, rest = tyro.cli(
+    asked, rest = parse_options(
         Arguments,
-        prog="ddpm-jax plan CONFIG",
+        "ddpm-jax plan CONFIG",
+        arguments,
         description=f"{Arguments.__doc__}\n\n{EXECUTED}",
-        args=arguments,
         return_unknown_args=True,
     )
     config = parse_config("plan", rest)

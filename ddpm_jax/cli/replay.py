@@ -10,9 +10,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ddpm_jax.cli.arguments import parse_options
 from ddpm_jax.cli.restored import DataPlace, build_run, read_config
-from ddpm_jax.experiment import Replayed, RunDirectory, replay, say
+from ddpm_jax.experiment import Replayed, RunDirectory, replay
 from ddpm_jax.files import whole_file
+from ddpm_jax.terminal import cell, say
 
 __all__ = ["run"]
 
@@ -34,7 +36,7 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Computes, prints, and writes the file that was asked for."""
-    asked = tyro.cli(Arguments, prog="ddpm-jax replay", args=arguments)
+    asked: Arguments = parse_options(Arguments, "ddpm-jax replay", arguments)
     directory = RunDirectory(asked.run)
     experiment = build_run(directory, read_config(directory), data=asked.data)
     found = replay(experiment, directory, asked.step)
@@ -73,7 +75,7 @@ def _parameters(found: Replayed, worst: int) -> Table:
     names = list(found.gradient_norms)
     for index in _largest(norms)[:worst]:
         own = found.parameter_norms[names[index]]
-        table.add_row(names[index], f"{norms[index]:.6g}", f"{own:.6g}")
+        table.add_row(cell(names[index]), f"{norms[index]:.6g}", f"{own:.6g}")
     return table
 
 

@@ -1,7 +1,6 @@
 """A run's experiment and its newest checkpoint, for the commands that only read."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +14,7 @@ from ddpm_jax.experiment import (
     post_hoc_params,
     read_data_record,
 )
+from ddpm_jax.terminal import complain
 from ddpm_jax.training import Checkpoints
 
 __all__ = ["DataPlace", "ParamsName", "RestoredRun", "build_run", "read_config", "restore_run"]
@@ -110,7 +110,7 @@ def restore_run(
     if experiment.loaded is not None:
         for source in (experiment.loaded.train, experiment.loaded.held_out):
             for where, why in source.skipped.items():
-                print(f"ddpm-jax: skipped: {where} {why}", file=sys.stderr)
+                complain(f"skipped: {where} {why}")
     verify = config.train.verify_checkpoints
     if sigma_rel is not None:
         averaged, step = post_hoc_params(
@@ -119,7 +119,7 @@ def restore_run(
             sigma_rel,
             verify=verify,
             skip_missing=skip_missing_snapshots,
-            say=lambda sentence: print(f"ddpm-jax: {sentence}", file=sys.stderr),
+            say=complain,
         )
         return RestoredRun(experiment, {"sigma_rel": averaged}, step)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
@@ -127,6 +127,6 @@ def restore_run(
     if restored is None:
         raise RunDirectoryError(f"{str(directory)!r} has no checkpoint yet; try again later")
     for sentence in restored.refused.values():
-        print(f"ddpm-jax: not read: {sentence}", file=sys.stderr)
+        complain(f"not read: {sentence}")
     state = restored.state
     return RestoredRun(experiment, {"ema": state.ema_params, "raw": state.params}, restored.step)

@@ -4,6 +4,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ddpm_jax.terminal import cell
 
 __all__ = ["likelihood_table", "print_results"]
 
@@ -16,7 +19,7 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
 def likelihood_table(results: dict[str, Any], *, params: str = "") -> Table:
     """The same as a table, of the parameters of this name."""
     title = f"{results['dataset']}, {results['images']} held-out images, step {results['step']}"
-    table = Table(title=f"{title}, {params}" if params else title)
+    table = Table(title=cell(f"{title}, {params}" if params else title))
     table.add_column("code")
     table.add_column("bits/dim", justify="right")
     table.add_row(f"uniform, log2 {results['levels']}", f"{results['uniform']:.3f}")
@@ -34,6 +37,8 @@ def likelihood_table(results: dict[str, Any], *, params: str = "") -> Table:
         elbo = f"ELBO over T = {num_steps}, from {num_times} terms of each image"
     table.add_row(
         f"this model, {elbo}",
-        f"[bold]{results['bits_per_dim']:.3f}[/] +- {results['standard_error']:.3f}",
+        Text.assemble(
+            (f"{results['bits_per_dim']:.3f}", "bold"), f" +- {results['standard_error']:.3f}"
+        ),
     )
     return table

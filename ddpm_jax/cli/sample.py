@@ -10,14 +10,15 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import check_at_least, check_seed, sampling_from
+from ddpm_jax.cli.arguments import check_at_least, check_seed, parse_options, sampling_from
 from ddpm_jax.cli.restored import DataPlace, ParamsName, restore_run
 from ddpm_jax.config import SamplerName
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
-from ddpm_jax.experiment import Experiment, Sampling, make_drawer, say
+from ddpm_jax.experiment import Experiment, Sampling, make_drawer
 from ddpm_jax.files import whole_file
 from ddpm_jax.samplers import Spacing
+from ddpm_jax.terminal import say
 
 __all__ = ["run"]
 
@@ -57,7 +58,7 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Draws and writes one file."""
-    asked = tyro.cli(Arguments, prog="ddpm-jax sample", args=arguments)
+    asked: Arguments = parse_options(Arguments, "ddpm-jax sample", arguments)
     if asked.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out is {str(asked.out)!r}; its name has to end in .png or .npz")
     if not asked.out.parent.is_dir():

@@ -10,8 +10,9 @@ from rich.console import Console
 from ddpm_jax import training
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.cli.results import print_results
-from ddpm_jax.experiment import RunDirectory, say, train
+from ddpm_jax.experiment import RunDirectory, train
 from ddpm_jax.parallel import hosts, lost
+from ddpm_jax.terminal import say
 
 __all__ = ["run"]
 

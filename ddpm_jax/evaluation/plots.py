@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.files import whole_file
+from ddpm_jax.terminal import escape
 
 __all__ = ["Curve", "plot_per_time", "plot_training"]
 
@@ -34,7 +35,8 @@ def plot_per_time(path: Path, curves: Mapping[str, Curve], *, title: str) -> Non
         axes.fill_between(
             known, np.maximum(mean - error, 1e-12), mean + error, color=line.get_color(), alpha=0.2
         )
-    axes.set(title=title, xlabel="t", ylabel="bits per dimension", yscale="log")
+    _title(axes, title)
+    axes.set(xlabel="t", ylabel="bits per dimension", yscale="log")
     axes.legend(frameon=False)
     _save(figure, path)
 
@@ -55,7 +57,8 @@ def plot_training(path: Path, lines: Sequence[Mapping[str, Any]], *, title: str)
             marker = "o" if name == "held_out_loss" else None
             label = name.replace("_", "-", 1).replace("_", " ")
             axes.plot(steps, values, marker=marker, markersize=3, linewidth=1.2, label=label)
-    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    _title(axes, title)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend(frameon=False)
     _save(figure, path)
 
@@ -68,6 +71,11 @@ def _figure() -> tuple[Any, Any]:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _title(axes: Any, title: str) -> None:
+    """As text: the name of a data set may have dollars in it, which is no formula."""
+    axes.set_title(escape(title), parse_math=False)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -29,5 +29,4 @@ from ddpm_jax.experiment.process import make_process as make_process
 from ddpm_jax.experiment.replay import Replayed as Replayed
 from ddpm_jax.experiment.replay import replay as replay
 from ddpm_jax.experiment.report import save_drawn as save_drawn
-from ddpm_jax.experiment.report import say as say
 from ddpm_jax.experiment.train import train as train

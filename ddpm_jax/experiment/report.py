@@ -7,12 +7,17 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image, scalar
@@ -21,8 +26,9 @@ from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import Drawn
 from ddpm_jax.files import whole_file
+from ddpm_jax.terminal import say
 
-__all__ = ["MetricsLog", "TrainingDisplay", "save_drawn", "say"]
+__all__ = ["MetricsLog", "TrainingDisplay", "save_drawn"]
 
 
 class MetricsLog:
@@ -123,24 +129,25 @@ class TrainingDisplay:
         self._batch_size = batch_size
         self._last: tuple[int, float] | None = None
         self._waited = 0.0
+        self._line = _Line(steps)
         self._bar = Progress(
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            self._line,
             console=console,
             disable=not console.is_terminal,
             transient=True,
+            expand=True,
         )
-        self._task = self._bar.add_task("", total=steps, completed=start, told="compiling")
+        self._task = self._bar.add_task("", total=steps, completed=start)
 
     def __enter__(self) -> "TrainingDisplay":
         self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes the bar away; may be called twice."""
         self._bar.stop()
 
     def advance(self, step: int, waited: float) -> None:
@@ -164,16 +171,22 @@ class TrainingDisplay:
         steps_per_second = (step - before) / (now - then) if step > before else 0.0
         images_per_second = steps_per_second * self._batch_size
         speed = {"steps_per_second": steps_per_second, "images_per_second": images_per_second}
-        told = f"loss {loss:.4f}  {steps_per_second:.1f} steps/s  {images_per_second:.0f} images/s"
+        figures = {
+            "loss": f"loss {loss:.4f}",
+            "speed": f"{steps_per_second:.1f} steps/s",
+            "images": f"{images_per_second:.0f} images/s",
+        }
         if step > before:
             speed["waited_for_data"] = waited / (now - then)
-            told += f"  {speed['waited_for_data']:.1%} waiting for data"
+            figures["waiting"] = f"{speed['waited_for_data']:.1%} waiting for data"
         if skipped:
-            told += f"  {skipped} bad steps skipped"
-        self._bar.update(self._task, told=told)
+            figures["skipped"] = f"{skipped} bad steps skipped"
+        left = (self._steps - step) / steps_per_second if steps_per_second else math.inf
+        figures["left"] = f"{_minutes(left)} left"
+        self._line.figures = figures
+        self._bar.update(self._task, completed=step)
         if not self._console.is_terminal:
-            left = (self._steps - step) / steps_per_second if steps_per_second else math.inf
-            self.say(f"step {step}/{self._steps}  {told}  {_minutes(left)} left")
+            self.say("  ".join([f"step {step}/{self._steps}", *figures.values()]))
         return speed
 
     def pause(self) -> None:
@@ -185,9 +198,49 @@ class TrainingDisplay:
         say(self._console, text)
 
 
-def say(console: Console, text: str) -> None:
-    """One line exactly as it is: paths are neither wrapped nor coloured."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+class _Line(ProgressColumn):
+    """The bar and its figures; what matters least is left out where the terminal is narrow."""
+
+    def __init__(self, steps: int) -> None:
+        self.figures = {"note": "compiling"}
+        self._steps = steps
+        super().__init__()
+
+    def render(self, task: Task) -> "_Fitted":
+        share = task.percentage / 100.0
+        parts = {"percent": f"{share:4.0%}", "step": f"step {task.completed:.0f}/{self._steps}"}
+        return _Fitted(parts | self.figures, share)
+
+
+class _Fitted(NamedTuple):
+    """What of these parts fits in the width that there is, in their order."""
+
+    parts: dict[str, str]
+    share: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        chosen = dict(self.parts)
+        for name in _FIRST_TO_GO:
+            if len(_GAP.join(chosen.values())) <= options.max_width:
+                break
+            chosen.pop(name, None)
+        text = _GAP.join(chosen.values())
+        room = min(options.max_width - len(text) - len(_GAP), _LONGEST_BAR)
+        if room < _SHORTEST_BAR:
+            yield Text(text[: options.max_width], no_wrap=True)
+            return
+        grid = Table.grid()
+        grid.add_row(ProgressBar(1.0, self.share, width=room), Text(_GAP + text, no_wrap=True))
+        yield grid
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, options.max_width)
+
+
+_GAP = "  "
+_FIRST_TO_GO = ("waiting", "images", "percent", "skipped", "speed", "loss", "note", "left")
+"""The step's number stays."""
+_SHORTEST_BAR, _LONGEST_BAR = 8, 40
 
 
 def save_drawn(directory: Path, name: str, drawn: Drawn, *, levels: int) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -31,8 +32,9 @@ from ddpm_jax.experiment.data_record import (
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import make_drawer, sampling_of
 from ddpm_jax.experiment.measure import evaluate, held_out_loss
-from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn, say
+from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn
 from ddpm_jax.parallel import Form, hosts
+from ddpm_jax.terminal import say
 from ddpm_jax.training.checkpoints import Restored
 
 __all__ = ["train"]
@@ -55,10 +57,12 @@ def train(config: Config, console: Console) -> dict[str, Any]:
     Raises:
         UserError: something that the caller can mend, before anything is compiled or written.
         training.DivergenceError: the loss turned NaN or Inf; the last checkpoint is sound.
-        training.InterruptedTraining: SIGTERM or SIGINT; the step at hand is saved.
+        training.InterruptedTraining: SIGTERM, SIGHUP or SIGINT; the step at hand is saved. Where
+            there is nothing to save, the process leaves at once.
         hosts.LostError: another process of the run is gone.
     """
-    with hosts.watched():
+    interrupts = training.Interrupts(functools.partial(say, console))
+    with hosts.watched(), interrupts:
         _compare_configs(config)
         run = RunDirectory(config.workdir)
         with hosts.together():
@@ -86,8 +90,9 @@ def train(config: Config, console: Console) -> dict[str, Any]:
                     stack.enter_context(run.claim(config))
                     if record is None:
                         write_data_record(run.images, record_of(experiment))
-            state = _train(experiment, form, run, console)
-            say(console, "evaluating")
+            state = _train(experiment, form, run, console, interrupts)
+            interrupts.saved(f"step {int(state.step)} is saved; the same command evaluates it")
+            say(console, f"evaluating {len(experiment.images.held_out)} held-out images")
             results = {"step": int(state.step), **evaluate(experiment, state.ema_params)}
             with hosts.together():
                 if hosts.is_first():
@@ -114,7 +119,11 @@ def _compare_configs(config: Config) -> None:
 
 
 def _train(
-    experiment: Experiment, form: Form, run: RunDirectory, console: Console
+    experiment: Experiment,
+    form: Form,
+    run: RunDirectory,
+    console: Console,
+    interrupts: training.Interrupts,
 ) -> training.TrainState:
     config = experiment.config.train
     data = make_batches(
@@ -139,6 +148,10 @@ def _train(
                 console, start=start, steps=config.steps, batch_size=config.batch_size
             ) as display,
         ):
+            interrupts.say, interrupts.close = display.say, display.stop
+            interrupts.steps = config.steps
+            if not console.is_terminal:
+                say(console, "compiling the train step (this can take a minute)")
             step = lower_step(experiment, form).compile()
             hooks = _Hooks(experiment, run, data, checkpoints, log, display)
             if restored is not None:
@@ -146,20 +159,20 @@ def _train(
             # Compiling takes each host its own time; in what comes next they wait for each other,
             # and not for long.
             hosts.barrier("the step is compiled")
-            with training.Interrupts(display.say) as interrupts:
-                state = training.fit(
-                    step,
-                    state,
-                    _placed(data, form),
-                    hooks,
-                    start=start,
-                    steps=config.steps,
-                    log_every=config.log_every,
-                    save_every=config.save_every,
-                    draw_every=config.draw_every,
-                    keep_every=config.post_hoc_every if config.post_hoc_ema else None,
-                    interrupted=interrupts.received,
-                )
+            state = training.fit(
+                step,
+                state,
+                _placed(data, form),
+                hooks,
+                start=start,
+                steps=config.steps,
+                log_every=config.log_every,
+                save_every=config.save_every,
+                draw_every=config.draw_every,
+                keep_every=config.post_hoc_every if config.post_hoc_ema else None,
+                interrupted=interrupts.received,
+                computed=interrupts.computed,
+            )
             checkpoints.wait()  # here, all processes learn of it if one could not save
             return state
 

@@ -22,6 +22,8 @@ import sys
 import threading
 from typing import Any
 
+from ddpm_jax import terminal
+
 __all__ = ["EXIT_LOST", "ONWARDS", "last_word", "listen", "met"]
 
 EXIT_LOST = 4
@@ -80,7 +82,7 @@ class _Pipe:
             errors=self._python.errors,
             closefd=False,
         )
-        setattr(sys, name, stream)
+        setattr(sys, name, terminal.Stream(stream))
         self.held = b""
         """What was left out so far."""
         self._is_own = False  # the service's, to which lines without a beginning belong

@@ -1,7 +1,12 @@
-"""SIGTERM and SIGINT while training: finish the step at hand, save it, leave.
+"""SIGTERM, SIGHUP and SIGINT while training: save what is new, and leave.
 
-A scheduler that takes a machine back sends SIGTERM and waits for some seconds; a person presses
-ctrl-C. Either way the loop asks after each step whether to stop. A second SIGINT does not wait.
+A scheduler that takes a machine back sends SIGTERM and waits for some seconds; a terminal that is
+closed sends SIGHUP; a person presses ctrl-C. The loop asks after each step whether to stop. As long
+as there is nothing to save, the process leaves at once. Signals that come again change nothing, but
+for a second SIGINT, which does not wait.
+
+Python runs a signal's handler when the main thread is back from C++, where compiling or a long step
+may keep it for minutes. A thread reads the signals from a pipe instead, and acts at once.
 
 Several processes have to stop after the same step, whichever of them was told: JAX's coordination
 service passes SIGTERM on and names the step (`reached_preemption_sync_point`).
@@ -9,15 +14,22 @@ service passes SIGTERM on and names the step (`reached_preemption_sync_point`).
 
 import os
 import signal
+import sys
 import threading
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from jax.experimental import multihost_utils
 
-from ddpm_jax.parallel import hosts
+from ddpm_jax.parallel import hosts, lost
+from ddpm_jax.terminal import complain
 
 __all__ = ["InterruptedTraining", "Interrupts"]
+
+_EXIT_SIGNAL = 128
+"""Plus the signal's number."""
+_PATIENCE = 2.0
+"""Seconds for last words, which a terminal or a pipe may keep from coming out."""
 
 
 class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
@@ -30,41 +42,130 @@ class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Interrupts:
-    """Catches the two signals while the context lasts.
+    """Catches the three signals while the context lasts, but for those that are ignored (nohup).
 
-    Signals reach the main thread only: elsewhere it catches nothing.
+    Signals reach the main thread only: elsewhere it catches nothing. Once a signal has come, all of
+    them are ignored after the context: the process is about to end, with an exit code that tells of
+    the first.
+
+    Attributes:
+        say: takes the sentences for the log.
+        close: called before the process leaves at once; restores the terminal.
+        steps: how many the run has.
     """
 
-    def __init__(self, say: Any = print) -> None:
-        self._say = say
+    def __init__(
+        self, say: Callable[[str], None] = print, close: Callable[[], None] = lambda: None
+    ) -> None:
+        self.say, self.close = say, close
+        self.steps: int | None = None
+        self._nothing_to_save: str | None = "nothing was trained, and nothing is lost"
+        self._step = 0
         self._received: int | None = None
+        self._interrupts = 0
+        self._lock = threading.Lock()
         self._before: dict[int, Any] = {}
+        self._alone = True
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Interrupts":
-        if threading.current_thread() is threading.main_thread():
-            caught = [signal.SIGINT]
-            if hosts.alone():  # else SIGTERM belongs to JAX, which tells the other processes
-                caught.append(signal.SIGTERM)
-            self._before = {number: signal.signal(number, self._receive) for number in caught}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        caught = [signal.SIGINT, signal.SIGHUP]
+        self._alone = hosts.alone()
+        if self._alone:  # else SIGTERM belongs to JAX, which tells the other processes
+            caught.append(signal.SIGTERM)
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
+        self._thread.start()
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in caught:
+            if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: None)  # the pipe has it already
+                self._before[number] = before
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._thread is None:
+            return
+        for number, before in self._before.items():
+            signal.signal(number, before if self._received is None else signal.SIG_IGN)
+        self._before = {}
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.write(self._write, b"\0")
+        self._thread.join(_PATIENCE)
+        os.close(self._write)
+
+    def computed(self, step: int) -> None:
+        """`step` is done: from now on there is something to save."""
+        with self._lock:
+            self._nothing_to_save = None
+
+    def saved(self, sentence: str) -> None:
+        """There is nothing to save any more, as `sentence` says; leaves if it was asked to."""
+        with self._lock:
+            self._nothing_to_save = sentence
+        if self._received is not None and self._alone:
+            self._leave(self._received, sentence)
 
     def received(self, step: int) -> int | None:
         """The signal to stop for after `step`; asked once after each step, by every process."""
-        if hosts.alone():
+        self._step = step
+        if self._alone:
             return self._received
         if multihost_utils.reached_preemption_sync_point(step):
             return self._received or signal.SIGTERM
         return None
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
-            raise KeyboardInterrupt
-        self._received = number
-        if hosts.alone():
-            self._say("saving this step before leaving; ctrl-C again leaves at once")
-        else:
+    def _watch(self, pipe: int) -> None:
+        """The thread."""
+        with open(pipe, "rb", buffering=0) as signals:
+            while (number := ord(signals.read(1))) != 0:
+                if number in self._before:
+                    self._receive(number)
+
+    def _receive(self, number: int) -> None:
+        self._interrupts += number == signal.SIGINT
+        with self._lock:
+            first, nothing = self._received is None, self._nothing_to_save
+            if first and nothing is None:
+                self._received = number
+        if self._interrupts > 1:
+            self._leave(signal.SIGINT, "the same command goes on from the last checkpoint")
+        elif first and nothing is not None:
+            self._leave(number, nothing)
+        elif first and not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
+        elif first:
+            step = self._step + 1 if self.steps is None else min(self._step + 1, self.steps)
+            again = "ctrl-C again" if number == signal.SIGINT else "ctrl-C twice"
+            _speak(
+                lambda: self.say(
+                    f"finishing step {step}, then saving it and leaving; {again} leaves at once"
+                )
+            )
+
+    def _leave(self, number: int, sentence: str) -> None:
+        """At once, whatever the main thread does; the kernel lets go of locks and files."""
+        if not self._alone:
+            lost.last_word()
+
+        def last_words() -> None:
+            self.close()
+            if number == signal.SIGINT:
+                self.say(sentence)
+                complain("interrupted")
+            else:
+                complain(f"stopped by {signal.Signals(number).name}; {sentence}")
+            sys.stdout.flush()
+
+        _speak(last_words)
+        os._exit(_EXIT_SIGNAL + number)
+
+
+def _speak(words: Callable[[], None]) -> None:
+    """In a thread of its own: it may wait for a terminal, or a lock that the main thread holds."""
+    thread = threading.Thread(target=words, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)

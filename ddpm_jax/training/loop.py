@@ -1,6 +1,7 @@
 """The host's side of training: feed the step, and never wait for the device without need."""
 
 import collections
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ __all__ = ["DivergenceError", "Hooks", "fit"]
 _AHEAD = 3
 """Steps that may be dispatched and not yet computed: enough that the device never waits for the
 host, and few enough that what is logged is news and the batches in line do not fill its memory."""
+_LONG = 2.0
+"""Seconds of a step that takes so long that one in line will do: a signal waits for all of them."""
 
 
 class DivergenceError(RuntimeError):
@@ -66,6 +69,7 @@ def fit(
     draw_every: int,
     keep_every: int | None = None,
     interrupted: Callable[[int], int | None] = lambda step: None,
+    computed: Callable[[int], None] = lambda step: None,
 ) -> TrainState:
     """Trains from step `start` to step `steps` and returns the last state.
 
@@ -74,7 +78,8 @@ def fit(
     never handed on. A save comes last, so that a run resumed from it misses nothing. The last step
     is always logged, drawn, kept and saved.
 
-    `interrupted` is asked after each step for the number of a signal to stop for, or None.
+    `interrupted` is asked after each step for the number of a signal to stop for, or None;
+    `computed` is called when the device is done with a step, at the latest before a save.
 
     Raises:
         DivergenceError: with the number of the step at which it was one bad step too many; that
@@ -82,12 +87,14 @@ def fit(
         InterruptedTraining: with the signal's number, after a save.
     """
     running: collections.deque[tuple[int, StepMetrics, bool]] = collections.deque()
+    ahead, begun = _AHEAD, math.inf
 
     def finish(until: int) -> None:
         """Waits for all steps but the last `until`, and tells of those that are due."""
         while len(running) > until:
             step, metrics, log_due = running.popleft()
             jax.block_until_ready(metrics)
+            computed(step)
             if log_due:
                 _raise_if_bad(metrics)
                 hooks.log(step, metrics)
@@ -106,17 +113,20 @@ def fit(
         if log_due:
             jax.tree.map(lambda scalar: scalar.copy_to_host_async(), metrics)
         running.append((step, metrics, log_due))
-        finish(_AHEAD)
+        finish(ahead)
+        ahead, begun = 1 if time.monotonic() - begun > _LONG else _AHEAD, time.monotonic()
         keep_due = keep_every is not None and (step % keep_every == 0 or step == steps)
-        signal_number = interrupted(step)
-        if draw_due or keep_due or save_due or signal_number is not None:
+        if draw_due or keep_due or save_due:
             finish(0)
             _raise_if_bad(metrics)
         if draw_due:
             hooks.draw(step, state)
         if keep_due:
             hooks.keep(step, state)
+        signal_number = interrupted(step)  # which may have come while it drew
         if save_due or signal_number is not None:
+            finish(0)
+            _raise_if_bad(metrics)
             hooks.save(step, state, due=save_due)
         if signal_number is not None and step < steps:
             raise InterruptedTraining(step, signal_number)
