@@ -168,9 +168,8 @@ def build(
     """
     config = validate(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    if images is None and spec is None:
-        images = load_images(config)
-    if images is not None:
+    if spec is None:
+        images = load_images(config) if images is None else images
         spec = images.spec
         if spectrum is None and config.process.name == "equal_snr":
             spectrum = measured_spectrum(images)
