@@ -44,6 +44,7 @@ from ddpm_jax.checks import (
     check_times,
     check_vector,
 )
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.processes import Modal, Process
 from ddpm_jax.processes.contract import check_modal, check_process
 from ddpm_jax.processes.weights import (
@@ -181,16 +182,19 @@ def q_chain(
             f"num_steps is {num_steps}; the chain has 0 to T = {process.num_steps} steps"
         )
 
-    def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        step_key, t = jax.random.fold_in(key, t), jnp.broadcast_to(t, x.shape[:1])
-        if isinstance(process, Modal):
-            eps = jax.random.normal(step_key, x.shape, x.dtype)
-        else:
-            eps = process.draw_step_noise(step_key, x.shape, t).astype(x.dtype)
-        return q_step(process, x, t, eps), None
+    def run(key: jax.Array, x0: jax.Array) -> jax.Array:
+        def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+            step_key, t = jax.random.fold_in(key, t), jnp.broadcast_to(t, x.shape[:1])
+            if isinstance(process, Modal):
+                eps = jax.random.normal(step_key, x.shape, x.dtype)
+            else:
+                eps = process.draw_step_noise(step_key, x.shape, t).astype(x.dtype)
+            return q_step(process, x, t, eps), None
 
-    x, _ = jax.lax.scan(step, widened(x0), jnp.arange(num_steps, dtype=jnp.int32))
-    return x.astype(x0.dtype)
+        x, _ = jax.lax.scan(step, widened(x0), jnp.arange(num_steps, dtype=jnp.int32))
+        return x.astype(x0.dtype)
+
+    return call_compiled(run, key, x0)
 
 
 def q_posterior(

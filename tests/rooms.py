@@ -4,6 +4,7 @@ CORE = (
     "errors",
     "checks",
     "arrays",
+    "compiled",
     "bases",
     "schedules",
     "gaussians",

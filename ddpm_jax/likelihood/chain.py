@@ -1,6 +1,5 @@
 """Bits per dimension: the whole ELBO over the whole chain, in one compiled call."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +9,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import widened
 from ddpm_jax.checks import check_float, check_key, check_result
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, q_sample
 from ddpm_jax.losses import prior_term, vlb_terms
+from ddpm_jax.losses.elbo import nats_per_bit_dim
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
 
-__all__ = ["BitsPerDim", "bits_per_dim", "in_chunks", "terms_at"]
+__all__ = ["BitsPerDim", "bits_per_dim", "check_chunk", "in_chunks", "terms_at"]
 
 
 class BitsPerDim(NamedTuple):
@@ -70,18 +71,29 @@ def bits_per_dim(
     check_predicts(process, predicts)
     x0 = widened(x0)  # x_t rounded to bfloat16 is not the chain's: the bound would not hold
 
-    def terms(times: Array) -> Array:
-        t = jnp.broadcast_to(times[:, None], (times.size, x0.shape[0]))
-        eps = jax.vmap(lambda t: _noise(jax.random.fold_in(key, t), x0))(times)
-        return terms_at(
-            process, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
-        )
+    check_chunk(chunk)
+    to_bits = 1.0 / nats_per_bit_dim(x0)
 
-    nats = in_chunks(terms, process.num_steps, chunk)
-    to_bits = 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
-    per_step, prior = nats * to_bits, prior_term(process, x0) * to_bits
-    kl, decoder = jnp.sum(per_step[1:], axis=0), per_step[0]
-    return BitsPerDim(prior + kl + decoder, prior, kl, decoder, per_step)
+    def run(key: Array, x0: Array) -> BitsPerDim:
+        def terms(times: Array) -> Array:
+            t = jnp.broadcast_to(times[:, None], (times.size, x0.shape[0]))
+            eps = jax.vmap(lambda t: _noise(jax.random.fold_in(key, t), x0))(times)
+            return terms_at(
+                process, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
+            )
+
+        nats = in_chunks(terms, process.num_steps, chunk)
+        per_step, prior = nats * to_bits, prior_term(process, x0) * to_bits
+        kl, decoder = jnp.sum(per_step[1:], axis=0), per_step[0]
+        return BitsPerDim(prior + kl + decoder, prior, kl, decoder, per_step)
+
+    return call_compiled(run, key, x0)
+
+
+def check_chunk(chunk: int) -> None:
+    """Raises ValueError unless `chunk` is at least 1."""
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it has to be at least 1")
 
 
 def in_chunks(function: Callable[[Array], Array], count: int, chunk: int) -> Array:
@@ -89,12 +101,7 @@ def in_chunks(function: Callable[[Array], Array], count: int, chunk: int) -> Arr
 
     Where `chunk` does not divide `count`, the last call gets the last index more than once, and
     what it says of the repeats is dropped: one trace of `function` serves all calls.
-
-    Raises:
-        ValueError: `chunk` below 1.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it has to be at least 1")
     chunk = min(chunk, count)
     calls = -(-count // chunk)
     indices = jnp.minimum(jnp.arange(calls * chunk, dtype=jnp.int32), count - 1)

@@ -10,9 +10,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import widened
 from ddpm_jax.checks import check_float, check_key
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts
-from ddpm_jax.likelihood.chain import in_chunks, terms_at
+from ddpm_jax.likelihood.chain import check_chunk, in_chunks, terms_at
 from ddpm_jax.losses import prior_term
+from ddpm_jax.losses.elbo import nats_per_bit_dim
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts
 from ddpm_jax.timesteps import importance
@@ -82,20 +84,26 @@ def estimate_bits_per_dim(
             " each t"
         )
 
-    def draw(index: Array) -> tuple[Array, Array, Array]:
-        key_times, key_noise = jax.random.split(jax.random.fold_in(key, index))
-        keys = jax.random.split(key_times, x0.shape[0])  # one each: `importance` spreads a batch
-        t, weight = jax.vmap(lambda key: importance(key, 1, probabilities))(keys)
-        return t[:, 0], weight[:, 0], jax.random.normal(key_noise, x0.shape, x0.dtype)
+    check_chunk(chunk)
+    to_bits = 1.0 / nats_per_bit_dim(x0)
 
-    def weighted(indices: Array) -> Array:
-        t, weight, eps = jax.vmap(draw)(indices)
-        nats = terms_at(
-            process, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
-        )
-        return num_steps * weight.astype(nats.dtype) * nats
+    def run(key: Array, x0: Array, probabilities: Array) -> BitsEstimate:
+        def draw(index: Array) -> tuple[Array, Array, Array]:
+            key_times, key_noise = jax.random.split(jax.random.fold_in(key, index))
+            # One each: `importance` spreads a batch.
+            keys = jax.random.split(key_times, x0.shape[0])
+            t, weight = jax.vmap(lambda key: importance(key, 1, probabilities))(keys)
+            return t[:, 0], weight[:, 0], jax.random.normal(key_noise, x0.shape, x0.dtype)
 
-    to_bits = 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
-    draws = in_chunks(weighted, num_times, chunk) * to_bits
-    total = prior_term(process, x0) * to_bits + jnp.mean(draws, axis=0)
-    return BitsEstimate(total, jnp.std(draws, axis=0, ddof=1) / math.sqrt(num_times))
+        def weighted(indices: Array) -> Array:
+            t, weight, eps = jax.vmap(draw)(indices)
+            nats = terms_at(
+                process, predict, x0, t, eps, predicts=predicts, levels=levels, variance=variance
+            )
+            return num_steps * weight.astype(nats.dtype) * nats
+
+        draws = in_chunks(weighted, num_times, chunk) * to_bits
+        total = prior_term(process, x0) * to_bits + jnp.mean(draws, axis=0)
+        return BitsEstimate(total, jnp.std(draws, axis=0, ddof=1) / math.sqrt(num_times))
+
+    return call_compiled(run, key, x0, probabilities)

@@ -42,7 +42,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import data_axes, per_example, widened
 from ddpm_jax.checks import check_float, check_key, check_result, check_vector
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.losses.elbo import nats_per_bit_dim
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 
@@ -131,71 +133,78 @@ def flow_bits_per_dim(
         raise ValueError("times has shape (0,); a grid of samplers.time_grid has at least one")
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}; it has to be at least 1")
-    key_bins, key_first, key_start, key_end = jax.random.split(key, 4)
-    x = widened(x0) if levels is None else dequantize(key_bins, widened(x0), levels)
 
-    def slopes(key: Array, y: Array, t: Array) -> tuple[Array, Array]:
-        """v_hat / r by modes, and an estimate of each mode's own part of the divergence."""
+    to_bits = 1.0 / nats_per_bit_dim(x0)
 
-        def v_hat(y: Array) -> Array:
-            r = per_example(jnp.sqrt(process.power(t)), y)
-            x = process.basis.to_data(r * y)
-            prediction = predict(x, process.network_time(t))
-            check_result("predict", prediction, x.shape)
-            v = convert(process, prediction, x, t, source=predicts, target="v")
-            return process.basis.to_modes(v) / r
+    def run(key: Array, x0: Array, times: Array) -> FlowLikelihood:
+        key_bins, key_first, key_start, key_end = jax.random.split(key, 4)
+        x = widened(x0) if levels is None else dequantize(key_bins, widened(x0), levels)
 
-        def probe(key: Array) -> tuple[Array, Array]:
-            signs = jax.random.rademacher(key, y.shape, y.dtype)
-            v, along = jax.jvp(v_hat, (y,), (signs,))
-            return v, signs * along
+        def slopes(key: Array, y: Array, time: Array) -> tuple[Array, Array]:
+            """v_hat / r by modes, and an estimate of each mode's own part of the divergence."""
+            t = each(time)
 
-        keys = jax.random.split(jax.random.fold_in(key, t[0]), num_probes)
-        v, divergence = jax.vmap(probe)(keys)
-        return v[0], jnp.mean(divergence, axis=0)
+            def v_hat(y: Array) -> Array:
+                r = per_example(jnp.sqrt(process.power(t)), y)
+                x = process.basis.to_data(r * y)
+                prediction = predict(x, process.network_time(t))
+                check_result("predict", prediction, x.shape)
+                v = convert(process, prediction, x, t, source=predicts, target="v")
+                return process.basis.to_modes(v) / r
 
-    def angle(t: Array) -> Array:
-        return per_example(jnp.arctan2(process.noise(t), process.signal(t)), x)
+            def probe(key: Array) -> tuple[Array, Array]:
+                signs = jax.random.rademacher(key, y.shape, y.dtype)
+                v, along = jax.jvp(v_hat, (y,), (signs,))
+                return v, signs * along
 
-    def turn_between(s: Array, t: Array) -> Array:
-        """phi_t - phi_s by its sine and cosine, which keep the digits of a short turn."""
-        (a_s, b_s), (a_t, b_t) = ((process.signal(i), process.noise(i)) for i in (s, t))
-        sine = -a_s * b_t * jnp.expm1(0.5 * process.log_snr_difference(t, s))
-        return per_example(jnp.arctan2(sine, a_s * a_t + b_s * b_t), x)
+            keys = jax.random.split(jax.random.fold_in(key, time), num_probes)
+            v, divergence = jax.vmap(probe)(keys)
+            return v[0], jnp.mean(divergence, axis=0)
 
-    def each(t: Array) -> Array:
-        return jnp.broadcast_to(t, x.shape[:1])
+        def angle(t: Array) -> Array:
+            return per_example(jnp.arctan2(process.noise(t), process.signal(t)), x)
 
-    def step(
-        state: tuple[Array, Array], ends: tuple[Array, Array]
-    ) -> tuple[tuple[Array, Array], None]:
-        (y, integral), (s, t) = state, (each(ends[0]), each(ends[1]))
-        turn = turn_between(s, t)
-        v_s, divergence_s = slopes(key_start, y, s)
-        v_t, divergence_t = slopes(key_end, y + turn * v_s, t)
-        y = y + 0.5 * turn * (v_s + v_t)
-        grown = 0.5 * turn * (divergence_s + divergence_t)
-        return (y, integral + jnp.sum(grown, axis=data_axes(y))), None
+        def turn_between(s: Array, t: Array) -> Array:
+            """phi_t - phi_s by its sine and cosine, which keep the digits of a short turn."""
+            (a_s, b_s), (a_t, b_t) = ((process.signal(i), process.noise(i)) for i in (s, t))
+            sine = -a_s * b_t * jnp.expm1(0.5 * process.log_snr_difference(t, s))
+            return per_example(jnp.arctan2(sine, a_s * a_t + b_s * b_t), x)
 
-    rising = times[::-1]
-    y, first = process.basis.to_modes(x), each(rising[0])
-    v, divergence = slopes(key_first, y, first)
-    half_turn = 0.5 * angle(first)
-    state = y + half_turn * v, jnp.sum(half_turn * divergence, axis=data_axes(y))
-    (y, integral), _ = jax.lax.scan(step, state, (rising[:-1], rising[1:]))
+        def each(t: Array) -> Array:
+            return jnp.broadcast_to(t, x.shape[:1])
 
-    dimensions = math.prod(x.shape[1:])
-    # y_T in standard deviations of the prior: x_T = r y_T has its variance.
-    power, (prior_variance, _) = process.power(each(rising[-1])), process.prior(x.shape[0])
-    scale = jnp.broadcast_to(per_example(jnp.sqrt(power / prior_variance), y), y.shape)
-    log_prior = jnp.sum(jnp.log(scale) - 0.5 * jnp.square(scale * y), axis=data_axes(y))
-    log_density = log_prior - 0.5 * dimensions * math.log(2.0 * math.pi) + integral
-    log_density = jnp.where(jnp.all(jnp.diff(rising) > 0), log_density, jnp.nan)
-    bits = -log_density / (dimensions * math.log(2.0))
-    if levels is not None:
-        bits = bits - math.log2(_bin_width(levels))
-    x_T = process.basis.to_data(per_example(jnp.sqrt(power), y) * y)
-    return FlowLikelihood(bits, log_density, x_T)
+        def step(
+            state: tuple[Array, Array], ends: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            (y, integral), (s, t) = state, ends
+            turn = turn_between(each(s), each(t))
+            v_s, divergence_s = slopes(key_start, y, s)
+            v_t, divergence_t = slopes(key_end, y + turn * v_s, t)
+            y = y + 0.5 * turn * (v_s + v_t)
+            grown = 0.5 * turn * (divergence_s + divergence_t)
+            return (y, integral + jnp.sum(grown, axis=data_axes(y))), None
+
+        rising = times[::-1]
+        y, first = process.basis.to_modes(x), rising[0]
+        v, divergence = slopes(key_first, y, first)
+        half_turn = 0.5 * angle(each(first))
+        state = y + half_turn * v, jnp.sum(half_turn * divergence, axis=data_axes(y))
+        (y, integral), _ = jax.lax.scan(step, state, (rising[:-1], rising[1:]))
+
+        dimensions = math.prod(x.shape[1:])
+        # y_T in standard deviations of the prior: x_T = r y_T has its variance.
+        power, (prior_variance, _) = process.power(each(rising[-1])), process.prior(x.shape[0])
+        scale = jnp.broadcast_to(per_example(jnp.sqrt(power / prior_variance), y), y.shape)
+        log_prior = jnp.sum(jnp.log(scale) - 0.5 * jnp.square(scale * y), axis=data_axes(y))
+        log_density = log_prior - 0.5 * dimensions * math.log(2.0 * math.pi) + integral
+        log_density = jnp.where(jnp.all(jnp.diff(rising) > 0), log_density, jnp.nan)
+        bits = -log_density * to_bits
+        if levels is not None:
+            bits = bits - math.log2(_bin_width(levels))
+        x_T = process.basis.to_data(per_example(jnp.sqrt(power), y) * y)
+        return FlowLikelihood(bits, log_density, x_T)
+
+    return call_compiled(run, key, x0, times)
 
 
 def _bin_width(levels: int) -> float:

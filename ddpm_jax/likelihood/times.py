@@ -1,6 +1,5 @@
 """The terms of the ELBO at chosen times, and a choice that costs little and covers the chain."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +9,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import normal, split_as, widened
 from ddpm_jax.checks import check_float, check_keys
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood.chain import terms_at
 from ddpm_jax.losses import prior_term
+from ddpm_jax.losses.elbo import nats_per_bit_dim
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts
 
@@ -63,27 +64,32 @@ def bits_at_times(
     _check_times(times, x0.shape[0])
     check_predicts(process, predicts)
     x0 = widened(x0)
-    keys = split_as(key if key.ndim else jax.random.split(key, x0.shape[0]), x0)
 
-    def terms(_: None, t: Array) -> tuple[None, Array]:
-        t = split_as(t, x0)
-        noise_keys = jax.vmap(jax.random.fold_in)(keys, t)
-        eps = normal(noise_keys, x0.shape, x0.dtype)
-        nats = terms_at(
-            process,
-            predict,
-            x0,
-            t[None],
-            eps[None],
-            predicts=predicts,
-            levels=levels,
-            variance=variance,
-        )
-        return None, nats[0]
+    to_bits = 1.0 / nats_per_bit_dim(x0)
 
-    _, nats = jax.lax.scan(terms, None, times)
-    to_bits = 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
-    return BitsAtTimes(prior_term(process, x0) * to_bits, nats * to_bits)
+    def run(key: Array, x0: Array, times: Array) -> BitsAtTimes:
+        keys = split_as(key if key.ndim else jax.random.split(key, x0.shape[0]), x0)
+
+        def terms(_: None, t: Array) -> tuple[None, Array]:
+            t = split_as(t, x0)
+            noise_keys = jax.vmap(jax.random.fold_in)(keys, t)
+            eps = normal(noise_keys, x0.shape, x0.dtype)
+            nats = terms_at(
+                process,
+                predict,
+                x0,
+                t[None],
+                eps[None],
+                predicts=predicts,
+                levels=levels,
+                variance=variance,
+            )
+            return None, nats[0]
+
+        _, nats = jax.lax.scan(terms, None, times)
+        return BitsAtTimes(prior_term(process, x0) * to_bits, nats * to_bits)
+
+    return call_compiled(run, key, x0, times)
 
 
 def _check_times(times: Array, batch: int) -> None:

@@ -53,7 +53,14 @@ from ddpm_jax.reverse import (
     variance_range,
 )
 
-__all__ = ["elbo_loss", "hybrid_loss", "kl_weight", "prior_term", "vlb_terms"]
+__all__ = [
+    "elbo_loss",
+    "hybrid_loss",
+    "kl_weight",
+    "nats_per_bit_dim",
+    "prior_term",
+    "vlb_terms",
+]
 
 
 def kl_weight(
@@ -229,7 +236,7 @@ def elbo_loss(
         variance=variance,
         interpolation=interpolation,
     )
-    return (prior_term(process, x0) + process.num_steps * term) / _nats_per_bit_dim(x0)
+    return (prior_term(process, x0) + process.num_steps * term) / nats_per_bit_dim(x0)
 
 
 def hybrid_loss(
@@ -279,7 +286,7 @@ def hybrid_loss(
         variance="learned_range",
         interpolation=interpolation,
     )
-    return simple + vlb_weight * process.num_steps * term / _nats_per_bit_dim(x0)
+    return simple + vlb_weight * process.num_steps * term / nats_per_bit_dim(x0)
 
 
 def _check_interpolation(variance: Variance, interpolation: Array | None, x0: Array) -> None:
@@ -295,6 +302,13 @@ def _fill(values: Array, like: Array) -> Array:
     return jnp.broadcast_to(per_example(values, like), like.shape)
 
 
-def _nats_per_bit_dim(x: Array) -> float:
-    """Nats in one bit per dimension."""
-    return math.prod(x.shape[1:]) * math.log(2.0)
+def nats_per_bit_dim(x0: Array) -> float:
+    """Nats in one bit per dimension.
+
+    Raises:
+        ValueError: examples without any value.
+    """
+    dimensions = math.prod(x0.shape[1:])
+    if not dimensions:
+        raise ValueError(f"x0 has shape {x0.shape}; bits per dimension need at least one dimension")
+    return dimensions * math.log(2.0)

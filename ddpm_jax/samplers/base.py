@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import fold_in, normal, root, split
 from ddpm_jax.checks import check_float, check_keys, check_result
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.weights import mix, one_minus_snr_ratio
@@ -76,6 +77,10 @@ def sample(
     image depends on its own key alone: it is the same in any place of a batch, and in a batch of
     another size it is the same up to rounding, because each size is compiled by itself.
 
+    Called outside of `jit`, it is compiled once for the same sampler, or one made anew of the same
+    process and `predict`, as long as neither they nor what they hold has changed
+    (`ddpm_jax.compiled`).
+
     Args:
         sampler: what `ancestral`, `ddim` or another of this package returned.
         key: typed random key, or one for each image, `[batch]`.
@@ -88,26 +93,32 @@ def sample(
             `lambda info: info.x_s[:8]` for the way of eight images.
 
     Raises:
-        TypeError, ValueError: `key` is no typed key nor one for each image, `times` is not a vector
-            of integers, or `start` is not floating point or not of `shape`.
+        TypeError, ValueError: `key` is no typed key nor one for each image, `shape` has no batch,
+            `times` is not a vector of integers, or `start` is not floating point or not of `shape`.
     """
+    if not shape:
+        raise ValueError("shape is (); it has to be (batch, ...)")
     check_keys("key", key, shape[0])
     check_steps(times)
     if start is not None:
         check_float("start", start)
         if start.shape != tuple(shape):
             raise ValueError(f"start has shape {start.shape}; it has to be `shape`, {shape}")
-    init_key, steps_key = split(key)
 
-    def step(state: SamplerState, pair: tuple[Array, Array]) -> tuple[SamplerState, Any]:
-        t, s = pair
-        state, info = sampler.step(fold_in(steps_key, t), state, t, s)
-        return state, None if keep is None else keep(info)
+    def run(key: Array, times: Array, start: Array | None) -> Samples:
+        init_key, steps_key = split(key)
 
-    state, kept = jax.lax.scan(
-        step, sampler.init(init_key, shape, start), (times, following(times))
-    )
-    return Samples(nan_unless_falling(state.x_t, times), kept)
+        def step(state: SamplerState, pair: tuple[Array, Array]) -> tuple[SamplerState, Any]:
+            t, s = pair
+            state, info = sampler.step(fold_in(steps_key, t), state, t, s)
+            return state, None if keep is None else keep(info)
+
+        state, kept = jax.lax.scan(
+            step, sampler.init(init_key, shape, start), (times, following(times))
+        )
+        return Samples(nan_unless_falling(state.x_t, times), kept)
+
+    return call_compiled(run, key, times, start)
 
 
 def check_steps(times: Array) -> None:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_float, check_scalar
+from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.weights import mix
@@ -129,27 +130,30 @@ def ddim_inversion(
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; it has to be at least 1")
 
-    def step(x_s: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        t, s = both_times(x_s, *pair)
-        h = half_log_snr_step(process, t, s)
-        a_s, b_s = process.signal(s), process.noise(s)
-        silent = jnp.isinf(h) & per_example(s >= 0, h)
+    def run(x0: Array, times: Array) -> Array:
+        def step(x_s: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            t, s = both_times(x_s, *pair)
+            h = half_log_snr_step(process, t, s)
+            a_s, b_s = process.signal(s), process.noise(s)
+            silent = jnp.isinf(h) & per_example(s >= 0, h)
 
-        def go_round(_: Array, x_t: Array) -> Array:
-            x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=None)
-            eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
-            weight_x_s, weight_eps = process.signal(t) / a_s, -process.noise(t) * jnp.expm1(-h)
-            if not process.zero_terminal_snr:
-                return mix(process, (weight_x_s, x_s), (weight_eps, eps_hat))
-            louder = process.noise(t) / jnp.where(silent, b_s, 1.0)
-            return mix(
-                process,
-                (jnp.where(silent, louder, weight_x_s), x_s),
-                (jnp.where(silent, 0.0, weight_eps), eps_hat),
-                (jnp.where(silent, -a_s * louder, 0.0), x0_hat),
-            )
+            def go_round(_: Array, x_t: Array) -> Array:
+                x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=None)
+                eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
+                weight_x_s, weight_eps = process.signal(t) / a_s, -process.noise(t) * jnp.expm1(-h)
+                if not process.zero_terminal_snr:
+                    return mix(process, (weight_x_s, x_s), (weight_eps, eps_hat))
+                louder = process.noise(t) / jnp.where(silent, b_s, 1.0)
+                return mix(
+                    process,
+                    (jnp.where(silent, louder, weight_x_s), x_s),
+                    (jnp.where(silent, 0.0, weight_eps), eps_hat),
+                    (jnp.where(silent, -a_s * louder, 0.0), x0_hat),
+                )
 
-        return jax.lax.fori_loop(0, iterations, go_round, x_s), None
+            return jax.lax.fori_loop(0, iterations, go_round, x_s), None
 
-    x_T, _ = jax.lax.scan(step, x0, (times[::-1], following(times)[::-1]))
-    return nan_unless_falling(x_T, times)
+        x_T, _ = jax.lax.scan(step, x0, (times[::-1], following(times)[::-1]))
+        return nan_unless_falling(x_T, times)
+
+    return call_compiled(run, x0, times)

@@ -60,14 +60,16 @@ def inpaint(
         raise ValueError(f"mask has shape {mask.shape}; it has to be that of known, {known.shape}")
     if resamplings < 1:
         raise ValueError(f"resamplings is {resamplings}; it has to be at least 1")
-    known = jnp.where(mask, known, 0.0)  # NaN may mark what is not
+
+    def under_mask() -> Array:
+        return jnp.where(mask, known, 0.0)  # NaN may mark what is not known
 
     def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
         if tuple(shape) != known.shape:
             raise ValueError(f"shape is {shape}; it has to be that of known, {known.shape}")
         x_T = sampler.init(key, shape, start).x_t
         # Nothing is added, but on an explicit mesh the images then lie where `known` does.
-        return sampler.init(key, shape, x_T + 0.0 * known.astype(x_T.dtype))
+        return sampler.init(key, shape, x_T + 0.0 * under_mask().astype(x_T.dtype))
 
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
@@ -79,7 +81,7 @@ def inpaint(
             step_key, noise_key = split(key)
             moved, info = sampler.step(step_key, state, t, s)
             noise = normal(noise_key, moved.x_t.shape, moved.x_t.dtype)
-            x0 = jnp.where(mask, known.astype(moved.x_t.dtype), info.x0_hat)
+            x0 = jnp.where(mask, under_mask().astype(moved.x_t.dtype), info.x0_hat)
             there = q_sample(process, x0, s_each, noise)
             there = jnp.where(per_example(s_each < 0, there), x0, there)  # without rounding
             x_s = jnp.where(mask, there, moved.x_t)

@@ -3,6 +3,7 @@
 Guidance and few steps push x0_hat outside of [-1, 1], where no image of the training set was.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def dynamic_threshold(quantile: float = 0.995) -> Threshold:
 
     def threshold(x0_hat: Array) -> Array:
         check_float("x0_hat", x0_hat)
-        size = jnp.abs(x0_hat).reshape(x0_hat.shape[0], -1)
+        size = jnp.abs(x0_hat).reshape(x0_hat.shape[0], math.prod(x0_hat.shape[1:]))
         s = per_example(jnp.maximum(jnp.quantile(size, quantile, axis=1), 1.0), x0_hat)
         return jnp.clip(x0_hat, -s, s) / s
 
