@@ -16,7 +16,15 @@ from typing import IO, Any
 
 from ddpm_jax.errors import UserError
 
-__all__ = ["PARTIAL", "JsonFileError", "is_partial", "parse_json", "read_json", "whole_file"]
+__all__ = [
+    "PARTIAL",
+    "JsonFileError",
+    "check_size",
+    "is_partial",
+    "parse_json",
+    "read_json",
+    "whole_file",
+]
 
 PARTIAL = ".partial"
 """The end of the names of files that are being written."""
@@ -130,6 +138,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_size(path: Path, most_bytes: int) -> None:
+    """Raises OSError or ValueError unless `path` is a file of at most so many bytes.
+
+    A pipe or a device, which may have no end, is none.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > most_bytes:
+        raise ValueError(f"it has {status.st_size:,} bytes, and at most {most_bytes:,} are read")
 
 
 class JsonFileError(UserError):

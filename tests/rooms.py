@@ -21,6 +21,7 @@ ROOMS = (
     *CORE,
     *(
         "files",
+        "npz",
         "terminal",
         "models",
         "parallel",

@@ -3,93 +3,196 @@
 It has the arrays `train_images` and `test_images`, and `train_labels` and `test_labels` if there
 are labels; or `images` alone (and `labels`), of which each tenth is held out. Images are uint8
 `[n, height, width]` or `[n, height, width, 1 or 3]`. A number `levels` says how many grey levels
-they have, if not 256. What `ddpm-jax sample --out x.npz` writes can be read.
+they have, if not 256, and an array `class_names` of strings what each label stands for. What
+`ddpm-jax sample --out x.npz` writes can be read.
+
+Other arrays are not read. Images are read into memory, so that they may have `memory_gb` at most.
 """
 
+import contextlib
 import dataclasses
+import math
 import pathlib
+import sys
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 
 from ddpm_jax.data.images import DataError, check_images, check_labels
 from ddpm_jax.data.preparation import Preparation, first_line
 from ddpm_jax.data.source import Arrays, ImageSet
+from ddpm_jax.npz import Header, NpzReader, open_npz
 
-__all__ = ["read_archive"]
+__all__ = ["archive_levels", "archive_shape", "read_archive"]
 
 _MOST_CLASSES = 100_000
+_MOST_NAMES = 2**26
+"""Bytes of the names of the classes."""
 
 
-def read_archive(path: pathlib.Path, *, preparation: Preparation) -> ImageSet:
+def read_archive(
+    path: pathlib.Path, *, preparation: Preparation, memory_gb: float = 4.0
+) -> ImageSet:
     """The images in the archive at `path`.
 
     Raises:
-        DataError: no archive, a damaged one, arrays that are missing, or are no images.
+        DataError: no archive, a damaged one, arrays that are missing, or are no images; or more
+            images than `memory_gb`.
     """
-    arrays = _read(path)
-    levels = _levels(path, arrays)
-    if (preparation.size is not None or preparation.grey) and levels != 256:
-        raise DataError(
-            f"archive {str(path)!r} has {levels} grey levels; only images of 256 are resized or"
-            " made grey"
-        )
-    if "train_images" in arrays and "test_images" in arrays:
-        splits = ("train", "test")
-        parts = [_part(path, arrays, f"{split}_", levels) for split in splits]
-    elif "images" in arrays:
+    with _opened(path) as reader:
+        prefixes = _prefixes(path, reader)
+        levels = _levels(path, reader, preparation)
+        arrays = {}
+        for prefix in prefixes:
+            _check_memory(path, f"{prefix}images", reader, preparation, memory_gb)
+            for name in (f"{prefix}images", f"{prefix}labels"):
+                if name in reader.names:
+                    arrays[name] = reader.read(name)
+        names = _class_names(path, reader)
+    whole = [_part(path, arrays, prefix, levels) for prefix in prefixes]
+    if len(whole) == 1:
         splits = ("nine in ten", "one in ten")
-        whole = _part(path, arrays, "", levels)
-        if len(whole) < 10:
+        (images,) = whole
+        if len(images) < 10:
             raise DataError(
-                f"archive {str(path)!r} has {len(whole)} images, too few to hold one in ten out; it"
-                " can have 'train_images' and 'test_images'"
+                f"archive {str(path)!r} has {len(images)} images, too few to hold one in ten out;"
+                " it can have 'train_images' and 'test_images'"
             )
-        apart = np.arange(len(whole)) % 10 == 9
-        parts = [_some(whole, which) for which in (~apart, apart)]
+        apart = np.arange(len(images)) % 10 == 9
+        whole = [_some(images, which) for which in (~apart, apart)]
     else:
-        raise DataError(
-            f"archive {str(path)!r} has the arrays {sorted(arrays)}; it has to have 'train_images'"
-            " and 'test_images', or 'images'"
-        )
-    train, held_out = (_prepared(part, preparation) for part in parts)
+        splits = ("train", "test")
+    train, held_out = (_prepared(part, preparation) for part in whole)
     return ImageSet(
         path.stem,
         train=train,
         held_out=held_out,
         levels=levels,
-        classes=_classes(path, train, held_out),
+        classes=_classes(path, train, held_out, names),
         splits=splits,
         preparation=str(preparation),
     )
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def archive_shape(path: pathlib.Path, *, preparation: Preparation) -> tuple[int, int, int]:
+    """(height, width, channel) of its prepared images, by the headers alone.
+
+    Raises:
+        DataError: as `read_archive`, as far as headers tell.
+    """
+    with _opened(path) as reader:
+        _levels(path, reader, preparation)
+        name = f"{_prefixes(path, reader)[0]}images"
+        return preparation.shape_of(_stored_shape(path, name, reader.header(name)))
+
+
+def archive_levels(path: pathlib.Path) -> int:
+    """The number of grey levels of its images, which are not read."""
+    with _opened(path) as reader:
+        return _levels(path, reader, Preparation())
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[NpzReader]:
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"archive {str(path)!r} {what}; data.name is 'npz:PATH'")
-    if not zipfile.is_zipfile(path):  # NumPy would advise to load pickles
-        raise DataError(
-            f"archive {str(path)!r} cannot be read (it is no zip file, or not all of one);"
-            " numpy.savez writes such"
-        )
+        folder = f"; of a folder of images data.name is 'folder:{path}'" if path.is_dir() else ""
+        raise DataError(f"archive {str(path)!r} {what}; data.name is 'npz:PATH'{folder}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip file, or not all of one")
+        # How much is read is compared with a limit before.
+        with open_npz(path, most_bytes=sys.maxsize) as reader:
+            yield reader
+    except DataError:
+        raise
     except Exception as error:  # whatever damage makes of zipfile, zlib and NumPy's headers
         raise DataError(
             f"archive {str(path)!r} cannot be read ({first_line(error)}); numpy.savez writes such"
         ) from error
 
 
-def _levels(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> int:
-    levels = arrays.get("levels", np.array(256))
-    if levels.shape != () or not np.issubdtype(levels.dtype, np.integer):
+def _prefixes(path: pathlib.Path, reader: NpzReader) -> tuple[str, ...]:
+    """What the names of the arrays of its splits begin with; one that is empty without splits."""
+    if {"train_images", "test_images"} <= reader.names:
+        return "train_", "test_"
+    if "images" in reader.names:
+        return ("",)
+    raise DataError(
+        f"archive {str(path)!r} has the arrays {_listed(reader.names)}; it has to have"
+        " 'train_images' and 'test_images', or 'images'"
+    )
+
+
+def _listed(names: frozenset[str]) -> str:
+    some = sorted(names)[:20]
+    more = f" and {len(names) - len(some):,} more" if len(names) > len(some) else ""
+    return f"{[name[:80] for name in some]}{more}"
+
+
+def _stored_shape(path: pathlib.Path, name: str, header: Header) -> tuple[int, int, int]:
+    """(height, width, channel) of one image, of an array that may have no axis of channels."""
+    shape = (*header.shape, 1) if len(header.shape) == 3 else header.shape
+    if len(shape) != 4:
         raise DataError(
-            f"levels of {str(path)!r} has shape {levels.shape} and dtype {levels.dtype}; it has to"
+            f"{name} of {str(path)!r} has shape {header.shape}; images are [n, height, width,"
+            " channel], with a channel axis of 1 for grey ones"
+        )
+    return shape[1:]
+
+
+def _check_memory(
+    path: pathlib.Path, name: str, reader: NpzReader, preparation: Preparation, memory_gb: float
+) -> None:
+    """Of the images in the archive, of what they become, and of their labels."""
+    images, labels = reader.header(name), name.replace("images", "labels")
+    height, width, channel = _stored_shape(path, name, images)
+    prepared = images.shape[0] * math.prod(preparation.shape_of((height, width, channel)))
+    needed = max(images.nbytes, prepared)
+    if labels in reader.names:
+        needed = max(needed, reader.header(labels).nbytes)
+    if needed > memory_gb * 1e9:
+        raise DataError(
+            f"{name} of {str(path)!r} need {needed / 1e9:.3g} GB of memory, and data.memory_gb is"
+            f" {memory_gb:g}; --data.memory-gb {math.ceil(needed / 1e9)} would do, or images in a"
+            " folder (folder:PATH), which are read as they are needed"
+        )
+
+
+def _levels(path: pathlib.Path, reader: NpzReader, preparation: Preparation) -> int:
+    if "levels" not in reader.names:
+        return 256
+    header = reader.header("levels")
+    if header.shape != () or not np.issubdtype(header.dtype, np.integer):
+        raise DataError(
+            f"levels of {str(path)!r} has shape {header.shape} and dtype {header.dtype}; it has to"
             " be one integer"
         )
-    return int(levels)
+    levels = int(reader.read("levels"))
+    if (preparation.size is not None or preparation.grey) and levels != 256:
+        raise DataError(
+            f"archive {str(path)!r} has {levels} grey levels; only images of 256 are resized or"
+            " made grey"
+        )
+    return levels
+
+
+def _class_names(path: pathlib.Path, reader: NpzReader) -> tuple[str, ...] | None:
+    if "class_names" not in reader.names:
+        return None
+    header = reader.header("class_names")
+    if header.dtype.kind != "U" or len(header.shape) != 1 or header.nbytes > _MOST_NAMES:
+        raise DataError(
+            f"class_names of {str(path)!r} has shape {header.shape} and dtype {header.dtype}; it"
+            " has to be a list of strings, one for each label"
+        )
+    names = tuple(map(str, reader.read("class_names")))
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"class_names of {str(path)!r} has one name twice; each label needs its own"
+        )
+    return names
 
 
 def _part(path: pathlib.Path, arrays: dict[str, np.ndarray], prefix: str, levels: int) -> Arrays:
@@ -114,14 +217,22 @@ def _prepared(source: Arrays, preparation: Preparation) -> Arrays:
     return dataclasses.replace(source, images=preparation.of_array(source.images))
 
 
-def _classes(path: pathlib.Path, *sources: Arrays) -> tuple[str, ...] | None:
-    labels = [source.labels for source in sources if source.labels is not None]
-    if len(labels) < len(sources):
+def _classes(
+    path: pathlib.Path, train: Arrays, held_out: Arrays, names: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    if train.labels is None or held_out.labels is None:
         return None
-    most = max(int(part.max()) for part in labels)
+    most = max(int(train.labels.max()), int(held_out.labels.max()))
     if most >= _MOST_CLASSES:
         raise DataError(
             f"archive {str(path)!r} has the label {most}; labels are classes, numbered from 0, and"
             f" fewer than {_MOST_CLASSES:,}"
         )
-    return tuple(str(label) for label in range(most + 1))
+    if names is None:
+        return tuple(str(label) for label in range(most + 1))
+    if most >= len(names):
+        raise DataError(
+            f"archive {str(path)!r} has the label {most} and {len(names)} class_names; each label"
+            " needs a name"
+        )
+    return names

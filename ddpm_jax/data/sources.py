@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 
-from ddpm_jax.data.archive import read_archive
+from ddpm_jax.data.archive import archive_levels, archive_shape, read_archive
 from ddpm_jax.data.digits import DIGITS_LEVELS, DIGITS_SHAPE, read_digits
 from ddpm_jax.data.encoded import Encoded, OnBadImage, read_all
 from ddpm_jax.data.folder import read_folder
@@ -73,7 +73,7 @@ def load(
         preparation.shape_of(DIGITS_SHAPE)
         images = read_digits(preparation)
     elif name.startswith(_ARCHIVE):
-        images = read_archive(_path(name, _ARCHIVE), preparation=preparation)
+        images = read_archive(_path(name, _ARCHIVE), preparation=preparation, memory_gb=memory_gb)
     elif name.startswith(_FOLDER):
         images = read_folder(
             _path(name, _FOLDER), preparation=preparation, on_bad_image=on_bad_image
@@ -114,12 +114,14 @@ def image_shape(
         (8, 8, 1)
     """
     preparation = preparation or Preparation()
-    if name.startswith((_ARCHIVE, _FOLDER)):
+    if name.startswith(_FOLDER):
         return load(name, preparation=preparation, crop=crop, memory_gb=0.0).image_shape
-    stored: tuple[int | None, int | None, int] = DIGITS_SHAPE
-    if name != "digits":
-        stored = declared_shape(name, prepared_directory(data_dir))
-    shape = preparation.shape_of(stored)
+    if name.startswith(_ARCHIVE):
+        shape = archive_shape(_path(name, _ARCHIVE), preparation=preparation)
+    elif name == "digits":
+        shape = preparation.shape_of(DIGITS_SHAPE)
+    else:
+        shape = preparation.shape_of(declared_shape(name, prepared_directory(data_dir)))
     if crop is None:
         return shape
     check_crop(crop, shape)
@@ -129,7 +131,7 @@ def image_shape(
 def image_levels(name: str) -> int:
     """The number of grey levels of the images called `name`; data sets need not be there yet."""
     if name.startswith(_ARCHIVE):
-        return load(name).levels
+        return archive_levels(_path(name, _ARCHIVE))
     return DIGITS_LEVELS if name == "digits" else 256
 
 

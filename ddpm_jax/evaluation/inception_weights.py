@@ -13,6 +13,7 @@ It tells damage, and alterations by who does not mean to deceive.
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ddpm_jax.data.preparation import first_line
 from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.features import FeatureNetwork
-from ddpm_jax.evaluation.torch_weights import WeightsError, read_state_dict
-from ddpm_jax.files import whole_file
+from ddpm_jax.evaluation.torch_weights import MOST_BYTES, WeightsError, read_state_dict
+from ddpm_jax.files import check_size, whole_file
+from ddpm_jax.npz import open_npz
 
 __all__ = ["PUBLIC_SHA256", "convert", "expected_shapes", "inception_network", "to_variables"]
 
@@ -170,15 +173,18 @@ def _read(path: Path, *, other_weights: bool) -> Weights:
 def _read_converted(path: Path) -> Weights:
     """What `convert` wrote, if nobody has changed it since."""
     try:
-        # Opened here, because np.load leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            tensors = {name: archive[name] for name in archive.files}
+        with open_npz(path, most_bytes=MOST_BYTES) as archive:
+            tensors = {name: archive.read(name) for name in sorted(archive.names)}
         about = json.loads(tensors.pop(_ABOUT).tobytes())
-        source, digest = str(about["source"]), about["tensors"]
+        source, digest = about["source"], about["tensors"]
+        if not re.fullmatch("[0-9a-f]{64}", source):
+            raise ValueError("it does not state the SHA-256 of its source")
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # zip, zlib, NumPy and JSON each have their own
-        raise WeightsError(f"{path} is no converted Inception-v3, or damaged: {error}") from error
+        raise WeightsError(
+            f"{path} is no converted Inception-v3, or damaged: {first_line(error)}"
+        ) from error
     if _digest(tensors) != digest:
         raise WeightsError(
             f"{path} is not as it was written: its tensors do not have the SHA-256 that it states;"
@@ -195,17 +201,20 @@ def _check(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         found = f"{tensors[name].dtype}{list(tensors[name].shape)}" if name in tensors else "absent"
         if found != wanted:
             raise WeightsError(
-                f"{path} is of another network: {name} is {found} there, and {wanted} in"
+                f"{path} is of another network: {name[:80]} is {found} there, and {wanted} in"
                 " Inception-v3"
             )
 
 
 def _sha256(path: Path) -> str:
     try:
+        check_size(path, MOST_BYTES)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is no file of weights: {error}") from error
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

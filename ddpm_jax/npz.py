@@ -1,0 +1,130 @@
+"""Archives of NumPy's arrays, read within bounds of memory.
+
+An `.npz` from outside may state any size: a few megabytes unpack to gigabytes, and a header names
+any shape. Here only arrays that are asked for are read, after the sizes that the archive's
+directory and the array's own header state were compared with each other and with a limit.
+"""
+
+import contextlib
+import io
+import math
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.files import check_size
+
+__all__ = ["Header", "NpzReader", "open_npz"]
+
+_NPY = ".npy"
+_MOST_HEADER = 2**16
+"""Bytes of the header of an array; NumPy's own has some 128."""
+_MOST_DEFLATED = 1032
+"""Bytes that DEFLATE makes of one byte at most (the zlib manual, "Maximum Compression Factor")."""
+_AT_ONCE = 2**20
+_KINDS = "biufUS"
+"""Numbers, truth values and strings; no objects, which would be pickles."""
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class Header(NamedTuple):
+    """What an array in an archive says of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    in_columns: bool
+    """The first index runs fastest, as in Fortran."""
+    start: int
+    """Where its values begin in the file."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class NpzReader:
+    """Arrays of an open `.npz` by name, none of which is read before it is asked for.
+
+    Its methods raise ValueError with a sentence that names the array, or what zipfile and zlib
+    make of damage.
+    """
+
+    def __init__(self, file: IO[bytes], most_bytes: int) -> None:
+        self._archive = zipfile.ZipFile(file)
+        self._size = os.fstat(file.fileno()).st_size
+        self._left = self._most = most_bytes
+        members = self._archive.namelist()
+        if len(set(members)) < len(members):
+            raise ValueError("it has two members of one name")
+        arrays = (member for member in members if member.endswith(_NPY))
+        self.names = frozenset(member.removesuffix(_NPY) for member in arrays)
+        """Of its arrays. Members without the ending are none."""
+
+    def header(self, name: str) -> Header:
+        """Shape and dtype of an array, which is not read."""
+        member = self._archive.getinfo(name + _NPY)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name!r} is compressed in a way that NumPy does not write")
+        with self._archive.open(member) as file:
+            start = io.BytesIO(file.read(_MOST_HEADER))
+        version = np.lib.format.read_magic(start)
+        if version not in _READERS:
+            raise ValueError(f"{name!r} is of the version {version} of .npy, not 1.0 or 2.0")
+        shape, in_columns, dtype = _READERS[version](start)
+        if dtype.kind not in _KINDS or not dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(f"{name!r} has the shape {shape} and the dtype {dtype}")
+        header = Header(shape, dtype, in_columns, start.tell())
+        stated, most = member.file_size, _MOST_DEFLATED * (member.compress_size + 1)
+        if header.start + header.nbytes != stated or member.compress_size > self._size:
+            raise ValueError(
+                f"{name!r} of shape {shape} and dtype {dtype} does not have the {stated:,} bytes"
+                " that the archive's directory states"
+            )
+        if stated > most:
+            raise ValueError(
+                f"{name!r} cannot have {stated:,} bytes, of {member.compress_size:,} compressed"
+            )
+        return header
+
+    def read(self, name: str) -> np.ndarray:
+        """The array, unless all that were read have more bytes together than the limit."""
+        header = self.header(name)
+        if header.nbytes > self._left:
+            raise ValueError(
+                f"{name!r} has {header.nbytes:,} bytes, and with it more than {self._most:,} would"
+                " be read"
+            )
+        self._left -= header.nbytes
+        values = np.empty(header.nbytes, np.uint8)
+        with self._archive.open(name + _NPY) as file:
+            file.read(header.start)
+            for first in range(0, header.nbytes, _AT_ONCE):
+                part = values[first : first + _AT_ONCE]
+                content = file.read(len(part))
+                if len(content) < len(part):
+                    raise ValueError(f"{name!r} ends before its last value")
+                part[:] = np.frombuffer(content, np.uint8)
+            if file.read(1):  # where the checksum is compared, too
+                raise ValueError(f"{name!r} is longer than its header states")
+        order: Literal["F", "C"] = "F" if header.in_columns else "C"
+        return values.view(header.dtype).reshape(header.shape, order=order)
+
+
+@contextlib.contextmanager
+def open_npz(path: Path, *, most_bytes: int) -> Iterator[NpzReader]:
+    """The arrays of an archive, of which at most `most_bytes` are read together.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: no such file, or no archive.
+    """
+    check_size(path, sys.maxsize)
+    with path.open("rb") as file:
+        yield NpzReader(file, most_bytes)

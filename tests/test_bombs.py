@@ -1,0 +1,305 @@
+"""Small files that would fill the memory or compute without end: each ends in one sentence."""
+
+import io
+import json
+import os
+import struct
+import time
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from imagery import one_sentence, random_images
+from inceptions import code, legacy_file, tensor, zip_file
+
+from ddpm_jax.data import DataError, image_levels, image_shape, load
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import WeightsError
+from ddpm_jax.evaluation.classifier import load_classifier
+from ddpm_jax.evaluation.inception_weights import inception_network
+from ddpm_jax.evaluation.reference_files import load_reference
+from ddpm_jax.evaluation.torch_weights import read_state_dict
+
+IMAGES = random_images(30, 6, 5, 1)
+BOMB = 2**26
+"""Bytes that some kilobytes unpack to: enough to be seen, and quick to be made."""
+READERS = {
+    "images": lambda path: load(f"npz:{path}", memory_gb=0.001),
+    "classifier": load_classifier,
+    "reference": load_reference,
+    "inception": lambda path: inception_network(path, other_weights=True),
+}
+
+
+def ends_in_one_sentence(read, path, *parts, most_bytes=2**24, error=UserError):
+    """And soon, and with little memory."""
+    before = time.perf_counter()
+    tracemalloc.start()
+    try:
+        with pytest.raises(error) as caught:
+            read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    one_sentence(caught, *parts)
+    assert len(str(caught.value)) < 1000
+    assert peak < most_bytes
+    assert time.perf_counter() - before < 10
+
+
+def header(shape, dtype="|u1", *, version=b"\x01\x00", order=False, size=None):
+    """Of an .npy, with whatever it states."""
+    text = repr({"descr": dtype, "fortran_order": order, "shape": shape}).encode() + b"\n"
+    length = struct.pack("<H" if version == b"\x01\x00" else "<I", size or len(text))
+    return b"\x93NUMPY" + version + length + text
+
+
+def zipped(path, members):
+    """A file of members, some of which may have one name; contents are bytes or (bytes, more)."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in members:
+            archive.writestr(name, contents)
+    return path
+
+
+def as_npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def stating(path, name, size):
+    """Alters the size that the archive's directory states of a member."""
+    contents = bytearray(path.read_bytes())
+    place = contents.rindex(name.encode()) - 46
+    assert contents[place : place + 4] == b"PK\x01\x02"
+    contents[place + 24 : place + 28] = struct.pack("<I", size)
+    path.write_bytes(contents)
+    return path
+
+
+# ---- .npz
+
+
+def test_arrays_that_nobody_asks_for_are_not_read(tmp_path):
+    path = tmp_path / "x.npz"
+    members = [("images.npy", as_npy(IMAGES)), ("notes.txt", b"no array"), ("images", b"nor this")]
+    zipped(path, [*members, ("unused.npy", header((BOMB,)) + bytes(BOMB))])
+    tracemalloc.start()
+    try:
+        found = load(f"npz:{path}", memory_gb=0.001)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(found.train), len(found.held_out)) == (27, 3)
+    assert peak < 2**24
+
+
+def test_images_beyond_the_memory_are_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "x.npz"
+    zipped(path, [("images.npy", header((BOMB // 64, 8, 8, 1)) + bytes(BOMB))])
+    limit = "need 0.0671 GB of memory, and data.memory_gb is 0.001; --data.memory-gb 1 would do"
+    ends_in_one_sentence(READERS["images"], path, limit, error=DataError)
+    assert image_shape(f"npz:{path}") == (8, 8, 1)
+    assert image_levels(f"npz:{path}") == 256
+    for name in ("labels", "levels", "class_names"):
+        numbers = ("images.npy", as_npy(IMAGES)), (f"{name}.npy", header((BOMB,)) + bytes(BOMB))
+        ends_in_one_sentence(READERS["images"], zipped(path, numbers), error=DataError)
+
+
+HEADERS = [
+    header((10**30, 8, 8)),
+    header((-5, 8, 8)),
+    header((2**63, 2)),
+    header((2**32, 2**32, 1)),
+    header((10**6, 8, 8)) + bytes(10),
+    header((0, 10**40)),
+    header((1,) * 200) + b"x",
+    header((30,), "|O") + bytes(240),
+    header((), "<U1000000000") + bytes(10),
+    header((5,), "<U0"),
+    header((3,), "|V1000000000"),
+    header((3,), "(1000000,1000)f4"),
+    header((3,), [("a", "<f4")]) + bytes(12),
+    header((3,), size=65535) + bytes(3),
+    header((3,), version=b"\x02\x00", size=2**32 - 1) + bytes(3),
+    header((3,), version=b"\x03\x00") + bytes(3),
+    header((3,), version=b"\x02\x00", size=2**25) + bytes(2**25),
+    b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10000,
+    b"no array at all",
+    b"",
+]
+
+
+def test_headers_that_lie(tmp_path):
+    names = {"images": "images", "classifier": "params/a/b", "reference": "format"}
+    for number, member in enumerate(HEADERS):
+        for reader in READERS if number in (0, 4) else ["images"]:
+            path = tmp_path / f"{number}.npz"
+            zipped(path, [(f"{names.get(reader, 'about')}.npy", member)])
+            ends_in_one_sentence(READERS[reader], path, str(path))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_directories_that_lie_and_members_of_one_name(tmp_path, reader):
+    name = {"images": "images", "classifier": "params/a/b"}.get(reader, "format") + ".npy"
+    short = header((BOMB, 1, 1)) + bytes(1000)
+    path = zipped(tmp_path / "x.npz", [(name, short)])
+    ends_in_one_sentence(READERS[reader], stating(path, name, len(header((BOMB, 1, 1))) + BOMB))
+    long = header((4,)) + bytes(BOMB)
+    path = zipped(tmp_path / "y.npz", [(name, long)])
+    ends_in_one_sentence(READERS[reader], path)
+    ends_in_one_sentence(READERS[reader], stating(path, name, len(header((4,))) + 4))
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = zipped(tmp_path / "z.npz", [(name, as_npy(IMAGES)), (name, as_npy(IMAGES))])
+    ends_in_one_sentence(READERS[reader], path, "two members of one name")
+    with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(name, as_npy(IMAGES))
+    ends_in_one_sentence(READERS[reader], tmp_path / "lzma.npz")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_files_without_arrays_or_with_very_many(tmp_path, reader):
+    path = zipped(tmp_path / "x.npz", [("notes.txt", b"words"), ("images", b"words")])
+    ends_in_one_sentence(READERS[reader], path)
+    path = zipped(tmp_path / "y.npz", ((f"{number}.npy", b"") for number in range(5000)))
+    ends_in_one_sentence(READERS[reader], path)
+    os.mkfifo(tmp_path / "pipe.npz")  # whoever opens it waits for ever
+    ends_in_one_sentence(READERS[reader], tmp_path / "pipe.npz")
+
+
+@pytest.mark.parametrize("reader", ["classifier", "reference", "inception"])
+def test_arrays_have_limits_together(tmp_path, reader, monkeypatch):
+    for module in ("classifier._", "reference_files._", "inception_weights."):
+        monkeypatch.setattr(f"ddpm_jax.evaluation.{module}MOST_BYTES", BOMB // 2)
+    names = ["params/a/b", "params/a/c"] if reader == "classifier" else ["format", "features"]
+    half = header((BOMB // 16,), "<f4") + bytes(BOMB // 4)
+    path = zipped(tmp_path / "x.npz", [(f"{name}.npy", half * 2) for name in names])
+    ends_in_one_sentence(READERS[reader], path, most_bytes=BOMB)
+
+
+def test_statistics_with_their_own_sha256_that_are_none(tmp_path):
+    from ddpm_jax.evaluation import reference_files
+
+    def refused(part, **changes):
+        moments = {"rows": np.array(3), "mean": np.zeros(2), "scatter": np.zeros((2, 2))}
+        arrays = {f"{half}_{name}": a for half in ("even", "odd") for name, a in moments.items()}
+        about = dict.fromkeys(reference_files.Provenance._fields, "x") | {"images": 6}
+        arrays |= {"format": np.array(1), "provenance": np.array(json.dumps(about))}
+        arrays = {name: a for name, a in (arrays | changes).items() if a is not None}
+        path = tmp_path / "x.npz"
+        np.savez(path, **arrays, sha256=np.array(reference_files._digest(arrays)))
+        ends_in_one_sentence(load_reference, path, str(path), part)
+
+    refused("even_mean", even_mean=None)
+    refused("'odd' have other shapes", odd_scatter=np.zeros((3, 2)))
+    refused("'odd' have other shapes", odd_mean=np.array(1.0))
+    refused("not float64", even_mean=np.zeros(2, np.float32))
+    refused("features have dtype int64", features=np.zeros((2, 2), np.int64))
+    refused("is no file of statistics", provenance=np.array("[" * 100_000))
+    refused("is no file of statistics", provenance=np.array('{"network": 1}'))
+    about = dict.fromkeys(reference_files.Provenance._fields, "x")
+    refused("images of its provenance is no int", provenance=np.array(json.dumps(about)))
+
+
+# ---- .pth
+
+
+def refused_weights(tmp_path, contents, *parts, **options):
+    path = tmp_path / "x.pth"
+    path.write_bytes(contents)
+    ends_in_one_sentence(read_state_dict, path, *parts, error=WeightsError, **options)
+
+
+def in_zip(pickle, compression=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickle)
+    return file.getvalue()
+
+
+def nested(depth):
+    """Opcodes of a tuple of two of a tuple of two ...: 2^depth leaves in few bytes."""
+    return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(depth))
+
+
+PICKLES = {
+    "a key whose hash takes for ever": b"}" + nested(100) + b"K\x01s.",
+    "keys of many at once": b"}(" + nested(100) + b"K\x01u.",
+    "a storage that would be printed for ever": nested(100) + b"Q.",
+    "a name that would be printed for ever": b"}(X\x01\x00\x00\x00x" + nested(100) + b"u.",
+    "a set": b"\x8f(" + nested(100) + b"\x90.",
+    "bytes of a large number": b"\x8e" + b"\xff\xff\xff\xff\xff\xff\xff\x0f.",
+    "a string of a large number": b"\x8d" + b"\xff\xff\xff\xff\xff\xff\xff\x0f.",
+    "many small objects": b"(" + b"}" * 500_000 + b"t.",
+    "lists in lists": b"]" * 10_000 + b"a" * 9_999 + b".",
+    "tuples in tuples": b")" + b"\x85" * 50_000 + b".",
+    "an integer of many digits": b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".",
+    "an integer in words": b"I" + b"9" * 100_000 + b"\n.",
+    "a long name": b"c" + b"os" * 10**5 + b"\n" + b"x" * 10**5 + b"\n.",
+    "a name from the stack": b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.",
+    "marks without end": b"(" * 150_000,
+    "no end": b"}",
+    "too few on the stack": b"0.",
+    "no mark": b"t.",
+}
+
+
+@pytest.mark.parametrize("pickle", PICKLES.values(), ids=PICKLES.keys())
+def test_pickles_that_never_end_or_fill_the_memory(tmp_path, pickle):
+    for contents in (in_zip(b"\x80\x02" + pickle), b"\x80\x02" + pickle):
+        refused_weights(tmp_path, contents, most_bytes=2**27)
+
+
+def test_shapes_of_very_many_axes_and_digits(tmp_path):
+    array = np.arange(12, dtype=np.float32)
+    for window in (
+        {"shape": (0,) * 1000, "strides": (0,) * 1000},
+        {"shape": (1,) * 100, "strides": (1,) * 100},
+    ):
+        contents = legacy_file({"x": tensor("0", array, **window)}, {"0": array})
+        refused_weights(tmp_path, contents, "the offset, shape and strides of no tensor")
+
+
+def test_weights_that_are_compressed_or_have_no_end(tmp_path):
+    bomb = in_zip(b"\x80\x02}" + b"0" * BOMB + b".", zipfile.ZIP_DEFLATED)
+    assert len(bomb) < BOMB / 500
+    refused_weights(tmp_path, bomb, "'archive/data.pkl' is compressed, which PyTorch never does")
+    path = tmp_path / "large.pth"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room on the disk
+    for read in (read_state_dict, READERS["inception"]):
+        ends_in_one_sentence(read, path, "it has 1,099,511,627,776 bytes", error=WeightsError)
+    os.mkfifo(tmp_path / "pipe.pth")
+    for read in (read_state_dict, READERS["inception"]):
+        ends_in_one_sentence(read, tmp_path / "pipe.pth", "no regular file", error=WeightsError)
+
+
+@pytest.mark.parametrize("write", [legacy_file, zip_file])
+def test_many_tensors_on_one_storage(tmp_path, write):
+    array = np.zeros(2**18, np.float32)
+    window = tensor("0", array, legacy=write is legacy_file)
+    contents = write({f"{number}": window for number in range(200)}, {"0": array})
+    refused_weights(tmp_path, contents, "more than twice the bytes of the file")
+
+
+def test_attributes_parameters_and_a_memo_of_a_state_dict(tmp_path):
+    # With attributes (the versions of layers), parameters, and a memo.
+    names = b"ccollections\nOrderedDict\nq\x00)Rq\x01"
+    large = b"r\xff\xff\xff\x7f"  # a number that would make Python's own memo 16 GB
+    attributes = b"}" + large + b"X\x09\x00\x00\x00_metadatah\x00)R" + b"sb"
+    array = np.arange(6, dtype=np.float32)
+    parameter = (
+        b"ctorch._utils\n_rebuild_parameter\n("
+        + code(tensor("0", array, legacy=False, shape=(2, 3)))
+        + b"\x89h\x00)RtR"
+    )
+    pickle = b"\x80\x02" + names + b"(" + code("w") + parameter + b"u" + attributes + b"."
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle)
+        archive.writestr("archive/data/0", array.tobytes())
+    read = read_state_dict(path)
+    assert list(read) == ["w"]
+    np.testing.assert_array_equal(read["w"], array.reshape(2, 3))
