@@ -11,8 +11,11 @@ and a dense layer whose activations are the features; the logits follow from the
 
 import functools
 import hashlib
+import io
+import math
+import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from ddpm_jax.data import (
     to_bytes,
     to_model_range,
 )
+from ddpm_jax.data.preparation import first_line
 from ddpm_jax.evaluation.features import FeatureNetwork, Features
 from ddpm_jax.evaluation.guards import EvaluationError
 from ddpm_jax.files import whole_file
@@ -113,19 +117,12 @@ def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
     """What `train_classifier` found, as a feature space of pictures with 256 levels.
 
     Raises:
-        EvaluationError: parameters of another classifier.
+        EvaluationError: parameters of another classifier, or not finite; images without labels.
     """
-    model = Classifier(images.num_classes)
-    shape = (1, *images.image_shape)
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape, jnp.float32))
-    if _shapes(expected) != _shapes(params):
-        raise EvaluationError(
-            f"the classifier is not one of {images.num_classes} classes of images"
-            f" {'x'.join(map(str, images.image_shape))}, as those of {images.name!r} are"
-        )
-
+    flat = _flat(params)
+    _check(images, flat)
     digest = hashlib.sha256()
-    for name, values in _flat(params).items():
+    for name, values in flat.items():
         digest.update(name.encode())
         digest.update(values.tobytes())
     return FeatureNetwork(
@@ -133,7 +130,7 @@ def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
         identity=digest.hexdigest(),
         dim=FEATURES,
         classes=images.num_classes,
-        apply=jax.tree_util.Partial(_compiled(model), params),
+        apply=jax.tree_util.Partial(_compiled(Classifier(images.num_classes)), params),
     )
 
 
@@ -146,42 +143,122 @@ def _compiled(model: Classifier) -> Callable[[Any, Array], Features]:
     return apply
 
 
-def accuracy(network: FeatureNetwork, images: ImageSet) -> float:
+def accuracy(network: FeatureNetwork, images: ImageSet, batch_size: int = 500) -> float:
     """Share of the held-out images whose class it finds."""
     right = 0
-    for pictures, labels in in_batches(images.held_out, 500):
+    for pictures, labels in in_batches(images.held_out, batch_size):
         logits = network.apply(jnp.asarray(to_bytes(pictures, images.levels))).logits
         right += int(np.sum(np.argmax(logits, axis=-1) == labels))
     return right / len(images.held_out)
 
 
-def save_classifier(path: Path, params: Any) -> None:
-    """Writes parameters as an .npz, all of it or nothing."""
+def save_classifier(path: Path, params: Any, *, images: str = "") -> None:
+    """Writes parameters as an .npz with a sha256 of them, all of it or nothing.
+
+    Args:
+        path: of the file.
+        params: of a `Classifier`.
+        images: what it was trained on, in any words that `load_classifier` compares.
+    """
+    flat = _flat(params) | {"images": np.array(images)}
     with whole_file(path) as file:
-        np.savez(file, allow_pickle=False, **_flat(params))
+        np.savez(file, allow_pickle=False, **flat, sha256=np.array(_digest(flat)))
 
 
-def load_classifier(path: Path) -> Any:
+def load_classifier(path: Path, *, images: str | None = None) -> Any:
     """The parameters that `save_classifier` wrote.
 
+    Args:
+        path: of the file.
+        images: what it has to have been trained on; by default anything.
+
     Raises:
-        EvaluationError: no such file, or a damaged one.
+        EvaluationError: no such file, a damaged or an altered one, or something else.
     """
+    where = f"the classifier {str(path)!r}"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return unflatten_dict({name: stored[name] for name in stored.files}, sep="/")
+        stored = _read(path)
+        stated = stored.pop("sha256", np.array("absent")).item()
+        found = _digest(stored)
+        trained_on = stored.pop("images", np.array("")).item()
+        params = unflatten_dict(stored, sep="/")
     except FileNotFoundError:
-        raise EvaluationError(f"the classifier {str(path)!r} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"{where} does not exist") from None
+    except Exception as error:  # damage shows as whatever zipfile or numpy raises
         raise EvaluationError(
-            f"the classifier {str(path)!r} cannot be read ({error}); delete it, and it is trained"
-            " anew"
+            f"{where} cannot be read ({first_line(error)}); it has to be a classifier.npz that"
+            " ddpm-jax evaluate wrote"
         ) from error
+    if stated != found:
+        raise EvaluationError(
+            f"{where} is not as it was written: it does not have the sha256 that it states; take"
+            " one that ddpm-jax evaluate wrote"
+        )
+    if images is not None and trained_on != images:
+        raise EvaluationError(f"{where} is one of other images, {trained_on}; here are {images}")
+    return params
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that is not compressed, so together they are no larger than it."""
+    arrays = {}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its arrays are compressed")
+        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its arrays overlap")
+        for member in members:
+            content = io.BytesIO(archive.read(member))  # compares the member's checksum
+            arrays[member.filename.removesuffix(".npy")] = _array(content, member.file_size)
+    return arrays
+
+
+def _array(content: io.BytesIO, size: int) -> np.ndarray:
+    """An array of the .npy format, if its header describes as many bytes as follow."""
+    version = np.lib.format.read_magic(content)
+    if version != (1, 0):
+        raise ValueError(f"a version {version} of the .npy format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    if math.prod(shape) * dtype.itemsize != size - content.tell():
+        raise ValueError(f"{dtype}{list(shape)} in {size} bytes")
+    content.seek(0)
+    array: np.ndarray = np.lib.format.read_array(content, allow_pickle=False)
+    return array
+
+
+def _check(images: ImageSet, flat: Mapping[str, np.ndarray]) -> None:
+    """Raises EvaluationError unless these are parameters of a `Classifier` of such images."""
+    refused = (
+        f"the classifier is not one of {images.num_classes} classes of images"
+        f" {'x'.join(map(str, images.image_shape))}, as those of {images.name!r} are"
+    )
+    if images.num_classes < 1:  # initializers divide by the size of an array
+        raise EvaluationError(refused)
+    x = jax.ShapeDtypeStruct((1, *images.image_shape), jnp.float32)
+    expected = jax.eval_shape(Classifier(images.num_classes).init, jax.random.key(0), x)
+    wanted, found = _kinds(flatten_dict(expected, sep="/")), _kinds(flat)
+    for name in sorted(wanted.keys() | found.keys()):
+        here, there = found.get(name, "absent"), wanted.get(name, "absent")
+        if here != there:
+            raise EvaluationError(f"{refused}: {name} is {here} in it, and has to be {there}")
+        if not np.isfinite(flat[name]).all():
+            raise EvaluationError(f"the classifier is damaged: {name} is not finite everywhere")
+
+
+def _kinds(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each array."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in flat.items()}
+
+
+def _digest(flat: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, kind in sorted(_kinds(flat).items()):
+        digest.update(f"{name} {kind};".encode())
+        digest.update(np.ascontiguousarray(flat[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _flat(params: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
