@@ -32,8 +32,7 @@ def likelihood_table(results: dict[str, Any], *, params: str = "") -> Table:
     elbo = f"full ELBO over T = {num_steps}"
     if num_times < num_steps:
         elbo = f"ELBO over T = {num_steps}, from {num_times} terms of each image"
-    table.add_row(
-        f"this model, {elbo}",
-        f"[bold]{results['bits_per_dim']:.3f}[/] +- {results['standard_error']:.3f}",
-    )
+    error = results["standard_error"]
+    spread = "" if error is None else f" +- {error:.3f}"
+    table.add_row(f"this model, {elbo}", f"[bold]{results['bits_per_dim']:.3f}[/]{spread}")
     return table
