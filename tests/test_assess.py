@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -184,9 +185,10 @@ def test_a_standard_error_of_terms_by_hand():
     per_time = measure._per_time(terms, times, 4)
     np.testing.assert_array_equal(per_time.images, [3, 2, 1, 0])
     np.testing.assert_allclose(per_time.mean, [3.0, 6.0, 0.0, np.nan])
-    np.testing.assert_allclose(
-        per_time.standard_error[:2], [np.sqrt(14 / 2 / 3), np.sqrt(2 / 1 / 2)]
-    )
+    expected = [np.sqrt(14 / 2 / 3), np.sqrt(2 / 1 / 2), np.nan, np.nan]
+    np.testing.assert_allclose(per_time.standard_error, expected)
+    assert measure._standard_error(np.array([3.0])) is None
+    assert measure._standard_error(np.array([3.0, 5.0])) == 1.0
 
 
 @pytest.mark.parametrize("limit", [100, 1437, 5000])
@@ -211,6 +213,150 @@ def test_kept_values_are_of_what_they_follow_from(tmp_path):
     for follows_from, number in [(["a", 1], 0), (["a", 2], 1), (["a", 1], 0)]:
         assert kept.kept_json(tmp_path, "count", follows_from, compute) == {"number": number}
     assert len(list(tmp_path.glob("count_*.json"))) == 2
+
+
+DAMAGE = {
+    "a digit": lambda text: text.replace(b"0.125", b"0.135"),
+    "half": lambda text: text[: len(text) // 2],
+    "nothing": lambda text: b"",
+    "a list": lambda text: b"[1, 2]",
+    "another object": lambda text: b'{"number": 3}',
+    "a field of another type": lambda text: text.replace(b"0.125", b'"0.125"'),
+    "a field more": lambda text: text.replace(b"{", b'{"more": 1,', 1),
+    "no sha256": lambda text: json.dumps({"number": json.loads(text)["number"]}).encode(),
+    "a sha256 that is none": lambda text: text.replace(b'"sha256": "', b'"sha256": [], "b": "'),
+    "bits": lambda text: bytes(255 - byte for byte in text),
+    "too deep": lambda text: b"[" * 100_000,
+    "digits": lambda text: b'{"number": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_kept_values_that_are_not_as_written_are_computed_again(tmp_path, damage):
+    told, good = [], {"number": 0.125}
+    kept.kept_json(tmp_path, "value", ["a"], lambda: good)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert kept.kept_json(tmp_path, "value", ["a"], lambda: good, told.append) == good
+    assert len(told) == 1
+    assert str(path) in told[0]
+    assert "\n" not in told[0]
+    assert path.read_bytes() == whole
+    kept.kept_json(tmp_path, "value", ["a"], lambda: {"other": 1}, told.append)
+    assert path.read_bytes() == whole
+    assert len(told) == 1
+
+
+def test_kept_values_in_the_place_of_others_are_computed_again(tmp_path):
+    for setting in ("a", "b"):
+        kept.kept_json(tmp_path, "value", [setting], lambda setting=setting: {"of": setting})
+    first, second = tmp_path.iterdir()
+    both = first.read_bytes(), second.read_bytes()
+    first.write_bytes(both[1])
+    second.write_bytes(both[0])
+    for setting in ("a", "b"):
+        good = {"of": setting}
+        assert kept.kept_json(tmp_path, "value", [setting], lambda good=good: good) == good
+
+
+def test_a_folder_in_the_place_of_a_kept_file_is_moved_aside(tmp_path):
+    told = []
+    for _ in range(2):
+        assert kept.kept_json(tmp_path, "value", ["a"], lambda: {"n": 1}, told.append) == {"n": 1}
+        (path,) = tmp_path.glob("*.json")
+        path.unlink()
+        path.mkdir()
+        (path / "mine").write_text("")
+    kept.kept_json(tmp_path, "value", ["a"], lambda: {"n": 1}, told.append)
+    assert len(told) == 2
+    assert len(list(tmp_path.glob("*/mine"))) == 2
+
+
+@pytest.fixture(scope="module")
+def drawn(params, tmp_path_factory):
+    """Two folders of eight images in two files, of other seeds, and a function that draws them."""
+    experiment, folder = experiment_on(1), tmp_path_factory.mktemp("drawn")
+
+    def draw(seed, told, count=8):
+        files = samples.draw_into(
+            folder,
+            experiment,
+            params,
+            count=count,
+            how=HOW,
+            seed=seed,
+            batch_size=4,
+            tell=told.append,
+        )
+        return np.concatenate(list(files.batches())), files
+
+    return draw
+
+
+@pytest.fixture
+def _four_in_a_file(monkeypatch):
+    monkeypatch.setattr(samples, "_FILE", 4)
+
+
+def overwrite(first, second, others):
+    content = bytearray(first.read_bytes())
+    content[-100:-90] = bytes(10)
+    first.write_bytes(content)
+
+
+def swap(first, second, others):
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+
+
+def replace_by_other_seed(first, second, others):
+    first.write_bytes(others.read_bytes())
+
+
+def replace_by_other_array(first, second, others):
+    with first.open("wb") as file:
+        np.save(file, np.zeros((4, 8, 8, 1), np.uint8))
+
+
+def replace_by_folder(first, second, others):
+    first.unlink()
+    first.mkdir()
+
+
+@pytest.mark.usefixtures("_four_in_a_file")
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [
+        (overwrite, 1),
+        (swap, 2),
+        (replace_by_other_seed, 1),
+        (replace_by_other_array, 1),
+        (replace_by_folder, 1),
+    ],
+)
+def test_kept_samples_that_are_not_as_written_are_drawn_again(drawn, damage, lines):
+    told = []
+    whole, files = drawn(3, told)
+    _, others = drawn(4, told)
+    damage(files.path(0), files.path(4), others.path(0))
+    again, _ = drawn(3, told)
+    np.testing.assert_array_equal(again, whole)
+    assert len(told) == lines
+    assert all(str(files.folder) in line for line in told)
+
+
+@pytest.mark.usefixtures("_four_in_a_file")
+def test_two_evaluations_that_draw_at_the_same_time_both_have_their_images(drawn):
+    """One draws few and one many of the same; few never replace many."""
+    expected, _ = drawn(3, [])
+    counts = [8, 3, 5, 8]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda count: drawn(5, [], count)[0], counts))
+    for count, images in zip(counts, found, strict=True):
+        np.testing.assert_array_equal(images, found[0][:count])
+    assert np.any(found[0] != expected)
 
 
 # The command
@@ -278,6 +424,43 @@ def test_nothing_long_is_done_twice(run, evaluated, monkeypatch):
     assert (folder / "results.json").read_bytes() == before
 
 
+def test_an_evaluation_of_damaged_files_says_so_and_has_the_same_results(run, evaluated, capsys):
+    folder, _ = evaluated
+    before = (folder / "results.json").read_bytes()
+    files = [path for path in (folder / "kept").rglob("*") if path.is_file()]
+    files = [path for path in files if path.name != "settings.json"]
+    assert len(files) == 7  # baselines, classifier, reference; likelihood and samples of two
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + b"0" + content[len(content) // 2 + 1 :])
+    assert evaluate(run) == 0
+    said = capsys.readouterr().out.splitlines()
+    for path in files:
+        assert len([line for line in said if str(path) in line and "again" in line]) == 1, path
+    assert (folder / "results.json").read_bytes() == before
+    assert evaluate(run) == 0
+    assert "again" not in capsys.readouterr().out
+
+
+def test_the_batch_size_changes_no_result(run, evaluated, tmp_path, monkeypatch):
+    seen, genuine = [], measure._placed_batches
+
+    def placed_batches(experiment, source, size, *rest):
+        seen.append(size)
+        return genuine(experiment, source, size, *rest)
+
+    monkeypatch.setattr(measure, "_placed_batches", placed_batches)
+    told = ["--num", "0", "--batch-size", "48", "--params", "ema", "--out", str(tmp_path)]
+    assert main(["evaluate", str(run), *told]) == 0
+    assert seen == [48]
+    found, whole = (
+        json.loads((folder / "results.json").read_text())["params"]["ema"]["likelihood"]
+        for folder in (tmp_path, evaluated[0])
+    )
+    for name in ("bits_per_dim", "standard_error", "kl", "decoder", "prior"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-5)
+
+
 def test_one_kind_of_parameters_elsewhere_and_without_samples(run, tmp_path, capsys):
     folder = tmp_path / "here"
     assert main(["evaluate", str(run), "--params", "raw", "--num", "0", "--out", str(folder)]) == 0
@@ -328,8 +511,6 @@ def test_statistics_of_other_images_are_refused(run, evaluated, tmp_path, capsys
             path, stored._replace(provenance=stored.provenance._replace(**{field: value}))
         )
         assert f"{field} is {value!r} of some statistics" in refused(capsys, *asked)
-    path.write_bytes(path.read_bytes()[:99])
-    assert "is damaged" in refused(capsys, *asked)
 
 
 def test_without_labels_there_is_no_classifier(tmp_path, capsys):
@@ -352,8 +533,12 @@ def test_without_labels_there_is_no_classifier(tmp_path, capsys):
         == 0
     )
     assert evaluate(run) == 0
-    assert "images has no labels, so there is no classifier" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    reason = "no metrics of samples: images has no labels, so there is no classifier"
+    assert said.index("terms of the ELBO") < said.index(reason) < said.index("nearest training")
+    assert "held out" not in said[said.index("terms of the ELBO") :].replace("from held-out", "")
     results = json.loads((run / "evaluation" / "step_0000002" / "results.json").read_text())
+    assert results["no_metrics"].startswith(reason)
     assert results["networks"] == []
     assert results["params"]["ema"]["metrics"] == []
 

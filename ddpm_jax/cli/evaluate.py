@@ -53,7 +53,8 @@ class Arguments:
     likelihood_times: int | None = None
     """ELBO terms of each held-out image; by default as the run's config says."""
     batch_size: int | None = None
-    """Images at once, over all devices; by default evaluation.batch_size of the run."""
+    """Images at once, over all devices, for the likelihood, samples and metrics; by default
+    evaluation.batch_size of the run. Results do not depend on it but for rounding."""
     classifier: Path | None = None
     """The classifier.npz of another evaluation on these images, in place of one of its own."""
     inception: Path | None = None
@@ -81,7 +82,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         likelihood_times=asked.likelihood_times,
         skip_missing_snapshots=asked.skip_missing_snapshots,
     )
-    experiment = restored.experiment
+    experiment = _with_batch_size(restored.experiment, asked.batch_size)
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
     directory = RunDirectory(asked.run)
@@ -99,11 +100,23 @@ def run(arguments: Sequence[str], console: Console) -> None:
         summary = {"step": restored.step, **results["baselines"], **found["likelihood"]}
         console.print(likelihood_table(summary, params=name))
     console.print(_per_time_table(results))
-    if "networks" in results:
+    if "no_metrics" in results:
+        say(console, results["no_metrics"])
+    else:
         console.print(_metrics_table(results))
+    if "sampling" in results:
         for line in _neighbours(results):
             say(console, line)
     say(console, f"results and pictures   {folder}")
+
+
+def _with_batch_size(experiment: Experiment, batch_size: int | None) -> Experiment:
+    """As if the run's config had this evaluation.batch_size."""
+    if batch_size is None:
+        return experiment
+    evaluation = dataclasses.replace(experiment.config.evaluation, batch_size=batch_size)
+    config = dataclasses.replace(experiment.config, evaluation=evaluation)
+    return dataclasses.replace(experiment, config=config)
 
 
 def _asked(asked: Arguments, experiment: Experiment) -> Asked:
@@ -114,7 +127,7 @@ def _asked(asked: Arguments, experiment: Experiment) -> Asked:
             _inception, asked.inception, experiment, other_weights=asked.other_weights
         )
     num = min(len(experiment.images.train), _MOST_SAMPLES) if asked.num is None else asked.num
-    batch_size = asked.batch_size or experiment.config.evaluation.batch_size
+    batch_size = experiment.config.evaluation.batch_size
     return Asked(num, how, asked.seed, batch_size, asked.classifier, inception)
 
 
@@ -137,9 +150,13 @@ def _per_time_table(results: dict[str, Any]) -> Table:
     asked = [t for t, images in enumerate(columns[0]["images"]) if images]
     for place in strip_times(len(asked), _SHOWN_TIMES):
         t = asked[place]
-        cells = [f"{terms['mean'][t]:.3g} +- {terms['standard_error'][t]:.1g}" for terms in columns]
-        table.add_row(str(t), *cells)
+        table.add_row(str(t), *(_term(terms, t) for terms in columns))
     return table
+
+
+def _term(terms: dict[str, Any], t: int) -> str:
+    mean, error = terms["mean"][t], terms["standard_error"][t]
+    return f"{mean:.3g}" if error is None else f"{mean:.3g} +- {error:.1g}"
 
 
 def _metrics_table(results: dict[str, Any]) -> Table:

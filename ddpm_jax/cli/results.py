@@ -35,10 +35,9 @@ def likelihood_table(results: dict[str, Any], *, params: str = "") -> Table:
     elbo = f"full ELBO over T = {num_steps}"
     if num_times < num_steps:
         elbo = f"ELBO over T = {num_steps}, from {num_times} terms of each image"
+    error = results["standard_error"]
+    spread = "" if error is None else f" +- {error:.3f}"
     table.add_row(
-        f"this model, {elbo}",
-        Text.assemble(
-            (f"{results['bits_per_dim']:.3f}", "bold"), f" +- {results['standard_error']:.3f}"
-        ),
+        f"this model, {elbo}", Text.assemble((f"{results['bits_per_dim']:.3f}", "bold"), spread)
     )
     return table

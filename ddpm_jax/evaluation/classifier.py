@@ -11,7 +11,7 @@ and a dense layer whose activations are the features; the logits follow from the
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +116,12 @@ def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
     """What `train_classifier` found, as a feature space of pictures with 256 levels.
 
     Raises:
-        EvaluationError: parameters of another classifier.
+        EvaluationError: parameters of another classifier, or not finite; images without labels.
     """
-    model = Classifier(images.num_classes)
-    shape = (1, *images.image_shape)
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape, jnp.float32))
-    if _shapes(expected) != _shapes(params):
-        raise EvaluationError(
-            f"the classifier is not one of {images.num_classes} classes of images"
-            f" {'x'.join(map(str, images.image_shape))}, as those of {images.name!r} are"
-        )
-
+    flat = _flat(params)
+    _check(images, flat)
     digest = hashlib.sha256()
-    for name, values in _flat(params).items():
+    for name, values in flat.items():
         digest.update(name.encode())
         digest.update(values.tobytes())
     return FeatureNetwork(
@@ -136,7 +129,7 @@ def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
         identity=digest.hexdigest(),
         dim=FEATURES,
         classes=images.num_classes,
-        apply=jax.tree_util.Partial(_compiled(model), params),
+        apply=jax.tree_util.Partial(_compiled(Classifier(images.num_classes)), params),
     )
 
 
@@ -149,48 +142,95 @@ def _compiled(model: Classifier) -> Callable[[Any, Array], Features]:
     return apply
 
 
-def accuracy(network: FeatureNetwork, images: ImageSet) -> float:
+def accuracy(network: FeatureNetwork, images: ImageSet, batch_size: int = 500) -> float:
     """Share of the held-out images whose class it finds."""
     right = 0
-    for pictures, labels in in_batches(images.held_out, 500):
+    for pictures, labels in in_batches(images.held_out, batch_size):
         logits = network.apply(jnp.asarray(to_bytes(pictures, images.levels))).logits
         right += int(np.sum(np.argmax(logits, axis=-1) == labels))
     return right / len(images.held_out)
 
 
-def save_classifier(path: Path, params: Any) -> None:
-    """Writes parameters as an .npz, all of it or nothing."""
+def save_classifier(path: Path, params: Any, *, images: str = "") -> None:
+    """Writes parameters as an .npz with a sha256 of them, all of it or nothing.
+
+    Args:
+        path: of the file.
+        params: of a `Classifier`.
+        images: what it was trained on, in any words that `load_classifier` compares.
+    """
+    flat = _flat(params) | {"images": np.array(images)}
     with whole_file(path) as file:
-        np.savez(file, allow_pickle=False, **_flat(params))
+        np.savez(file, allow_pickle=False, **flat, sha256=np.array(_digest(flat)))
 
 
-def load_classifier(path: Path) -> Any:
+def load_classifier(path: Path, *, images: str | None = None) -> Any:
     """The parameters that `save_classifier` wrote.
 
+    Args:
+        path: of the file.
+        images: what it has to have been trained on; by default anything.
+
     Raises:
-        EvaluationError: no such file, or a damaged one.
+        EvaluationError: no such file, a damaged or an altered one, or something else.
     """
+    where = f"the classifier {str(path)!r}"
     try:
-        with open_npz(path, most_bytes=_MOST_BYTES) as stored:
-            arrays = {name: stored.read(name) for name in sorted(stored.names)}
-        if not arrays:
-            raise ValueError("it has no arrays")
-        for name, array in arrays.items():
-            if name.count("/") != 2 or array.dtype != np.float32:
-                raise ValueError(f"{name[:80]!r} of dtype {array.dtype} is no parameter of one")
-        return unflatten_dict(arrays, sep="/")
+        with open_npz(path, most_bytes=_MOST_BYTES) as archive:
+            stored = {name: archive.read(name) for name in sorted(archive.names)}
+        stated = stored.pop("sha256", np.array("absent")).item()
+        found = _digest(stored)
+        trained_on = stored.pop("images", np.array("")).item()
+        params = unflatten_dict(stored, sep="/")
     except FileNotFoundError:
-        raise EvaluationError(f"the classifier {str(path)!r} does not exist") from None
-    except Exception as error:  # whatever damage makes of zipfile, zlib and NumPy's headers
+        raise EvaluationError(f"{where} does not exist") from None
+    except Exception as error:  # damage shows as whatever zipfile or numpy raises
         raise EvaluationError(
-            f"the classifier {str(path)!r} cannot be read ({first_line(error)}); delete it, and it"
-            " is trained anew"
+            f"{where} cannot be read ({first_line(error)}); it has to be a classifier.npz that"
+            " ddpm-jax evaluate wrote"
         ) from error
+    if stated != found:
+        raise EvaluationError(
+            f"{where} is not as it was written: it does not have the sha256 that it states; take"
+            " one that ddpm-jax evaluate wrote"
+        )
+    if images is not None and trained_on != images:
+        raise EvaluationError(f"{where} is one of other images, {trained_on}; here are {images}")
+    return params
+
+
+def _check(images: ImageSet, flat: Mapping[str, np.ndarray]) -> None:
+    """Raises EvaluationError unless these are parameters of a `Classifier` of such images."""
+    refused = (
+        f"the classifier is not one of {images.num_classes} classes of images"
+        f" {'x'.join(map(str, images.image_shape))}, as those of {images.name!r} are"
+    )
+    if images.num_classes < 1:  # initializers divide by the size of an array
+        raise EvaluationError(refused)
+    x = jax.ShapeDtypeStruct((1, *images.image_shape), jnp.float32)
+    expected = jax.eval_shape(Classifier(images.num_classes).init, jax.random.key(0), x)
+    wanted, found = _kinds(flatten_dict(expected, sep="/")), _kinds(flat)
+    for name in sorted(wanted.keys() | found.keys()):
+        here, there = found.get(name, "absent"), wanted.get(name, "absent")
+        if here != there:
+            raise EvaluationError(f"{refused}: {name} is {here} in it, and has to be {there}")
+        if not np.isfinite(flat[name]).all():
+            raise EvaluationError(f"the classifier is damaged: {name} is not finite everywhere")
+
+
+def _kinds(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each array."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in flat.items()}
+
+
+def _digest(flat: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, kind in sorted(_kinds(flat).items()):
+        digest.update(f"{name} {kind};".encode())
+        digest.update(np.ascontiguousarray(flat[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _flat(params: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}

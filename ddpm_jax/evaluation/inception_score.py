@@ -15,8 +15,9 @@ class InceptionScore(NamedTuple):
     """Over the splits, as it is published."""
 
     mean: float
-    standard_deviation: float
-    """Over the splits: what papers print after the mean, and no error of it."""
+    standard_deviation: float | None
+    """Over the splits: what papers print after the mean, and no error of it. None of one split, or
+    where a part has one sample: the score of that is 1, whatever the sample."""
 
 
 def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10) -> InceptionScore:
@@ -51,7 +52,8 @@ def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10) ->
         )
     bounds = [index * len(logits) // splits for index in range(splits + 1)]
     scores = [_score(logits[a:b]) for a, b in itertools.pairwise(bounds)]
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+    spreads = splits > 1 and len(logits) >= 2 * splits
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)) if spreads else None)
 
 
 def _score(logits: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Plots of an evaluation, as PNG. Matplotlib is imported when one is made."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,11 @@ def plot_training(path: Path, lines: Sequence[Mapping[str, Any]], *, title: str)
     """
     figure, axes = _figure()
     for name in ("loss", "held_out_loss"):
-        told = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        told = [
+            (line["step"], line[name])
+            for line in lines
+            if isinstance(line.get(name), int | float) and math.isfinite(line[name])
+        ]
         if told:
             steps, values = np.array(told).T
             marker = "o" if name == "held_out_loss" else None

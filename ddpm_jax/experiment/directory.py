@@ -10,6 +10,7 @@ from typing import Any
 from ddpm_jax import config as configs
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.results import read_results
 from ddpm_jax.files import PARTIAL, is_partial, whole_file
 
 __all__ = ["RunDirectory", "RunDirectoryError", "run_differences", "write_json"]
@@ -84,10 +85,12 @@ class RunDirectory:
             ) from error
 
     def read_results(self) -> dict[str, Any] | None:
-        """The final evaluation, or None if the run is not finished."""
-        if not self.results.is_file():
-            return None
-        return _read(self.results)
+        """The final evaluation, or None if the run is not finished.
+
+        Raises:
+            ResultsError: the file is not as a run writes it.
+        """
+        return read_results(self.results) if self.results.exists() else None
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Marks the run as finished."""

@@ -1,7 +1,13 @@
-"""What was computed before is kept in files that are named by a hash of what it follows from."""
+"""What was computed before is kept in files that are named by a hash of what it follows from.
+
+Each holds a sha256 of what is in it and of what it follows from. So damage, an edit by hand, and a
+file in the place of another are noticed; then it is computed again, and a line says so. Two
+evaluations of one run may write the same file at the same time: each writes the whole of it.
+"""
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,24 +15,56 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.experiment.directory import write_json
+from ddpm_jax.files import read_json
 
-__all__ = ["kept_json", "params_hash", "settings_hash"]
+__all__ = ["kept_json", "make_way", "params_hash", "quiet", "settings_hash"]
 
 
-def kept_json(folder: Path, name: str, follows_from: Any, compute: Callable[[], Any]) -> Any:
+def quiet(line: str) -> None:
+    """Tells nobody."""
+
+
+def kept_json(
+    folder: Path,
+    name: str,
+    follows_from: Any,
+    compute: Callable[[], dict[str, Any]],
+    tell: Callable[[str], None] = quiet,
+) -> dict[str, Any]:
     """`compute()`, or what an earlier call that followed from the same has written.
 
     Args:
         folder: of such files.
         name: what the file's name begins with.
         follows_from: all that the result depends on, as JSON holds it.
-        compute: gives plain values.
+        compute: gives plain values, none of the name "sha256".
+        tell: gets a line if there is a file that is not as it was written.
     """
     path = folder / f"{name}_{settings_hash(follows_from)}.json"
-    if not path.is_file():
-        write_json(path, compute())
-    return json.loads(path.read_text())
+    make_way(path, tell)
+    if path.exists():
+        try:
+            values = read_json(path)
+            stated = values.pop("sha256", None)
+        except UserError as error:
+            tell(f"{error}; computed again")
+        else:
+            if stated == _seal(name, follows_from, values):
+                return values
+            tell(f"{str(path)!r} is not as it was written, by its sha256; computed again")
+    # As it comes back from the file: tuples are lists.
+    values = json.loads(json.dumps(compute()))
+    write_json(path, values | {"sha256": _seal(name, follows_from, values)})
+    return values
+
+
+def make_way(path: Path, tell: Callable[[str], None]) -> None:
+    """Moves a folder aside that is in the place of a file."""
+    if path.is_dir():
+        aside = path.rename(path.with_name(f"{path.name}.folder-{time.time_ns()}"))
+        tell(f"{str(path)!r} is a folder, not a file; it is moved to {aside.name}")
 
 
 def params_hash(params: Any) -> str:
@@ -40,4 +78,12 @@ def params_hash(params: Any) -> str:
 
 def settings_hash(settings: Any) -> str:
     """16 digits for the name of a file or a folder."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return _sha256(settings)[:16]
+
+
+def _seal(name: str, follows_from: Any, values: Any) -> str:
+    return _sha256([name, follows_from, values])
+
+
+def _sha256(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

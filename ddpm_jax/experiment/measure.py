@@ -32,6 +32,7 @@ class PerTime(NamedTuple):
 
     mean: np.ndarray
     standard_error: np.ndarray
+    """NaN where fewer than two images were asked."""
     images: np.ndarray
     """How many were asked at this t."""
 
@@ -151,6 +152,7 @@ def _per_time(terms: np.ndarray, times: np.ndarray, num_steps: int) -> PerTime:
     off = (terms - mean[times]) ** 2
     variance = np.bincount(times.ravel(), off.ravel(), num_steps) / np.maximum(count - 1, 1)
     mean[count == 0] = np.nan
+    variance[count < 2] = np.nan
     return PerTime(mean, np.sqrt(variance / at_least), count)
 
 
@@ -177,9 +179,11 @@ def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
     return loss
 
 
-def _standard_error(values: np.ndarray) -> float:
-    """Of the mean; 0 where one value tells nothing of the spread."""
-    return float(np.std(values, ddof=min(1, len(values) - 1)) / math.sqrt(len(values)))
+def _standard_error(values: np.ndarray) -> float | None:
+    """Of the mean; None where one value tells nothing of the spread."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def _round_up(value: int, factor: int) -> int:

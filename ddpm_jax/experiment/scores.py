@@ -43,6 +43,8 @@ _NEIGHBOURHOOD = 10_000
 most: every pair of them meets."""
 _SUBSET, _SUBSETS = 1000, 100
 _SPLITS = 10
+"""Of the samples for the classifier score, which takes as many samples at least. The score of one
+image is 1, whatever the image: where a split has one only, all images are one split instead."""
 _NEAREST = 3
 _OF_ALL, _OF_PAIRS = ("FID", "IS"), ("precision", "recall")
 """What is of all training images, or of none; and what is of so many samples at most."""
@@ -59,7 +61,7 @@ class Score(NamedTuple):
     value: float
     spread: float | None
     """Standard error over subsets of the kernel distance; standard deviation over splits of the
-    classifier score, as papers print it."""
+    classifier score, as papers print it. None where there is one subset or split only."""
     held_out: float | None
     """The same of the held-out images; None where it cannot be."""
     halves: float | None
@@ -173,18 +175,21 @@ def _statistics(
     train_rows: np.ndarray,
 ) -> Statistics:
     """Those that so many images have."""
-    found: Statistics = {"FID": (frechet_distance(moments, train_moments), None)}
+    found: Statistics = {}
+    if min(moments.rows, train_moments.rows) >= 2:
+        found["FID"] = frechet_distance(moments, train_moments), None
     size = min(_SUBSET, len(rows), len(train_rows))
     if size >= 2:
         kernel = kernel_distance_of_subsets(
             rows, train_rows, seed=0, subsets=_SUBSETS, subset_size=size
         )
-        found["KID"] = kernel.mean, kernel.standard_error
+        varies = size < max(len(rows), len(train_rows))
+        found["KID"] = kernel.mean, kernel.standard_error if varies else None
     if size > _NEAREST:
         precision, recall = precision_recall(rows[:_NEIGHBOURHOOD], train_rows, _NEAREST)
         found["precision"], found["recall"] = (precision, None), (recall, None)
     if logits is not None and len(logits) >= _SPLITS:
-        score = inception_score(logits, _SPLITS)
+        score = inception_score(logits, _SPLITS if len(logits) >= 2 * _SPLITS else 1)
         found["IS"] = score.mean, score.standard_deviation
     return found
 
@@ -200,7 +205,9 @@ def near_training_images(
     """The nearest training images of samples, in the distance of their pixels.
 
     Samples that are much nearer to a training image than held-out images are were learned by heart.
+    There are `neighbours` of each, or all training images if they are fewer.
     """
+    neighbours = min(neighbours, len(images.train_centred))
     held_out = images.held_out[np.arange(min(COMPARED, len(images.held_out)))].images
     queries = np.concatenate([samples, held_out])
     distances = np.full((len(queries), neighbours), np.inf)

@@ -1,0 +1,91 @@
+"""The results.json of a finished run: read, checked and printed."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from ddpm_jax.cli.results import print_results
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import RunDirectory
+
+RESULTS = {
+    "step": 24,
+    "dataset": "digits",
+    "images": 360,
+    "levels": 17,
+    "num_steps": 8,
+    "num_times": 8,
+    "bits_per_dim": 2.5,
+    "standard_error": 0.125,
+    "prior": 0.01,
+    "kl": 2.0,
+    "decoder": 0.49,
+    "uniform": 4.087,
+    "histogram": 2.43,
+    "histogram_images": 1437,
+}
+
+
+def printed(run):
+    out = io.StringIO()
+    print_results(Console(file=out, width=120), run.read_results())
+    return out.getvalue()
+
+
+def test_what_was_written_comes_back_and_is_printed(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.read_results() is None
+    run.write_results(RESULTS)
+    assert run.read_results() == RESULTS
+    assert "2.500 +- 0.125" in printed(run)
+
+
+def test_one_image_has_no_error_bar(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_results(RESULTS | {"standard_error": None})
+    assert "2.500" in printed(run)
+    assert "+-" not in printed(run)
+
+
+@pytest.mark.parametrize("value", ["text", None, [], {}, True, -1, 1.5, "9" * 1000])
+@pytest.mark.parametrize("field", RESULTS)
+def test_a_field_of_another_type_is_a_sentence(tmp_path, field, value):
+    kinds = {"dataset": [str], "standard_error": [float, int, type(None)]}
+    numbers = ("uniform", "histogram", "bits_per_dim", "prior", "kl", "decoder")
+    good = kinds.get(field, [float, int] if field in numbers else [])
+    run = RunDirectory(tmp_path)
+    run.write_results(RESULTS | {field: value})
+    if type(value) in good:
+        assert printed(run)
+    else:
+        with pytest.raises(UserError, match=f"{field} is .*; remove it, and the same") as refused:
+            run.read_results()
+        assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty"),
+        (b"[]", "holds a list"),
+        (b"{}", "dataset is absent"),
+        (json.dumps(RESULTS).encode()[:100], "is not JSON"),
+        (b"\xff\xfe{}", "is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (json.dumps(RESULTS | {"kl": 10**400}).encode(), "kl is 1000"),
+    ],
+)
+def test_other_contents_are_a_sentence(tmp_path, text, said):
+    run = RunDirectory(tmp_path)
+    run.results.write_bytes(text)
+    with pytest.raises(UserError, match=said):
+        run.read_results()
+
+
+def test_a_folder_in_its_place_is_a_sentence(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.results.mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        run.read_results()
