@@ -36,7 +36,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     """Computes, prints, and writes the file that was asked for."""
     asked = tyro.cli(Arguments, prog="ddpm-jax replay", args=arguments)
     directory = RunDirectory(asked.run)
-    found = replay(build(read_config(directory, asked.data_dir)), directory, asked.step)
+    config = read_config(directory, asked.data_dir, for_training=True)
+    found = replay(build(config), directory, asked.step)
     origin = f"the checkpoint of step {found.replayed_from}" if found.replayed_from else "the start"
     say(
         console,

@@ -33,9 +33,9 @@ class RestoredRun(NamedTuple):
         return self.params.get("sigma_rel", self.params.get(name))
 
 
-def read_config(run: RunDirectory, data_dir: str | None) -> Config:
+def read_config(run: RunDirectory, data_dir: str | None, *, for_training: bool = False) -> Config:
     """What the run was trained with, for a single process and the place of its dataset here."""
-    config = dataclasses.replace(run.read_config(), hosts=HostsConfig())
+    config = dataclasses.replace(run.read_config(for_training=for_training), hosts=HostsConfig())
     if data_dir is None:
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
