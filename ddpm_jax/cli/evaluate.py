@@ -86,6 +86,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     names = ("ema", "raw") if asked.params == "both" else (asked.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
     directory = RunDirectory(asked.run)
+    lines = directory.read_metrics()  # a damaged one is known before hours of work
     folder = asked.out or directory.evaluation / f"step_{restored.step:07d}"
     results = assess(
         experiment,
@@ -94,7 +95,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         _asked(asked, experiment),
         functools.partial(say, console),
     )
-    if lines := directory.read_metrics():
+    if lines:
         plot_training(folder / "training.png", lines, title=experiment.images.name)
     for name, found in results["params"].items():
         summary = {"step": restored.step, **results["baselines"], **found["likelihood"]}

@@ -38,7 +38,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
     """Computes, prints, and writes the file that was asked for."""
     asked: Arguments = parse_options(Arguments, "ddpm-jax replay", arguments)
     directory = RunDirectory(asked.run)
-    experiment = build_run(directory, read_config(directory), data=asked.data)
+    config = read_config(directory, for_training=True)
+    experiment = build_run(directory, config, data=asked.data)
     found = replay(experiment, directory, asked.step)
     origin = f"the checkpoint of step {found.replayed_from}" if found.replayed_from else "the start"
     say(

@@ -72,9 +72,9 @@ def build_run(
     return experiment
 
 
-def read_config(run: RunDirectory) -> Config:
-    """What the run was trained with, for a single process."""
-    return dataclasses.replace(run.read_config(), hosts=HostsConfig())
+def read_config(run: RunDirectory, *, for_training: bool = False) -> Config:
+    """What the run was trained with, for a single process; see `RunDirectory.read_config`."""
+    return dataclasses.replace(run.read_config(for_training=for_training), hosts=HostsConfig())
 
 
 def restore_run(

@@ -1,6 +1,7 @@
 """What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard, pictures."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -22,13 +23,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image, scalar
 
+from ddpm_jax.config import TrainConfig
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import Drawn
 from ddpm_jax.files import whole_file
 from ddpm_jax.terminal import say
 
-__all__ = ["MetricsLog", "TrainingDisplay", "save_drawn"]
+__all__ = ["MetricsLog", "TrainingDisplay", "missing_metrics", "save_drawn"]
+
+_MOST_GAPS = 3
+"""A sentence names at most so many."""
 
 
 class MetricsLog:
@@ -44,7 +49,7 @@ class MetricsLog:
 
     def __init__(self, run: RunDirectory, *, resumed_at: int) -> None:
         self._run = run
-        kept = [line for line in run.read_metrics() if line["step"] <= resumed_at]
+        kept = run.read_metrics(until=resumed_at)
         self._text = [_as_line(line) for line in kept]
         self._whole = -1
         """Lines that are safely in the file; -1 if it cannot be trusted."""
@@ -101,6 +106,27 @@ class MetricsLog:
         """At once: a writer with a thread of its own would never come back from a full disk."""
         with contextlib.suppress(OSError):
             _append(self._events, _record(Event(step=step, wall_time=time.time(), **what)))
+
+
+def missing_metrics(run: RunDirectory, config: TrainConfig, resumed_at: int) -> str:
+    """A sentence about the lines that metrics.jsonl had up to step `resumed_at` and has no more.
+
+    "" if it has all of them, as far as the intervals tell that the run has had.
+    """
+    lines, missing = run.read_metrics(until=resumed_at), []
+    for metric, field in (("loss", "log_every"), ("held_out_loss", "save_every")):
+        every = getattr(config, field)
+        if past := run.past_values(f"train.{field}"):  # the first interval after a change is odd
+            every = 2 * max(every, *past)
+        steps = [0, *(line["step"] for line in lines if metric in line)]
+        gaps = [f"{a + 1} to {b - 1}" for a, b in itertools.pairwise(steps) if b - a > every]
+        if resumed_at - steps[-1] >= every:
+            gaps.append(f"{steps[-1] + 1} to {resumed_at}")
+        if gaps:
+            missing.append(f"no {metric} of steps {', '.join(gaps[:_MOST_GAPS])}")
+    if not missing:
+        return ""
+    return f"{run.metrics} has lost lines, {' and '.join(missing)}; training goes on without them"
 
 
 def _record(event: Event) -> bytes:

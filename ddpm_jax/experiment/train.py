@@ -11,7 +11,16 @@ import jax
 from rich.console import Console
 
 from ddpm_jax import training
-from ddpm_jax.config import Config, ConfigError, differences, from_json, to_json, validate
+from ddpm_jax.config import (
+    Affects,
+    Config,
+    ConfigError,
+    affects,
+    differences,
+    from_json,
+    to_json,
+    validate,
+)
 from ddpm_jax.data import BatchIterator
 from ddpm_jax.experiment.averages import MISSED_SNAPSHOTS, missed_snapshots
 from ddpm_jax.experiment.build import (
@@ -32,15 +41,17 @@ from ddpm_jax.experiment.data_record import (
 from ddpm_jax.experiment.directory import RunDirectory
 from ddpm_jax.experiment.draw import make_drawer, sampling_of
 from ddpm_jax.experiment.measure import evaluate, held_out_loss
-from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay, save_drawn
+from ddpm_jax.experiment.report import (
+    MetricsLog,
+    TrainingDisplay,
+    missing_metrics,
+    save_drawn,
+)
 from ddpm_jax.parallel import Form, hosts
 from ddpm_jax.terminal import say
 from ddpm_jax.training.checkpoints import Restored
 
 __all__ = ["train"]
-
-_MAY_DIFFER = ("hosts.", "data.dir", "compilation_cache")
-"""Beginnings of the fields that say what is where on one host."""
 
 
 def train(config: Config, console: Console) -> dict[str, Any]:
@@ -70,6 +81,8 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             check_batch(config)
             run.check_owner(config)
             results = run.read_results() if hosts.is_first() else None
+            if results is not None:
+                _tell_changed_evaluation(run, config, console)
         results = hosts.agreed(results)
         if results is not None:
             say(console, f"{run.path} is finished; nothing left to train")
@@ -100,6 +113,21 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         return results
 
 
+def _tell_changed_evaluation(run: RunDirectory, config: Config, console: Console) -> None:
+    """Says what a finished run was evaluated with, where another value is asked for."""
+    changed = [
+        f"with {field} {before}, not {now}"
+        for field, before, now in differences(run.read_config(), config)
+        if field.startswith("evaluation.")
+    ]
+    if changed:
+        say(
+            console,
+            f"{run.path} was evaluated {', '.join(changed)}; `ddpm-jax evaluate {run.path}`"
+            " measures again",
+        )
+
+
 def _compare_configs(config: Config) -> None:
     """Raises a UserError in all processes if one was told something else than the first."""
     first, *others = (from_json(values) for values in hosts.gathered(to_json(config)))
@@ -107,7 +135,7 @@ def _compare_configs(config: Config) -> None:
         different = [
             difference
             for difference in differences(first, other)
-            if not difference.field.startswith(_MAY_DIFFER)
+            if affects(difference) != Affects.PLACE or difference.field == "workdir"
         ]
         if different:
             fields = "; ".join(
@@ -142,6 +170,14 @@ def _train(
             start, state = restored.step, restored.state
             data.set_state(restored.data_state)
             say(console, f"going on from step {start}")
+        with hosts.together():
+            if hosts.is_first():
+                for sentence in (
+                    missing_metrics(run, config, start),
+                    run.update_config(experiment.config, start),
+                ):
+                    if sentence:
+                        say(console, sentence)
         with (
             _metrics_log(run, resumed_at=start) as log,
             TrainingDisplay(
