@@ -65,6 +65,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     check_at_least(asked, 1, "num", "batch_size")
     run = restore_run(asked.run, asked.data_dir, asked.sigma_rel)
     experiment, step = run.experiment, run.step
+    say(console, f"drawing {asked.num} images of step {step}")
     images = _draw(asked, experiment, run.chosen(asked.params))
     levels = experiment.images.levels
     if asked.out.suffix == ".png":

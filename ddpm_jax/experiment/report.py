@@ -46,6 +46,8 @@ class MetricsLog:
         self._run = run
         kept = [line for line in run.read_metrics() if line["step"] <= resumed_at]
         self._text = [_as_line(line) for line in kept]
+        self.refusal: str | None = None
+        """Why the file does not have all lines."""
         self._whole = -1
         """Lines that are safely in the file; -1 if it cannot be trusted."""
         self._write_all()
@@ -71,7 +73,7 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, which survives the process when this returns, and scalars for TensorBoard."""
         self._text.append(_as_line({"step": step, **values}))
-        with contextlib.suppress(OSError):
+        try:
             if self._whole == len(self._text) - 1 and self._run.metrics.exists():
                 self._whole = -1  # until the line is there
                 with self._run.metrics.open("a") as file:
@@ -79,6 +81,9 @@ class MetricsLog:
                 self._whole = len(self._text)
             else:
                 self._write_all()
+            self.refusal = None
+        except OSError as error:
+            self.refusal = error.strerror or str(error)
         self.scalars(step, values)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
