@@ -165,6 +165,7 @@ class TrainingDisplay:
             self._waited = 0.0
         else:
             self._waited += waited
+        self._line.figures.pop("note", None)
         self._bar.update(self._task, completed=step)
 
     def log(self, step: int, loss: float, *, skipped: int = 0) -> dict[str, float]:
