@@ -95,15 +95,16 @@ class Stream:
 
     def settle(self) -> None:
         """Writes what is in line. If that is refused, nothing is left that fails again at exit."""
-        before, self.refusal = self.refusal, None
-        self.flush()
-        if self.refusal is not None:
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except (OSError, ValueError) as error:
+            self.refusal = self.refusal or error
             with contextlib.suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._stream.fileno())
                 os.close(null)
                 self._stream.flush()
-        self.refusal = before or self.refusal
 
     @contextlib.contextmanager
     def _noting_refusals(self) -> Iterator[None]:

@@ -119,7 +119,7 @@ def test_a_run_does_its_work_whatever_standard_output_takes(kind, tmp_path, monk
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("kind", "code"), zip(KINDS, (3, 0, 0), strict=True))
+@pytest.mark.parametrize(("kind", "code"), [("full", 3), ("closed", 0), ("broken pipe", 0)])
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", TINY]])
 def test_a_command_that_only_prints_says_if_it_could_not(
     kind, code, arguments, monkeypatch, capsys

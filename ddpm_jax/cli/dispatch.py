@@ -13,7 +13,7 @@ from typing import NoReturn
 import jax
 
 from ddpm_jax import terminal
-from ddpm_jax.cli.main import EXIT_DISK, EXIT_USAGE
+from ddpm_jax.cli.main import EXIT_DISK, EXIT_SIGNAL, EXIT_USAGE
 from ddpm_jax.cli.platforms import ignore_absent_accelerators
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import lost
@@ -25,8 +25,6 @@ __all__ = ["dispatch", "load"]
 EXIT_DIVERGED = 1
 EXIT_UNFORESEEN = 70
 """As sysexits.h has it: Python's own exit code for a traceback is 1."""
-EXIT_SIGNAL = 128
-"""Plus the signal's number."""
 
 
 def load(command: str) -> ModuleType:

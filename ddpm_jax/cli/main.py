@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "EXIT_DISK", "EXIT_SIGNAL", "EXIT_USAGE", "main", "quiet_interrupts"]
 
 COMMANDS = {
     "train": "train a config, or go on with it, then evaluate and draw",
@@ -25,7 +25,8 @@ COMMANDS = {
 
 EXIT_USAGE = 2
 EXIT_DISK = 3
-EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_SIGNAL = 128
+"""Plus the signal's number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     or SIGTERM. `train` has saved the step at hand in the last three cases, but for a second ctrl-C.
     A closed pipe changes no exit code; nor does, of `train`, a standard output that refuses.
     """
-    with _quiet_interrupts():
+    with quiet_interrupts():
         from ddpm_jax import terminal
 
         terminal.open_closed()
@@ -62,7 +63,7 @@ def _run(arguments: list[str]) -> int:
         known = ", ".join(COMMANDS)
         terminal.complain(f"the command is {command!r}; it has to be one of {known}")
         return EXIT_USAGE
-    with _quiet_interrupts():
+    with quiet_interrupts():
         from ddpm_jax.cli.dispatch import dispatch, load
 
         module = load(command)
@@ -83,22 +84,35 @@ def _usage() -> str:
 
 
 @contextlib.contextmanager
-def _quiet_interrupts() -> Iterator[None]:
-    """For imports: ctrl-C leaves at once, with a line; no library can swallow that."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+def quiet_interrupts() -> Iterator[None]:
+    """For imports and arguments: a signal leaves at once, with a line; no library can swallow it.
+
+    Signals that are ignored or that somebody else handles are left to them.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        line = "interrupted" if number == signal.SIGINT else f"stopped by {name}; nothing was done"
         with contextlib.suppress(OSError):
-            os.write(2, b"ddpm-jax: interrupted\n")
-        os._exit(EXIT_INTERRUPTED)
+            os.write(2, f"ddpm-jax: {line}\n".encode())
+        os._exit(EXIT_SIGNAL + number)
 
-    signal.signal(signal.SIGINT, leave)
+    ours = [
+        (number, before)
+        for number, before in (
+            (signal.SIGINT, signal.default_int_handler),
+            (signal.SIGTERM, signal.SIG_DFL),
+            (signal.SIGHUP, signal.SIG_DFL),
+        )
+        if signal.getsignal(number) is before
+    ]
+    for number, _ in ours:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, before in ours:
+            signal.signal(number, before)

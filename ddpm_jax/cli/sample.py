@@ -76,6 +76,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     )
     experiment = restored.experiment
     how = sampling_from(asked, experiment)
+    say(console, f"drawing {asked.num} images of step {restored.step}")
     images = _draw(asked, experiment, restored.params_of(asked.params), how)
     levels = experiment.spec.levels
     if asked.out.suffix == ".png":

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ddpm_jax import training
 from ddpm_jax.cli.arguments import parse_config
+from ddpm_jax.cli.main import quiet_interrupts
 from ddpm_jax.cli.results import print_results
 from ddpm_jax.experiment import RunDirectory, train
 from ddpm_jax.parallel import hosts, lost
@@ -19,7 +20,8 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Trains, evaluates, and says where everything is."""
-    config = parse_config("train", arguments)
+    with quiet_interrupts():
+        config = parse_config("train", arguments)
     if config.hosts.detect or (config.hosts.count or 1) > 1:
         lost.listen()
     hosts.join(**dataclasses.asdict(config.hosts))  # before anything is asked of JAX

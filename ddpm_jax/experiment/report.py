@@ -51,6 +51,8 @@ class MetricsLog:
         self._run = run
         kept = run.read_metrics(until=resumed_at)
         self._text = [_as_line(line) for line in kept]
+        self.refusal: str | None = None
+        """Why the file does not have all lines."""
         self._whole = -1
         """Lines that are safely in the file; -1 if it cannot be trusted."""
         self._write_all()
@@ -76,7 +78,7 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, which survives the process when this returns, and scalars for TensorBoard."""
         self._text.append(_as_line({"step": step, **values}))
-        with contextlib.suppress(OSError):
+        try:
             if self._whole == len(self._text) - 1 and self._run.metrics.exists():
                 self._whole = -1  # until the line is there
                 with self._run.metrics.open("a") as file:
@@ -84,6 +86,9 @@ class MetricsLog:
                 self._whole = len(self._text)
             else:
                 self._write_all()
+            self.refusal = None
+        except OSError as error:
+            self.refusal = error.strerror or str(error)
         self.scalars(step, values)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -186,6 +191,7 @@ class TrainingDisplay:
             self._waited = 0.0
         else:
             self._waited += waited
+        self._line.figures.pop("note", None)
         self._bar.update(self._task, completed=step)
 
     def log(self, step: int, loss: float, *, skipped: int = 0) -> dict[str, float]:

@@ -87,6 +87,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
         if results is not None:
             say(console, f"{run.path} is finished; nothing left to train")
             return results
+        say(console, f"reading the images of {config.data.name}")
         with hosts.together():
             # What is refused here has not claimed the directory.
             record = read_data_record(run.images)
@@ -263,11 +264,14 @@ class _Hooks:
     missed_snapshots: set[int] = dataclasses.field(default_factory=set)
     """Steps done whose snapshot the disk refused. A run that goes on does not come by them again,
     and averages are to say that they are missing."""
+    refusal: str | None = None
+    """Why metrics.jsonl did not take the last line."""
     skipped_images: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.held_out_loss = held_out_loss(self.experiment)
         evaluation = self.experiment.config.evaluation
+        self.num_samples = evaluation.num_samples
         self.drawer = make_drawer(
             self.experiment, num=evaluation.num_samples, how=sampling_of(evaluation)
         )
@@ -288,7 +292,18 @@ class _Hooks:
         if self.metrics_log is not None:
             self.metrics_log.write(step, values)
             self.metrics_log.scalars(step, speed)
+            self._tell_refusal(self.metrics_log)
         self._tell_skipped_images()
+
+    def _tell_refusal(self, log: MetricsLog) -> None:
+        """Once when the disk begins to refuse lines, and once when it has them all."""
+        if (log.refusal is None) != (self.refusal is None):
+            now = (
+                "are written now, too" if log.refusal is None else "are written when it takes them"
+            )
+            why = log.refusal or "it takes lines again"
+            self.display.say(f"{self.run.metrics}: {why}; the lines that it did not take {now}")
+        self.refusal = log.refusal
 
     def _tell_skipped_images(self) -> None:
         images, told = self.experiment.images, len(self.skipped_images)
@@ -309,6 +324,7 @@ class _Hooks:
             # Written before the checkpoint is: a resumed run never misses the line of its own step.
             if self.metrics_log is not None:
                 self.metrics_log.write(step, {"held_out_loss": loss})
+                self._tell_refusal(self.metrics_log)
         value = f"held-out loss {loss:.4f}, " if due else ""
 
         def report(what: str) -> None:
@@ -365,6 +381,7 @@ class _Hooks:
         )
 
     def draw(self, step: int, state: training.TrainState) -> None:
+        self.display.say(f"step {step}: drawing {self.num_samples} images")
         drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
         if self.metrics_log is not None:
             levels = self.experiment.spec.levels

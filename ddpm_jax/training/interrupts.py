@@ -69,10 +69,10 @@ class Interrupts:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Interrupts":
+        self._alone = hosts.alone()
         if threading.current_thread() is not threading.main_thread():
             return self
         caught = [signal.SIGINT, signal.SIGHUP]
-        self._alone = hosts.alone()
         if self._alone:  # else SIGTERM belongs to JAX, which tells the other processes
             caught.append(signal.SIGTERM)
         read, self._write = os.pipe()
@@ -82,8 +82,8 @@ class Interrupts:
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in caught:
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                self._before[number] = before or signal.SIG_DFL  # None if it is not Python's
                 signal.signal(number, lambda number, frame: None)  # the pipe has it already
-                self._before[number] = before
         return self
 
     def __exit__(self, *error: object) -> None:
