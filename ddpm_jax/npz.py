@@ -8,6 +8,7 @@ directory and the array's own header state were compared with each other and wit
 import contextlib
 import io
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
