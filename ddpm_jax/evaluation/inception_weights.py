@@ -99,12 +99,15 @@ def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
     """Writes the tensors of a `.pth` to an `.npz`, and returns a sentence that tells so.
 
     Raises:
-        WeightsError: see `inception_network`; or `target` exists, or does not end in ".npz".
+        WeightsError: see `inception_network`; or `target` exists, its folder does not, or its
+            name does not end in ".npz".
     """
     if target.suffix != ".npz":
         raise WeightsError(f"the target is {target}; its name has to end in .npz")
     if target.exists():
         raise WeightsError(f"the target {target} is there already; remove it, or name another")
+    if not target.parent.is_dir():
+        raise WeightsError(f"the target is {target}; there is no folder {target.parent}")
     weights = _read(source, other_weights=other_weights)
     about = {"source": weights.source, "tensors": _digest(weights.tensors)}
     coded = np.frombuffer(json.dumps(about).encode(), np.uint8)
