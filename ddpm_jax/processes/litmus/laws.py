@@ -2,7 +2,7 @@ r"""Noise that is no linear function of eps: is its law one that sums of it keep
 
 A step x_t = A x + h(eps) whose h works on each element alone has noise of independent elements,
 and their law is known without drawing: h of the equally probable quantiles of eps is a sample of
-the law with no randomness, moments come from h on a grid with the normal's weights. A law is
+the law with no randomness, moments come from a quadrature (`litmus.moments`). A law is
 recognised if its distribution function is within `DISTANCE` of the sample's everywhere.
 
     normal     any A. h turns eps about; the chain is Gaussian all the same
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammainc, ndtr
 
+from ddpm_jax.processes.litmus.moments import AROUND_0, KNOWN, cells, moments
 from ddpm_jax.processes.litmus.probes import Step, flat
 
 __all__ = ["DISTANCE", "SAME_SCALE", "Law", "distribution", "recognise", "sums"]
@@ -38,7 +39,6 @@ SAME_SCALE = 1e-3
 """Relative; gammas whose scales differ by more are not closed under sums."""
 
 _QUANTILES = 16384
-_GRID = np.linspace(-8.0, 8.0, 4097)  # of eps; with the normal's weights, a quadrature
 _NORMAL_ENOUGH = 1e5  # a gamma of this shape is within 1e-3 of a normal, and slow to compute
 _MOST_ELEMENTS = 64  # of which the law is read; that h works on each alone is asked of all
 
@@ -59,9 +59,13 @@ class Law(NamedTuple):
     mean: np.ndarray
     """By quadrature, whatever the law."""
     variance: np.ndarray
-    """By quadrature, whatever the law; NaN where it is all in the tail, as a Cauchy's."""
+    """By quadrature, whatever the law; NaN where it is not known (`litmus.moments`)."""
     elements: np.ndarray
     """Which k of the d elements."""
+    error: float = 0.0
+    """Of mean and variance: of the first in deviations, of the second relative; the worst."""
+    alike: bool = True
+    """Whether all d elements, at every t, are the same function of their eps."""
 
 
 def recognise(
@@ -72,34 +76,45 @@ def recognise(
     if not _works_on_each_alone(f, d, num_steps, rng):
         return None
     elements = np.sort(rng.permutation(d)[:_MOST_ELEMENTS])
-    inputs = jnp.asarray(np.concatenate([_levels(), _GRID]), jnp.float32)
-
     zero = jnp.zeros(d, jnp.float32)
 
     @jax.jit
-    def noise(t: jax.Array) -> jax.Array:
-        def of(level: jax.Array) -> jax.Array:
-            return f(zero, jnp.full_like(zero, level), t)[elements]
+    def noise(levels: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def of(level: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values = f(zero, jnp.full_like(zero, level), t)
+            same = (values == values[0]) | (jnp.isnan(values) & jnp.isnan(values[0]))
+            return values[elements], jnp.all(same)
 
-        return jax.lax.map(of, inputs, batch_size=1024)
+        values, alike = jax.lax.map(of, levels, batch_size=1024)
+        return values, jnp.all(alike)
 
-    moments, fits = [], []
+    def h(t: int, k: int, levels: np.ndarray) -> np.ndarray:
+        values, _ = noise(jnp.asarray(levels, jnp.float32), jnp.int32(t))
+        return np.asarray(values, np.float64)[:, :k]
+
+    others = np.concatenate([_levels(), AROUND_0])
+    inputs = jnp.asarray(np.concatenate([others, cells()]), jnp.float32)
+    tables, fits, all_alike, error = [], [], True, 0.0
     for t in range(num_steps):
-        values = np.asarray(noise(jnp.int32(t)), np.float64)
-        alike = bool((values == values[:, :1]).all())
-        values = values[:, :1] if alike else values  # most are: one is read for all
-        sample, on_grid = np.sort(values[:_QUANTILES], axis=0), values[_QUANTILES:]
+        raw, same = noise(inputs, jnp.int32(t))
+        values, all_alike = np.asarray(raw, np.float64), all_alike and bool(same)
+        k = 1 if same else len(elements)  # most are alike: one is read for all
+        at_others, at_cells = values[: len(others), :k], values[len(others) :, :k]
         with np.errstate(all="ignore"):
-            mean, variance, third = _moments(on_grid)
-            fits.append(_fits(sample, mean, variance, third, len(elements)))
-        moments.append(np.broadcast_to(np.stack([mean, variance]), (2, len(elements))))
+            of_t = moments(functools.partial(h, t, k), at_cells, others, at_others)
+            sample = np.sort(at_others[:_QUANTILES], axis=0)
+            fits.append(_fits(sample, *of_t[:3], len(elements)))
+        error = max(error, of_t.error)
+        tables.append(np.broadcast_to(np.stack(of_t[:2]), (2, len(elements))))
     distances = {name: max(fit[name][0] for fit in fits) for name in fits[0]}
     nearest = min(distances, key=distances.__getitem__)
     name = next((name for name in distances if distances[name] <= DISTANCE[name]), "")
     location, scale, form = np.stack([fit[name or nearest][1] for fit in fits], axis=1)
-    mean, variance = np.stack(moments, axis=1)
+    mean, variance = np.stack(tables, axis=1)
+    if name == "normal" and not _same_moments(location, scale, mean, variance):
+        name = ""  # a rare and large value is far from the normal, and its law is not
     distance = distances[name or nearest]
-    return Law(name, distance, location, scale, form, mean, variance, elements)
+    return Law(name, distance, location, scale, form, mean, variance, elements, error, all_alike)
 
 
 def sums(law: Law, keep: np.ndarray) -> Law | None:
@@ -141,6 +156,10 @@ def _fits(
     sample: np.ndarray, mean: np.ndarray, variance: np.ndarray, third: np.ndarray, k: int
 ) -> dict[str, tuple[float, np.ndarray]]:
     """By name: how far the law lies from the sorted sample, and location, scale and shape."""
+    if (sample[0] == sample[-1]).all():  # no noise: a normal without variance, and no other
+        none = np.zeros_like(mean)
+        still = np.broadcast_to(np.stack([sample[0], none, np.ones_like(mean)]), (3, k))
+        return {"normal": (0.0, still), "gamma": (np.inf, still), "Cauchy": (np.inf, still)}
     gamma_scale = 0.5 * third / variance
     gamma_shape = variance / gamma_scale**2
     low, middle, high = (sample[int(_QUANTILES * share)] for share in (0.25, 0.5, 0.75))
@@ -171,19 +190,11 @@ def _levels() -> np.ndarray:
     return np.array([normal.inv_cdf((i + 0.5) / _QUANTILES) for i in range(_QUANTILES)])
 
 
-def _moments(on_grid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, variance and third central moment of h, `[grid, k]` -> `[k]`."""
-    reached = np.abs(_GRID) <= 5.4
-    # Further out h may be infinite in float32 and nobody has seen it yet.
-    usable = reached | np.isfinite(on_grid).all(axis=1)
-    values, weights = on_grid[usable], np.exp(-0.5 * _GRID[usable] ** 2)
-    weights /= weights.sum()
-    mean = weights @ values
-    squares = (values - mean) ** 2
-    outside = np.abs(_GRID[usable]) > 5.0  # where a variance has no business to be, if there is one
-    known = weights[outside] @ squares[outside] <= 0.01 * (weights @ squares)
-    variance = np.where(known, weights @ squares, np.nan)
-    return mean, variance, weights @ (squares * (values - mean))
+def _same_moments(
+    location: np.ndarray, scale: np.ndarray, mean: np.ndarray, variance: np.ndarray
+) -> bool:
+    of_mean = np.abs(mean - location) <= KNOWN * scale
+    return bool((of_mean & (np.abs(variance - scale**2) <= KNOWN * scale**2)).all())
 
 
 def _works_on_each_alone(f: Step, d: int, num_steps: int, rng: np.random.Generator) -> bool:
@@ -194,7 +205,10 @@ def _works_on_each_alone(f: Step, d: int, num_steps: int, rng: np.random.Generat
     def changed(t: jax.Array) -> jax.Array:
         noise = jax.vmap(lambda eps: f(jnp.zeros_like(eps), eps, t))
         before, after = noise(one), noise(jnp.where(kept, one, other))
-        return jnp.max(jnp.where(kept, jnp.abs(after - before), 0.0)) / jnp.max(jnp.abs(before))
+        same = (after == before) | (jnp.isnan(after) & jnp.isnan(before))
+        moved = jnp.where(kept & ~same, jnp.abs(after - before), 0.0)
+        size = jnp.max(jnp.where(jnp.isfinite(before), jnp.abs(before), 0.0))
+        return jnp.max(moved) / jnp.where(size > 0.0, size, 1.0)  # a step may add no noise
 
     times = jnp.arange(num_steps, dtype=jnp.int32)
     return bool((jax.jit(lambda times: jax.lax.map(changed, times))(times) <= 1e-5).all())

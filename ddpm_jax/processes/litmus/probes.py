@@ -6,7 +6,9 @@ At each t the step is linearized at the origin and at base points of several sca
 dimensions it is pushed forward along all directions, which gives the Jacobians; with many, along a
 few random ones. Four numbers say how far the step is from affine, relative, the worst of all
 points. Slopes alone would not do: those of `round`, and of a `custom_jvp`, are not how the function
-changes. So each number is taken of the slopes and of the values:
+changes. So each number is taken of the slopes and of the values. The slope of a cast rounds what it
+is given as the cast rounds x, so that along x itself it is the value: J x is a product with the
+complete J in float32, or the sum of the slopes along two parts that add up to x.
 
     in_x       f(x, 0) against A x + b
     in_eps     g(x, eps) against J(x) eps, J the Jacobian in eps at (x, 0)
@@ -51,6 +53,8 @@ class Linearized(NamedTuple):
     """`[T, k, d]`: B v for each direction v if they are all, else the covariance's, B B^T v."""
     departures: dict[str, np.ndarray]
     """`in_x`, `in_eps`, `in_state` and `in_sum`, each `[T]`; inf where something is not finite."""
+    finite: dict[str, np.ndarray]
+    """f at the `origin`, the `values` f(x, 0), the slopes there in `x` and in `eps`: `[T]` each."""
     num_points: int
     """Base points at each t."""
 
@@ -71,19 +75,28 @@ def linearize(
     )
     few = along if exact else along[:1]
     x, eps, factors = _points(rng, d, num_steps)
+    part = jnp.asarray(rng.uniform(0.2, 0.8, d), jnp.float32)
     points, nowhere = len(x), jnp.zeros((1, d), jnp.float32)
 
     def slopes(t: jax.Array, along: jax.Array, x: jax.Array, eps: jax.Array) -> _Slopes:
-        value, push = jax.linearize(lambda x, eps: f(x, eps, t), x, eps)
-        zero = jnp.zeros_like(x)
-        of_x = jax.vmap(lambda v: push(v, zero))(along)
-        of_eps = jax.vmap(lambda v: push(zero, v))(along)
+        # One after the other: what is not finite in eps would make 0 times itself of x, too.
+        value, push_x = jax.linearize(lambda x: f(x, eps, t), x)
+        _, push_eps = jax.linearize(lambda eps: f(x, eps, t), eps)
+        of_x, of_eps = jax.vmap(push_x)(along), jax.vmap(push_eps)(along)
         if exact:
             covariance = jnp.matmul(of_eps.T, of_eps, precision="highest")
+            through_x, through_eps = (
+                jnp.matmul(vector, slope, precision="highest")
+                for vector, slope in ((x, of_x), (eps, of_eps))
+            )
         else:
-            pull = jax.linear_transpose(push, x, eps)
-            covariance = jax.vmap(lambda v: push(zero, pull(v)[1]))(along)
-        return _Slopes(value, of_x, of_eps, covariance, push(x, zero), push(zero, eps))
+            pull = jax.linear_transpose(push_eps, eps)
+            covariance = jax.vmap(lambda v: push_eps(*pull(v)))(along)
+            through_x, through_eps = (
+                push(part * vector) + push(vector - part * vector)
+                for vector, push in ((x, push_x), (eps, push_eps))
+            )
+        return _Slopes(value, of_x, of_eps, covariance, through_x, through_eps)
 
     def at(here: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         t, factor = here
@@ -101,27 +114,38 @@ def linearize(
         )
         rare = _RARE if exact else 1.0
         departures = _departures(at_x, at_eps, origin, still, moved, both, rare=rare)
+        finite = jnp.stack(
+            [
+                jnp.all(jnp.isfinite(origin.value)),
+                jnp.all(jnp.isfinite(still.value)),
+                jnp.all(jnp.isfinite(probed.of_x[: 1 + points])),
+                jnp.all(jnp.isfinite(probed.of_eps[: 1 + points])),
+            ]
+        )
         if exact:
-            return origin.value[0], origin.of_x[0], origin.of_eps[0], departures
+            return origin.value[0], origin.of_x[0], origin.of_eps[0], departures, finite
         along_all = slopes(t, along, nowhere[0], nowhere[0])
-        return along_all.value, along_all.of_x, along_all.covariance, departures
+        return along_all.value, along_all.of_x, along_all.covariance, departures, finite
 
     times = jnp.arange(num_steps, dtype=jnp.int32)
     with jax.default_matmul_precision("highest"):
         try:
+            if not exact:  # for `commutator`; here and now, where what is missing can be named
+                jax.eval_shape(lambda v: jax.vjp(lambda x: f(x, v, jnp.int32(0)), v)[1](v), x[0])
             compiled = jax.jit(functools.partial(jax.lax.map, at)).lower((times, factors)).compile()
         except (TypeError, ValueError, NotImplementedError) as error:
             raise TypeError(
                 f"step cannot be linearized, which takes its {'jvp' if exact else 'jvp and vjp'}:"
                 f" {error}"
             ) from error
-        offset, of_x, of_eps, departures = compiled((times, factors))
+        offset, of_x, of_eps, departures, finite = compiled((times, factors))
     worst = np.nan_to_num(np.asarray(departures, np.float64), nan=np.inf, posinf=np.inf)
     return Linearized(
         offset=np.asarray(offset, np.float64),
         of_x=np.asarray(of_x, np.float64 if exact else np.float32),  # of images they are large
         of_eps=np.asarray(of_eps, np.float64 if exact else np.float32),
         departures=dict(zip(("in_x", "in_eps", "in_state", "in_sum"), worst.T, strict=True)),
+        finite=dict(zip(("origin", "values", "x", "eps"), np.asarray(finite).T, strict=True)),
         num_points=points,
     )
 
@@ -142,8 +166,8 @@ class _Slopes(NamedTuple):
     of_x: Any  # [k, d], the Jacobian in x along k directions
     of_eps: Any  # [k, d], that in eps
     covariance: Any  # [k, d], of the noise along them
-    through_x: Any  # [d], the Jacobian in x along x itself
-    through_eps: Any  # [d], that in eps along eps
+    through_x: Any  # [d], J x, J the Jacobian in x
+    through_eps: Any  # [d], J eps, that in eps
 
 
 def _points(
@@ -182,7 +206,8 @@ def _departures(
 
     def length(*slopes: jax.Array) -> jax.Array:
         """Of each element's row, `[points, 1, d]`: the longer of those that are compared."""
-        rows = [jnp.sqrt(jnp.sum(jnp.square(slope), axis=-2, keepdims=True)) for slope in slopes]
+        finite = [jnp.where(jnp.isfinite(slope), slope, 0.0) for slope in slopes]
+        rows = [jnp.sqrt(jnp.sum(jnp.square(slope), axis=-2, keepdims=True)) for slope in finite]
         longest = jnp.max(jnp.stack(jnp.broadcast_arrays(*rows)), axis=0)
         return jnp.maximum(longest, rare * jnp.max(longest, axis=-1, keepdims=True))
 
@@ -198,6 +223,8 @@ def _departures(
     size = keep[:, 0] * largest(x) + largest(origin.value)
     rounding = _ULPS * size
     of_both, of_eps = both.value - still.value, moved.value - origin.value
+    known = jnp.isfinite(both.of_eps) & jnp.isfinite(moved.of_eps)  # else the values decide
+    undefined = jnp.isnan(of_both) & jnp.isnan(of_eps)
     if rare < 1.0:
         scale = noise * jnp.swapaxes(noise, -1, -2)
     else:
@@ -207,17 +234,23 @@ def _departures(
         (still.value, origin.value + still.through_x, size),
         (both.of_eps, still.of_eps, bent),
         (of_both, both.through_eps, bent[:, 0] * largest(eps) + rounding),
+        # At x = 0, where nothing is left to the rounding of x.
+        (of_eps, moved.through_eps, shared[:, 0] * largest(eps) + _ULPS * largest(origin.value)),
         (still.covariance, origin.covariance, scale),
-        (both.of_eps, moved.of_eps, shared),
-        (of_both, of_eps, jnp.abs(of_eps) + shared[:, 0] * largest(eps) + rounding),
+        (jnp.where(known, both.of_eps, 0.0), jnp.where(known, moved.of_eps, 0.0), shared),
+        (
+            jnp.where(undefined, 0.0, of_both),
+            jnp.where(undefined, 0.0, of_eps),
+            jnp.abs(of_eps) + shared[:, 0] * largest(eps) + rounding,
+        ),
     )
-    in_x, x_values, in_eps, eps_values, in_state, in_sum, sum_values = (
+    in_x, x_values, in_eps, eps_values, eps_alone, in_state, in_sum, sum_values = (
         worst(*pair) for pair in pairs
     )
     return jnp.stack(
         [
             jnp.maximum(in_x, x_values),
-            jnp.maximum(in_eps, eps_values),
+            jnp.maximum(jnp.maximum(in_eps, eps_values), eps_alone),
             in_state,
             jnp.maximum(in_sum, sum_values),
         ]

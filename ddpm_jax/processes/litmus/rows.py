@@ -23,6 +23,8 @@ OFFSET = 3e-6
 """The largest b_t that is taken for none, where data and noise are of the size 1."""
 VARIANCE_GAP = 1e-6
 """The largest |k^2 + q - 1| of a schedule: a few roundings of k."""
+LARGEST_X = 4.5 * max(probes.SCALES)
+"""Of the elements of x where the step is probed."""
 COMMUTING = 6e-6
 """Of `probes.commutator`, what is taken for rounding."""
 MOST_BYTES = 2**28
@@ -49,21 +51,50 @@ class Found(NamedTuple):
     same_moments: Any = None
 
 
-def row_of(chain: Probed, *, proved: bool) -> Found:
-    """From how far the step departs from affine; `proved` if its program says that it does not."""
+def row_of(chain: Probed, *, proved: bool, narrow: tuple[str, ...] = ()) -> Found:
+    """From how far the step departs from affine.
+
+    Args:
+        chain: as it was probed.
+        proved: whether the step's program says that it is affine.
+        narrow: the types narrower than float32 to which the program rounds what is of x or eps.
+    """
     worst = {name: float(np.max(value)) for name, value in chain.linear.departures.items()}
-    when = {name: int(np.argmax(value)) for name, value in chain.linear.departures.items()}
     if proved or max(worst["in_x"], worst["in_eps"], worst["in_state"]) <= TOLERANCE:
-        return _gaussian(chain)
+        found = _gaussian(chain)
+        if not narrow:
+            return found
+        rounds = f"the step rounds to {_names(narrow)}, by less than {TOLERANCE:.0e} of its size"
+        return found._replace(note="; ".join(text for text in (found.note, rounds) if text))
     loop = custom_chain(chain.step, chain.num_steps)
+    reason = _not_in_closed_form(chain, worst)
+    if reason:
+        rounds = f"; the step rounds to {_names(narrow)}" if narrow else ""
+        return Found("loop", loop, reason + rounds)
+    return _added(chain, loop, narrow)
+
+
+def _not_in_closed_form(chain: Probed, worst: dict[str, float]) -> str:
+    """Why the chain can only be walked, whatever the law of its noise; else nothing."""
+    finite = chain.linear.finite
+    when = {name: int(np.argmax(value)) for name, value in chain.linear.departures.items()}
+    for name, what in (
+        ("origin", "f(0, 0) is not finite at t = {t}"),
+        ("values", f"f(x, 0) is not finite at t = {{t}}, for an x within {LARGEST_X:.0f}"),
+        ("x", "the slope of f(x, 0) in x is not finite at t = {t}: there is no A to read"),
+    ):
+        if not finite[name].all():
+            return what.format(t=int(np.argmin(finite[name])))
     if worst["in_x"] > TOLERANCE:
-        reason = f"nonlinear in x, by {_share(worst['in_x'])} at t = {when['in_x']}"
-        return Found("loop", loop, reason)
+        return f"nonlinear in x, by {_share(worst['in_x'])} at t = {when['in_x']}"
     if worst["in_sum"] > TOLERANCE:
-        name = "in_state" if worst["in_state"] > TOLERANCE else "in_sum"
-        reason = f"the noise depends on x, by {_share(worst[name])} at t = {when[name]}"
-        return Found("loop", loop, reason)
-    return _added(chain, loop)
+        name = "in_state" if TOLERANCE < worst["in_state"] < math.inf else "in_sum"
+        return f"the noise depends on x, by {_share(worst[name])} at t = {when[name]}"
+    return ""
+
+
+def _names(types: tuple[str, ...]) -> str:
+    return " and ".join(types)
 
 
 def _share(value: float) -> str:
@@ -181,19 +212,24 @@ def _affine(chain: Probed, found: Found, reason: str) -> Found:
     return found._replace(reason=reason, process=process)
 
 
-def _added(chain: Probed, loop: Any) -> Found:
+def _added(chain: Probed, loop: Any, narrow: tuple[str, ...]) -> Found:
     """Of a chain linear in x, with noise that is added but no linear function of eps."""
     law = laws.recognise(chain.step, chain.shape, chain.num_steps, chain.rng)
+    rounds = f", and is rounded to {_names(narrow)}" if narrow else ""
     if law is None:
-        reason = "linear in x, and noise that is added but mixes elements and is not linear in eps"
+        what = "is not linear in eps" if chain.linear.finite["eps"].all() else "has no finite slope"
+        reason = f"linear in x, and noise that is added but mixes elements and {what}{rounds}"
         return Found("loop", loop, reason, "the law of such noise is not looked for")
+    if narrow:  # what a law is rounded to is none that sums keep
+        law = law._replace(name="")
     moments = _with_moments(chain, law)
     gaussian = None if moments is None else _gaussian(moments)
     if law.name == "normal" and gaussian is not None:
         return gaussian._replace(law=law)
     identity = chain.modes()[0]
     found = Found("loop", loop, "", read=(identity,), law=law)
-    if law.name in ("gamma", "Cauchy") and identity.error_of_x <= identity.rounding:
+    diagonal = identity.error_of_x <= identity.rounding
+    if law.name in ("gamma", "Cauchy") and diagonal:
         keep = identity.keep.reshape(chain.num_steps, -1)[:, law.elements]
         total = laws.sums(law, keep)
         if total is not None:
@@ -207,12 +243,27 @@ def _added(chain: Probed, loop: Any) -> Found:
                 total=total,
                 left=np.cumprod(keep, axis=0),
             )
-    what = f"{law.name} noise without a shared scale" if law.name else "noise of an unknown law"
-    reason = f"linear in x, but {what}, whose sums are of another kind"
+    found = found._replace(reason=f"linear in x, but {_why_not(law, identity, rounds)}")
     if gaussian is None or gaussian.process is None:
-        return found._replace(reason=reason)
-    note = "mean and covariance are known all the same, and are those of `evidence.same_moments`"
-    return found._replace(reason=reason, note=note, same_moments=gaussian.process)
+        return found._replace(note="mean and covariance are not known" if gaussian is None else "")
+    note = (
+        "mean and covariance are known all the same, and are those of `evidence.same_moments`"
+        f" (of the noise, to {max(law.error, 1e-6):.0e})"
+    )
+    return found._replace(note=note, same_moments=gaussian.process)
+
+
+def _why_not(law: Law, identity: Modes, rounds: str) -> str:
+    """Why sums of noise of this law are not known, as the second half of a sentence."""
+    if not law.name:
+        return f"noise of an unknown law{rounds}, whose sums are of another kind"
+    if law.name == "normal":
+        return f"of the normal noise only {len(law.elements)} elements are known, and they differ"
+    if identity.error_of_x > identity.rounding:
+        return f"{law.name} noise whose elements x_t mixes: they do not stay independent"
+    if law.name == "gamma" and (identity.keep <= 0.0).any():
+        return "gamma noise and a factor on x that is not above 0: sums turn its tail round"
+    return f"{law.name} noise without a shared scale, whose sums are of another kind"
 
 
 def _with_moments(chain: Probed, law: Law) -> Probed | None:
@@ -223,13 +274,14 @@ def _with_moments(chain: Probed, law: Law) -> Probed | None:
     if law.name == "normal":
         mean, variance = law.location, law.scale**2
     if len(law.elements) < chain.dimension:
-        if np.ptp(variance, axis=1).any() or np.ptp(mean, axis=1).any():
+        if not law.alike:  # nothing is known of the others
             return None
         mean, variance = (
             np.repeat(table[:, :1], chain.dimension, axis=1) for table in (mean, variance)
         )
     # What the quadrature leaves of a mean is no offset.
-    mean = np.where(np.abs(mean) <= TOLERANCE * np.sqrt(variance), 0.0, mean)
+    least = max(TOLERANCE, law.error)
+    mean = np.where(np.abs(mean) <= least * np.sqrt(variance), 0.0, mean)
     return chain.with_noise(mean, variance)
 
 
