@@ -13,11 +13,13 @@ user's function or object that holds the array, and only the latest of each stay
 """
 
 import collections
+import collections.abc
 import contextlib
 import enum
 import functools
 import hashlib
 import pathlib
+import sys
 import sysconfig
 import threading
 import types
@@ -47,7 +49,7 @@ _Jitted = type(jax.jit(lambda: None))
 
 _BY_VALUE = (
     *(type(None), bool, int, complex, str, bytes, range, type(...), np.generic, np.dtype),
-    *(enum.Enum, type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, np.ufunc),
+    *(enum.Enum, types.ModuleType, types.CodeType, np.ufunc),
 )
 
 
@@ -116,7 +118,12 @@ class _Unknown(Exception):  # noqa: N818 - no error: it cannot be looked into
 
 def _describe(function: Callable[..., Any]) -> tuple[Hashable, "_Parts"]:
     parts = _Parts()
-    return parts.describe(function), parts
+    try:
+        key = parts.describe(function)
+        hash(key)
+    except Exception:  # whatever a user's object raises where it is looked into
+        raise _Unknown from None
+    return key, parts
 
 
 class _Parts:
@@ -127,13 +134,14 @@ class _Parts:
         self.owners: list[Any] = []
         self._count = 0
         self._open: list[int] = []
+        self._classes: set[type] = set()
 
     def describe(self, value: Any) -> Hashable:
         self._count += 1
         if self._count > _MOST_PARTS or isinstance(value, jax.core.Tracer):
             raise _Unknown
         if isinstance(value, float):
-            return float, value.hex()
+            return type(value), value.hex()
         if isinstance(value, _BY_VALUE):
             return type(value), value
         if isinstance(value, jax.Array):
@@ -160,10 +168,11 @@ class _Parts:
         return *kind, _digest(np.asarray(array))
 
     def _structure(self, value: Any) -> Hashable:
+        wrapped = getattr(value, "__wrapped__", None)
         if isinstance(value, tuple | list):
             return type(value), *map(self.describe, value)
-        if isinstance(value, dict):
-            return dict, *((self.describe(k), self.describe(v)) for k, v in value.items())
+        if isinstance(value, collections.abc.Mapping):
+            return type(value), *((self.describe(k), self.describe(v)) for k, v in value.items())
         if isinstance(value, set | frozenset):
             return type(value), frozenset(map(self.describe, value))
         if isinstance(value, types.MethodType):
@@ -173,17 +182,36 @@ class _Parts:
             return self._owned(value, type(value), lambda: map(self.describe, of))
         if isinstance(value, types.FunctionType):
             if _checks_annotations(value):
-                return self.describe(value.__wrapped__)
+                return self.describe(wrapped)
             return self._owned(value, value.__code__, lambda: self._function(value))
         if type(value) is object:
             return object, value
+        if isinstance(value, types.BuiltinFunctionType):
+            return value.__name__, self.describe(value.__self__)
+        if isinstance(value, type):
+            return value, *self._class(value)
         if isinstance(value, _Jitted):
-            return _Jitted, self.describe(value.__wrapped__)
+            return _Jitted, self.describe(wrapped)
         if not hasattr(value, "__dict__") or any(
             getattr(kind, "__slots__", None) for kind in type(value).__mro__
         ):
             raise _Unknown
-        return self._owned(value, type(value), lambda: [self.describe(vars(value))])
+        held = type(value), vars(value)
+        return self._owned(value, type(value), lambda: map(self.describe, held))
+
+    def _class(self, kind: type) -> Iterator[Hashable]:
+        """What a user's own class has: methods read globals, and attributes change."""
+        for base in kind.__mro__:
+            if base in self._classes or _is_installed_module(base.__module__):
+                continue
+            self._classes.add(base)
+            for name, member in sorted(vars(base).items()):
+                if isinstance(member, staticmethod | classmethod):
+                    yield name, self.describe(member.__func__)
+                elif isinstance(member, property):
+                    yield name, self.describe(member.fget)
+                elif not (name.startswith("__") and not callable(member)) and name != "__weakref__":
+                    yield name, self.describe(member)
 
     def _function(self, function: types.FunctionType) -> Iterator[Hashable]:
         yield self.describe(function.__defaults__)
@@ -197,7 +225,7 @@ class _Parts:
             for name in sorted(set(_names(function.__code__)) & function.__globals__.keys()):
                 yield name, self.describe(function.__globals__[name])
 
-    def _owned(self, value: Any, kind: Hashable, describe: Callable[[], Any]) -> Hashable:
+    def _owned(self, value: Any, kind: Any, describe: Callable[[], Any]) -> Hashable:
         before = len(self.arrays)
         described = kind, *describe()
         passing = isinstance(value, types.FunctionType) and _is_installed(value)
@@ -209,6 +237,13 @@ class _Parts:
         except TypeError:
             raise _Unknown from None
         return id(value), *described
+
+
+def _is_installed_module(name: str) -> bool:
+    if name.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and file.startswith(_INSTALLED)
 
 
 def _is_installed(function: types.FunctionType) -> bool:

@@ -135,6 +135,18 @@ class Network:
 GLOBAL = 0.1
 
 
+class Shared:
+    gain = 0.1
+
+    def __call__(self, x_t, t):
+        return self.gain * x_t
+
+
+class OfTheGlobal:
+    def __call__(self, x_t, t):
+        return GLOBAL * x_t
+
+
 def of_the_global(x_t, t):
     return GLOBAL * x_t
 
@@ -173,7 +185,9 @@ def test_what_a_network_holds_may_change(shape, monkeypatch):
         cell = gain(value)
         params["gain"] = gain(value)
         monkeypatch.setitem(globals(), "GLOBAL", value)
-        for holder in (network, network.predict, closure, partial, of_the_global):
+        monkeypatch.setattr(Shared, "gain", value)
+        by_name = of_the_global, OfTheGlobal(), Shared()
+        for holder in (network, network.predict, closure, partial, *by_name):
             for _ in range(2):
                 np.testing.assert_allclose(result(holder), expected[value], atol=1e-6)
     np.testing.assert_allclose(
