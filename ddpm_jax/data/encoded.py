@@ -11,14 +11,14 @@ import dataclasses
 import os
 import threading
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
 
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.preparation import BadImageError, Preparation, decode
-from ddpm_jax.data.source import Arrays, Examples
+from ddpm_jax.data.source import Arrays, Examples, spread
 
 __all__ = ["Encoded", "OnBadImage", "Record", "Records", "read_all"]
 
@@ -26,6 +26,8 @@ OnBadImage = Literal["stop", "skip"]
 
 _AT_ONCE = 1000
 """Records asked for at a time when all are read."""
+_SIZES, _SAMPLE, _AT_MOST = 20_000, 64, 2**20
+"""Of a fingerprint: files whose size is in it, records whose bytes are, and bytes of each."""
 
 
 class Record(NamedTuple):
@@ -83,6 +85,23 @@ class Encoded:
             for index, one in zip(indices, decoded, strict=True)
         ]
         return _stacked(examples, self)
+
+    def update_digest(self, digest: Any) -> None:
+        """Adds to a hash what tells these images from others: see `ImageSet.fingerprint`.
+
+        Encoded bytes, which do not depend on who decodes them.
+        """
+        count = len(self)
+        if self.labels is not None:
+            digest.update(np.asarray(self.labels, "<i8"))
+        if (size := getattr(self.records, "size", None)) is not None:
+            sizes = [size(index) for index in spread(count, _SIZES)]
+            digest.update(np.asarray(sizes, "<i8"))
+        indices = spread(count, _SAMPLE)
+        for record in self.records.read(indices):
+            content = record.encoded if isinstance(record.encoded, bytes) else b""
+            digest.update(f"{len(content)} {record.label};".encode())
+            digest.update(content[:_AT_MOST])
 
     def decoded(
         self, indices: Sequence[int]
@@ -159,7 +178,13 @@ def read_all(source: Encoded, name: str) -> Arrays:
         images, labels = images[good], labels[good]
     if not len(images):
         raise _none_left(source, name)
-    return Arrays(images, labels if source.labelled else None, name=name, skipped=source.skipped)
+    return Arrays(
+        images,
+        labels if source.labelled else None,
+        name=name,
+        skipped=source.skipped,
+        origin=source,
+    )
 
 
 def _none_left(source: Encoded, name: str) -> DataError:

@@ -64,6 +64,13 @@ class _Files:
     def where(self, index: int) -> str:
         return str(self.paths[index])
 
+    def size(self, index: int) -> int:
+        """Of a file in bytes; -1 of one that cannot be read."""
+        try:
+            return self.paths[index].stat().st_size
+        except OSError:
+            return -1
+
 
 def read_folder(
     root: pathlib.Path, *, preparation: Preparation, on_bad_image: OnBadImage
@@ -76,7 +83,8 @@ def read_folder(
     """
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
-        raise DataError(f"folder {str(root)!r} {what}; data.name is 'folder:PATH'")
+        file = f"; of an archive data.name is 'npz:{root}'" if root.is_file() else ""
+        raise DataError(f"folder {str(root)!r} {what}; data.name is 'folder:PATH'{file}")
     splits = _splits(root)
     if splits is not None:
         training, held_out, *unused = splits
@@ -116,7 +124,7 @@ def read_folder(
         for files in (train_files, held_out_files)
     )
     return ImageSet(
-        root.name,
+        root.name or "images",
         train=train,
         held_out=apart_source,
         classes=classes,

@@ -29,6 +29,7 @@ import PIL.Image
 
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.preparation import first_line
+from ddpm_jax.data.prepared import nearest_names
 
 __all__ = ["prepare", "with_gzip_header"]
 
@@ -76,8 +77,12 @@ def prepare(
         try:
             builder = tfds.builder(name, data_dir=str(made), file_format="array_record")
         except Exception as error:  # names it cannot parse, classes it does not have
+            known = tfds.list_builders(with_community_datasets=False)
+            near = " or ".join(map(repr, nearest_names(name.split("/")[0].split(":")[0], known)))
             raise DataError(
                 f"TensorFlow Datasets has no data set {name!r} ({first_line(error)})"
+                + (f"; did you mean {near}?" if near else "")
+                + ("; folders and .npz files are read as they are" if _is_own(name) else "")
             ) from error
         new = pathlib.Path(builder.data_path)
         there = directory / new.relative_to(made)
@@ -113,6 +118,11 @@ def prepare(
         if defaults.is_dir():
             shutil.copytree(defaults, there.parent.parent / ".config", dirs_exist_ok=True)
     return there
+
+
+def _is_own(name: str) -> bool:
+    """Whether it is rather the path of images of one's own, or of none that are prepared."""
+    return name.startswith(("folder:", "npz:", ".", "/", "~")) or name.endswith(".npz")
 
 
 def _move(new: pathlib.Path, there: pathlib.Path, *, aside: pathlib.Path) -> None:

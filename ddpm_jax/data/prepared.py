@@ -63,9 +63,13 @@ def read_prepared(
     *,
     preparation: Preparation,
     on_bad_image: OnBadImage,
+    own: str | None = None,
 ) -> ImageSet:
-    """The data set `name` prepared below `directory`, not yet decoded; see `ddpm_jax.data.load`."""
-    builder = _open(name, directory)
+    """The data set `name` prepared below `directory`, not yet decoded; see `ddpm_jax.data.load`.
+
+    `own` is what the user may have meant, if there is no such data set.
+    """
+    builder = _open(name, directory, own)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     parts = _parts(f"data set {name!r} in {directory}", splits)
     channels, classes = _check_features(f"data set {name!r} in {directory}", builder.info.features)
@@ -78,7 +82,7 @@ def read_prepared(
         Encoded(part, preparation, channels, shape, part.labelled, on_bad_image) for part in records
     )
     return ImageSet(
-        name,
+        "/".join(filter(None, (builder.name, getattr(builder.builder_config, "name", None)))),
         train=train,
         held_out=apart,
         classes=classes,
@@ -88,7 +92,9 @@ def read_prepared(
     )
 
 
-def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int | None, int]:
+def declared_shape(
+    name: str, directory: pathlib.Path, own: str | None = None
+) -> tuple[int | None, int | None, int]:
     """(height, width, channel) as the data set declares them; it need not be prepared.
 
     Where it declares no size, a name like `downsampled_imagenet/64x64` tells it.
@@ -96,7 +102,7 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int 
     import tensorflow_datasets as tfds
 
     try:
-        builder = _open(name, directory)
+        builder = _open(name, directory, own)
     except DataError as error:
         try:
             builder = tfds.builder(name, data_dir=str(directory))
@@ -109,7 +115,7 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int 
     return height, width, channel
 
 
-def _open(name: str, directory: pathlib.Path) -> Any:
+def _open(name: str, directory: pathlib.Path, own: str | None) -> Any:
     """The reader of a prepared data set, or the sentence that says how to prepare it."""
     import tensorflow_datasets as tfds  # half a second, spared to those who read digits
 
@@ -119,7 +125,8 @@ def _open(name: str, directory: pathlib.Path) -> Any:
     except tfds.core.DatasetNotFoundError:
         pass
     except Exception as error:  # whatever damaged files or a name it cannot parse raise in tfds
-        if bare and (directory / bare).exists():
+        place = directory / bare
+        if bare and place.exists() and (own is None or any(place.glob("**/dataset_info.json"))):
             raise DataError(
                 f"data set {name!r} in {directory} cannot be opened ({first_line(error)}); if its"
                 f" files are damaged, {_how_to_prepare(name, directory, True)}"
@@ -128,13 +135,24 @@ def _open(name: str, directory: pathlib.Path) -> Any:
     if bare in known:
         raise DataError(
             f"data set {name!r} is not in {directory}; {_how_to_prepare(name, directory)}"
+            + (f"; of your own images data.name is {own!r}" if own else "")
         )
-    near = " or ".join(map(repr, difflib.get_close_matches(bare, known)))
+    near = repr(own) if own else " or ".join(map(repr, nearest_names(bare, known)))
     raise DataError(
         f"data set {name!r} is not in {directory} and TensorFlow Datasets has none of that name;"
         + (f" did you mean {near}," if near else " 'digits' is built in,")
         + " or is it one of your own, elsewhere (--data.dir or TFDS_DATA_DIR)?"
     )
+
+
+def nearest_names(name: str, known: Sequence[str]) -> list[str]:
+    """Of those that are known; capital letters, hyphens and the like do not count."""
+    by_letters = {_letters(one): one for one in known}
+    return [by_letters[near] for near in difflib.get_close_matches(_letters(name), by_letters)]
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\W+", "_", name.casefold())
 
 
 def _parts(where: str, splits: dict[str, int]) -> tuple[str, str]:
@@ -205,7 +223,8 @@ def _check_features(where: str, features: Any) -> tuple[int, tuple[str, ...] | N
             " be 1 (grey) or 3 (RGB) in uint8"
         )
     label = by_name.get("label")
-    return channels, tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+    names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    return channels, names or None
 
 
 def _how_to_prepare(name: str, directory: pathlib.Path, overwrite: bool = False) -> str:

@@ -8,6 +8,7 @@ arrays in memory, as files in a folder or as records of a data set, is nobody el
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -25,10 +26,13 @@ __all__ = [
     "Source",
     "check_crop",
     "in_batches",
+    "spread",
 ]
 
 _NAMED = 10
 """So many classes are named in a sentence."""
+_HASHED, _SAMPLE = 2**27, 64
+"""Of a fingerprint: bytes of arrays in memory, and images of other sources."""
 
 
 class Examples(NamedTuple):
@@ -91,6 +95,8 @@ class Arrays:
     name: str = "images"
     """What errors call it."""
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    origin: Any = None
+    """The source of encoded images that they were decoded from, if there is one."""
 
     def __post_init__(self) -> None:
         check_images(self.name, self.images, self.levels)
@@ -115,6 +121,16 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def update_digest(self, digest: Any) -> None:
+        """Adds to a hash what tells these images from others: see `ImageSet.fingerprint`."""
+        if self.origin is not None:
+            self.origin.update_digest(digest)
+            return
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, "<i8"))
+        for index in spread(len(self), max(1, _HASHED * len(self) // self.images.nbytes)):
+            digest.update(np.ascontiguousarray(self.images[index]))
 
     def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
         labels = None if self.labels is None else self.labels[indices].astype(np.int32)
@@ -255,10 +271,6 @@ class ImageSet:
         counts = self.class_counts
         return ImageSpec(self.name, self.image_shape, self.levels, self.classes, counts)
 
-    def fingerprint(self) -> str:
-        """To come."""
-        return hashlib.sha256(self.train[np.arange(len(self.train))].images.tobytes()).hexdigest()
-
     @functools.cached_property
     def class_counts(self) -> tuple[int, ...] | None:
         """The number of training images of each class; None without labels.
@@ -270,6 +282,35 @@ class ImageSet:
             return None
         counts = np.bincount(np.asarray(labels, np.int64), minlength=len(self.classes))
         return tuple(map(int, counts))
+
+    def fingerprint(self) -> str:
+        """The sha256 of what identifies the images, wherever they are and whatever they are called.
+
+        It is of the number of images, their shape, grey levels, preparation and labels, and which
+        are held out. Of the images it has all pixels of arrays of up to 128 MB, and of larger ones
+        so many bytes of images that are spread evenly. Of files and records it has the sizes of up
+        to 20,000 files and the bytes of 64 files or records of each part, spread evenly, so that
+        it does not depend on whether they were decoded into memory. A change that leaves all these
+        as they are is not seen. Names of classes and files have no say, but their order has.
+
+        Example:
+            >>> from ddpm_jax.data import load
+            >>> load("digits").fingerprint() == load("digits", crop=6).fingerprint()
+            False
+        """
+        digest = hashlib.sha256()
+        about = ["ddpm_jax images 1", self.levels, self.preparation, self.crop, *self.image_shape]
+        digest.update(json.dumps(about).encode())
+        for part in map(_uncropped, (self.train, self.held_out)):
+            digest.update(json.dumps([len(part), *part.image_shape, part.labelled]).encode())
+            if hasattr(part, "update_digest"):
+                part.update_digest(digest)
+                continue
+            images, labels = part[np.array(spread(len(part), _SAMPLE))]  # a source of the user's
+            digest.update(np.ascontiguousarray(images))
+            if labels is not None:
+                digest.update(np.ascontiguousarray(labels, "<i8"))
+        return digest.hexdigest()
 
     def summary(self) -> str:
         """One sentence: which splits and classes were found, and how many images they have."""
@@ -292,6 +333,13 @@ class ImageSet:
         text = f"{number}, {min(counts):,} to {max(counts):,} training images of each"
         empty = [one for one, count in zip(classes, counts, strict=True) if not count]
         return f"{text} (none of {_some(empty)})" if empty else text
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` indices, spread evenly, with the first and the last."""
+    if count <= most:
+        return list(range(count))
+    return [index * (count - 1) // max(1, most - 1) for index in range(most)]
 
 
 def _uncropped(source: Source) -> Source:

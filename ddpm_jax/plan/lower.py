@@ -29,7 +29,7 @@ def images_of(config: Config) -> tuple[tuple[int, int, int], int]:
     """
     shape = experiments.image_shape_of(config)
     experiments.check_image_size(config, shape)
-    return shape, image_levels(config.data.name)
+    return shape, image_levels(config.data.name, config.data.dir)
 
 
 def planned(
