@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -325,6 +326,11 @@ def replace_by_folder(first, second, others):
     first.mkdir()
 
 
+def replace_by_pipe(first, second, others):
+    first.unlink()
+    os.mkfifo(first)
+
+
 @pytest.mark.usefixtures("_four_in_a_file")
 @pytest.mark.parametrize(
     ("damage", "lines"),
@@ -334,6 +340,7 @@ def replace_by_folder(first, second, others):
         (replace_by_other_seed, 1),
         (replace_by_other_array, 1),
         (replace_by_folder, 1),
+        (replace_by_pipe, 1),
     ],
 )
 def test_kept_samples_that_are_not_as_written_are_drawn_again(drawn, damage, lines):

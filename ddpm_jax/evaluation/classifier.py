@@ -202,6 +202,8 @@ def load_classifier(path: Path, *, images: str | None = None) -> Any:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz that is not compressed, so together they are no larger than it."""
     arrays = {}
+    if path.exists() and not path.is_file():  # to read a pipe would wait for ever
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
