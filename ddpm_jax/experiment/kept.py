@@ -5,6 +5,7 @@ file in the place of another are noticed; then it is computed again, and a line 
 evaluations of one run may write the same file at the same time: each writes the whole of it.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -61,10 +62,12 @@ def kept_json(
 
 
 def make_way(path: Path, tell: Callable[[str], None]) -> None:
-    """Moves a folder aside that is in the place of a file."""
-    if path.is_dir():
-        aside = path.rename(path.with_name(f"{path.name}.folder-{time.time_ns()}"))
-        tell(f"{str(path)!r} is a folder, not a file; it is moved to {aside.name}")
+    """Moves aside what is no file: a folder cannot be replaced, and a pipe be read for ever."""
+    if path.exists() and not path.is_file():
+        aside = path.with_name(f"{path.name}.aside-{time.time_ns()}")
+        with contextlib.suppress(FileNotFoundError):  # another evaluation was quicker
+            path.rename(aside)
+            tell(f"{str(path)!r} is not a file; it is moved to {aside.name}, and computed again")
 
 
 def params_hash(params: Any) -> str:
