@@ -80,6 +80,7 @@ def _draw(asked: Arguments, experiment: Experiment, params: Any) -> np.ndarray:
     how = Sampling(asked.sampler, asked.steps, asked.spacing, guidance, asked.label)
     check_sampling(how, experiment)
     size = min(asked.num, asked.batch_size or evaluation.batch_size)
-    drawer, key = make_drawer(experiment, num=size, how=how), jax.random.key(asked.seed)
+    drawer = make_drawer(experiment, num=size, how=how)
+    key = jax.random.key(asked.seed, impl="threefry2x32")  # see Experiment.key
     batches = [drawer(params, key, first).images for first in range(0, asked.num, size)]
     return np.concatenate(batches)[: asked.num]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm_jax import schedules
 from ddpm_jax.config.fields import Config, ConfigError, DataConfig, ScheduleConfig
+from ddpm_jax.config.jax_settings import check_jax_settings
 from ddpm_jax.data import DataError, Preparation
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.schedules import Schedule
@@ -16,7 +17,11 @@ __all__ = ["make_preparation", "make_schedule", "validate"]
 
 
 def validate(config: Config) -> None:
-    """Raises ConfigError for the first value that cannot work, before anything is built."""
+    """Raises UserError for the first value that cannot work, before anything is built.
+
+    A ConfigError if it is one of the config, and not a setting of JAX.
+    """
+    check_jax_settings()
     for field, (holds, wanted) in _RULES.items():
         _require(holds(operator.attrgetter(field)(config)), config, field, wanted)
     schedule = make_schedule(config.schedule)
