@@ -129,7 +129,7 @@ def importance(
     valid = jnp.all(p >= 0.0) & (total > 0.0) & jnp.isfinite(total)
     p = jnp.where(valid, p / total, 1.0 / p.size)
     points = jnp.where(p > 0.0, jnp.maximum((p * _LATTICE).astype(jnp.int32), 1), 0)
-    ends = jnp.cumsum(points)  # of integers: exact, and rising
+    ends = jnp.cumsum(points, dtype=jnp.int32)  # of integers: exact, and rising
 
     lattice = ends[-1]
     offset = jax.random.randint(key, (), 0, lattice, dtype=jnp.int32)

@@ -15,15 +15,10 @@ CACHE = ROOT / ".pytest_cache" / "jax"
 """Compiled programs for the processes of all tests: what is tested is what they compute."""
 # A suite that runs in the background of a shell is deaf to interrupts, and so are its children.
 PROGRAM = """
-import functools, signal, sys, types
+import signal, sys, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import jax
 import jax._src.compiler as compiler
-
-# Where one is killed before it has met the others, they wait for it so long.
-jax.distributed.initialize = functools.partial(
-    jax.distributed.initialize, initialization_timeout=20
-)
 
 class Cached(types.SimpleNamespace):
     # JAX lets process 0 alone write to its cache. On a CPU the others have programs of their own,
@@ -61,12 +56,14 @@ def start(arguments, *, hosts=1, devices=None, own=None, cache=CACHE):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         meet = ["--hosts.coordinator", f"localhost:{free.getsockname()[1]}"]
-    meet += ["--hosts.count", str(hosts)]
+    # Where one is killed before it has met the others, they wait for it so long.
+    meet += ["--hosts.count", str(hosts), "--hosts.start-seconds", "20"]
     processes = []
     for index in range(hosts):
-        told = [*arguments, *(own[index] if own else [])]
+        told = [*arguments]
         if hosts > 1:
             told += [*meet, "--hosts.index", str(index)]
+        told += own[index] if own else []
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, "train", *told],

@@ -260,9 +260,12 @@ def test_pmap_and_a_missing_process_are_refused(tmp_path):
             "ddpm-jax: mesh.form is 'pmap', which runs in one process, and here are 2; take 'jit'"
             " or 'shard_map'\n"
         )
-    processes = start(arguments, hosts=2)
+    own = [["--hosts.start-seconds", "6"]] * 2
+    processes = start(arguments, hosts=2, own=own)
     processes[1].kill()
+    began = time.monotonic()
     first, _ = ended(processes, timeout=120)
+    assert time.monotonic() - began < 6 + HEARTBEAT + 15  # its imports are in this
     assert first.code == 4
     never = "the processes of the run did not all meet in time"
     assert first.errors == f"ddpm-jax: {never}; {ONWARDS}\n"

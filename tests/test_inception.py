@@ -281,7 +281,7 @@ def test_targets_of_a_conversion(pth, npz, tmp_path):
         convert(pth, tmp_path / "weights.safetensors", other_weights=True)
     with pytest.raises(WeightsError, match="is there already"):
         convert(pth, npz, other_weights=True)
-    with pytest.raises(WeightsError, match="there is no folder .*nowhere"):
+    with pytest.raises(WeightsError, match=r"there is no folder .*nowhere"):
         convert(pth, tmp_path / "nowhere" / "weights.npz", other_weights=True)
 
 

@@ -1,4 +1,4 @@
-"""Layers of the networks against Flax's own, arithmetic in float64, and what a sum loses."""
+"""Layers of the networks against Flax's own, and arithmetic in float64."""
 
 import functools
 import itertools
@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
-from jax.sharding import PartitionSpec
 
 from ddpm_jax import parallel
-from ddpm_jax.models import UNet, init_params
 from ddpm_jax.models.layers import Conv, Dense, Dropout
 
 KEY = jax.random.key(3)
@@ -43,17 +41,17 @@ def test_parameters_and_outputs_are_those_of_flax(name):
     born = meta.unbox(jax.jit(ours().init)(KEY, x))
     jax.tree.map(np.testing.assert_array_equal, born, params)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    for dtype, gradients in itertools.product(("float32", "bfloat16"), ("float32", "compute")):
-        dtype = jnp.dtype(dtype)
-        output = jax.jit(ours(dtype=dtype, gradients=gradients).apply)(params, x)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        output = jax.jit(ours(dtype=dtype).apply)(params, x)
         assert output.dtype == dtype
         np.testing.assert_array_equal(output, jax.jit(theirs(dtype=dtype).apply)(params, x))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", PAIRS)
-def test_left_to_jax_gradients_are_those_of_flax(name):
+def test_gradients_are_those_of_flax_but_for_the_sum_of_a_bias(name, dtype):
     ours, theirs, shape = PAIRS[name]
-    x, dtype = normal(0, *shape), jnp.bfloat16
+    x = normal(0, *shape)
     params = jax.jit(theirs().init)(KEY, x)
 
     def slopes(layer):
@@ -61,11 +59,22 @@ def test_left_to_jax_gradients_are_those_of_flax(name):
             params, x
         )
 
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        slopes(ours(dtype=dtype, gradients="compute")),
-        slopes(theirs(dtype=dtype)),
-    )
+    (own, to_x), (flax, flax_to_x) = slopes(ours(dtype=dtype)), slopes(theirs(dtype=dtype))
+    np.testing.assert_array_equal(to_x, flax_to_x)
+    np.testing.assert_array_equal(own["params"]["kernel"], flax["params"]["kernel"])
+    if dtype == jnp.float32:
+        np.testing.assert_array_equal(own["params"]["bias"], flax["params"]["bias"])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_gradient_of_a_bias_is_summed_in_float32(name):
+    # Flax's sum of so many ones in bfloat16 ends at 2048, on a CPU.
+    layer, shape = PAIRS[name][0](dtype=jnp.bfloat16), PAIRS[name][2]
+    x = jnp.zeros((2057, *shape[1:]))
+    params = meta.unbox(layer.init(KEY, x[:1]))
+    terms = jax.eval_shape(layer.apply, params, x).size // 5
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(layer.apply(p, x).astype(jnp.float32))))(params)
+    np.testing.assert_array_equal(slope["params"]["bias"], terms)
 
 
 def slopes_of(layer, params, x, weights):
@@ -113,68 +122,6 @@ def test_slopes_of_a_dense_layer_are_sums_over_rows():
     np.testing.assert_allclose(params["kernel"], rows.T @ slopes, **NEAR)
     np.testing.assert_allclose(params["bias"], slopes.sum(0), **NEAR)
     np.testing.assert_allclose(slope, (slopes @ kernel.T).reshape(x.shape), **NEAR)
-
-
-@pytest.mark.parametrize("name", ["dense", "conv"])
-@pytest.mark.parametrize("form", ["jit", "shard_map"])
-def test_slopes_are_summed_in_float32_over_examples_and_devices(name, form):
-    # 8 x 257 ones: each device's sum and the whole have more digits than bfloat16 holds.
-    devices, rows, mesh = 8, 257, parallel.make_mesh(8)
-    layer = Dense(1) if name == "dense" else Conv(1, (1, 1))
-    shape = (1,) if name == "dense" else (1, 1, 1)
-    x = jnp.ones((devices * rows, *shape))
-    ones = jax.tree.map(jnp.ones_like, meta.unbox(layer.init(KEY, x[:1])))
-    slope = {}
-    for gradients in ("float32", "compute"):
-        clone = layer.clone(dtype=jnp.bfloat16, gradients=gradients)
-
-        def summed(params, x, clone=clone):
-            return jnp.sum(clone.apply(params, x).astype(jnp.float32))
-
-        def mapped(params, x, summed=summed):
-            varying = jax.lax.pcast(params, "data", to="varying")
-            return jax.lax.psum(jax.grad(summed)(varying, x), "data")
-
-        step, (whole, split) = jax.grad(summed), (PartitionSpec(), PartitionSpec("data"))
-        if form == "shard_map":
-            step = jax.shard_map(mapped, mesh=mesh, in_specs=(whole, split), out_specs=whole)
-        placed = (parallel.replicated(mesh), parallel.split_by_batch(mesh))
-        slope[gradients] = jax.jit(step, in_shardings=placed)(ones, x)["params"]
-    assert slope["float32"]["kernel"].item() == devices * rows
-    assert slope["float32"]["bias"].item() == devices * rows
-    if form == "jit":  # a mapped sum is of float32 either way
-        assert slope["compute"]["kernel"].item() != devices * rows
-
-
-def made_by(jaxpr, variable):
-    return next(eqn for eqn in jaxpr.eqns if variable in eqn.outvars)
-
-
-@pytest.mark.parametrize("gradients", ["float32", "compute"])
-def test_no_weight_gradient_of_a_bfloat16_network_was_ever_bfloat16(gradients):
-    """What adds up devices comes after the last operation; if that is a cast, it adds bfloat16."""
-    model = UNet(8, (1, 2), 1, (4,), 0.0, 4, jnp.bfloat16, gradients=gradients)
-    params = meta.unbox(jax.eval_shape(lambda key: init_params(model, key, (8, 8, 3)), KEY))
-
-    def loss(params):
-        return jnp.sum(model.apply(params, jnp.ones((2, 8, 8, 3)), jnp.arange(2)))
-
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
-    cast = sum(
-        made_by(jaxpr, variable).primitive.name == "convert_element_type"
-        and made_by(jaxpr, variable).invars[0].aval.dtype == jnp.bfloat16
-        for variable in jaxpr.outvars
-    )
-    norms = sum("norm" in str(path) for path, _ in jax.tree.leaves_with_path(params))
-    assert cast == (0 if gradients == "float32" else len(jaxpr.outvars) - norms)
-
-
-def test_forward_mode_is_there_if_gradients_are_left_to_jax():
-    x, params = normal(0, 3, 4), meta.unbox(Dense(5).init(KEY, jnp.zeros((1, 4))))
-    _, pushed = jax.jvp(lambda x: Dense(5, gradients="compute").apply(params, x), (x,), (x,))
-    np.testing.assert_allclose(pushed, x @ params["params"]["kernel"], rtol=1e-5)
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(lambda x: Dense(5).apply(params, x), (x,), (x,))
 
 
 class TwoDropouts(nn.Module):

@@ -1,6 +1,7 @@
 """One step on many meshes: the same noise bit for bit, the same result but for rounding."""
 
 import functools
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -84,7 +85,7 @@ def program(name, data, fsdp, *, dtype=jnp.float32, reduction="float32", watch=F
     mesh = parallel.make_mesh(data, fsdp)
     boxed = functools.partial(born, objective, dtype)
     shardings = parallel.shardings(parallel.abstract(jax.eval_shape(boxed), mesh))
-    form = parallel.make_form(name, mesh, shardings, reduction)
+    form = parallel.make_form(name, mesh, shardings, reduction, compute=jnp.dtype(dtype).name)
     step = training.make_train_step(
         objective,
         OPTIMIZER,
@@ -269,8 +270,13 @@ class TestFsdp:
 class TestReduction:
     """What is summed over devices, in the program as it is handed to the compiler."""
 
-    @pytest.mark.parametrize("name", ["shard_map", "pmap"])
-    @pytest.mark.parametrize("reduction", ["float32", "bfloat16"])
+    @pytest.mark.parametrize(
+        ("name", "reduction"),
+        [
+            ("jit", "float32"),  # in bfloat16 the compiler sums by itself, and it is not there yet
+            *itertools.product(("shard_map", "pmap"), ("float32", "bfloat16")),
+        ],
+    )
     def test_it_is_in_the_dtype_that_was_chosen(self, name, reduction):
         run = Run(name, 8, 1, dtype=jnp.bfloat16, reduction=reduction)
         text = run.lowered.as_text()
@@ -281,6 +287,13 @@ class TestReduction:
             if shape == f"64x{WIDTH}"
         ]
         assert of_kernel == [{"float32": "f32", "bfloat16": "bf16"}[reduction]]
+
+    @pytest.mark.parametrize("name", ["jit", "shard_map", "pmap"])
+    def test_one_device_computes_what_is_written_and_no_reduction(self, name):
+        run = Run(name, 1, 1, dtype=jnp.bfloat16, reduction="bfloat16").go(2)
+        assert difference(run, alone(jnp.bfloat16, steps=2)) == 0.0
+        text = run.lowered.as_text()
+        assert not any(word in text for word in ("all_reduce", "manual", "sharding_constraint"))
 
     def test_bfloat16_rounds_what_float32_does_not(self):
         runs = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm_jax import schedules
 from ddpm_jax.config.fields import Config, ConfigError, DataConfig, ScheduleConfig
+from ddpm_jax.config.jax_settings import check_jax_settings
 from ddpm_jax.config.values import checked, effects
 from ddpm_jax.data import DataError, Preparation
 from ddpm_jax.reverse import check_predicts
@@ -20,8 +21,10 @@ def validate(config: Config) -> Config:
     """`config` with each value as its field has it, before anything is built.
 
     Raises:
-        ConfigError: for the first value that is of another type, or cannot work.
+        UserError: for the first value that is of another type, or cannot work: a ConfigError if it
+            is one of the config, and not a setting of JAX.
     """
+    check_jax_settings()
     config = checked(config, Config)
     for field, (holds, wanted) in _RULES.items():
         _require(holds(operator.attrgetter(field)(config)), config, field, wanted)

@@ -269,7 +269,6 @@ def make_model(config: Config) -> UNet:
         dtype=jnp.dtype(model.dtype),
         learned_variance=model.variance == "learned_range",
         num_classes=model.classes,
-        gradients="float32" if config.mesh.reduction == "float32" else "compute",
         remat=model.remat,
     )
 
@@ -308,7 +307,11 @@ def make_form(experiment: Experiment) -> Form:
     """How the train step runs on the mesh."""
     mesh = experiment.config.mesh
     return parallel.make_form(
-        mesh.form, experiment.mesh, experiment.state_shardings, mesh.reduction
+        mesh.form,
+        experiment.mesh,
+        experiment.state_shardings,
+        mesh.reduction,
+        compute=experiment.config.model.dtype,
     )
 
 

@@ -1,6 +1,5 @@
 """Networks behind one signature, `model.apply(variables, x_t, t) -> prediction`."""
 
-from ddpm_jax.models.layers import Gradients as Gradients
 from ddpm_jax.models.summary import Layer as Layer
 from ddpm_jax.models.summary import layer_table as layer_table
 from ddpm_jax.models.unet import Remat as Remat

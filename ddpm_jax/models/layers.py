@@ -1,62 +1,98 @@
-"""Layers that compute in bfloat16 and still learn in float32, with an axis name on each parameter.
+"""Flax's layers with an axis name on each parameter, and what Flax's own cannot do.
 
-A layer that casts its float32 parameters to bfloat16 gets its weight gradient in bfloat16 from
-JAX, one per device, and casts the sum over devices back to float32: the sum itself is of bfloat16.
-The layers here have a backward pass of their own in which the contraction over examples and
-positions ends in float32, as the hardware accumulates it anyway, so that whatever adds up devices
-(the all-reduce that `jit` inserts, `psum`, a scan over microbatches) adds float32. Input gradients
-are as before.
+A bias that Flax adds in bfloat16 has a gradient that is summed in bfloat16, over all examples and
+positions: on a CPU that sum does not grow above 2048 if its terms are 1. Here each term is widened
+before the sum. A parameter that an Explicit mesh splits is gathered where a layer uses it. A mask
+of `Dropout` is drawn by a key for each example, and does not depend on the rest of the batch.
 
-Such a layer is for reverse mode: `jax.jvp` through it fails, and under `vmap` the gradient of the
-shared kernel is formed for each example apart. Batches go in whole, therefore, and `Dropout` takes
-a key per example in place of a `vmap` around the network.
+Apart from that these layers are Flax's: the same parameters and outputs, and every transformation
+of JAX goes through them.
 """
 
-import functools
 import zlib
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, DTypeLike, Float, Key
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
-__all__ = ["Conv", "Dense", "Dropout", "Gradients", "named"]
-
-Gradients = Literal["float32", "compute"]
-"""Dtype in which weight gradients leave the backward pass: float32, or that of the computation."""
+__all__ = ["Conv", "Dense", "Dropout", "GroupNorm", "gathered", "named", "rows", "split_like"]
 
 _zeros = nn.initializers.zeros_init()
 
 
-class Dense(nn.Module):
-    """`x @ kernel + bias` over the last axis; parameters as those of `nn.Dense`."""
+def named(init: nn.initializers.Initializer, *names: str) -> Any:
+    """The initializer, with a logical name for each axis of what it makes.
+
+    The names are "kernel_height", "kernel_width", "in" and "out".
+    """
+    return nn.with_logical_partitioning(init, names)
+
+
+def gathered(param: Array) -> Array:
+    """All of a parameter on each device, if an Explicit mesh splits it; its gradient is split.
+
+    On other meshes the compiler, or whoever wrote the `shard_map`, gathers it.
+    """
+    spec = jax.typeof(param).sharding.spec
+    return (
+        param
+        if all(axis is None for axis in spec)
+        else jax.sharding.reshard(param, PartitionSpec())
+    )
+
+
+def split_like(values: Shaped[Array, " batch"], x: Shaped[Array, "batch ..."]) -> Array:
+    """One value for each example, on the device that an Explicit mesh has the example of `x` on."""
+    (own, *_), (wanted, *_) = (jax.typeof(array).sharding.spec for array in (values, x))
+    return values if own == wanted else jax.sharding.reshard(values, PartitionSpec(wanted))
+
+
+def rows(table: Float[Array, "rows width"], index: Int[Array, " batch"]) -> Array:
+    """`table[index]`, split over an Explicit mesh as the index is."""
+    (axis,) = jax.typeof(index).sharding.spec
+    out_sharding = None if axis is None else PartitionSpec(axis, None)
+    return table.at[index].get(out_sharding=out_sharding)
+
+
+class _Gathering(nn.Module):
+    """A layer that has all of its parameters on each device."""
+
+    @nn.nowrap
+    def param(self, *args: Any, **kwargs: Any) -> Any:
+        return gathered(super().param(*args, **kwargs))
+
+
+class GroupNorm(_Gathering, nn.GroupNorm):
+    """Flax's."""
+
+
+class Dense(_Gathering):
+    """`x @ kernel + bias` over the last axis; parameters and outputs as those of `nn.Dense`."""
 
     features: int
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    gradients: Gradients = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """In `dtype`, whatever that of `x` is."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", named(self.kernel_init, "in", "out"), shape)
-        bias = self.param("bias", named(_zeros, "out"), (self.features,))
-        multiply = _multiply if self.gradients == "compute" else _multiply_float32
-        return multiply(x.astype(self.dtype), kernel, bias)
+        kernel = self.param("kernel", named(self.kernel_init, "in", "out"), shape, jnp.float32)
+        bias = self.param("bias", named(_zeros, "out"), (self.features,), jnp.float32)
+        return _add(jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)), bias)
 
 
-class Conv(nn.Module):
-    """A convolution of images, zeros around them; parameters as those of `nn.Conv`."""
+class Conv(_Gathering):
+    """A convolution of images, zeros around them; parameters and outputs as those of `nn.Conv`."""
 
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     stride: int = 1
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    gradients: Gradients = "float32"
 
     @nn.compact
     def __call__(
@@ -65,10 +101,16 @@ class Conv(nn.Module):
         """In `dtype`, whatever that of `x` is."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         names = ("kernel_height", "kernel_width", "in", "out")
-        kernel = self.param("kernel", named(self.kernel_init, *names), shape)
-        bias = self.param("bias", named(_zeros, "out"), (self.features,))
-        convolve = _convolve if self.gradients == "compute" else _convolve_float32
-        return convolve(x.astype(self.dtype), kernel, bias, self.stride)
+        kernel = self.param("kernel", named(self.kernel_init, *names), shape, jnp.float32)
+        bias = self.param("bias", named(_zeros, "out"), (self.features,), jnp.float32)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return _add(y, bias)
 
 
 class Dropout(nn.Module):
@@ -96,92 +138,6 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / keep, jnp.zeros_like(x))
 
 
-def named(init: nn.initializers.Initializer, *names: str) -> Any:
-    """The initializer, with a logical name for each axis of what it makes.
-
-    The names are "kernel_height", "kernel_width", "in" and "out".
-    """
-    return nn.with_logical_partitioning(init, names)
-
-
-def _multiply(x: Array, kernel: Array, bias: Array) -> Array:
-    y = lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
-    return _add(y, bias)
-
-
-@jax.custom_vjp
-def _multiply_float32(x: Array, kernel: Array, bias: Array) -> Array:
-    return _multiply(x, kernel, bias)
-
-
-def _multiply_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _multiply(x, kernel, bias), (x, kernel)
-
-
-def _multiply_backward(residuals: tuple[Array, Array], slope: Array) -> tuple[Array, Array, Array]:
-    x, kernel = residuals
-    last, leading = x.ndim - 1, tuple(range(x.ndim - 1))
-    to_x = lax.dot_general(slope, kernel.astype(x.dtype), (((last,), (1,)), ((), ())))
-    to_kernel = lax.dot_general(
-        x, slope, ((leading, leading), ((), ())), preferred_element_type=jnp.float32
-    )
-    return to_x, to_kernel, jnp.sum(slope, leading, dtype=jnp.float32)
-
-
-_multiply_float32.defvjp(_multiply_forward, _multiply_backward)
-
-
-def _convolve(x: Array, kernel: Array, bias: Array, stride: int) -> Array:
-    return _add(_without_bias(x, kernel, stride), bias)
-
-
-def _without_bias(x: Array, kernel: Array, stride: int) -> Array:
-    axes = ("NHWC", "HWIO", "NHWC")
-    strides, kernel = (stride, stride), kernel.astype(x.dtype)
-    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=axes)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _convolve_float32(x: Array, kernel: Array, bias: Array, stride: int) -> Array:
-    return _convolve(x, kernel, bias, stride)
-
-
-def _convolve_forward(
-    x: Array, kernel: Array, bias: Array, stride: int
-) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, bias, stride), (x, kernel)
-
-
-def _convolve_backward(
-    stride: int, residuals: tuple[Array, Array], slope: Array
-) -> tuple[Array, Array, Array]:
-    x, kernel = residuals
-    (to_x,) = jax.linear_transpose(lambda x: _without_bias(x, kernel, stride), x)(slope)
-    # Offsets in the kernel are positions of the result, examples are what is contracted.
-    to_kernel = lax.conv_general_dilated(
-        x,
-        slope,
-        (1, 1),
-        [
-            _padding(*sizes, stride)
-            for sizes in zip(x.shape[1:3], slope.shape[1:3], kernel.shape[:2], strict=True)
-        ],
-        rhs_dilation=(stride, stride),
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
-        preferred_element_type=jnp.float32,
-    )
-    return to_x, to_kernel, jnp.sum(slope, (0, 1, 2), dtype=jnp.float32)
-
-
-_convolve_float32.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _padding(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after the input that leave a position of the result for each offset."""
-    reach = (outputs - 1) * stride + kernel
-    before = max(reach - inputs, 0) // 2
-    return before, reach - inputs - before
-
-
 def _add(y: Array, bias: Array) -> Array:
-    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    """`y + bias`. The bias is narrowed after it is broadcast: its gradient is summed in float32."""
+    return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)

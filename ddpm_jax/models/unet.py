@@ -12,7 +12,7 @@ https://arxiv.org/abs/2207.12598).
 import math
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
 from ddpm_jax.checks import check_choice
-from ddpm_jax.models.layers import Conv, Dense, Dropout, Gradients, named
+from ddpm_jax.models.layers import (
+    Conv,
+    Dense,
+    Dropout,
+    GroupNorm,
+    gathered,
+    named,
+    rows,
+    split_like,
+)
 
 __all__ = ["Remat", "UNet", "init_params", "sinusoidal_embedding"]
 
@@ -62,9 +71,6 @@ class UNet(nn.Module):
         dtype: of the computation inside; parameters are float32 whatever it is.
         learned_variance: whether there is the second output; at first it is 0, the small variance.
         num_classes: classes that it can be told; 0 for none.
-        gradients: dtype in which weight gradients leave the backward pass and are summed over
-            devices: "float32", or "compute" for `dtype`, as JAX does by itself; only then can
-            there be `jax.jvp` through the network.
         remat: what the backward pass computes again: "none"; "attention", all of its blocks;
             "convolutions", all blocks but the outputs of their convolutions; "blocks", all blocks.
             Parameters and results are the same.
@@ -82,7 +88,6 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     learned_variance: bool = False
     num_classes: int = 0
-    gradients: Gradients = "float32"
     remat: Remat = "none"
 
     @nn.compact
@@ -108,21 +113,20 @@ class UNet(nn.Module):
         """
         if labels is not None and self.num_classes == 0:
             raise ValueError("labels are given to a network without classes (num_classes is 0)")
-        check_choice("gradients", self.gradients, typing.get_args(Gradients))
         check_choice("remat", self.remat, typing.get_args(Remat))
         if not train or self.dropout == 0.0:
             keys = None
         elif keys is None:
             keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
+        t, keys, labels = jax.tree.map(lambda values: split_like(values, x_t), (t, keys, labels))
         residual_block, attention_block = _blocks(self.remat)
-        compute = Compute(self.dtype, self.gradients)
 
         def residual(h: jax.Array, width: int, name: str) -> jax.Array:
-            block = residual_block(width, self.dropout, self.norm_groups, compute, name=name)
+            block = residual_block(width, self.dropout, self.norm_groups, self.dtype, name=name)
             return block(h, time, keys)
 
         def attention(h: jax.Array, name: str) -> jax.Array:
-            return attention_block(self.norm_groups, compute, name=name)(h)
+            return attention_block(self.norm_groups, self.dtype, name=name)(h)
 
         def block(h: jax.Array, width: int, name: str) -> jax.Array:
             h = residual(h, width, name)
@@ -130,21 +134,21 @@ class UNet(nn.Module):
             return attention(h, f"{name}_attention") if attends else h
 
         time = sinusoidal_embedding(t, self.channels).astype(self.dtype)
-        time = _dense(4 * self.channels, compute, "time_0")(time)
-        time = _dense(4 * self.channels, compute, "time_1")(nn.swish(time))
+        time = _dense(4 * self.channels, self.dtype, "time_0")(time)
+        time = _dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
         if self.num_classes > 0:
             time = time + self._class_vectors(labels, x_t.shape[0]).astype(self.dtype)
         time = nn.swish(time)
 
         levels = list(enumerate(self.channels * multiplier for multiplier in self.multipliers))
-        h = _conv(self.channels, compute, "input")(x_t)
+        h = _conv(self.channels, self.dtype, "input")(x_t)
         skips = [h]
         for level, width in levels:
             for index in range(self.num_blocks):
                 h = block(h, width, f"down_{level}_{index}")
                 skips.append(h)
             if level != levels[-1][0]:
-                h = _conv(width, compute, f"down_{level}_half", stride=2)(h)
+                h = _conv(width, self.dtype, f"down_{level}_half", stride=2)(h)
                 skips.append(h)
 
         width = levels[-1][1]
@@ -157,11 +161,11 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, f"up_{level}_{index}")
             if level != 0:
-                h = _conv(width, compute, f"up_{level}_double")(_double(h))
+                h = _conv(width, self.dtype, f"up_{level}_double")(_double(h))
 
         h = nn.swish(_norm(h, self.norm_groups, "output_norm"))
         outputs = 2 if self.learned_variance else 1
-        h = _conv(outputs * x_t.shape[-1], compute, "output", init=_zeros)(h)
+        h = _conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
         h = h.astype(jnp.float32)
         if self.learned_variance:
             prediction, interpolation = jnp.split(h, 2, axis=-1)
@@ -171,17 +175,10 @@ class UNet(nn.Module):
     def _class_vectors(self, labels: jax.Array | None, batch: int) -> jax.Array:
         """Of each example's class; the last row of the table is for those without."""
         shape = (self.num_classes + 1, 4 * self.channels)
-        table: jax.Array = self.param("classes", named(_normal, "in", "out"), shape)
+        table = gathered(self.param("classes", named(_normal, "in", "out"), shape, jnp.float32))
         if labels is None:
             return jnp.broadcast_to(table[-1:], (batch, shape[1]))
-        return table[jnp.where(labels < 0, self.num_classes, labels)]
-
-
-class Compute(NamedTuple):
-    """How layers compute, see `UNet`."""
-
-    dtype: DTypeLike
-    gradients: Gradients
+        return rows(table, jnp.where(labels < 0, self.num_classes, labels))
 
 
 class ResidualBlock(nn.Module):
@@ -190,18 +187,18 @@ class ResidualBlock(nn.Module):
     width: int
     dropout: float
     norm_groups: int
-    compute: Compute
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, keys: jax.Array | None) -> jax.Array:
         h = nn.swish(_norm(x, self.norm_groups, "norm_0"))
-        h = checkpoint_name(_conv(self.width, self.compute, "conv_0")(h), _CONVOLUTION)
-        h = h + _dense(self.width, self.compute, "time")(time)[:, None, None, :]
+        h = checkpoint_name(_conv(self.width, self.dtype, "conv_0")(h), _CONVOLUTION)
+        h = h + _dense(self.width, self.dtype, "time")(time)[:, None, None, :]
         h = nn.swish(_norm(h, self.norm_groups, "norm_1"))
         h = Dropout(self.dropout, name="dropout")(h, keys)
-        h = checkpoint_name(_conv(self.width, self.compute, "conv_1", init=_zeros)(h), _CONVOLUTION)
+        h = checkpoint_name(_conv(self.width, self.dtype, "conv_1", init=_zeros)(h), _CONVOLUTION)
         if x.shape[-1] != self.width:
-            x = _dense(self.width, self.compute, "shortcut")(x)
+            x = _dense(self.width, self.dtype, "shortcut")(x)
         return x + h
 
 
@@ -209,19 +206,19 @@ class SelfAttention(nn.Module):
     """One head over all positions of the image, added to the input."""
 
     norm_groups: int
-    compute: Compute
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         h = _norm(x, self.norm_groups, "norm").reshape(batch, height * width, channels)
         query, key, value = (
-            _dense(channels, self.compute, name)(h) for name in ("query", "key", "value")
+            _dense(channels, self.dtype, name)(h) for name in ("query", "key", "value")
         )
         logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32) / math.sqrt(channels)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.compute.dtype)
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         h = jnp.einsum("bqk,bkc->bqc", weights, value)
-        h = _dense(channels, self.compute, "output", init=_zeros)(h)
+        h = _dense(channels, self.dtype, "output", init=_zeros)(h)
         return x + h.reshape(x.shape)
 
 
@@ -255,22 +252,22 @@ def _double(x: jax.Array) -> jax.Array:
 def _norm(x: jax.Array, groups: int, name: str) -> jax.Array:
     """Group norm, its sums in float32 whatever the dtype of `x`."""
     inits = {"scale_init": named(_ones, "out"), "bias_init": named(_zeros, "out")}
-    norm = nn.GroupNorm(num_groups=groups, dtype=jnp.float32, **inits, name=name)
+    norm = GroupNorm(num_groups=groups, dtype=jnp.float32, **inits, name=name)
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _dense(
-    width: int, compute: Compute, name: str, *, init: nn.initializers.Initializer = _fan_avg_uniform
+    width: int, dtype: DTypeLike, name: str, *, init: nn.initializers.Initializer = _fan_avg_uniform
 ) -> Dense:
-    return Dense(width, kernel_init=init, name=name, **compute._asdict())
+    return Dense(width, dtype=dtype, kernel_init=init, name=name)
 
 
 def _conv(
     width: int,
-    compute: Compute,
+    dtype: DTypeLike,
     name: str,
     *,
     stride: int = 1,
     init: nn.initializers.Initializer = _fan_avg_uniform,
 ) -> Conv:
-    return Conv(width, stride=stride, kernel_init=init, name=name, **compute._asdict())
+    return Conv(width, stride=stride, dtype=dtype, kernel_init=init, name=name)

@@ -6,7 +6,7 @@ how a gradient is taken over the mesh, how a host's images become the step's bat
 is compiled.
 
     jit         The step sees the whole batch and all parameters. The compiler finds out what is
-                summed over devices, and where. The default.
+                summed over devices, and where, but for what is said below of bfloat16. The default.
     shard_map   The gradient sees one device's part. Parameters that are split are gathered before
                 it, and gradients are averaged after it, where this module says and in its dtype.
                 Everything else is as under jit.
@@ -15,9 +15,11 @@ is compiled.
                 devices.
 
 What is summed over devices. Each device has the mean gradient of its share; the mean over devices
-follows, in float32 or in bfloat16, which halves what is sent and rounds it to 8 bits. Under jit
-that choice is the network's (`models.layers`): a weight's gradient that leaves the backward pass in
-bfloat16 is summed in bfloat16, and the compiler is not asked.
+follows, in float32 or in bfloat16, which halves what is sent and rounds it to 8 bits. A layer that
+computes in bfloat16 has a weight gradient in bfloat16, which JAX then widens; but under jit the
+compiler sums over devices before it widens. So where the network computes in bfloat16 and float32
+is to be summed, "jit" takes the gradient as "shard_map" does. On one device nothing is summed, and
+a step is compiled as it is written.
 """
 
 import functools
@@ -60,18 +62,33 @@ class Form(NamedTuple):
     The state is donated."""
 
 
-def make_form(name: FormName, mesh: Mesh, state: Any, reduction: Reduction = "float32") -> Form:
+def make_form(
+    name: FormName,
+    mesh: Mesh,
+    state: Any,
+    reduction: Reduction = "float32",
+    *,
+    compute: Reduction = "float32",
+) -> Form:
     """The form called `name`.
 
     Args:
         name: see above.
         mesh: the devices.
         state: the sharding of each of the state's arrays; its `params` are what is split.
-        reduction: in which dtype "shard_map" and "pmap" average gradients over devices.
+        reduction: in which dtype gradients are averaged over devices.
+        compute: in which dtype the network computes, and its weight gradients are.
 
     Raises:
         UserError: "pmap" on a mesh that splits parameters, or with several processes.
     """
+    if name == "jit" and (compute, reduction) == ("bfloat16", "float32"):
+        name = "shard_map"
+    form = _make_form(name, mesh, state, reduction)
+    return form if mesh.size > 1 else form._replace(spread=lambda gradient: gradient)
+
+
+def _make_form(name: FormName, mesh: Mesh, state: Any, reduction: Reduction) -> Form:
     if name == "jit":
         return _jit(mesh, state)
     if name == "shard_map":

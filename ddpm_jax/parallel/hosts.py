@@ -55,6 +55,7 @@ def join(
     count: int | None = None,
     index: int | None = None,
     heartbeat_seconds: int = 10,
+    start_seconds: int = 300,
 ) -> None:
     """Joins the processes of one run; has to come before anything else is asked of JAX.
 
@@ -67,6 +68,7 @@ def join(
         count: of the processes.
         index: of this one.
         heartbeat_seconds: silence after which a process counts as dead, and the others are ended.
+        start_seconds: how long this process waits for the others to start.
 
     Raises:
         UserError: values that do not go together, or the others cannot be found or reached.
@@ -84,6 +86,8 @@ def join(
         )
     if heartbeat_seconds < 2:
         raise UserError(f"hosts.heartbeat_seconds is {heartbeat_seconds}; it has to be 2 or more")
+    if start_seconds < 1:
+        raise UserError(f"hosts.start_seconds is {start_seconds}; it has to be 1 or more")
     if missing and not detect:
         return
     if jax.distributed.is_initialized():
@@ -95,6 +99,7 @@ def join(
             coordinator,
             count,
             index,
+            initialization_timeout=start_seconds,
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )

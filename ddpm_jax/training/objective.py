@@ -183,7 +183,10 @@ def make_objective(
 def deterministic(losses: Losses) -> Objective:
     """The objective of these losses, with t = 0, no weights and no memory."""
     return Objective(
-        times=lambda key, batch, memory: (jnp.zeros(batch, jnp.int32), jnp.ones(batch)),
+        times=lambda key, batch, memory: (
+            jnp.zeros(batch, jnp.int32),
+            jnp.ones(batch, jnp.float32),
+        ),
         losses=losses,
         remember=lambda memory, t, losses: memory,
         initial_memory=lambda: (),
@@ -194,7 +197,7 @@ def draw(objective: Objective, key: Key[Array, ""], batch: int, memory: Any) -> 
     """What a batch of so many examples draws from `key`."""
     times_key, examples_key = jax.random.split(key)
     t, weight = objective.times(times_key, batch, memory)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(examples_key, jnp.arange(batch))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(examples_key, jnp.arange(batch, dtype=jnp.int32))
     return Drawn(keys, t, weight)
 
 
@@ -217,7 +220,7 @@ def _evenly(
     times: Literal["uniform", "stratified"], key: Array, batch: int, memory: Any, *, num_steps: int
 ) -> tuple[Array, Array]:
     drawn = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
-    return drawn(key, batch, num_steps), jnp.ones(batch)
+    return drawn(key, batch, num_steps), jnp.ones(batch, jnp.float32)
 
 
 def check_objective(objective: ObjectiveName, variance: Variance) -> None:

@@ -75,7 +75,10 @@ def make_train_step(
         )
         memory = objective.remember(state.memory, drawn.t, losses)
         before = state.params, state.averages, state.opt_state, state.memory
-        after = params, averaged, opt_state, memory
+        # An optimizer or an objective may compute in float64, if JAX_ENABLE_X64 is set.
+        after: tuple[Any, Any, Any, Any] = jax.tree.map(
+            _as_before, before, (params, averaged, opt_state, memory)
+        )
 
         is_bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
         bad = _counted(state, is_bad, optax.tree.norm(params), skips)
@@ -88,6 +91,10 @@ def make_train_step(
         return TrainState(state.step + 1, *after, state.key, window, bad), metrics
 
     return train_step
+
+
+def _as_before(old: Array, new: Array) -> Array:
+    return new.astype(old.dtype)
 
 
 def _counted(state: TrainState, is_bad: Array, params_norm: Array, skips: int) -> Bad:
@@ -109,4 +116,5 @@ def _added(
     """The sums with one more step, unless it was bad."""
     before = jax.tree.map(lambda total: jnp.where(fresh, 0.0, total), window)
     with_this = Window(before.loss + loss, before.gradient_norm + gradient_norm, before.steps + 1.0)
+    with_this = jax.tree.map(_as_before, window, with_this)
     return jax.tree.map(lambda old, new: jnp.where(is_bad, old, new), before, with_this)

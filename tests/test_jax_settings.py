@@ -1,0 +1,138 @@
+"""Settings of JAX that a user's environment may have: what each does to a run."""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import io
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from rich.console import Console
+
+from ddpm_jax import config
+from ddpm_jax.cli.restored import restore_run
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import build, make_form, train
+from ddpm_jax.experiment.build import abstract_batch, make_step
+from ddpm_jax.experiment.draw import make_drawer, sampling_of
+
+
+@contextlib.contextmanager
+def setting(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 7),
+        ("jax_disable_jit", True),
+        ("jax_debug_key_reuse", True),
+        ("jax_transfer_guard", "disallow"),
+        ("jax_transfer_guard_host_to_device", "disallow_explicit"),
+    ],
+)
+def test_what_changes_random_numbers_or_stops_a_run_is_refused(name, value):
+    with setting(name, value), pytest.raises(UserError, match=f"^{name.upper()} is .*{value}"):
+        config.validate(config.Config())
+    config.validate(config.Config())
+
+
+@pytest.mark.parametrize("room", ["cli", "experiment"])
+def test_no_key_of_a_run_has_the_default_generator(room):
+    for path in (pathlib.Path(config.__file__).parents[1] / room).glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "jax.random.key":
+                assert "impl='threefry2x32'" in ast.unparse(call), path
+
+
+def dtypes(tree):
+    return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
+def test_with_x64_the_state_has_the_dtypes_that_it_has_without(times, accumulate):
+    whole = tiny.get_config()
+    how = dataclasses.replace(whole.train, times=times, accumulate=accumulate)
+    whole = dataclasses.replace(whole, train=how)
+    images = build(whole, devices=jax.devices()[:1]).images
+    without = dtypes(build(whole, images=images, devices=jax.devices()[:1]).abstract_state)
+    with setting("jax_enable_x64", True):
+        experiment = build(whole, images=images, devices=jax.devices()[:1])
+        before = experiment.abstract_state
+        step = make_step(experiment, make_form(experiment))
+        after, metrics = jax.eval_shape(step, before, abstract_batch(experiment))
+    assert dtypes(before) == without
+    assert dtypes(after) == without
+    assert metrics.loss.dtype == jnp.float32
+
+
+def small(workdir):
+    """A run of four steps that is interrupted after two."""
+    whole = tiny.get_config()
+    steps = dataclasses.replace(whole.train, steps=4, save_every=2, log_every=1)
+    return dataclasses.replace(
+        whole,
+        workdir=str(workdir),
+        schedule=dataclasses.replace(whole.schedule, num_steps=2),
+        train=dataclasses.replace(steps, draw_every=1000),
+        evaluation=dataclasses.replace(whole.evaluation, num_samples=2, batch_size=360),
+    )
+
+
+def go(workdir):
+    """Trains, resumes from the middle and samples; parameters and images."""
+    whole, console = small(workdir), Console(file=io.StringIO())
+    train(whole, console)
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    train(whole, console)
+    restored = restore_run(workdir)
+    drawer = make_drawer(restored.experiment, num=2, how=sampling_of(whole.evaluation))
+    images = drawer(restored.params["ema"], restored.experiment.key("samples")).images
+    return jax.tree.map(np.asarray, restored.params), images
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("plain"))
+
+
+SAME_BITS = [
+    *(("jax_numpy_dtype_promotion", "standard"), ("jax_numpy_rank_promotion", "allow")),
+    *(("jax_debug_nans", True), ("jax_debug_infs", True), ("jax_enable_checks", True)),
+    *(("jax_default_matmul_precision", "highest"), ("jax_default_matmul_precision", "bfloat16")),
+    *(("jax_default_prng_impl", "rbg"), ("jax_default_prng_impl", "unsafe_rbg")),
+    *(("jax_legacy_prng_key", "error"), ("jax_softmax_custom_jvp", False)),
+    *(("jax_check_tracer_leaks", True), ("jax_use_direct_linearize", False)),
+]
+"""On a CPU, which multiplies float32 in one way only."""
+
+
+@pytest.mark.slow  # each compiles everything anew
+@pytest.mark.parametrize(("name", "value"), SAME_BITS)
+def test_a_run_has_the_same_bits(tmp_path, plain, name, value):
+    with setting(name, value):
+        jax.tree.map(np.testing.assert_array_equal, go(tmp_path), plain)
+
+
+@pytest.mark.slow
+def test_with_x64_a_run_is_resumed_and_differs_by_rounding(tmp_path, plain):
+    with setting("jax_enable_x64", True):
+        params, images = go(tmp_path)
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(near, params, plain[0])
+    assert np.abs(images.astype(int) - plain[1]).max() <= 1
