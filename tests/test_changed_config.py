@@ -1,6 +1,7 @@
 """A run whose config or metrics changed since: what may differ, what is refused, what is said."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from runs import TINY
 
+from ddpm_jax import config as configs
 from ddpm_jax.cli import main
+from ddpm_jax.config import Config
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
 from ddpm_jax.training import Checkpoints
 
@@ -208,3 +211,37 @@ def test_what_is_wrong_with_lines_that_are_written_again_is_no_matter(tmp_path):
         run.read_metrics(until=20)
     run.metrics.write_bytes(b"\n".join(GOOD))  # whole, but for the end of its last line
     assert [line["step"] for line in run.read_metrics()] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty"),
+        (b'{"seed": "\xff"}', "is not UTF-8"),
+        (b'{"seed": ' * 50_000, "is nested too deeply"),
+        (b'{"seed": 1, "seed": 2}', "has the field 'seed' twice"),
+        (b'{"train": ' + b"[" * 500 + b"]" * 500 + b"}", "misses field"),
+        ({"seed": "0"}, "seed is '0'; it has to be an integer; did you mean 0?"),
+        ({"seed": 0.0}, "seed is 0.0; it has to be an integer; did you mean 0?"),
+        ({"seed": True}, "seed is True; it has to be an integer"),
+        ({"seed": [0]}, "seed is [0]; it has to be an integer"),
+        ({"seed": math.nan}, "seed is nan; it has to be an integer"),
+        ({"train": []}, "train is []; it has to be an object with fields"),
+        ({"workdir": "a\0"}, "it has to be text that can be the name of a file"),
+        (None, "is a folder, not a file"),
+    ],
+)
+def test_a_damaged_config_json_is_a_sentence(tmp_path, capsys, text, said):
+    path = tmp_path / "config.json"
+    if text is None:
+        path.mkdir()
+    elif isinstance(text, dict):
+        path.write_text(json.dumps(configs.to_json(Config()) | text))
+    else:
+        path.write_bytes(text)
+    for command in (["sample", str(tmp_path)], ["train", TINY, "--workdir", str(tmp_path)]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"ddpm-jax: {str(path)!r}")
+        assert said in error
+        assert error.count("\n") == 1

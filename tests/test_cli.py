@@ -46,6 +46,13 @@ def test_usage(capsys):
     assert main([]) == 2
 
 
+@pytest.mark.parametrize("command", ["train", "inspect", "plan"])
+def test_help_says_that_a_config_file_is_executed(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "A config file is a Python program: it is executed" in capsys.readouterr().out
+
+
 def test_an_unknown_command(capsys):
     code, said = failing(capsys, "trian")
     assert code == 2

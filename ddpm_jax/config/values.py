@@ -28,7 +28,7 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _MOST_SHOWN
 _NOUNS = {int: "integer", float: "number", str: "text"}
 
 
-def checked(value: Any, kind: type, name: str = "") -> Any:
+def checked(value: Any, kind: Any, name: str = "") -> Any:
     """A dataclass `kind` with the values of `value`, each as its field has it.
 
     An int of a float field becomes a float, a list a tuple, a scalar of NumPy one of Python; a
@@ -60,7 +60,7 @@ def checked(value: Any, kind: type, name: str = "") -> Any:
     )
 
 
-def from_plain(values: Any, kind: type, name: str = "") -> Any:
+def from_plain(values: Any, kind: Any, name: str = "") -> Any:
     """A dataclass `kind` with the values of a JSON object, which has exactly its fields.
 
     Raises:
