@@ -216,6 +216,18 @@ class TestMetricsLog:
         with pytest.raises(RunDirectoryError, match="is damaged"):
             MetricsLog(run, resumed_at=0)
 
+    def test_says_why_the_file_lacks_lines_and_writes_them_later(self, tmp_path):
+        run = RunDirectory(tmp_path)
+        with MetricsLog(run, resumed_at=0) as log:
+            run.metrics.unlink()
+            run.metrics.mkdir()
+            log.write(5, {"loss": 0.5})
+            assert log.refusal == "Is a directory"
+            run.metrics.rmdir()
+            log.write(10, {"loss": 0.25})
+            assert log.refusal is None
+        assert [line["step"] for line in run.read_metrics()] == [5, 10]
+
     def test_floats_come_back_exactly(self, tmp_path):
         run, value = RunDirectory(tmp_path), float(np.float32(1 / 3))
         with MetricsLog(run, resumed_at=0) as log:

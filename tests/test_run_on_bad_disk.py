@@ -94,9 +94,6 @@ def test_a_disk_that_is_full_for_a_while(disk, whole):
     results = train(config_in(disk / "run"), console)
     said = [line for line in console.said if isinstance(line, str)]
     assert any("is not saved in" in line and "No space left" in line for line in said)
-    (refused,) = (place for place, line in enumerate(said) if "metrics.jsonl: No space" in line)
-    (taken,) = (place for place, line in enumerate(said) if "takes lines again" in line)
-    assert refused < taken
     assert not console.events
     assert_as_if_nothing_had_happened(disk / "run", results, whole)
 
