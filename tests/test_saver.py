@@ -157,6 +157,21 @@ class TestOrbaxIsHushed:
         sys.unraisablehook(self.unraisable(RuntimeError("Event loop is closed")))
         assert heard == [other]
 
+    def test_a_read_that_orbax_abandons(self, monkeypatch):
+        """When another has failed: it is a coroutine of Orbax's code, whose error nobody awaits."""
+        heard, awaited = [], "async def read(): pass"
+        monkeypatch.setattr(sys, "unraisablehook", heard.append)
+        saver.hush_orbax()
+        for place in ("/packages/orbax/checkpoint/read.py", "/home/me/read.py"):
+            names = {}
+            exec(compile(awaited, place, "exec"), names)
+            coroutine = names["read"]()
+            ignored = self.unraisable(ValueError("zstd"))
+            ignored.object = coroutine
+            sys.unraisablehook(ignored)
+            coroutine.close()
+        assert [ignored.object.cr_code.co_filename for ignored in heard] == ["/home/me/read.py"]
+
     def test_over_hooks_that_others_set_meanwhile(self, monkeypatch):
         heard = []
         monkeypatch.setattr(sys, "unraisablehook", heard.append)

@@ -277,6 +277,11 @@ class Checkpoints:
                 f"the checkpoint {folder} cannot be read ({reason(error)});"
                 f" there are {self.steps()}"
             ) from error
+        if not isinstance(restored.data, dict):
+            raise CheckpointError(
+                f"the checkpoint {folder} has a data state that is a"
+                f" {type(restored.data).__name__}; it has to be an object"
+            )
         state = _with_keys(restored.state, like)
         return Restored(step, state, restored.data, refused, stored.notes)
 

@@ -211,7 +211,7 @@ def _checked(folder: Path, body: Mapping[str, Any]) -> Manifest:
     def is_count(value: Any) -> bool:
         return type(value) is int and value >= 0
 
-    fields = {name: body.get(name) for name in Manifest._fields}
+    fields: dict[str, Any] = {name: body.get(name) for name in Manifest._fields}
     require(is_count(fields["step"]), "step", fields["step"], "an integer, 0 or more")
     for field in ("arrays", "notes", "config", "versions", "files"):
         require(isinstance(fields[field], dict), field, fields[field], "an object")

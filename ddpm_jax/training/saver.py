@@ -373,13 +373,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class _UnraisableHook:
-    """Leaves everything but a closed event loop to the hook that was there."""
+    """Leaves to the hook that was there what comes neither of Orbax nor of a closed event loop."""
 
     def __init__(self, others: Callable[[Any], object]) -> None:
         self._others = others
 
     def __call__(self, ignored: Any) -> None:
-        if ignored.object is not None or str(ignored.exc_value) != "Event loop is closed":
+        if ignored.object is None:
+            known = str(ignored.exc_value) == "Event loop is closed"
+        else:  # one of the reads or writes that were abandoned when another failed
+            code = getattr(ignored.object, "cr_code", None)
+            known = f"{os.sep}orbax{os.sep}" in getattr(code, "co_filename", "")
+        if not known:
             self._others(ignored)
 
 
