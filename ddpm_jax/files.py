@@ -21,6 +21,7 @@ __all__ = [
     "JsonFileError",
     "check_size",
     "is_partial",
+    "json_digest",
     "parse_json",
     "read_json",
     "whole_file",
@@ -213,6 +214,11 @@ def parse_json(text: bytes, name: str) -> Any:
         raise JsonFileError(f"{name} is not JSON ({error})") from None
     except ValueError:  # of Python's limit on the digits of an integer
         raise JsonFileError(f"{name} holds an integer of thousands of digits") from None
+
+
+def json_digest(values: Any) -> str:
+    """The sha256 of plain values, whatever the order of their fields and the space between them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class _RepeatedFieldError(Exception):

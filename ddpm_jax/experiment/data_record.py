@@ -6,8 +6,6 @@ whether a data set that is found later, here or elsewhere and under whatever pat
 """
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from ddpm_jax.data import ImageSet, ImageSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.directory import RunDirectoryError, write_json
-from ddpm_jax.files import read_json
+from ddpm_jax.files import json_digest, read_json
 
 __all__ = ["DataRecord", "check_same_data", "read_data_record", "record_of", "write_data_record"]
 
@@ -52,7 +50,7 @@ def write_data_record(path: Path, record: DataRecord) -> None:
     """All of it or nothing."""
     spectrum = None if record.spectrum is None else np.asarray(record.spectrum, np.float64).tolist()
     values = {**dataclasses.asdict(record), "spectrum": spectrum}
-    write_json(path, {**values, "sha256": _digest(values)})
+    write_json(path, {**values, "sha256": json_digest(values)})
 
 
 def read_data_record(path: Path) -> DataRecord | None:
@@ -64,7 +62,7 @@ def read_data_record(path: Path) -> DataRecord | None:
     if not path.exists():
         return None
     values = read_json(path)
-    if values.pop("sha256", None) != _digest(values):
+    if values.pop("sha256", None) != json_digest(values):
         raise RunDirectoryError(
             f"{str(path)!r} is damaged: it does not have its own sha256; delete it, and the data"
             " set is read in its place"
@@ -116,7 +114,3 @@ def _from_plain(values: dict[str, Any]) -> DataRecord:
         fingerprint=str(values["fingerprint"]),
         spectrum=None if spectrum is None else np.array(spectrum, np.float64),
     )
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment.directory import write_json
-from ddpm_jax.files import read_json
+from ddpm_jax.files import json_digest, read_json
 
 __all__ = ["kept_json", "make_way", "params_hash", "quiet", "settings_hash"]
 
@@ -81,12 +81,8 @@ def params_hash(params: Any) -> str:
 
 def settings_hash(settings: Any) -> str:
     """16 digits for the name of a file or a folder."""
-    return _sha256(settings)[:16]
+    return json_digest(settings)[:16]
 
 
 def _seal(name: str, follows_from: Any, values: Any) -> str:
-    return _sha256([name, follows_from, values])
-
-
-def _sha256(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return json_digest([name, follows_from, values])

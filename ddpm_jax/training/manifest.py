@@ -24,7 +24,7 @@ import jax
 
 from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import JsonFileError, parse_json
+from ddpm_jax.files import JsonFileError, json_digest, parse_json
 
 __all__ = [
     "NAME",
@@ -151,7 +151,7 @@ def write(
     body = json.loads(json.dumps({"format": _FORMAT, **manifest._asdict(), "files": files}))
     partial = folder / _PARTIAL
     with partial.open("w") as file:
-        json.dump({**body, "sha256": _digest(body)}, file, indent=1)
+        json.dump({**body, "sha256": json_digest(body)}, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -186,7 +186,7 @@ def read(folder: Path, step: int) -> Manifest:
         raise DamageError(f"{folder}: {NAME} is not JSON") from None
     try:
         stated = body.pop("sha256", None) if isinstance(body, dict) else None
-        damaged = stated is None or stated != _digest(body)
+        damaged = stated is None or stated != json_digest(body)
     except RecursionError:  # Python reads what is nested deeper than what it writes
         damaged = True
     if damaged:
@@ -335,11 +335,6 @@ def _in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any
     """`map`, by as many threads as there are cores: hashing and reading release Python's lock."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         return list(threads.map(function, *items))
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    """Of the values, not of how they are set out."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:
