@@ -15,7 +15,7 @@ import pytest
 import tiny
 from rich.console import Console
 
-from ddpm_jax import config
+from ddpm_jax import config, schedules, timesteps
 from ddpm_jax.cli.restored import restore_run
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import build, make_form, train
@@ -78,6 +78,19 @@ def test_with_x64_the_state_has_the_dtypes_that_it_has_without(times, accumulate
     assert dtypes(before) == without
     assert dtypes(after) == without
     assert metrics.loss.dtype == jnp.float32
+
+
+def test_with_x64_times_and_schedules_are_those_without():
+    def drawn():
+        t, weight = timesteps.importance(jax.random.key(0), 8, jnp.ones(5, jnp.float32))
+        return t, weight, schedules.cosine(10)
+
+    plain = drawn()
+    with setting("jax_enable_x64", True):
+        wide = drawn()
+    assert dtypes(wide) == dtypes(plain)
+    for one, other in zip(jax.tree.leaves(wide), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def small(workdir):
