@@ -9,8 +9,8 @@ any other tells which it was; keys are strings or integers; and the number of op
 Both formats are read. That of before PyTorch 1.6 is five pickles one after another (a magic number,
 the protocol, the machine, the object, the keys of its storages), then each storage: its length as
 int64, its bytes. That of today is a zip archive with the object in `data.pkl` and each storage in
-`data/KEY`. Tensors are windows on storages: an offset, a shape and strides. No file is larger than
-what it holds, so that all storages together, and all tensors, have no more bytes than the file.
+`data/KEY`. Tensors are windows on storages: an offset, a shape and strides. All storages together
+have no more bytes than the file, and all tensors no more than twice as many.
 """
 
 import io
@@ -120,6 +120,7 @@ class _Reader:
         """What was on the stack when each mark was set."""
         memo: dict[int, Any] = {}
         opcodes = itertools.islice(pickletools.genops(self._file), _MOST_OPCODES)
+        argument: Any
         for opcode, argument, _ in opcodes:
             match opcode.name:
                 case "STOP":
