@@ -1,15 +1,19 @@
 """Small things that every room does with arrays: shapes, widths, places on a mesh, keys."""
 
 import functools
+import hashlib
 import math
-from typing import Literal
+import sys
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 __all__ = [
+    "Value",
     "data_axes",
     "einsum",
     "flat",
@@ -17,6 +21,7 @@ __all__ = [
     "normal",
     "on_every_device",
     "per_example",
+    "register_with_nnx",
     "root",
     "rows",
     "split",
@@ -28,6 +33,71 @@ __all__ = [
 einsum = functools.partial(jnp.einsum, precision="highest")
 
 Outside = Literal["fill", "clip"]
+
+
+class Value:
+    """What frozen dataclasses of arrays inherit so that they are values, as numbers are.
+
+    `==` is one bool: the same class, the same static fields, and arrays of the same dtype, shape
+    and bits; `hash` agrees with it. So they can be static arguments of jit and keys of a
+    dictionary. An attribute of a `flax.nnx.Module` is data there, as an array is. Both need the
+    values: TypeError where they are traced, but for an object compared with itself.
+
+    A dataclass has to be made with `eq=False`, or it would write methods of its own; a NamedTuple
+    takes the methods over one by one.
+    """
+
+    def __post_init__(self) -> None:
+        register_with_nnx(type(self))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return _bits(self) == _bits(other)
+
+    def __ne__(self, other: object) -> bool:
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    def __hash__(self) -> int:
+        digest = hashlib.blake2b(digest_size=8)
+        treedef, *leaves = _bits(self)
+        for leaf in leaves:
+            digest.update(leaf[-1] if isinstance(leaf, tuple) else b"")
+        others = tuple(leaf[:-1] if isinstance(leaf, tuple) else leaf for leaf in leaves)
+        return hash((treedef, others, digest.digest()))
+
+
+def _bits(value: Any) -> list[Any]:
+    """Structure, and of each array dtype, shape and bytes; what is no array stands for itself."""
+    leaves, treedef = jax.tree.flatten(value)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        raise TypeError(
+            f"a {type(value).__name__} is compared or hashed while it is traced; do that outside of"
+            " the function that JAX transforms, or pass it as a static argument"
+        )
+    return [treedef, *(_bits_of(leaf) for leaf in leaves)]
+
+
+def _bits_of(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array | np.ndarray):
+        return leaf
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.is_fully_replicated:
+        leaf = leaf.addressable_data(0)
+    array = np.asarray(leaf)
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def register_with_nnx(cls: type) -> None:
+    """Tells `flax.nnx`, where a program uses it, that this class holds arrays."""
+    nnx = sys.modules.get("flax.nnx")
+    register = getattr(nnx, "register_data_type", None)
+    if register is not None:
+        register(cls)
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:

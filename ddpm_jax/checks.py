@@ -14,6 +14,7 @@ import numpy as np
 
 __all__ = [
     "check_choice",
+    "check_count",
     "check_float",
     "check_key",
     "check_keys",
@@ -59,6 +60,12 @@ def check_times(name: str, times: jax.Array, batch: int) -> None:
         f" (jnp.full({batch}, value) gives all the same one)"
     )
     _assert(error, chex.assert_shape, times, (batch,))
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` counts something: an int, or NumPy's, and no bool."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}; it has to be a whole number, an int")
 
 
 def check_vector(name: str, times: jax.Array) -> None:

@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import per_example, widened
 from ddpm_jax.checks import (
+    check_count,
     check_float,
     check_key,
     check_quantity,
@@ -177,6 +178,7 @@ def q_chain(
     check_float("x0", x0)
     check_key("key", key)
     check_process("process", process)
+    check_count("num_steps", num_steps)
     if not 0 <= num_steps <= process.num_steps:
         raise ValueError(
             f"num_steps is {num_steps}; the chain has 0 to T = {process.num_steps} steps"

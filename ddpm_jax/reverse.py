@@ -78,7 +78,7 @@ def fixed_variance(
     *,
     variance: Literal["small", "large"],
 ) -> Float[Array, "batch *modes"]:
-    """The "small" or the "large" variance of p(x_s | x_t), `[batch]`, for any s < t.
+    """The "small" or the "large" variance of p(x_s | x_t), `[batch]`, for any s < t; else NaN.
 
     At `s = -1`, the data, the small one is 0 and the large one 1 - alpha_bar_t. Of a process of
     many modes it is that of each, `[batch, *modes]`.
@@ -93,7 +93,8 @@ def fixed_variance(
     check_choice("variance", variance, ("small", "large"))
     if variance == "small":
         return q_posterior_variance(process, t, s)
-    return process.transition_variance(t, s)
+    large = process.transition_variance(t, s)
+    return jnp.where((s < t).reshape(t.shape + (1,) * (large.ndim - 1)), large, jnp.nan)
 
 
 def learned_log_variance(

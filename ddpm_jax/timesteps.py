@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_float, check_key, check_times
+from ddpm_jax.checks import check_count, check_float, check_key, check_times
 
 __all__ = [
     "LossHistory",
@@ -242,6 +242,7 @@ def _check(key: jax.Array | None, **counts: int) -> None:
     if key is not None:
         check_key("key", key)
     for name, count in counts.items():
+        check_count(name, count)
         if count < 1:
             raise ValueError(f"{name} is {count}; it has to be at least 1")
 

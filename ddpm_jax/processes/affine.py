@@ -39,7 +39,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
-from ddpm_jax.arrays import einsum, flat, rows, split_as, widened
+from ddpm_jax.arrays import Value, einsum, flat, register_with_nnx, rows, split_as, widened
 from ddpm_jax.checks import check_float, check_same_shape, check_times, check_vector
 from ddpm_jax.processes.affine_tables import ROUNDING, Affine, Tables, act, build
 from ddpm_jax.processes.contract import NoClosedForm
@@ -58,6 +58,8 @@ class AffineChain(NamedTuple):
 
     tables: Tables
     """`snr` is in two parts, `[2, T + 1, d, d]`: rounded, and what rounding left over."""
+
+    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # and no tuple's
 
     @property
     def num_steps(self) -> int:
@@ -312,6 +314,7 @@ def affine_chain(
         >>> C.round(3).tolist()
         [[[1.0, 0.0], [0.0, 1.0]]]
     """
+    register_with_nnx(AffineChain)
     given = {"A": A, "b": b, "Q": Q}
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
         traced = {name: _widest(name, value) for name, value in given.items()}

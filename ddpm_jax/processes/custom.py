@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import per_example, split_as
-from ddpm_jax.checks import check_same_shape
+from ddpm_jax.checks import check_count, check_same_shape
 from ddpm_jax.processes.contract import NoClosedForm
 from ddpm_jax.processes.guards import check_draw, check_images
 
@@ -119,6 +119,7 @@ def custom_chain(
         >>> chain.q_step(x, t, chain.draw_step_noise(jax.random.key(0), x.shape, t)).shape
         (2, 8, 8, 1)
     """
+    check_count("num_steps", num_steps)
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a chain has at least one step")
     if shape is None:

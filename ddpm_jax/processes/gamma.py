@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.arrays import on_every_device, per_example, widened
+from ddpm_jax.arrays import Value, on_every_device, per_example, register_with_nnx, widened
 from ddpm_jax.checks import check_key, check_same_shape, check_scalar
 from ddpm_jax.processes.contract import check_schedule
 from ddpm_jax.processes.guards import check_draw, check_images
@@ -67,6 +67,8 @@ class GammaChain(NamedTuple):
     schedule: Schedule
     """The Gaussian chain of the same first two moments: what `simple_loss` and friends take."""
     theta_0: Float[Array, ""]
+
+    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # and no tuple's
 
     @property
     def num_steps(self) -> int:
@@ -297,6 +299,7 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
             f"theta_0 is {value:g}; the scale of gamma noise has to be above 0, and its square"
             " within float32's range"
         )
+    register_with_nnx(GammaChain)
     return GammaChain(schedule, jnp.asarray(theta_0, jnp.float32))
 
 

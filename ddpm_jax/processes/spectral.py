@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
+from ddpm_jax.arrays import Value
 from ddpm_jax.schedules.tables import (
     check_num_steps,
     difference,
@@ -39,9 +40,9 @@ _LARGEST = math.log(float(np.finfo(np.float32).max))
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Spectral:
-    """The tables of a process of many modes: a frozen pytree, safe to pass to jit.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spectral(Value):
+    """The tables of a process of many modes: a frozen pytree, and a value as a `Schedule` is one.
 
     `modes` has as many axes as the data, each as long as theirs or 1, where modes share a row. What
     is looked up at times `[batch]` has the shape `[batch, *modes]`. Make one with a constructor of

@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax import bases
-from ddpm_jax.arrays import root, rows
+from ddpm_jax.arrays import Value, root, rows
+from ddpm_jax.checks import check_count
 
 __all__ = [
     "Schedule",
@@ -37,12 +38,28 @@ __all__ = [
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Schedule:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule(Value):
     """The tables of one noise schedule, each float32 `[T]`: a frozen pytree, safe to pass to jit.
 
     Make one with a constructor of `ddpm_jax.schedules` (`linear`, `cosine`, `from_betas`, ...),
     which checks its arguments; the class itself does not.
+
+    It is a value: two are equal if all their tables are, bit for bit, and `==` is one bool. It can
+    be an argument of jit as it is, its tables traced, or a static argument, its tables constants;
+    a key of a dictionary; an attribute of a `flax.nnx.Module`, which holds its tables as data
+    (import `flax.nnx` before the schedule is made). Comparing traced ones is a TypeError.
+
+    Example:
+        >>> import functools, jax
+        >>> from ddpm_jax import schedules
+        >>> schedules.cosine(10) == schedules.cosine(10)
+        True
+        >>> @functools.partial(jax.jit, static_argnames="schedule")
+        ... def last(x, schedule):
+        ...     return x * schedule.num_steps
+        >>> float(last(1.0, schedules.cosine(10)))
+        10.0
     """
 
     betas: Float[Array, " T"]
@@ -98,8 +115,9 @@ class Schedule:
     def transition_variance(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        """1 - alpha_bar_t / alpha_bar_s, the variance that the steps from s to t add."""
-        return -jnp.expm1(self.log_alpha_bar_difference(t, s))
+        """1 - alpha_bar_t / alpha_bar_s, the variance that steps from s to t add; NaN for s > t."""
+        added = -jnp.expm1(self.log_alpha_bar_difference(t, s))
+        return jnp.where(s <= t, added, jnp.nan)
 
     def power(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """signal_variance + noise_variance: 1, without rounding."""
@@ -203,7 +221,8 @@ def on_host(parts: jax.Array) -> np.ndarray:
 
 
 def check_num_steps(num_steps: int) -> None:
-    """Raises ValueError unless there are at least two steps."""
+    """Raises TypeError unless it is an int, ValueError unless there are at least two steps."""
+    check_count("num_steps", num_steps)
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}; a schedule has at least T = 2 steps")
 

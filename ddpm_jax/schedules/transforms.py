@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from ddpm_jax.checks import check_count
 from ddpm_jax.schedules.tables import Schedule, build, check_num_steps, on_host
 
 __all__ = ["respaced", "shifted", "zero_terminal_snr"]
@@ -61,6 +62,7 @@ def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Sche
         TypeError: the schedule is traced.
     """
     for name, side in (("resolution", resolution), ("reference", reference)):
+        check_count(name, side)
         if side < 1:
             raise ValueError(f"{name} is {side}; images have at least 1 pixel a side")
     log_snr = on_host(schedule.log_snr_parts) + 2.0 * math.log(reference / resolution)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ddpm_jax.bases import Basis
-from ddpm_jax.checks import check_key
+from ddpm_jax.checks import check_count, check_key
 from ddpm_jax.processes.custom import check_step, custom_chain
 from ddpm_jax.processes.litmus import confirm, program
 from ddpm_jax.processes.litmus.classify import TOLERANCE
@@ -171,6 +171,8 @@ def _check_arguments(
     check_key("key", key)
     if not 0.0 < significance < 1.0:
         raise ValueError(f"significance is {significance}; it has to be inside (0, 1)")
+    check_count("num_chains", num_chains)
+    check_count("exact_up_to", exact_up_to)
     if num_chains < 64:
         raise ValueError(f"num_chains is {num_chains}; the tests take at least 64")
     if exact_up_to < 0:

@@ -1,0 +1,69 @@
+"""Counts that are none, data beyond the grid, and times in the wrong order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import processes, reverse, schedules, timesteps
+from ddpm_jax.forward import q_chain
+from ddpm_jax.gaussians import discretized_log_likelihood
+
+KEY = jax.random.key(0)
+COUNTED = {
+    "linear": schedules.linear,
+    "quadratic": schedules.quadratic,
+    "constant": lambda n: schedules.constant(n, 0.1),
+    "cosine": schedules.cosine,
+    "sigmoid": schedules.sigmoid,
+    "linear_log_snr": schedules.linear_log_snr,
+    "shifted": lambda n: schedules.shifted(schedules.linear(10), resolution=n),
+    "shifted, reference": lambda n: schedules.shifted(
+        schedules.linear(10), resolution=64, reference=n
+    ),
+    "custom_chain": lambda n: processes.custom_chain(lambda x, eps, t: x + eps, n),
+    "q_chain": lambda n: q_chain(schedules.linear(10), KEY, jnp.ones((1, 2)), n),
+    "uniform": lambda n: timesteps.uniform(KEY, 4, n),
+    "levels": lambda n: discretized_log_likelihood(
+        jnp.zeros(1), jnp.zeros(1), jnp.ones(1), levels=n
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("count", [8.5, 8.0, True, np.float32(8), "8", None], ids=repr)
+def test_a_count_is_a_whole_number(name, count, without_annotation_checks):
+    with pytest.raises(TypeError, match="whole number"):
+        COUNTED[name](count)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_numpys_integers_count(name, without_annotation_checks):
+    COUNTED[name](np.int64(8))
+
+
+@pytest.mark.parametrize("value", [1e9, 255.0, -3.0, 1.01])
+def test_data_beyond_the_grid_are_refused(value):
+    x = jnp.array([0.0, value])
+    with pytest.raises(ValueError, match=r"grey levels lie in \[-1, 1\]"):
+        discretized_log_likelihood(x, jnp.zeros(2), jnp.ones(2), levels=256)
+    traced = jax.jit(lambda x: discretized_log_likelihood(x, x, jnp.ones(2), levels=256))(x)
+    assert traced.shape == (2,)
+
+
+def test_the_ends_of_the_grid_are_on_it():
+    x = jnp.array([-1.0, 1.0, np.nextafter(np.float32(1), np.float32(2))], jnp.float32)
+    assert jnp.isfinite(discretized_log_likelihood(x, x, jnp.ones(3), levels=256)).all()
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("modes", [False, True])
+def test_a_variance_of_no_step_back_is_nan(variance, modes):
+    fall = np.linspace(0.9, 0.1, 10)[:, None] ** np.array([1.0, 2.0])
+    process = processes.spectral(fall, 1.0 - fall) if modes else schedules.linear(10)
+    t, s = jnp.array([3, 3, 3, 3, 10]), jnp.array([2, -1, 3, 7, 4])
+    values = reverse.fixed_variance(process, t, s, variance=variance)
+    good = np.array([True, True, False, False, False])
+    np.testing.assert_array_equal(np.isfinite(values).reshape(5, -1).all(axis=1), good)
+    assert np.isnan(np.asarray(values)[~good]).all()
+    assert np.isnan(process.transition_variance(jnp.array([3]), jnp.array([7]))).all()
