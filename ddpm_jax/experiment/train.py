@@ -174,8 +174,8 @@ def _train(
         with hosts.together():
             if hosts.is_first():
                 for sentence in (
+                    run.update_config(experiment.config, start),  # first: it notes old intervals
                     missing_metrics(run, config, start),
-                    run.update_config(experiment.config, start),
                 ):
                     if sentence:
                         say(console, sentence)
