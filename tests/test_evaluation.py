@@ -14,6 +14,7 @@ from ddpm_jax.evaluation import (
     strip_times,
     uniform_bits_per_dim,
 )
+from ddpm_jax.evaluation.plots import Curve, plot_per_time, plot_training
 
 
 def test_uniform_code():
@@ -89,3 +90,13 @@ def test_png_comes_back(tmp_path, channels):
     with Image.open(tmp_path / "new" / "a.png") as read:
         np.testing.assert_array_equal(np.asarray(read).reshape(image.shape), image)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_curves_without_error_bars_are_plotted(tmp_path):
+    nan = np.full(4, np.nan)
+    some = np.array([np.nan, 0.1, np.nan, 0.1])
+    curves = {"none": Curve(np.arange(1.0, 5.0), nan), "some": Curve(np.arange(2.0, 6.0), some)}
+    plot_per_time(tmp_path / "a.png", curves, title="one image")
+    lines = [{"step": 1, "loss": "text"}, {"step": 2, "loss": True}, {"step": 3, "loss": 0.5}]
+    plot_training(tmp_path / "b.png", [*lines, {"step": 4, "loss": math.inf}], title="odd lines")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}

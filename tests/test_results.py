@@ -3,10 +3,14 @@
 import io
 import json
 
+import numpy as np
 import pytest
+import tiny
 from rich.console import Console
 
+from ddpm_jax.cli import main
 from ddpm_jax.cli.results import print_results
+from ddpm_jax.data import load
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory
 
@@ -89,3 +93,17 @@ def test_a_folder_in_its_place_is_a_sentence(tmp_path):
     run.results.mkdir()
     with pytest.raises(UserError, match="is a folder"):
         run.read_results()
+
+
+def test_a_run_with_one_held_out_image_has_no_error_bars(tmp_path, capsys):
+    archive, run = tmp_path / "images.npz", tmp_path / "run"
+    images = load("digits").train.images[:17]
+    np.savez(archive, train_images=images[:16], test_images=images[16:], levels=17)
+    told = ["--data.name", f"npz:{archive}", "--train.steps", "1", "--train.batch-size", "8"]
+    assert main(["train", tiny.__file__, *told, "--workdir", str(run)]) == 0
+    assert main(["evaluate", str(run), "--num", "0"]) == 0
+    assert "+-" not in capsys.readouterr().out
+    stored = json.loads((run / "results.json").read_text())
+    found = json.loads((run / "evaluation" / "step_0000001" / "results.json").read_text())["params"]
+    assert stored["standard_error"] is found["ema"]["likelihood"]["standard_error"] is None
+    assert found["ema"]["per_time"]["standard_error"] == [None] * 8
