@@ -41,7 +41,7 @@ def test_relative_paths_are_below_the_directory_of_data_or_the_working_directory
         ("folder:.", "mine"),
     ):
         found = load(name, folder)
-        assert (found.name, found.fingerprint()) == ("mine", absolute.fingerprint())
+        assert (found.name, found.fingerprint) == ("mine", absolute.fingerprint)
         assert image_shape(name, folder) == (4, 4, 3)
     for name, folder in (("npz:own.npz", None), ("npz:./own.npz", None), ("npz:own.npz", ".")):
         assert load(name, folder).name == "own"
@@ -74,13 +74,13 @@ def test_a_path_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeyp
 
 def test_a_fingerprint_does_not_depend_on_place_name_or_memory(tmp_path):
     cats_and_dogs(tmp_path / "one", IMAGES)
-    first = load(f"folder:{tmp_path / 'one'}").fingerprint()
+    first = load(f"folder:{tmp_path / 'one'}").fingerprint
     assert len(bytes.fromhex(first)) == 32
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    assert load(f"folder:{tmp_path / 'two'}", memory_gb=0.0).fingerprint() == first
+    assert load(f"folder:{tmp_path / 'two'}", memory_gb=0.0).fingerprint == first
     prepare(tmp_path, "tiny", {"train": examples(IMAGES[:20]), "test": examples(IMAGES[20:])})
     known = {
-        load(name, str(tmp_path), memory_gb=memory).fingerprint()
+        load(name, str(tmp_path), memory_gb=memory).fingerprint
         for name in ("tiny", "tiny:1.0.0")
         for memory in (0.0, 1.0)
     }
@@ -90,13 +90,13 @@ def test_a_fingerprint_does_not_depend_on_place_name_or_memory(tmp_path):
 
 def test_a_fingerprint_is_the_same_everywhere():
     assert (
-        load("digits").fingerprint()
+        load("digits").fingerprint
         == "8eab038567b7efb982815a266be7f2e03550d27e4ffa9d509fe22615a07c773d"
     )
 
 
 def test_other_images_have_another_fingerprint(tmp_path):
-    known = [load(f"npz:{archive(tmp_path / 'x.npz')}").fingerprint()]
+    known = [load(f"npz:{archive(tmp_path / 'x.npz')}").fingerprint]
     pixel = IMAGES.copy()
     pixel[17, 1, 2, 0] ^= 1
     label = LABELS.copy()
@@ -110,16 +110,16 @@ def test_other_images_have_another_fingerprint(tmp_path):
         {"images": IMAGES[:39], "labels": LABELS[:39]},
         {"images": IMAGES[..., :1]},
     ):
-        known.append(load(f"npz:{archive(tmp_path / 'x.npz', **changes)}").fingerprint())
-    known.append(load(f"npz:{archive(tmp_path / 'x.npz')}", crop=3).fingerprint())
+        known.append(load(f"npz:{archive(tmp_path / 'x.npz', **changes)}").fingerprint)
+    known.append(load(f"npz:{archive(tmp_path / 'x.npz')}", crop=3).fingerprint)
     assert len(set(known)) == len(known)
     same = load(f"npz:{archive(tmp_path / 'x.npz', labels=LABELS.astype(np.uint8))}")
-    assert same.fingerprint() == known[0]
+    assert same.fingerprint == known[0]
 
     root = cats_and_dogs(tmp_path / "folder", IMAGES)
-    before = load(f"folder:{root}").fingerprint()
+    before = load(f"folder:{root}").fingerprint
     write(root / "train" / "cat" / "003.png", IMAGES[39])
-    assert load(f"folder:{root}").fingerprint() != before
+    assert load(f"folder:{root}").fingerprint != before
 
 
 def test_large_arrays_are_sampled(monkeypatch):
@@ -129,7 +129,7 @@ def test_large_arrays_are_sampled(monkeypatch):
         images = IMAGES.copy()
         images[changed] += 1
         part = Arrays(images)
-        return ImageSet("x", train=part, held_out=part).fingerprint()
+        return ImageSet("x", train=part, held_out=part).fingerprint
 
     assert fingerprint(0) != fingerprint([]) != fingerprint(39)
 

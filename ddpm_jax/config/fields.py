@@ -64,11 +64,13 @@ class ConfigError(UserError):
 class DataConfig:
     """Which images."""
 
-    name: Annotated[str, MODEL] = "digits"
+    name: Annotated[str, PLACE] = "digits"
     """"digits" (scikit-learn's), "folder:PATH", "npz:PATH", or a dataset of TensorFlow Datasets:
-    cifar10, fashion_mnist."""
+    cifar10, fashion_mnist. A run that goes on compares the content of the images, not this."""
     dir: Annotated[str | None, PLACE] = None
-    """Where prepared TensorFlow Datasets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Where prepared TensorFlow Datasets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    Relative paths of folders and archives are below it, too; by default below the working
+    directory."""
     grey: Annotated[bool, MODEL] = False
     """Take the colours away."""
     size: Annotated[int | None, MODEL] = None

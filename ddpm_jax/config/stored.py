@@ -21,9 +21,6 @@ from ddpm_jax.errors import UserError
 
 __all__ = ["Difference", "affects", "differences", "flat", "from_json", "load", "to_json"]
 
-_PATHS = ("folder:", "npz:")
-"""So begin names of data that tell where they are."""
-
 
 def load(path: str | os.PathLike[str]) -> Config:
     """The `get_config()` of the Python file at `path`, which is executed with your rights.
@@ -131,13 +128,8 @@ def differences(first: Config, second: Config) -> list[Difference]:
 
 
 def affects(difference: Difference) -> Affects:
-    """What a difference changes: the field's declaration, or where data of one kind are."""
-    field, *names = difference
-    if field == "data.name" and any(
-        all(str(name).startswith(kind) for name in names) for kind in _PATHS
-    ):
-        return Affects.PLACE
-    return effects()[field]
+    """What a difference changes, as its field declares."""
+    return effects()[difference.field]
 
 
 def to_json(config: Config) -> dict[str, Any]:

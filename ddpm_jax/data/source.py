@@ -283,6 +283,7 @@ class ImageSet:
         counts = np.bincount(np.asarray(labels, np.int64), minlength=len(self.classes))
         return tuple(map(int, counts))
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The sha256 of what identifies the images, wherever they are and whatever they are called.
 
@@ -295,7 +296,7 @@ class ImageSet:
 
         Example:
             >>> from ddpm_jax.data import load
-            >>> load("digits").fingerprint() == load("digits", crop=6).fingerprint()
+            >>> load("digits").fingerprint == load("digits", crop=6).fingerprint
             False
         """
         digest = hashlib.sha256()

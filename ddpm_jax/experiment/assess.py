@@ -137,8 +137,8 @@ def _likelihood(
 
 
 def _identity(images: ImageSet) -> list[str | int]:
-    """What tells the images of one evaluation from others, short of reading them."""
-    return [images.name, images.preparation, len(images.train), len(images.held_out)]
+    """What tells the images of one evaluation from others, wherever they are."""
+    return [images.preparation, len(images.train), len(images.held_out), images.fingerprint]
 
 
 def _plain(per_time: PerTime) -> dict[str, list[float | None]]:

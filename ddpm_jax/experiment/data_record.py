@@ -41,7 +41,7 @@ def record_of(experiment: Experiment) -> DataRecord:
         spec=experiment.spec,
         train_images=len(images.train),
         held_out_images=len(images.held_out),
-        fingerprint=images.fingerprint(),
+        fingerprint=images.fingerprint,
         spectrum=experiment.spectrum,
     )
 
@@ -87,7 +87,7 @@ def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
         )
         if there != here
     ]
-    if not differences and record.fingerprint != images.fingerprint():
+    if not differences and record.fingerprint != images.fingerprint:
         differences = ["as many images of the same shape, but other content"]
     if differences:
         raise UserError(

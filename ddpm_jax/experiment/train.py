@@ -21,7 +21,7 @@ from ddpm_jax.config import (
     to_json,
     validate,
 )
-from ddpm_jax.data import BatchIterator
+from ddpm_jax.data import BatchIterator, ImageSet
 from ddpm_jax.experiment.averages import MISSED_SNAPSHOTS, missed_snapshots
 from ddpm_jax.experiment.build import (
     Experiment,
@@ -95,6 +95,7 @@ def train(config: Config, console: Console) -> dict[str, Any]:
             if record is not None:
                 check_same_data(record, experiment.images, run.path)
             form = make_form(experiment)
+        _compare_images(experiment.images)
         if not hosts.is_first():
             console = Console(quiet=True)
         say(console, experiment.images.summary())
@@ -145,6 +146,17 @@ def _compare_configs(config: Config) -> None:
             )
             hosts.leave()
             raise ConfigError(f"process {index} of the run has another config ({fields})")
+
+
+def _compare_images(images: ImageSet) -> None:
+    """Raises a UserError in all processes if one has other images than the first."""
+    first, *others = hosts.gathered(images.fingerprint)
+    for index, other in enumerate(others, start=1):
+        if other != first:
+            hosts.leave()
+            raise ConfigError(
+                f"process {index} of the run has other images in {images.name!r} than process 0"
+            )
 
 
 def _train(
