@@ -59,7 +59,7 @@ class AffineChain(NamedTuple):
     tables: Tables
     """`snr` is in two parts, `[2, T + 1, d, d]`: rounded, and what rounding left over."""
 
-    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # and no tuple's
+    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # type: ignore[misc]
 
     @property
     def num_steps(self) -> int:

@@ -68,7 +68,7 @@ class GammaChain(NamedTuple):
     """The Gaussian chain of the same first two moments: what `simple_loss` and friends take."""
     theta_0: Float[Array, ""]
 
-    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # and no tuple's
+    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # type: ignore[misc]
 
     @property
     def num_steps(self) -> int:
