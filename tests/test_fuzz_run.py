@@ -17,13 +17,16 @@ import tiny
 from test_averages import WIDTHS, checkpoint, snapshot
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import RunDirectory, averages, build
+from ddpm_jax.experiment import RunDirectory, averages, build, read_data_record
+from ddpm_jax.experiment.data_record import record_of, write_data_record
 from ddpm_jax.experiment.kept import kept_json
 from ddpm_jax.training import CheckpointError, Checkpoints, manifest, newest_sound
 
 FOLLOWS_FROM, EVALUATED = {"step": 20}, {"bits_per_dim": [3.5, 4.0], "num": 2}
 METRICS = [{"step": step, "loss": 1.0 / step} for step in range(1, 21)]
-RESULTS = {"step": 20, "bits_per_dim": 3.75}
+RESULTS = {"dataset": "digits", "step": 20, "images": 360, "levels": 17, "num_steps": 8}
+RESULTS |= {"num_times": 8, "histogram_images": 1437, "standard_error": 0.01}
+RESULTS |= dict.fromkeys(("uniform", "histogram", "bits_per_dim", "prior", "kl", "decoder"), 3.75)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,8 @@ def run(experiment, tmp_path_factory):
         checkpoint(experiment, run, step)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in METRICS))
     run.write_results(RESULTS)
+    write_data_record(run.images, record_of(experiment))
+    run.update_config(dataclasses.replace(experiment.config, workdir="elsewhere"), 20)
     kept_json(run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED)
     return run
 
@@ -52,26 +57,40 @@ def read_snapshots(experiment, run):
     return found.widths, found.sentences
 
 
+def read_kept(experiment, run):
+    lines = []
+    values = kept_json(run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED, lines.append)
+    return values, lines
+
+
+def read_record(experiment, run):
+    record = read_data_record(run.images)
+    if record is None:
+        return None, ["the data set is read in its place"]
+    return vars(record), []
+
+
+def read_results(experiment, run):
+    results = run.read_results()
+    return results, [] if results else ["not finished: evaluated again"]
+
+
 # What of a run is read by whom: each gives a result, and the sentences that it says beside it.
 CHECKSUMMED = {
     "checkpoints/20": lambda experiment, run: newest_sound(run.checkpoints),
-    "snapshots": read_snapshots,
+    "snapshots/20": read_snapshots,
+    "evaluation": read_kept,
+    "images.json": read_record,
+    "results.json": read_results,
 }
 """Files with a digest: another result without a sentence is a fault."""
 
 PLAIN = {
     "config.json": lambda experiment, run: (run.read_config(), []),
     "metrics.jsonl": lambda experiment, run: (run.read_metrics(), []),
-    "results.json": lambda experiment, run: (run.read_results(), []),
-    "evaluation": lambda experiment, run: (
-        kept_json(run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED),
-        [],
-    ),
+    "config_history.jsonl": lambda experiment, run: (run.past_values("workdir"), []),
 }
 """Files without one: other values of the right types may be what somebody has written."""
-
-NOT_YET = {"config.json", "metrics.jsonl", "results.json", "evaluation"}
-"""Rows of PLAIN whose readers raise other errors still."""
 
 JSON = {
     **{name: name.encode() for name in ("[]", "{}", "null", "true", "3", '"x"', "1e999", "NaN")},
@@ -130,22 +149,25 @@ def damages(path, others, rng):
         for name, contents in contents_to_try(path, whole, others, rng):
             path.write_bytes(contents)
             yield name
-        path.unlink()
-        yield "removed"
-        path.mkdir()
-        yield "a folder"
-        path.rmdir()
-        os.mkfifo(path)
-        yield "a pipe"
-        path.unlink()
-        path.symlink_to("nowhere")
-        yield "a link to nothing"
-        path.unlink()
+        for name, put in {
+            "removed": lambda: None,
+            "a folder": path.mkdir,
+            "a pipe": lambda: os.mkfifo(path),
+            "a link to nothing": lambda: path.symlink_to("nowhere"),
+        }.items():
+            clear(path)
+            put()
+            yield name
     finally:
-        if path.is_dir():
-            path.rmdir()
-        path.unlink(missing_ok=True)
+        clear(path)
         path.write_bytes(whole)
+
+
+def clear(path):
+    """Removes what is there: a reader may have put a file in its place."""
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
 
 
 def files_of(run, name):
@@ -184,14 +206,13 @@ def fuzz(experiment, run, name, read, *, checksummed):
 @pytest.mark.parametrize("name", CHECKSUMMED)
 def test_files_with_a_digest(experiment, run, name):
     cases = fuzz(experiment, run, name, CHECKSUMMED[name], checksummed=True)
-    assert cases.total() > 200
-    assert cases["harmless"] < cases.total() / 50  # white space of a manifest
+    assert cases.total() > 30
+    # White space of a manifest; and of an evaluation, what is moved aside or was not there.
+    assert cases["harmless"] <= max(3, cases.total() / 50)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_files_without_one(experiment, run, name):
-    if name in NOT_YET:
-        pytest.skip("its reader is not mended yet")
     assert fuzz(experiment, run, name, PLAIN[name], checksummed=False).total() > 30
 
 
@@ -205,7 +226,7 @@ def test_odd_files_of_orbax_under_a_right_manifest(experiment, run, tmp_path, na
     whole, values = (folder / name).read_bytes(), json.loads((folder / name).read_bytes())
     stored = manifest.read(folder, 20)
     odd = [None, b"", *(JSON[kind] for kind in ("[]", "{}", "null", '"x"', "deep"))]
-    for _ in range(6):
+    for _ in range(3):
         odd.append(json.dumps(with_one_value_of_another_type(values, rng)).encode())
     for contents in odd:
         (folder / name).unlink(missing_ok=True)

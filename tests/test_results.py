@@ -13,6 +13,7 @@ from ddpm_jax.cli.results import print_results
 from ddpm_jax.data import load
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory
+from ddpm_jax.experiment.results import sealed
 
 RESULTS = {
     "step": 24,
@@ -74,17 +75,26 @@ def test_a_field_of_another_type_is_a_sentence(tmp_path, field, value):
     [
         (b"", "is empty"),
         (b"[]", "holds a list"),
-        (b"{}", "dataset is absent"),
+        (b"{}", "is not as it was written, by its sha256"),
         (json.dumps(RESULTS).encode()[:100], "is not JSON"),
         (b"\xff\xfe{}", "is not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (json.dumps(RESULTS | {"kl": 10**400}).encode(), "kl is 1000"),
+        (json.dumps(sealed({})).encode(), "dataset is absent"),
+        (json.dumps(sealed(RESULTS | {"kl": 10**400})).encode(), "kl is 1000"),
     ],
 )
 def test_other_contents_are_a_sentence(tmp_path, text, said):
     run = RunDirectory(tmp_path)
     run.results.write_bytes(text)
     with pytest.raises(UserError, match=said):
+        run.read_results()
+
+
+def test_a_digit_that_was_changed_is_noticed(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_results(RESULTS)
+    run.results.write_text(run.results.read_text().replace("2.5", "1.5"))
+    with pytest.raises(UserError, match="not as it was written.*evaluates the last checkpoint"):
         run.read_results()
 
 

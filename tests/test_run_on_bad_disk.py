@@ -1,7 +1,6 @@
 """A whole run on a disk that fills up, or whose folder vanishes, and which gets well again."""
 
 import dataclasses
-import json
 import os
 import shutil
 
@@ -120,6 +119,6 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path, whole):
     results = train(config_in(run), console)
     assert_as_if_nothing_had_happened(run, results, whole)
     assert RunDirectory(run).read_config() == config_in(run)
-    assert json.loads((run / "results.json").read_text()) == results
+    assert RunDirectory(run).read_results() == results
     said = [line for line in console.said if isinstance(line, str)]
     assert any("step 8" in line and "1 of 3 saves missed" in line for line in said)

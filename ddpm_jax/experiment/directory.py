@@ -10,7 +10,7 @@ from typing import Any
 from ddpm_jax import config as configs
 from ddpm_jax.config import Affects, Config, ConfigError, Difference
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment.results import read_results
+from ddpm_jax.experiment.results import read_results, sealed
 from ddpm_jax.files import (
     PARTIAL,
     JsonFileError,
@@ -195,7 +195,7 @@ class RunDirectory:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Marks the run as finished."""
-        write_json(self.results, results)
+        write_json(self.results, sealed(results))
 
     @contextlib.contextmanager
     def claim(self, config: Config) -> Iterator[None]:

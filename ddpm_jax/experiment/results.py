@@ -1,13 +1,13 @@
-"""The results.json of a run, checked where it is read."""
+"""The results.json of a run, with a sha256 of itself, checked where it is read."""
 
 import reprlib
 from pathlib import Path
 from typing import Any
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import JsonFileError, read_json
+from ddpm_jax.files import JsonFileError, json_digest, read_json
 
-__all__ = ["ResultsError", "read_results"]
+__all__ = ["ResultsError", "read_results", "sealed"]
 
 _COUNTS = ("step", "images", "levels", "num_steps", "num_times", "histogram_images")
 _NUMBERS = ("uniform", "histogram", "bits_per_dim", "prior", "kl", "decoder")
@@ -17,17 +17,25 @@ class ResultsError(UserError):
     """A results.json that a run did not write so."""
 
 
+def sealed(results: dict[str, Any]) -> dict[str, Any]:
+    """What is written of them: the same, and their sha256."""
+    return {**results, "sha256": json_digest(results)}
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """The final evaluation of a run, each of its fields of the type that it has there.
 
     Raises:
-        ResultsError: the file cannot be read, or a field is absent or of another type.
+        ResultsError: the file cannot be read, is not as it was written, or a field is absent or of
+            another type.
     """
     remedy = "remove it, and the same `ddpm-jax train` evaluates the last checkpoint again"
     try:
         values = read_json(path)
     except JsonFileError as error:
         raise ResultsError(f"{error}; {remedy}") from None
+    if values.pop("sha256", None) != json_digest(values):
+        raise ResultsError(f"{str(path)!r} is not as it was written, by its sha256; {remedy}")
     for name, needed, good in (
         ("dataset", "text", _is_text),
         *((name, "a whole number, 0 or more", _is_count) for name in _COUNTS),
