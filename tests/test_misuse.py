@@ -51,6 +51,14 @@ def test_data_beyond_the_grid_are_refused(value):
     assert traced.shape == (2,)
 
 
+def test_constants_of_a_traced_function_are_looked_at():
+    x, high = jnp.zeros(2), jnp.full(2, 3.0)
+    total = jax.grad(lambda m, x: discretized_log_likelihood(x, m, m + 1.0, levels=9).sum())
+    assert jnp.isfinite(jax.jit(lambda m: total(m, x))(x)).all()
+    with pytest.raises(ValueError, match="x has values of up to 3"):
+        jax.jit(lambda m: total(m, high))(x)
+
+
 def test_the_ends_of_the_grid_are_on_it():
     x = jnp.array([-1.0, 1.0, np.nextafter(np.float32(1), np.float32(2))], jnp.float32)
     assert jnp.isfinite(discretized_log_likelihood(x, x, jnp.ones(3), levels=256)).all()

@@ -88,7 +88,8 @@ def _check_range(x: jax.Array) -> None:
     """Raises ValueError if values that are known, and not traced, lie beyond the outer levels."""
     if isinstance(x, jax.core.Tracer) or x.size == 0:
         return
-    largest = float(jnp.max(jnp.abs(x.astype(jnp.float32))))
+    with jax.ensure_compile_time_eval():  # a constant of a function that is traced is known, too
+        largest = float(jnp.max(jnp.abs(x.astype(jnp.float32))))
     if largest > 1.0 + 1e-3:  # beyond what rounding leaves of 1; NaN is NaN afterwards, too
         raise ValueError(
             f"x has values of up to {largest:g}; grey levels lie in [-1, 1] (images are"
