@@ -94,7 +94,7 @@ def test_a_digit_that_was_changed_is_noticed(tmp_path):
     run = RunDirectory(tmp_path)
     run.write_results(RESULTS)
     run.results.write_text(run.results.read_text().replace("2.5", "1.5"))
-    with pytest.raises(UserError, match="not as it was written.*evaluates the last checkpoint"):
+    with pytest.raises(UserError, match=r"not as it was written.*evaluates the last checkpoint"):
         run.read_results()
 
 
