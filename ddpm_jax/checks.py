@@ -1,7 +1,7 @@
 """Guards at the door of the core's public functions.
 
-Every check looks at shapes and dtypes only, so it runs while JAX traces and costs nothing
-afterwards. A failed check names the argument, what it was, and what would do.
+Every check but `check_level_range` looks at shapes and dtypes only, so it runs while JAX traces and
+costs nothing afterwards. A failed check names the argument, what it was, and what would do.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ __all__ = [
     "check_key",
     "check_keys",
     "check_kind",
+    "check_level_range",
     "check_quantity",
     "check_result",
     "check_same_shape",
@@ -66,6 +67,19 @@ def check_count(name: str, value: Any) -> None:
     """Raises TypeError unless `value` counts something: an int, or NumPy's, and no bool."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}; it has to be a whole number, an int")
+
+
+def check_level_range(name: str, x: jax.Array) -> None:
+    """Raises ValueError if values that are known, and not traced, lie beyond the outer levels."""
+    if isinstance(x, jax.core.Tracer) or x.size == 0:
+        return
+    with jax.ensure_compile_time_eval():  # a constant of a function that is traced is known, too
+        largest = float(jnp.max(jnp.abs(x.astype(jnp.float32))))
+    if largest > 1.0 + 1e-3:  # beyond what rounding leaves of 1; NaN is NaN afterwards, too
+        raise ValueError(
+            f"{name} has values of up to {largest:g}; grey levels lie in [-1, 1] (images are"
+            " scaled there by ddpm_jax.data.to_model_range)"
+        )
 
 
 def check_vector(name: str, times: jax.Array) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import processes, reverse, schedules, timesteps
+from ddpm_jax import likelihood, losses, processes, reverse, samplers, schedules, timesteps
 from ddpm_jax.forward import q_chain
 from ddpm_jax.gaussians import discretized_log_likelihood
 
@@ -24,6 +24,8 @@ COUNTED = {
     "custom_chain": lambda n: processes.custom_chain(lambda x, eps, t: x + eps, n),
     "q_chain": lambda n: q_chain(schedules.linear(10), KEY, jnp.ones((1, 2)), n),
     "uniform": lambda n: timesteps.uniform(KEY, 4, n),
+    "time_grid": lambda n: samplers.time_grid(schedules.linear(10), n),
+    "spread_times": lambda n: likelihood.spread_times(10, n, 4, seed=0),
     "levels": lambda n: discretized_log_likelihood(
         jnp.zeros(1), jnp.zeros(1), jnp.ones(1), levels=n
     ),
@@ -49,6 +51,35 @@ def test_data_beyond_the_grid_are_refused(value):
         discretized_log_likelihood(x, jnp.zeros(2), jnp.ones(2), levels=256)
     traced = jax.jit(lambda x: discretized_log_likelihood(x, x, jnp.ones(2), levels=256))(x)
     assert traced.shape == (2,)
+
+
+CHAIN = schedules.linear(4)
+EPS = {"predicts": "eps", "levels": 256}
+BOUNDS = {
+    "vlb_terms": lambda x: losses.vlb_terms(CHAIN, x, x, x, jnp.zeros(2, jnp.int32), **EPS),
+    "elbo_loss": lambda x: losses.elbo_loss(CHAIN, x, x, x, jnp.zeros(2, jnp.int32), **EPS),
+    "bits_per_dim": lambda x: likelihood.bits_per_dim(CHAIN, zero, KEY, x, **EPS),
+    "estimate_bits_per_dim": lambda x: likelihood.estimate_bits_per_dim(
+        CHAIN, zero, KEY, x, num_times=2, **EPS
+    ),
+    "bits_at_times": lambda x: likelihood.bits_at_times(
+        CHAIN, zero, KEY, x, jnp.zeros((1, 2), jnp.int32), **EPS
+    ),
+    "flow_bits_per_dim": lambda x: likelihood.flow_bits_per_dim(
+        CHAIN, zero, KEY, x, jnp.array([3, 0]), **EPS
+    ),
+}
+
+
+def zero(x_t, t):
+    return jnp.zeros_like(x_t)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_no_bound_is_of_data_beyond_the_grid(name):
+    """Grey levels that nobody scaled: some would give 1e9 bits."""
+    with pytest.raises(ValueError, match=r"values of up to 255; grey levels lie in \[-1, 1\]"):
+        BOUNDS[name](jnp.array([[0.0, 255.0], [0.0, 1.0]]))
 
 
 def test_constants_of_a_traced_function_are_looked_at():

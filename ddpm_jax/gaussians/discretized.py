@@ -26,7 +26,7 @@ import numpy as np
 from jax.scipy.special import erfc
 from jaxtyping import Array, Float
 
-from ddpm_jax.checks import check_count, check_float, check_same_shape
+from ddpm_jax.checks import check_count, check_float, check_level_range, check_same_shape
 from ddpm_jax.gaussians.rounding import LOG_TWO_PI, half_square, widened
 
 __all__ = ["discretized_log_likelihood"]
@@ -79,22 +79,9 @@ def discretized_log_likelihood(
     check_count("levels", levels)
     if not 2 <= levels <= 65536:
         raise ValueError(f"levels is {levels}; there are at least 2 grey levels, at most 65536")
-    _check_range(x)
+    check_level_range("x", x)
     dtype, arrays = widened(x, mean, standard_deviation)
     return _log_probability(levels, *arrays).astype(dtype)
-
-
-def _check_range(x: jax.Array) -> None:
-    """Raises ValueError if values that are known, and not traced, lie beyond the outer levels."""
-    if isinstance(x, jax.core.Tracer) or x.size == 0:
-        return
-    with jax.ensure_compile_time_eval():  # a constant of a function that is traced is known, too
-        largest = float(jnp.max(jnp.abs(x.astype(jnp.float32))))
-    if largest > 1.0 + 1e-3:  # beyond what rounding leaves of 1; NaN is NaN afterwards, too
-        raise ValueError(
-            f"x has values of up to {largest:g}; grey levels lie in [-1, 1] (images are"
-            " scaled there by ddpm_jax.data.to_model_range)"
-        )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import widened
-from ddpm_jax.checks import check_float, check_key, check_result
+from ddpm_jax.checks import check_count, check_float, check_key, check_level_range, check_result
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, q_sample
 from ddpm_jax.losses import prior_term, vlb_terms
@@ -69,6 +69,8 @@ def bits_per_dim(
     check_float("x0", x0)
     check_key("key", key)
     check_predicts(process, predicts)
+    if levels is not None:
+        check_level_range("x0", x0)
     x0 = widened(x0)  # x_t rounded to bfloat16 is not the chain's: the bound would not hold
 
     check_chunk(chunk)
@@ -91,7 +93,8 @@ def bits_per_dim(
 
 
 def check_chunk(chunk: int) -> None:
-    """Raises ValueError unless `chunk` is at least 1."""
+    """Raises TypeError or ValueError unless `chunk` is a whole number, at least 1."""
+    check_count("chunk", chunk)
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it has to be at least 1")
 

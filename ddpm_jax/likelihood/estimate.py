@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import widened
-from ddpm_jax.checks import check_float, check_key
+from ddpm_jax.checks import check_count, check_float, check_key, check_level_range
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood.chain import check_chunk, in_chunks, terms_at
@@ -71,7 +71,10 @@ def estimate_bits_per_dim(
     check_float("x0", x0)
     check_key("key", key)
     check_predicts(process, predicts)
+    if levels is not None:
+        check_level_range("x0", x0)
     x0 = widened(x0)
+    check_count("num_times", num_times)
     if num_times < 2:
         raise ValueError(f"num_times is {num_times}; a standard error takes at least 2 draws")
     num_steps = process.num_steps

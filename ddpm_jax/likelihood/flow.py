@@ -41,7 +41,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import data_axes, per_example, widened
-from ddpm_jax.checks import check_float, check_key, check_result, check_vector
+from ddpm_jax.checks import (
+    check_count,
+    check_float,
+    check_key,
+    check_level_range,
+    check_result,
+    check_vector,
+)
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.losses.elbo import nats_per_bit_dim
@@ -86,6 +93,7 @@ def dequantize(
     """
     check_float("x0", x0)
     check_key("key", key)
+    check_level_range("x0", x0)
     width = _bin_width(levels)
     return x0 + width * jax.random.uniform(key, x0.shape, x0.dtype, -0.5, 0.5)
 
@@ -131,8 +139,11 @@ def flow_bits_per_dim(
     check_predicts(process, predicts)
     if times.shape[0] < 1:
         raise ValueError("times has shape (0,); a grid of samplers.time_grid has at least one")
+    check_count("num_probes", num_probes)
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}; it has to be at least 1")
+    if levels is not None:
+        check_level_range("x0", x0)
 
     to_bits = 1.0 / nats_per_bit_dim(x0)
 
@@ -208,6 +219,7 @@ def flow_bits_per_dim(
 
 
 def _bin_width(levels: int) -> float:
+    check_count("levels", levels)
     if levels < 2:
         raise ValueError(f"levels is {levels}; there are at least 2 grey levels")
     return 2.0 / (levels - 1)

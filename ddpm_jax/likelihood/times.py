@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import normal, split_as, widened
-from ddpm_jax.checks import check_float, check_keys
+from ddpm_jax.checks import check_count, check_float, check_keys, check_level_range
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood.chain import terms_at
@@ -63,6 +63,8 @@ def bits_at_times(
     check_keys("key", key, x0.shape[0])
     _check_times(times, x0.shape[0])
     check_predicts(process, predicts)
+    if levels is not None:
+        check_level_range("x0", x0)
     x0 = widened(x0)
 
     to_bits = 1.0 / nats_per_bit_dim(x0)
@@ -130,7 +132,7 @@ def spread_times(
         The times and the lengths of their stretches.
 
     Raises:
-        ValueError: `num_times` outside 2 to T.
+        TypeError, ValueError: a count that is no whole number, or `num_times` outside 2 to T.
 
     Example:
         >>> from ddpm_jax.likelihood import spread_times
@@ -138,6 +140,8 @@ def spread_times(
         >>> times[0].max().item(), lengths[:, 0].tolist()
         (0, [1, 25, 25, 25, 25])
     """
+    check_count("num_times", num_times)
+    check_count("examples", examples)
     if not 2 <= num_times <= num_steps:
         raise ValueError(f"num_times is {num_times}; it has to be 2 to T = {num_steps}")
     stretches = num_times - 1

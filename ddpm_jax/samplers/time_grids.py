@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from ddpm_jax.checks import check_choice
+from ddpm_jax.checks import check_choice, check_count
 from ddpm_jax.processes import Modal
 from ddpm_jax.processes.contract import check_modal
 
@@ -36,7 +36,8 @@ def time_grid(
 
     Raises:
         ValueError: `num_steps` outside [1, T], or an unknown `spacing`.
-        TypeError: "log_snr" of a traced process; times are chosen outside of jit.
+        TypeError: `num_steps` is no whole number; or "log_snr" of a traced process: times are
+            chosen outside of jit.
         NoClosedForm: a chain without modes.
 
     Example:
@@ -50,6 +51,7 @@ def time_grid(
         [9, 7, 5, 3, 1]
     """
     check_modal("process", process)
+    check_count("num_steps", num_steps)
     T = process.num_steps
     if not 1 <= num_steps <= T:
         raise ValueError(f"num_steps is {num_steps}; a chain of T = {T} has 1 to {T}")
