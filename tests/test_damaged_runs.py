@@ -74,7 +74,7 @@ def test_a_data_set_that_changed_since_the_checkpoint(folder, tmp_path, capfd):
     capfd.readouterr()
     assert train(f"folder:{folder}", run) == 2
     said = capfd.readouterr()
-    one_line(said, "had 20 images", "has 19 now", "bring back those it had, or begin anew")
+    one_line(said, "is not the one that", "(training images 20 then and 19 now)", "--data.dir")
     write(folder / "train" / "cat" / "003.png", IMAGES[3])
     assert train(f"folder:{folder}", run) == 0
     assert "going on from step 2" in capfd.readouterr().out
@@ -87,9 +87,9 @@ def test_data_that_cannot_be_used_at_all(folder, tmp_path, capfd, monkeypatch):
     for name, part in {
         "cifar01": "did you mean 'cifar10'",
         "cifar10": "prepare it with `ddpm-jax data prepare cifar10",
-        "folder:nowhere": "folder 'nowhere' does not exist",
+        "folder:nowhere": f"folder '{pathlib.Path.cwd() / 'nowhere'}' does not exist",
         "folder:": "data.name is 'folder:'; it has to be 'folder:PATH'",
-        "npz:nowhere.npz": "archive 'nowhere.npz' does not exist",
+        "npz:nowhere.npz": f"archive '{pathlib.Path.cwd() / 'nowhere.npz'}' does not exist",
         f"npz:{text}": "cannot be read (",
         f"folder:{folder}": "bird' is empty; it is a class",
     }.items():

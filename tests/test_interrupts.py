@@ -17,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def _handlers_as_before():
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -111,7 +112,7 @@ def test_the_main_thread_need_not_come_back_from_c(interrupts):
         interrupts.computed(1)
         sender = threading.Thread(target=send_and_look)
         sender.start()
-        while sender.is_alive():  # each call takes some 0.5 s and runs no handler of Python's
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
+        while sender.is_alive():  # each call takes some 1.5 s and runs no handler of Python's
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)
             assert seen
     assert "finishing step" in seen[0]

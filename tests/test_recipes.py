@@ -124,7 +124,7 @@ def test_it_trains_saves_and_draws(name, tmp_path, monkeypatch):
         born.append(jax.device_get(state.params))
         return state
 
-    monkeypatch.setattr(training, "build", lambda config: experiment)
+    monkeypatch.setattr(training, "build", lambda config, spectrum: experiment)
     monkeypatch.setattr(training, "initial_state", remembered)
     results = experiments.train(config, Console(quiet=True))
     assert results["step"] == 2

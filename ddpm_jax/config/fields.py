@@ -256,7 +256,7 @@ class HostsConfig:
     """Which of them this one is, from 0."""
     heartbeat_seconds: Annotated[int, PLACE] = 10
     """A process that is silent for so long counts as dead, and the others end."""
-    start_seconds: int = 300
+    start_seconds: Annotated[int, PLACE] = 300
     """A process waits so long for the others to start, and then ends: before all have met, none can
     tell one that died from one that comes late."""
 
