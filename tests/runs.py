@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 CACHE = ROOT / ".pytest_cache" / "jax"
 """Compiled programs for the processes of all tests: what is tested is what they compute."""
-# A suite that runs in the background of a shell is deaf to interrupts, one under nohup to SIGHUP, and
-# so are their children.
+# A suite in the background of a shell is deaf to interrupts, one under nohup to SIGHUP, and so are
+# their children.
 PROGRAM = """
 import signal, sys, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
