@@ -287,7 +287,7 @@ class _Waits:
     def keep(self, step: int, state: training.TrainState) -> None:
         pass
 
-    def save(self, step: int, state: training.TrainState, *, due: bool) -> None:
+    def save(self, step: int, state: training.TrainState, *, due: bool, leaving: bool) -> None:
         pass
 
 

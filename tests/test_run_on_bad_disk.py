@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import signal
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from ddpm_jax.experiment import RunDirectory, build, post_hoc_params, train
 from ddpm_jax.training import SaveError, manifest, newest_sound
 
 pytestmark = UNAWAITED_WRITES
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Watching(Console):
@@ -95,6 +97,31 @@ def test_a_disk_that_is_full_for_a_while(disk, whole):
     assert any("is not saved in" in line and "No space left" in line for line in said)
     assert not console.events
     assert_as_if_nothing_had_happened(disk / "run", results, whole)
+
+
+@pytest.fixture
+def _handlers_as_before():
+    """A run that was asked to stop leaves the signals ignored, for it is about to end."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers_as_before")
+def test_a_run_that_is_asked_to_stop_does_not_say_that_a_refused_save_is_there(disk):
+    """At a step at which it saves anyway, and of which the disk may refuse some."""
+
+    def fill_and_stop():
+        fill(disk, leaving=0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    console = Watching(("step 12: drawing", fill_and_stop))
+    with pytest.raises(SaveError, match="No space left on device"):
+        train(config_in(disk / "run"), console)
+    assert not console.events
+    (disk / "other people's").unlink()
+    assert newest_sound(disk / "run" / "checkpoints").step in (4, 8)
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_is_sound(disk, whole):

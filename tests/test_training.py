@@ -216,8 +216,9 @@ class Recorder:
     def log(self, step, metrics):
         self.told.append(("log", step, float(metrics.loss)))
 
-    def save(self, step, state, *, due):
+    def save(self, step, state, *, due, leaving):
         assert int(state.step) == step
+        assert due or leaving
         self.told.append(("save" if due else "left", step))
 
     def keep(self, step, state):

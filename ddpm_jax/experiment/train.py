@@ -327,7 +327,7 @@ class _Hooks:
         if len(self.skipped_images) > told:
             self.display.say(f"{len(self.skipped_images)} images skipped so far")
 
-    def save(self, step: int, state: training.TrainState, *, due: bool) -> None:
+    def save(self, step: int, state: training.TrainState, *, due: bool, leaving: bool) -> None:
         loss = math.inf  # of a step that other runs do not save, so that no metrics depend on it
         if due:
             loss = self.held_out_loss(state.ema_params)
@@ -356,10 +356,10 @@ class _Hooks:
                 notes={MISSED_SNAPSHOTS: sorted(self.missed_snapshots)},
                 report=report,
             )
-            if not due:
+            if leaving:
                 self.checkpoints.wait()
         except training.SaveError as error:
-            self._miss(error, may_go_on=due)
+            self._miss(error, may_go_on=not leaving)
             if step in error.steps:
                 report("not saved")
         else:

@@ -48,11 +48,11 @@ class Hooks(Protocol):
     def keep(self, step: int, state: TrainState) -> None:
         """Time for a snapshot of the averages; `state` is finite."""
 
-    def save(self, step: int, state: TrainState, *, due: bool) -> None:
+    def save(self, step: int, state: TrainState, *, due: bool, leaving: bool) -> None:
         """`state` is finite, and everything up to `step` is logged and drawn.
 
-        `due` says that it is a step at which every run saves, and not one at which this one was
-        asked to stop.
+        `due` says that it is a step at which every run saves. `leaving` says that the run was asked
+        to stop after it: it has to be on the disk when this returns.
         """
 
 
@@ -127,9 +127,10 @@ def fit(
         if save_due or signal_number is not None:
             finish(0)
             _raise_if_bad(metrics)
-            hooks.save(step, state, due=save_due)
-        if signal_number is not None and step < steps:
-            raise InterruptedTraining(step, signal_number)
+            leaving = signal_number is not None and step < steps
+            hooks.save(step, state, due=save_due, leaving=leaving)
+            if signal_number is not None and leaving:
+                raise InterruptedTraining(step, signal_number)
     return state
 
 
