@@ -92,7 +92,7 @@ def test_tables(name):
         table = quantity in ("betas", "alpha_bar", "noise")
         assert ulps(ours, exact).max() <= (0.51 if table else 6.0)
         errors = relative_errors(ours, exact).max(), relative_errors(theirs, exact).max()
-        assert errors[1] < 3e-3
+        assert errors[1] < 1e-2  # 3e-3 with zero terminal SNR, and 4e-3 in its release 0.42.1
         assert errors[1] > (200 if quantity in ("noise", "variance", "weight") else 0.9) * errors[0]
 
 
@@ -166,7 +166,7 @@ def test_q_sample_and_the_target_v(name, t):
     times, ours = jnp.full(SHAPE[:1], t), (jnp.asarray(x0), jnp.asarray(eps))
     theirs = to_torch(x0), to_torch(eps), torch.full(SHAPE[:1], t)
     a, b = map(float, chain(name, T).signal_and_noise(t))
-    near = {"ours_within": 5e-7, "theirs_within": 1e-5}
+    near = {"ours_within": 5e-7, "theirs_within": 5e-5}
     x_t = q_sample(schedule, ours[0], times, ours[1])
     judge(x_t, peer.add_noise(*theirs), a * x0.astype(float) + b * eps, **near)
 
@@ -223,7 +223,7 @@ def test_ancestral_step(name, predicts, variance, clip, monkeypatch):
         x_t,
         (output, u) if learned else output,
     )
-    judge(ours, np.stack(theirs), np.stack(exact), ours_within=3e-6, theirs_within=3e-4)
+    judge(ours, np.stack(theirs), np.stack(exact), ours_within=3e-6, theirs_within=1e-3)
 
 
 STRIDES = ((999, 998), (999, 499), (500, 400), (120, 20), (20, 19), (2, 1), (1, 0), (0, -1))
@@ -270,7 +270,7 @@ def test_ddim_step(name, predicts, eta, clip):
         x_t,
         output,
     )
-    judge(ours, np.stack(theirs), np.stack(exact), ours_within=3e-6, theirs_within=3e-4)
+    judge(ours, np.stack(theirs), np.stack(exact), ours_within=3e-6, theirs_within=1e-3)
 
 
 def test_ddim_with_an_output_that_a_threshold_contradicts():
