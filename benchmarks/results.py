@@ -112,7 +112,7 @@ def machine() -> dict[str, Any]:
         else os.cpu_count(),
         "system": platform.system(),
         "load_before": busy,
-        "compilation_cache": bool(jax.config.jax_compilation_cache_dir),
+        "compilation_cache": bool(jax.config.values["jax_compilation_cache_dir"]),
     }
 
 

@@ -18,7 +18,7 @@ def ignore_absent_accelerators() -> None:
     The look costs a tenth of a second and more, and says so at length. What the user has chosen, by
     JAX_PLATFORMS, stays; so does JAX's own choice wherever there may be an accelerator.
     """
-    if jax.config.jax_platforms or any(map(glob.glob, _NODES)):
+    if jax.config.values["jax_platforms"] or any(map(glob.glob, _NODES)):
         return
     if any(map(importlib.util.find_spec, _COMPILERS)):
         jax.config.update("jax_platforms", "cpu")

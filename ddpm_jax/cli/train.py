@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 def _keep_compiled_programs(directory: str | None) -> None:
     """In a folder of the user's, unless JAX was told of one already."""
-    if directory is None or jax.config.jax_compilation_cache_dir is not None:
+    if directory is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

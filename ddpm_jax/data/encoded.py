@@ -196,9 +196,7 @@ def _none_left(source: Encoded, name: str) -> DataError:
 
 def _stacked(examples: list[tuple[np.ndarray, int | None]], source: Encoded) -> Examples:
     images = np.empty((len(examples), *source.image_shape), np.uint8)
-    labels = np.zeros(len(examples), np.int32) if source.labelled else None
-    for place, (pixels, label) in enumerate(examples):
+    for place, (pixels, _) in enumerate(examples):
         images[place] = pixels
-        if labels is not None:
-            labels[place] = label
+    labels = np.array([label for _, label in examples], np.int32) if source.labelled else None
     return Examples(images, labels)

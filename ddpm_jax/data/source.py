@@ -308,9 +308,9 @@ class ImageSet:
                 part.update_digest(digest)
                 continue
             images, labels = part[np.array(spread(len(part), _SAMPLE))]  # a source of the user's
-            digest.update(np.ascontiguousarray(images))
+            digest.update(np.ascontiguousarray(images).data)
             if labels is not None:
-                digest.update(np.ascontiguousarray(labels, "<i8"))
+                digest.update(np.ascontiguousarray(labels, "<i8").data)
         return digest.hexdigest()
 
     def summary(self) -> str:

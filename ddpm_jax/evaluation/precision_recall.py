@@ -88,7 +88,7 @@ def _covered(queries: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray
             asked = outside[first : first + neighbours.QUERIES]
             rows = queries[asked]
             low, high = neighbours.bounded_squares(neighbours.centred(rows, origin), shifted)
-            inside = (high <= squares).any(axis=1)
+            inside = np.asarray(np.any(high <= squares, axis=1))
             undecided = np.nonzero((low <= squares) & ~inside[:, None])
             exact = neighbours.squared_distances(rows, block, *undecided)
             inside[undecided[0][exact <= squares[undecided[1]]]] = True

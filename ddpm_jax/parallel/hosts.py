@@ -92,7 +92,7 @@ def join(
         return
     if jax.distributed.is_initialized():
         return
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.values["jax_platforms"] == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(

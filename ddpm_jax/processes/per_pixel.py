@@ -55,16 +55,15 @@ def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None 
         >>> processes.per_pixel(falling).num_steps
         50
     """
-    made = {"log_snr": callable(log_snr), "variance": callable(variance)}
     if condition is None:
-        for name, is_function in made.items():
-            if is_function:
-                raise ValueError(
-                    f"condition is missing; {name} is a function of it (bind it with"
-                    " per_pixel(..., condition=...) where the batch is)"
-                )
+        if callable(log_snr) or callable(variance):
+            name = "log_snr" if callable(log_snr) else "variance"
+            raise ValueError(
+                f"condition is missing; {name} is a function of it (bind it with"
+                " per_pixel(..., condition=...) where the batch is)"
+            )
         return _fixed(_log_snr(log_snr), variance)
-    if not any(made.values()):
+    if not (callable(log_snr) or callable(variance)):
         raise ValueError("condition is given, and neither log_snr nor variance is a function of it")
     check_float("condition", condition)
     examples = condition.shape[0]
