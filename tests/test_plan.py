@@ -403,7 +403,9 @@ def test_only_a_compiler_without_devices_is_ignored(chosen, nodes, installed, cp
     monkeypatch.setattr(
         platforms,
         "jax",
-        type("", (), {"config": type("", (), {"jax_platforms": chosen, "update": changed.update})}),
+        type(
+            "", (), {"config": type("", (), {"values": {"jax_platforms": chosen}, "update": None})}
+        ),
     )
     monkeypatch.setattr(platforms.jax.config, "update", changed.__setitem__)
     platforms.ignore_absent_accelerators()
