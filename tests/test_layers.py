@@ -12,6 +12,7 @@ import pytest
 from flax.core import meta
 
 from ddpm_jax import parallel
+from ddpm_jax.models import layers
 from ddpm_jax.models.layers import Conv, Dense, Dropout
 
 KEY = jax.random.key(3)
@@ -114,6 +115,22 @@ def test_slopes_of_a_convolution_are_sums_over_positions(size, kernel_size, stri
     np.testing.assert_allclose(slope, to_x, **NEAR)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_large_batch_is_taken_in_parts_on_a_cpu_alone(stride, monkeypatch):
+    x, layer = jnp.asarray(normal(0, 5, 6, 4, 3)), Conv(4, stride=stride)
+    params = meta.unbox(layer.init(KEY, x))["params"]
+    weights = normal(1, *jax.eval_shape(layer.apply, {"params": params}, x).shape)
+    whole = slopes_of(layer, params, x, weights)
+    of_one_image = 4 * weights[0].size
+    monkeypatch.setattr(layers, "_CACHE", 2 * of_one_image)
+    in_parts = slopes_of(layer, params, x, weights)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), in_parts, whole)
+    traced = jax.jit(lambda params: layer.apply({"params": params}, x)).trace(params)
+    for platform, convolutions in (("cpu", 3), ("cuda", 1), ("tpu", 1)):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert program.count("stablehlo.convolution") == convolutions
+
+
 def test_slopes_of_a_dense_layer_are_sums_over_rows():
     x, kernel, weights = normal(0, 2, 3, 4), normal(1, 4, 5), normal(2, 2, 3, 5)
     start = {"kernel": kernel, "bias": np.zeros(5, np.float32)}
@@ -144,11 +161,18 @@ def test_dropout_keeps_its_share_and_the_mean():
     kept = np.mean([first != 0.0, second != 0.0])
     # One in 15,000 such draws is further off than four standard errors.
     assert abs(kept - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / places)
-    # Layers and examples draw apart: two masks agree in a share r^2 + (1 - r)^2 of places.
+    # Layers, examples and places draw apart: two masks agree in a share r^2 + (1 - r)^2 of places.
     agree = rate**2 + (1 - rate) ** 2
-    for one, other in ((first, second), (first[1:], first[:-1])):
+    halves = (first[:, :2048], first[:, 2048:])  # of the same random words
+    for one, other in ((first, second), (first[1:], first[:-1]), halves):
         error = math.sqrt(agree * (1 - agree) / one.size)
         assert abs(np.mean((one == 0.0) == (other == 0.0)) - agree) < 4 * error
+
+
+def test_dropout_scales_by_the_rate_that_16_bits_give():
+    first, _ = drop(jnp.ones((1, 64)), jax.random.split(KEY, 1), rate=0.1)
+    dropped = round(0.1 * 2**16)
+    np.testing.assert_allclose(first[first != 0.0], 2**16 / (2**16 - dropped), rtol=1e-6)
 
 
 def test_a_mask_belongs_to_its_key_and_not_to_the_batch():

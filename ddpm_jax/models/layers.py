@@ -9,6 +9,7 @@ Apart from that these layers are Flax's: the same parameters and outputs, and ev
 of JAX goes through them.
 """
 
+import math
 import zlib
 from typing import Any
 
@@ -21,6 +22,12 @@ from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 __all__ = ["Conv", "Dense", "Dropout", "GroupNorm", "gathered", "named", "rows", "split_like"]
 
 _zeros = nn.initializers.zeros_init()
+
+_DRAWS = 2**16
+"""Values of a random draw of `Dropout`."""
+
+_CACHE = 8 * 2**20
+"""Bytes of an output, the largest that a convolution's gradient is taken of at once on a CPU."""
 
 
 def named(init: nn.initializers.Initializer, *names: str) -> Any:
@@ -103,18 +110,16 @@ class Conv(_Gathering):
         names = ("kernel_height", "kernel_width", "in", "out")
         kernel = self.param("kernel", named(self.kernel_init, *names), shape, jnp.float32)
         bias = self.param("bias", named(_zeros, "out"), (self.features,), jnp.float32)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        strides = (self.stride, self.stride)
+        y = _convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides)
         return _add(y, bias)
 
 
 class Dropout(nn.Module):
     """Zeros in a share `rate` of places and the rest scaled up, by a key for each example.
+
+    A place is decided by 16 random bits, so the share is `rate` to the nearest 2^-16, and the rest
+    are scaled by what that leaves.
 
     An example's mask follows from its own key and the layer's path in the network, whatever batch
     or device it is on. (Of threefry keys that is true; `rbg` draws for a whole array of keys from
@@ -130,12 +135,46 @@ class Dropout(nn.Module):
         """`x` as it is without keys."""
         if keys is None or self.rate == 0.0:
             return x
-        layer, keep = zlib.crc32("/".join(self.path).encode()), 1.0 - self.rate
+        layer = zlib.crc32("/".join(self.path).encode())
+        dropped = round(self.rate * _DRAWS)
 
         def mask(key: Key[Array, ""]) -> Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, layer), keep, x.shape[1:])
+            return _draws(jax.random.fold_in(key, layer), x.shape[1:]) >= dropped
 
-        return jnp.where(jax.vmap(mask)(keys), x / keep, jnp.zeros_like(x))
+        scale = 1.0 - dropped / _DRAWS
+        return jnp.where(jax.vmap(mask)(keys), x / scale, jnp.zeros_like(x))
+
+
+def _convolve(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
+    """The convolution; on a CPU, one with a large result takes the batch in parts.
+
+    The gradient of a kernel contracts over the batch and all positions. XLA's CPU kernel for it
+    walks through the whole slope of the output once for a few rows of the gradient: if that does
+    not stay in the cache, a batch of 64 images takes 20 times as long as one of 16. The gradient of
+    parts is a sum over parts. On other platforms the program has one convolution.
+    """
+
+    def whole(x: Array, kernel: Array) -> Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=numbers)
+
+    def in_parts(x: Array, kernel: Array) -> Array:
+        parts = [x[start : start + examples] for start in range(0, x.shape[0], examples)]
+        return jnp.concatenate([whole(part, kernel) for part in parts])
+
+    of_one = math.prod(x.shape[1:3]) // math.prod(strides) * kernel.shape[-1] * x.dtype.itemsize
+    examples = max(_CACHE // of_one, 1)
+    split = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    if x.shape[0] <= examples or split:
+        return whole(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=in_parts, default=whole)
+
+
+def _draws(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Integers from 0 to 2^16 - 1, two of each word that the generator gives."""
+    *rest, last = shape
+    words = jax.random.bits(key, (*rest, -(-last // 2)))
+    return jnp.concatenate([words & (_DRAWS - 1), words >> 16], axis=-1)[..., :last]
 
 
 def _add(y: Array, bias: Array) -> Array:
