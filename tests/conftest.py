@@ -41,7 +41,13 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--all", action="store_true", help="also run the tests marked thorough")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.getoption("--all"):
+        return None
+    return "without the tests marked thorough: --all runs them, too"
 
 
 OPTIMIZED = {
@@ -60,12 +66,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.stem in OPTIMIZED:
             item.add_marker("optimized")
-    if config.getoption("--slow"):
+    if config.getoption("--all"):
         return
-    skip = pytest.mark.skip(reason="takes more than a minute; run pytest --slow")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=thorough)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture

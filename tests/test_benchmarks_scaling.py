@@ -75,7 +75,7 @@ def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys
     assert "needs a compiler that is not installed" in error
 
 
-@pytest.mark.slow  # two processes that compile four steps each
+@pytest.mark.thorough  # two processes that compile four steps each
 def test_real_processes_share_a_step(monkeypatch):
     """Two of them, and parameters that differ by rounding alone."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)

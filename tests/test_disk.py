@@ -373,6 +373,6 @@ def test_twenty_kills(killable, tmp_path):
     kill_often(killable, tmp_path / "c", 20)
 
 
-@pytest.mark.slow  # some minutes
+@pytest.mark.thorough  # some minutes
 def test_two_hundred_kills(killable, tmp_path):
     kill_often(killable, tmp_path / "c", 200)

@@ -84,7 +84,7 @@ def test_a_run_is_stopped_and_killed_and_ends_with_the_same_bits(tmp_path, whole
     assert contents(run) == whole
 
 
-@pytest.mark.slow  # a dozen processes that compile or load
+@pytest.mark.thorough  # a dozen processes that compile or load
 def test_five_kills_at_random_change_nothing(tmp_path, whole):
     resumed = kill_and_resume(
         ARGUMENTS,
@@ -98,7 +98,7 @@ def test_five_kills_at_random_change_nothing(tmp_path, whole):
     assert contents(tmp_path / "run") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_hundred_kills_at_random_change_nothing(tmp_path):
     arguments = [*ARGUMENTS, "--train.steps", "1500", "--train.save-every", "15"]
     finish([*arguments, "--workdir", str(tmp_path / "whole")], hosts=2)
@@ -116,7 +116,7 @@ def test_a_hundred_kills_at_random_change_nothing(tmp_path):
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("hosts", "victim", "number"),
     [
@@ -135,7 +135,7 @@ def test_the_others_end(tmp_path, hosts, victim, number):
     ends(processes, processes[victim], number)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_kill_in_mid_save_loses_nothing_that_was_saved(tmp_path, whole, victim):
     run = tmp_path / "run"
@@ -148,7 +148,7 @@ def test_a_kill_in_mid_save_loses_nothing_that_was_saved(tmp_path, whole, victim
     assert contents(run) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_interrupt_of_one_process_stops_both_after_the_same_step(tmp_path, whole):
     run = tmp_path / "run"
     processes = start([*ARGUMENTS, "--workdir", str(run)], hosts=2)
@@ -186,7 +186,7 @@ class TestOneProcessCannot:
             " in process 0; seed is 3 there and 0 in process 0)\n"
         )
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_find_the_data(self, tmp_path):
         images = random_images(25, 8, 8, 1)
         splits = {"train": examples(images[:20]), "test": examples(images[20:])}
@@ -199,7 +199,7 @@ class TestOneProcessCannot:
         assert first == f"ddpm-jax: process 1 of the run does not go on: {second[10:]}"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_disk_that_refuses_ends_both(tmp_path):
     run = tmp_path / "run"
     arguments = [*ARGUMENTS, *ENDLESS, "--train.missed-saves", "0", "--workdir", str(run)]
@@ -251,7 +251,7 @@ def test_an_abort_is_told_in_one_sentence_if_it_is_of_the_service(words, code, s
     assert process.stderr.splitlines() == said
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_pmap_and_a_missing_process_are_refused(tmp_path):
     arguments = [*ARGUMENTS, "--workdir", str(tmp_path / "run"), "--mesh.form", "pmap"]
     for end in ended(start(arguments, hosts=2)):
@@ -314,7 +314,7 @@ def several(count, folder, legs):
 
 @pytest.mark.parametrize(
     "counts",
-    [pytest.param((2,), id="2"), pytest.param((2, 4), id="2 and 4", marks=pytest.mark.slow)],
+    [pytest.param((2,), id="2"), pytest.param((2, 4), id="2 and 4", marks=pytest.mark.thorough)],
 )
 def test_a_run_goes_from_mesh_to_mesh(tmp_path, counts):
     whole = elastic.go(Leg("whole", None, "jit", 8, 1, 0, END), tmp_path)

@@ -135,14 +135,14 @@ SAME_BITS = [
 """On a CPU, which multiplies float32 in one way only."""
 
 
-@pytest.mark.slow  # each compiles everything anew
+@pytest.mark.thorough  # each compiles everything anew
 @pytest.mark.parametrize(("name", "value"), SAME_BITS)
 def test_a_run_has_the_same_bits(tmp_path, plain, name, value):
     with setting(name, value):
         jax.tree.map(np.testing.assert_array_equal, go(tmp_path), plain)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_with_x64_a_run_is_resumed_and_differs_by_rounding(tmp_path, plain):
     with setting("jax_enable_x64", True):
         params, images = go(tmp_path)

@@ -26,8 +26,8 @@ from ddpm_jax.training import Checkpoints
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
 LARGE = {
-    "celebahq256": pytest.mark.slow,  # half a minute, of which most is convolutions of 256x256
-    "lsun256": pytest.mark.slow,  # the same network and settings
+    "celebahq256": pytest.mark.thorough,  # half a minute, of which most is convolutions of 256x256
+    "lsun256": pytest.mark.thorough,  # the same network and settings
 }
 PROGRAM = """
 import sys

@@ -11,7 +11,7 @@ import pytest
 from runs import ROOT, TINY, contents, ended, finish, kill_and_resume, start
 
 
-@pytest.mark.slow  # ten processes that compile or load, and two whole runs: some minutes
+@pytest.mark.thorough  # ten processes that compile or load, and two whole runs: some minutes
 def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
     arguments = [str(ROOT / "configs" / "digits.py"), "--train.steps", "1200"]
     arguments += ["--train.save-every", "20", "--train.draw-every", "500"]
