@@ -2,12 +2,13 @@
 """Sets up an environment of its own in .venv, once, and runs one of the project's commands in it.
 
     python3 start.py digits    train on handwritten digits, evaluate, draw (overrides may follow)
-    python3 start.py test      the whole test suite (pytest's options may follow)
+    python3 start.py test      tests of every part, some minutes; --all runs the whole suite
     python3 start.py peers     the same, with diffusers to compare with (PyTorch is 1 GB more)
     python3 start.py lint      ruff and mypy
 
 It needs Python 3.11 to 3.13 and nothing else: the system's Python is left alone. Any Python 3 can
-run this file; it looks for a supported one.
+run this file; it looks for a supported one. Overrides of the config may follow `digits`, options of
+pytest `test` and `peers`.
 """
 
 import hashlib

@@ -4,9 +4,11 @@ Rank promotion raises, dtype promotion is strict, warnings are errors, annotatio
 and there are 8 simulated devices on the CPU.
 """
 
+import fcntl
 import gc
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: without LLVM's optimizations, which cost a third of their
@@ -41,7 +43,13 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--all", action="store_true", help="also run the tests marked thorough")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.getoption("--all"):
+        return None
+    return "without the tests marked thorough: --all runs them, too"
 
 
 OPTIMIZED = {
@@ -60,12 +68,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.stem in OPTIMIZED:
             item.add_marker("optimized")
-    if config.getoption("--slow"):
+    if config.getoption("--all"):
         return
-    skip = pytest.mark.skip(reason="takes more than a minute; run pytest --slow")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=thorough)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture
@@ -82,6 +89,22 @@ def _programs_of_a_file_end_with_it():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A finished run of tiny.py on one device, to read and to copy; all files of tests share it."""
+    from ddpm_jax.cli import main
+
+    base = tmp_path_factory.getbasetemp()
+    run = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_run"
+    tiny = pathlib.Path(__file__).parent / "tiny.py"
+    with open(run.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "results.json").exists():
+            shutil.rmtree(run, ignore_errors=True)
+            assert main(["train", str(tiny), "--mesh.data", "1", "--workdir", str(run)]) == 0
+    return run
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A run that goes from mesh to mesh, in this process or in several: `python elastic.py ...`.
+"""A run that goes from mesh to mesh, in this process or in several.
 
 Its network is that of test_parallel, its images come from the pipeline that shares batches out,
 and its checkpoints are in one folder. It prints a line of JSON for each leg.
@@ -7,7 +7,6 @@ and its checkpoints are in one folder. It prints a line of JSON for each leg.
 import functools
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +106,3 @@ def main(index, count, port, folder, legs):
         told = go(Leg(*leg), Path(folder))
         if hosts.is_first():
             print(json.dumps(told[:3]), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

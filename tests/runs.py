@@ -1,37 +1,17 @@
 """Runs of the command in processes of their own, alone or several together, to be hurt."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import starter
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 CACHE = ROOT / ".pytest_cache" / "jax"
 """Compiled programs for the processes of all tests: what is tested is what they compute."""
-# A suite in the background of a shell is deaf to interrupts, one under nohup to SIGHUP, and so are
-# their children.
-PROGRAM = """
-import signal, sys, types
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-import jax
-import jax._src.compiler as compiler
-
-class Cached(types.SimpleNamespace):
-    # JAX lets process 0 alone write to its cache. On a CPU the others have programs of their own,
-    # which would be compiled anew in each test.
-    class global_state:
-        process_id, client = 0, None
-
-compiler.distributed = Cached
-from ddpm_jax.cli import main
-sys.exit(main())
-"""
 
 
 class Ended(NamedTuple):
@@ -47,35 +27,29 @@ def start(arguments, *, hosts=1, devices=None, own=None, cache=CACHE):
 
     `own` are the further arguments of each of them.
     """
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices or max(1, 2 // hosts)),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    config = {
+        "jax_num_cpu_devices": devices or max(1, 2 // hosts),
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        meet = ["--hosts.coordinator", f"localhost:{free.getsockname()[1]}"]
+    meet = ["--hosts.coordinator", f"localhost:{free_port()}", "--hosts.count", str(hosts)]
     # Where one is killed before it has met the others, they wait for it so long.
-    meet += ["--hosts.count", str(hosts), "--hosts.start-seconds", "20"]
+    meet += ["--hosts.start-seconds", "20"]
     processes = []
     for index in range(hosts):
-        told = [*arguments]
+        told = ["train", *arguments]
         if hosts > 1:
             told += [*meet, "--hosts.index", str(index)]
         told += own[index] if own else []
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, "train", *told],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        processes.append(starter.start("ddpm_jax.cli:main", told, **config))
     return processes
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def ended(processes, *, timeout=600):

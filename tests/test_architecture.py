@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from rooms import CORE, ROOMS
 
 import ddpm_jax
+from ddpm_jax.cli.main import COMMANDS
 
 PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -130,9 +132,9 @@ print(*sorted({n.split(".")[1] for n in sys.modules if n.startswith("ddpm_jax.")
     assert set(rooms.split()) <= set(CORE)
 
 
-def handed_out(module):
+def names_of(path):
     """Names of `import x as x` in an `__init__`, which is how this package makes them public."""
-    nodes = ast.walk(ast.parse(pathlib.Path(module.__file__).read_text()))
+    nodes = ast.walk(ast.parse(path.read_text()))
     aliases = [a for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names]
     return {alias.asname for alias in aliases}
 
@@ -140,7 +142,7 @@ def handed_out(module):
 @pytest.mark.parametrize("package", PUBLIC)
 def test_public_names(package):
     module = importlib.import_module(package)
-    assert handed_out(module) == PUBLIC[package]
+    assert names_of(pathlib.Path(module.__file__)) == PUBLIC[package]
     assert all(hasattr(module, name) for name in PUBLIC[package])
 
 
@@ -149,3 +151,31 @@ def test_no_assert_and_no_postponed_annotations(path):
     # python -O drops asserts; postponed annotations defeat the shape checker.
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text())))
     assert "__future__.annotations" not in imported(path)
+
+
+TESTS = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+THOROUGH = "pytest.mark.thorough"
+SERVANTS = {"checks", "arrays", "npz"}
+"""Rooms without tests of their own: the tests of the rooms that call them are theirs."""
+
+
+def quick(path):
+    """The text of a file of tests without what is left out of the quick tests."""
+    lines, tree = path.read_text().splitlines(), ast.parse(path.read_text())
+    whole = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
+    if any(text.startswith("pytestmark") and THOROUGH in text for text in whole):
+        return ""
+    for node in ast.walk(tree):
+        if THOROUGH in map(ast.unparse, getattr(node, "decorator_list", ())):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(lines)
+
+
+def test_every_room_every_public_function_and_every_command_is_in_a_quick_test():
+    tests = [quick(path) for path in TESTS if path.name != pathlib.Path(__file__).name]
+    imports = re.findall(r"^ *(?:from|import) (ddpm_jax.*)$", "\n".join(tests), re.MULTILINE)
+    assert set(ROOMS) - SERVANTS <= set(re.findall(r"\w+", "\n".join(imports)))
+    words = set(re.findall(r"\w+", "\n".join(tests)))
+    functions = {name for names in PUBLIC.values() for name in names if name.islower()}
+    assert functions <= words
+    assert set(COMMANDS) <= set(re.findall(r'"(\w+)"', "\n".join(tests)))

@@ -183,7 +183,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+QUICK = ("a flipped bit in the first one's arrays", "a folder deleted", "one of another seed")
+
+
+@pytest.mark.parametrize(
+    "wrong", [pytest.param(w, marks=() if w in QUICK else pytest.mark.thorough) for w in WRONG]
+)
 def test_what_is_not_as_promised_is_refused_by_name(experiment, run, wrong):
     do, parts = WRONG[wrong]
     do(run, foreign_in(experiment, run))

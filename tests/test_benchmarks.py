@@ -29,7 +29,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import schedules, training
 from ddpm_jax.errors import UserError
 
-QUICK = ["--repeats", "4", "--seconds", "0.1"]
+FEW = ["--repeats", "4", "--seconds", "0.1"]
 ARGUMENTS = {
     "forward": [
         *("--sizes", "2x2x1", "4x4x3", "--batches", "2", "--times", "3", "6"),
@@ -104,7 +104,7 @@ def reports(tmp_path_factory, small_network):
             out = tmp_path_factory.mktemp(suite)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(overhead, "ask", here)
-                assert main([suite, *ARGUMENTS[suite], *QUICK, "--out", str(out)]) == 0
+                assert main([suite, *ARGUMENTS[suite], *FEW, "--out", str(out)]) == 0
             found[suite] = out / f"{suite}.json"
         return found[suite]
 
@@ -139,7 +139,13 @@ def test_help_says_what_is_measured_and_what_is_not(suite, capsys):
     assert "--repeats" in out
 
 
-@pytest.mark.parametrize("suite", SUITES)
+each = pytest.mark.parametrize(
+    "suite",
+    [pytest.param(s, marks=() if s == "forward" else pytest.mark.thorough) for s in SUITES],
+)
+
+
+@each
 def test_a_suite_leaves_numbers_that_load(suite, reports):
     plain = json.loads(reports(suite).read_text())
     assert {"platform", "device_kind", "devices", "processor", "cores"} <= set(plain["machine"])
@@ -159,7 +165,7 @@ def test_a_suite_leaves_numbers_that_load(suite, reports):
     assert report.suite == suite
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@each
 def test_a_suite_draws(suite, reports):
     picture = reports(suite).with_suffix(".png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
@@ -210,6 +216,7 @@ def test_bad_input_is_a_sentence(arguments, said, capsys, tmp_path):
 # Comparing.
 
 
+@pytest.mark.thorough
 def test_compare_prints_a_ratio_for_each_timed_row(reports, capsys):
     path = reports("train_step")
     code, out, _ = run(capsys, "compare", path, path)
@@ -237,6 +244,7 @@ def test_compare_tells_slower_from_spread():
 
 
 @pytest.mark.parametrize("runs", [4, 5, 9, 10, 30])
+@pytest.mark.thorough
 def test_compare_seldom_sees_a_difference_that_is_none(runs):
     """2,000 pairs of one skewed distribution: at most 5 %, 3 standard errors allowed."""
     rng, pairs = np.random.default_rng(runs), 2000
@@ -278,6 +286,7 @@ def test_a_file_of_another_format_is_refused(tmp_path):
 # Timing.
 
 
+@pytest.mark.thorough
 def test_scaling_times_each_form_beside_one_device(reports):
     timed = [row for row in results.load(reports("scaling")).rows if row.seconds]
     cases = {
@@ -327,6 +336,7 @@ def test_long_loops_are_left_out_and_said(monkeypatch):
     assert "(about " in columns.of_rows(rows, forward.COLUMNS)
 
 
+@pytest.mark.thorough
 def test_kl_errors_are_those_of_the_methods(reports):
     report = results.load(reports("kl"))
     for name in kl_pairs.PAIRS:
@@ -344,6 +354,7 @@ def test_kl_errors_are_those_of_the_methods(reports):
     assert ways == ["all", "history", "estimate_uniform"]
 
 
+@pytest.mark.thorough
 def test_the_step_is_that_of_training(small_network):
     """With the closed form, the loss is the library's own for this objective and these times."""
     config = get_config()

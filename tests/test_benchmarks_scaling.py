@@ -41,6 +41,7 @@ def test_what_is_timed_where(monkeypatch):
     assert [(mesh.form, mesh.data) for mesh in several] == [("jit", 2)]
 
 
+@pytest.mark.thorough
 def test_a_form_that_forgets_to_average_is_seen(monkeypatch):
     make_small(monkeypatch)
     forms = importlib.import_module("ddpm_jax.parallel.forms")
@@ -51,6 +52,7 @@ def test_a_form_that_forgets_to_average_is_seen(monkeypatch):
     assert wrong["difference"] > 1e-3 * wrong["moved"]
 
 
+@pytest.mark.thorough
 def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys, tmp_path):
     def absent(topology):
         raise TopologyError(f"{topology} needs a compiler that is not installed: pip install it")
@@ -75,7 +77,7 @@ def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys
     assert "needs a compiler that is not installed" in error
 
 
-@pytest.mark.slow  # two processes that compile four steps each
+@pytest.mark.thorough  # two processes that compile four steps each
 def test_real_processes_share_a_step(monkeypatch):
     """Two of them, and parameters that differ by rounding alone."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
@@ -92,6 +94,7 @@ def test_real_processes_share_a_step(monkeypatch):
     assert rows[1].numbers["difference"] < 1e-5 < rows[1].numbers["moved"]
 
 
+@pytest.mark.thorough
 def test_what_a_process_says_against_a_config_is_heard():
     config = timed_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=5))
@@ -101,6 +104,7 @@ def test_what_a_process_says_against_a_config_is_heard():
         )
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_the_processes_too(tmp_path):
     program = "import sys; from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
     deaf = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "

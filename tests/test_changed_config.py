@@ -16,26 +16,18 @@ from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
 from ddpm_jax.training import Checkpoints
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished run of tiny.py, 24 steps."""
-    directory = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(["train", TINY, "--workdir", str(directory)]) == 0
-    return directory
-
-
 @pytest.fixture
-def run(whole, tmp_path):
-    """The same, as if it had been killed after it saved step 20."""
+def run(tiny_run, tmp_path):
+    """A run of 24 steps, as if it had been killed after it saved step 20."""
     directory = tmp_path / "run"
-    shutil.copytree(whole, directory)
+    shutil.copytree(tiny_run, directory)
     (directory / "results.json").unlink()
     shutil.rmtree(directory / "checkpoints" / "24")
     return directory
 
 
 def train(run, *arguments):
-    return main(["train", TINY, "--workdir", str(run), *arguments])
+    return main(["train", TINY, "--mesh.data", "1", "--workdir", str(run), *arguments])
 
 
 def edit(run, field, value):
@@ -54,7 +46,8 @@ def last_state(run):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state._replace(window=()))]
 
 
-def test_what_cannot_change_the_state_may_differ_and_is_recorded(whole, run, capsys):
+@pytest.mark.thorough
+def test_what_cannot_change_the_state_may_differ_and_is_recorded(tiny_run, run, capsys):
     changes = {
         "train.log_every": 2,
         "train.save_every": 12,
@@ -78,7 +71,7 @@ def test_what_cannot_change_the_state_may_differ_and_is_recorded(whole, run, cap
     assert out.count("from step 20 on ") == 1
     assert "train.log_every was 5 and is 2; " in out
     assert "has lost lines" not in out
-    assert last_state(run) == last_state(whole)
+    assert last_state(run) == last_state(tiny_run)
     after = json.loads((run / "config.json").read_text())
     for field, value in changes.items():
         section, name = field.split(".")
@@ -151,8 +144,9 @@ def test_where_data_are_is_no_other_config(run):
         directory.check_owner(config)
 
 
-def test_lost_metrics_are_said_and_the_run_goes_on(whole, run, tmp_path, capsys):
-    lines = (whole / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+@pytest.mark.thorough
+def test_lost_metrics_are_said_and_the_run_goes_on(tiny_run, run, capsys):
+    lines = (tiny_run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["step"] <= 10]
     (run / "metrics.jsonl").write_bytes(b"".join(kept))
     assert train(run) == 0

@@ -264,7 +264,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+QUICK = ("arrays cut off", "no manifest")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(d, marks=() if d in QUICK else pytest.mark.thorough) for d in DAMAGE],
+)
 def test_damage_is_a_sentence_and_the_one_before_is_taken(saved, damage, capfd):
     do, sentence = DAMAGE[damage]
     do(saved)

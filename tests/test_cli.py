@@ -18,12 +18,9 @@ from ddpm_jax.training import Checkpoints
 TINY = str(Path(__file__).parent / "tiny.py")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of tiny.py."""
-    directory = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", TINY, "--workdir", str(directory)]) == 0
-    return directory
+@pytest.fixture
+def run(tiny_run):
+    return tiny_run
 
 
 def failing(capsys, *arguments):
@@ -102,7 +99,7 @@ def test_tensorboard_has_scalars_and_images(run):
 
 def test_a_finished_run_says_so_and_changes_nothing(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert main(["train", TINY, "--workdir", str(run)]) == 0
+    assert main(["train", TINY, "--mesh.data", "1", "--workdir", str(run)]) == 0
     out = capsys.readouterr().out
     assert "is finished" in out
     assert "bits/dim" in out
@@ -128,6 +125,24 @@ def test_sample_writes_arrays(run, tmp_path, sampler):
     assert arrays["images"].dtype == np.uint8
     assert arrays["images"].max() <= 16
     assert int(arrays["levels"]) == 17
+
+
+def test_a_step_is_replayed(run, tmp_path):
+    written = tmp_path / "replay.json"
+    assert main(["replay", str(run), "--step", "1", "--json", str(written)]) == 0
+    losses = json.loads(written.read_text())["losses"]
+    assert len(losses) == 16
+    assert np.isfinite(losses).all()
+
+
+def test_sampling_opens_no_data_set(run, tmp_path):
+    moved, out = tmp_path / "moved", tmp_path / "samples.npz"
+    shutil.copytree(run, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["name"] = "npz:/nowhere.npz"
+    (moved / "config.json").write_text(json.dumps(config))
+    assert main(["sample", str(moved), "--num", "3", "--steps", "2", "--out", str(out)]) == 0
+    assert np.load(out)["images"].shape == (3, 8, 8, 1)
 
 
 def test_samples_follow_from_the_seed_and_not_from_their_number(run, tmp_path):
@@ -226,12 +241,15 @@ def test_sample_refuses(run, arguments, said, capsys):
 
 def test_a_run_of_another_config_is_left_alone(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    code, error = failing(capsys, "train", TINY, "--workdir", run, "--train.steps", "25")
+    code, error = failing(
+        capsys, "train", TINY, "--mesh.data", "1", "--workdir", run, "--train.steps", "25"
+    )
     assert code == 2
     assert "train.steps was 24 and is 25" in error
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+@pytest.mark.thorough
 def test_divergence_stops_with_the_step_and_keeps_good_checkpoints(tmp_path, capsys):
     """A learning rate that overflows float32 at its first full use, after one save."""
     run = tmp_path / "run"
@@ -293,6 +311,7 @@ def kept(tmp_path_factory):
     return directory
 
 
+@pytest.mark.thorough
 class TestPostHocAverages:
     def test_a_stored_width_is_given_back_and_others_lie_around_it(self, kept):
         directory = RunDirectory(kept)

@@ -37,6 +37,7 @@ def one_line(captured, *parts):
         assert part in captured.err
 
 
+@pytest.mark.thorough
 def test_a_bad_image_in_the_middle_of_training(folder, tmp_path, capfd):
     # Read by a thread of grain, far from the loop; then skipped, counted and told.
     bad = write(folder / "train" / "dog" / "009.png", encode(IMAGES[29])[:-70])
@@ -56,6 +57,7 @@ def test_a_bad_image_in_the_middle_of_training(folder, tmp_path, capfd):
     assert captured.err == ""
 
 
+@pytest.mark.thorough
 def test_a_bad_image_held_out(folder, tmp_path, capfd):
     bad = write(folder / "test" / "cat" / "002.png", b"")
     for memory in ([], STREAMING):
@@ -65,6 +67,7 @@ def test_a_bad_image_held_out(folder, tmp_path, capfd):
     assert f"skipped: {bad} is empty\n1 images skipped so far" in capfd.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_data_set_that_changed_since_the_checkpoint(folder, tmp_path, capfd):
     run = tmp_path / "run"
     assert train(f"folder:{folder}", run) == 0
@@ -117,6 +120,7 @@ def records(tmp_path):
 
 @pytest.mark.parametrize("memory", [[], STREAMING])
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.thorough
 def test_damaged_records(records, tmp_path, capfd, damage, memory):
     directory, shard = records
     contents = bytearray(shard.read_bytes())
@@ -136,6 +140,7 @@ def test_damaged_records(records, tmp_path, capfd, damage, memory):
         )
 
 
+@pytest.mark.thorough
 def test_a_record_of_another_shape_and_one_that_is_no_image(tmp_path, capfd):
     good = random_images(30, 8, 8, 3)
     wrong = [*examples(good), *examples(random_images(1, 6, 8, 3))]

@@ -165,6 +165,7 @@ class TestADiskThatFillsUp:
         assert "step 1 is not saved" in said
 
 
+@pytest.mark.thorough
 def test_a_disk_that_turns_read_only(disk, capfd):
     directory = disk / "c"
 
@@ -186,6 +187,7 @@ def test_a_disk_that_turns_read_only(disk, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.thorough
 def test_reading_needs_no_permission_to_write(disk):
     with Checkpoints(disk / "c") as checkpoints:
         save(checkpoints, 1)
@@ -325,6 +327,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.thorough
 def test_a_kill_at_the_worst_moment(killable, tmp_path, moment):
     directory = tmp_path / "c"
     run_and_kill(killable, directory, moment=moment)  # during the very first save, or after it
@@ -369,10 +372,6 @@ def kill_often(process, directory, kills):
     assert "orbax" in left, "no kill came in the middle of a save"
 
 
+@pytest.mark.thorough
 def test_twenty_kills(killable, tmp_path):
     kill_often(killable, tmp_path / "c", 20)
-
-
-@pytest.mark.slow  # some minutes
-def test_two_hundred_kills(killable, tmp_path):
-    kill_often(killable, tmp_path / "c", 200)

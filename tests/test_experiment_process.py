@@ -110,6 +110,7 @@ def test_equal_snr_drowns_all_modes_of_the_digits_alike():
     ("name", "cost", "in_finer_steps"),
     [("digits_blurring", 0.012, 0.003), ("digits_correlated", 0.033, 0.032)],
 )
+@pytest.mark.thorough
 def test_a_perfect_network_pays_what_the_configs_say(name, cost, in_finer_steps):
     """KL terms of Gaussian data with the digits' covariance, by matrices, beside white noise."""
     images = load("digits", None)

@@ -203,7 +203,14 @@ def fuzz(experiment, run, name, read, *, checksummed):
     return cases
 
 
-@pytest.mark.parametrize("name", CHECKSUMMED)
+QUICK = ("images.json", "config.json")
+
+
+def each(names):
+    return [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in names]
+
+
+@pytest.mark.parametrize("name", each(CHECKSUMMED))
 def test_files_with_a_digest(experiment, run, name):
     cases = fuzz(experiment, run, name, CHECKSUMMED[name], checksummed=True)
     assert cases.total() > 30
@@ -211,11 +218,12 @@ def test_files_with_a_digest(experiment, run, name):
     assert cases["harmless"] <= max(3, cases.total() / 50)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", each(PLAIN))
 def test_files_without_one(experiment, run, name):
     assert fuzz(experiment, run, name, PLAIN[name], checksummed=False).total() > 30
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["data/metadata", "state/_METADATA", "_CHECKPOINT_METADATA"])
 def test_odd_files_of_orbax_under_a_right_manifest(experiment, run, tmp_path, name, capfd):
     """As an error between the look at the files and their reading would have it."""

@@ -100,6 +100,7 @@ def small(workdir):
     return dataclasses.replace(
         whole,
         workdir=str(workdir),
+        mesh=config.MeshConfig(data=1),
         schedule=dataclasses.replace(whole.schedule, num_steps=2),
         train=dataclasses.replace(steps, draw_every=1000),
         evaluation=dataclasses.replace(whole.evaluation, num_samples=2, batch_size=360),
@@ -124,28 +125,40 @@ def plain(tmp_path_factory):
     return go(tmp_path_factory.mktemp("plain"))
 
 
-SAME_BITS = [
-    *(("jax_numpy_dtype_promotion", "standard"), ("jax_numpy_rank_promotion", "allow")),
-    *(("jax_debug_nans", True), ("jax_debug_infs", True), ("jax_enable_checks", True)),
-    *(("jax_default_matmul_precision", "highest"), ("jax_default_matmul_precision", "bfloat16")),
-    *(("jax_default_prng_impl", "rbg"), ("jax_default_prng_impl", "unsafe_rbg")),
-    *(("jax_legacy_prng_key", "error"), ("jax_softmax_custom_jvp", False)),
-    *(("jax_check_tracer_leaks", True), ("jax_use_direct_linearize", False)),
-]
-"""On a CPU, which multiplies float32 in one way only."""
+SAME_BITS = {
+    "most": {
+        "jax_numpy_dtype_promotion": "standard",
+        "jax_numpy_rank_promotion": "allow",
+        **dict.fromkeys(("jax_debug_nans", "jax_debug_infs", "jax_enable_checks"), True),
+        "jax_default_matmul_precision": "highest",
+        "jax_default_prng_impl": "rbg",
+        "jax_legacy_prng_key": "error",
+        "jax_softmax_custom_jvp": False,
+        "jax_check_tracer_leaks": True,
+        "jax_use_direct_linearize": False,
+    },
+    "other values": {
+        "jax_default_matmul_precision": "bfloat16",
+        "jax_default_prng_impl": "unsafe_rbg",
+    },
+}
+"""On a CPU, which multiplies float32 in one way. All at once: each compiles everything anew."""
 
 
-@pytest.mark.slow  # each compiles everything anew
-@pytest.mark.parametrize(("name", "value"), SAME_BITS)
-def test_a_run_has_the_same_bits(tmp_path, plain, name, value):
-    with setting(name, value):
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", SAME_BITS)
+def test_a_run_has_the_same_bits(tmp_path, plain, kind):
+    with contextlib.ExitStack() as stack:
+        for name, value in SAME_BITS[kind].items():
+            stack.enter_context(setting(name, value))
         jax.tree.map(np.testing.assert_array_equal, go(tmp_path), plain)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_with_x64_a_run_is_resumed_and_differs_by_rounding(tmp_path, plain):
     with setting("jax_enable_x64", True):
         params, images = go(tmp_path)
-    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    # Where a gradient is nearly 0, Adam makes a step of its rounding error: 2e-6 of moves of 1e-5.
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=4e-6)
     jax.tree.map(near, params, plain[0])
     assert np.abs(images.astype(int) - plain[1]).max() <= 1

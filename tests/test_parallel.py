@@ -141,9 +141,15 @@ MESHES = [
     ("pmap", 1, 1),
     ("pmap", 8, 1),
 ]
+QUICK = (("jit", 4, 2), ("shard_map", 2, 4), ("pmap", 8, 1))
 
 
-@pytest.mark.parametrize(("name", "data", "fsdp"), MESHES)
+def meshes(cases):
+    """Those of QUICK, and the others in the whole suite."""
+    return [pytest.param(*c, marks=() if c in QUICK else pytest.mark.thorough) for c in cases]
+
+
+@pytest.mark.parametrize(("name", "data", "fsdp"), meshes(MESHES))
 def test_every_form_and_mesh_gives_the_parameters_of_one_device(name, data, fsdp):
     """Sums over examples are grouped otherwise: some last places of parameters near 0.1."""
     run = Run(name, data, fsdp).go(20)
@@ -154,6 +160,7 @@ def test_every_form_and_mesh_gives_the_parameters_of_one_device(name, data, fsdp
 @pytest.mark.parametrize(
     ("name", "data", "fsdp"), [("jit", 4, 2), ("shard_map", 4, 2), ("pmap", 8, 1)]
 )
+@pytest.mark.thorough
 def test_forms_agree_in_bfloat16_as_well_as_its_rounding_lets_them(name, data, fsdp):
     """The example is what is rounded to 8 bits, on every mesh alike; sums over examples are not."""
     run = Run(name, data, fsdp, dtype=jnp.bfloat16).go(20)
@@ -165,6 +172,7 @@ def test_forms_agree_in_bfloat16_as_well_as_its_rounding_lets_them(name, data, f
 @pytest.mark.parametrize(
     ("name", "data", "fsdp"), [("jit", 1, 1), ("jit", 2, 2), ("shard_map", 2, 2), ("pmap", 4, 1)]
 )
+@pytest.mark.thorough
 def test_a_batch_in_parts_is_the_batch(name, data, fsdp, accumulate):
     run = Run(name, data, fsdp, accumulate=accumulate).go(20)
     np.testing.assert_allclose(run.losses, alone().losses, rtol=2e-6)
@@ -194,26 +202,31 @@ def watched():
     )
 
 
+@functools.cache
+def one_by_one():
+    """What is drawn in the second step, an example at a time."""
+    objective, params = watched(), {"params": {"last": {"bias": jnp.zeros(1)}}}
+    drawn = draw(objective, jax.random.fold_in(jax.random.key(2), 1), BATCH, ())
+    losses = jax.jit(objective.losses)
+    rows = [training.Drawn(*(x[i : i + 1] for x in drawn)) for i in range(BATCH)]
+    return np.concatenate([losses(params, IMAGES[0][:1], row) for row in rows])
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize(
-    ("name", "data", "fsdp"), [("jit", 1, 1), ("jit", 2, 1), ("jit", 2, 2), *MESHES]
+    ("name", "data", "fsdp"), meshes([("jit", 1, 1), ("jit", 2, 1), ("jit", 2, 2), *MESHES])
 )
 def test_times_noise_and_dropout_are_the_same_bits_everywhere(name, data, fsdp, accumulate):
     if BATCH % (data * fsdp * accumulate):
         accumulate = BATCH // (data * fsdp)
     run = Run(name, data, fsdp, watch=True, accumulate=accumulate).go(2)
-    drawn = draw(watched(), jax.random.fold_in(jax.random.key(2), 1), BATCH, ())
-    params = {"params": {"last": {"bias": jnp.zeros(1)}}}
-    one_by_one = [
-        watched().losses(params, IMAGES[0][:1], training.Drawn(*(x[i : i + 1] for x in drawn)))
-        for i in range(BATCH)
-    ]
-    np.testing.assert_array_equal(run.state.memory, np.concatenate(one_by_one))
+    np.testing.assert_array_equal(run.state.memory, one_by_one())
 
 
 @pytest.mark.parametrize(
     ("name", "data", "fsdp"), [("jit", 8, 1), ("jit", 2, 4), ("shard_map", 2, 4), ("pmap", 8, 1)]
 )
+@pytest.mark.thorough
 def test_no_device_holds_the_noise_of_the_whole_batch(name, data, fsdp):
     """Read from the compiled program: no array in it has as many numbers."""
     text = Run(name, data, fsdp).step.as_text()
@@ -267,6 +280,7 @@ class TestFsdp:
             parallel.make_form("pmap", parallel.make_mesh(4, 2), None)
 
 
+@pytest.mark.thorough
 class TestReduction:
     """What is summed over devices, in the program as it is handed to the compiler."""
 

@@ -430,6 +430,7 @@ def run_alone(*arguments, **options):
 
 
 @needs_libtpu
+@pytest.mark.thorough
 def test_an_ordinary_command_says_nothing_of_tpus():
     with run_alone("inspect", TINY) as process:
         out, err = process.communicate(timeout=120)
@@ -438,6 +439,7 @@ def test_an_ordinary_command_says_nothing_of_tpus():
 
 
 @needs_libtpu
+@pytest.mark.thorough
 def test_a_real_plan(tmp_path, capsys, monkeypatch):
     """Of a network that compiles in seconds."""
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--no_such_flag")  # is left out
@@ -458,6 +460,7 @@ def test_a_real_plan(tmp_path, capsys, monkeypatch):
 
 
 @needs_libtpu
+@pytest.mark.thorough
 def test_a_slice_that_the_compiler_does_not_know(capsys):
     assert main(["plan", TINY, "--topology", "v5e:3x3"]) == 2
     said = capsys.readouterr().err
@@ -466,6 +469,7 @@ def test_a_slice_that_the_compiler_does_not_know(capsys):
 
 
 @needs_libtpu
+@pytest.mark.thorough
 def test_ctrl_c_ends_the_compiler_too():
     with run_alone("plan", "configs/cifar10.py", "--topology", "v5e:2x2") as process:
         assert "compiling for v5e:2x2" in process.stdout.readline()

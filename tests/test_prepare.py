@@ -62,6 +62,7 @@ def idx(name, header):
 
 
 @genuine
+@pytest.mark.thorough
 def test_every_image_is_that_of_the_original_files(fashion):
     directory, code = fashion
     assert code == 0
@@ -89,6 +90,7 @@ def test_the_checksums_are_those_that_tfds_registers():
 
 
 @genuine
+@pytest.mark.thorough
 def test_nothing_is_left_of_the_stand_in(fashion):
     from tensorflow_datasets.core.features import image_feature
     from tensorflow_datasets.core.utils import lazy_imports_utils, tqdm_utils
@@ -102,6 +104,7 @@ def test_nothing_is_left_of_the_stand_in(fashion):
 
 
 @genuine
+@pytest.mark.thorough
 def test_what_is_said(fashion, capfd):
     # Of the second call; the first one's words are those of `tell` alone, which are tested below.
     directory, _ = fashion

@@ -25,10 +25,7 @@ from ddpm_jax.training import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
-LARGE = {
-    "celebahq256": pytest.mark.slow,  # half a minute, of which most is convolutions of 256x256
-    "lsun256": pytest.mark.slow,  # the same network and settings
-}
+QUICK = ("digits_blurring", "cifar10")
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -42,29 +39,16 @@ for path in map(Path, sys.argv[1:]):
     print(path.stem, "mhlo.num_partitions = 8" in lowered.as_text()[:200])
 """
 each = pytest.mark.parametrize("name", RECIPES)
+few = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in RECIPES]
+)
 training = importlib.import_module("ddpm_jax.experiment.train")  # the name is a function's
 
 
-@pytest.fixture(scope="module", autouse=True)
-def lowering():
-    """All recipes lowered at full size in the environment of a plan, while other tests run."""
-    if importlib.util.find_spec("libtpu") is None:
-        yield None
-        return
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, RECIPES.values())],
-        env=topologies.environment(parse("v5e:2x4"), os.environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
-        process.kill()
-
-
-def synthetic(config, count=4):
-    """Random images of the shape and number of grey levels that the config's data have."""
+def synthetic(config, count=4, side=None):
+    """Random images of the shape and number of grey levels that the data have, or of `side`."""
     shape, levels = lower.images_of(config)
+    shape = shape if side is None else (side, side, shape[2])
     images = np.random.default_rng(0).integers(0, levels, (count, *shape), np.uint8)
     classes = tuple(map(str, range(config.model.classes))) or None
     labels = None if classes is None else np.arange(count) % len(classes)
@@ -80,7 +64,7 @@ def test_it_loads_holds_and_comes_back_from_json(name):
     assert config.workdir == f"runs/{name}"
 
 
-@each
+@few
 def test_it_has_as_many_parameters_as_it_says(name):
     config = load(RECIPES[name])
     params = build(config, images=synthetic(config)).abstract_state.params
@@ -96,9 +80,13 @@ def reduced(config, workdir):
     evaluation = replace(
         config.evaluation, batch_size=2, num_samples=2, sampler_steps=2, likelihood_times=2
     )
+    model = replace(config.model, channels=8, norm_groups=4, num_blocks=1)
+    if len(model.multipliers) > 2:
+        ends = model.multipliers[0], model.multipliers[-1]
+        model = replace(model, multipliers=ends, attention_resolutions=(8,))
     return replace(
         config,
-        model=replace(config.model, channels=8, norm_groups=4, num_blocks=1),
+        model=model,
         train=train,
         evaluation=evaluation,
         mesh=MeshConfig(data=1),
@@ -106,18 +94,20 @@ def reduced(config, workdir):
     )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LARGE.get(name, ())) for name in RECIPES]
-)
+@pytest.mark.thorough
+@each
 def test_it_trains_saves_and_draws(name, tmp_path, monkeypatch):
-    """By the command's own way, on random images of the true shape.
+    """By the command's own way, on random images.
 
-    Same levels, attention, dropout, objective, times, variance, schedule and process, and classes.
-    Less: channels (8, in 4 groups), blocks a level (1), steps (2) and images in one (2), steps of
-    the sampler, terms of the likelihood, images drawn and held out (2, 2, 2, 4), devices (1).
+    Same attention, dropout, objective, times, variance, schedule and process, and classes.
+    Less: levels (2, of images of 16x16), channels (8, in 4 groups), blocks a level (1), steps (2)
+    and images in one (2), steps of the sampler, terms of the likelihood, images drawn and held out
+    (2, 2, 2, 4), devices (1). At full size all are lowered below.
     """
-    config = reduced(load(RECIPES[name]), tmp_path / "run")
-    experiment, born = build(config, images=synthetic(config)), []
+    whole = load(RECIPES[name])
+    config = reduced(whole, tmp_path / "run")
+    images = synthetic(whole, side=None if len(whole.model.multipliers) <= 2 else 16)
+    experiment, born = build(config, images=images), []
 
     def remembered(experiment):
         state = experiments.initial_state(experiment)
@@ -141,9 +131,17 @@ def test_it_trains_saves_and_draws(name, tmp_path, monkeypatch):
         assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, trained, born[0])))
 
 
-def test_every_one_is_lowered_for_eight_tpus(lowering):
-    """To compile them takes a minute each."""
-    if lowering is None:
+@pytest.mark.thorough
+def test_every_one_is_lowered_for_eight_tpus():
+    """At full size, in the environment of a plan. To compile them takes a minute each."""
+    if importlib.util.find_spec("libtpu") is None:
         pytest.skip("lowering for TPUs needs the extra 'plan': pip install -e '.[plan]'")
-    out, errors = lowering.communicate(timeout=300)
-    assert out.split() == [word for name in RECIPES for word in (name, "True")], errors
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, RECIPES.values())],
+        env=topologies.environment(parse("v5e:2x4"), os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = [word for name in RECIPES for word in (name, "True")]
+    assert process.stdout.split() == expected, process.stderr

@@ -105,6 +105,7 @@ def test_a_folder_in_its_place_is_a_sentence(tmp_path):
         run.read_results()
 
 
+@pytest.mark.thorough
 def test_a_run_with_one_held_out_image_has_no_error_bars(tmp_path, capsys):
     archive, run = tmp_path / "images.npz", tmp_path / "run"
     images = load("digits").train.images[:17]

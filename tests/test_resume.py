@@ -1,6 +1,5 @@
 """Kill -9 at any moment, run the same command again: the same bits as if nothing had happened."""
 
-import random
 import re
 import signal
 import subprocess
@@ -8,31 +7,38 @@ import sys
 import time
 
 import pytest
-from runs import ROOT, TINY, contents, ended, finish, kill_and_resume, start
+from runs import ROOT, TINY, contents, ended, finish, start
 
 
-@pytest.mark.slow  # ten processes that compile or load, and two whole runs: some minutes
-def test_ten_kills_of_the_digits_config_change_nothing(tmp_path):
-    arguments = [str(ROOT / "configs" / "digits.py"), "--train.steps", "1200"]
-    arguments += ["--train.save-every", "20", "--train.draw-every", "500"]
-    cache = tmp_path / "cache"
-    finish([*arguments, "--workdir", str(tmp_path / "first")], cache=cache)
-    finish([*arguments, "--workdir", str(tmp_path / "whole")], cache=cache)
-    resumed = kill_and_resume(
-        arguments,
-        tmp_path / "killed",
-        kills=10,
-        rng=random.Random(1),
-        later=2.0,
-        cache=cache,
-    )
-    print("\n".join(resumed))
-    assert len(set(resumed)) >= 4, "the kills were not spread over the run"
-    whole = contents(tmp_path / "whole")
-    assert contents(tmp_path / "killed") == whole
-    assert contents(tmp_path / "first") == whole
+def until(process, text):
+    """Its lines until one of them holds `text`."""
+    for line in process.stdout:
+        if text in line:
+            return
 
 
+def test_a_run_that_is_stopped_and_killed_ends_with_the_same_bits(tiny_run, tmp_path):
+    """While it draws, between its saves; beside a run in another process that nothing befell."""
+    run = tmp_path / "run"
+    arguments = [TINY, "--mesh.data", "1", "--workdir", str(run)]
+    (process,) = start(arguments, devices=8)
+    until(process, "step 12: drawing")
+    process.send_signal(signal.SIGTERM)
+    (end,) = ended([process], timeout=60)
+    assert (end.code, end.errors) == (143, "ddpm-jax: stopped by SIGTERM; step 12 is saved\n")
+    assert "the same command goes on from there" in end.out
+
+    (process,) = start(arguments, devices=8)
+    until(process, "step 24: drawing")
+    process.send_signal(signal.SIGKILL)
+    (end,) = ended([process], timeout=60)
+    assert end.code == -signal.SIGKILL
+    assert not (run / "results.json").exists()
+    assert re.search(r"going on from step (16|20)\n", finish(arguments, devices=8))
+    assert contents(run) == contents(tiny_run)
+
+
+@pytest.mark.thorough
 def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path):
     arguments = [TINY, "--train.save-every", "1000", "--train.steps", "300"]
     finish([*arguments, "--workdir", str(tmp_path / "whole")])
@@ -57,6 +63,7 @@ def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path):
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_a_signal_before_the_first_step_leaves_at_once(tmp_path):
     """Also of a run that goes on and has done no new step: there is nothing to save."""
     arguments = [TINY, "--train.steps", "300", "--workdir", str(tmp_path / "run")]
@@ -76,6 +83,7 @@ def test_a_signal_before_the_first_step_leaves_at_once(tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
+@pytest.mark.thorough
 def test_an_interrupt_while_jax_is_imported_is_one_line():
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
     program += "from ddpm_jax.cli import main; print(flush=True);"
@@ -89,6 +97,7 @@ def test_an_interrupt_while_jax_is_imported_is_one_line():
     assert end == (130, "", "ddpm-jax: interrupted\n")
 
 
+@pytest.mark.thorough
 def test_a_second_interrupt_does_not_wait(tmp_path):
     """While pictures are drawn, for which the first one waits."""
     arguments = [TINY, "--train.steps", "100000"]

@@ -11,6 +11,7 @@ import pytest
 
 from ddpm_jax.cli import main
 
+pytestmark = pytest.mark.thorough  # quick: what is sampled in test_cli.py
 TINY = str(Path(__file__).parent / "tiny.py")
 QUICK = ["--train.objective", "simple", "--train.times", "uniform", "--train.steps", "2"]
 QUICK += ["--train.draw-every", "2", "--evaluation.likelihood-times", "2", "--mesh.data", "1"]

@@ -176,7 +176,7 @@ def test_two_processes_share_a_folder(tmp_path):
     ]
 
 
-@pytest.mark.slow  # it waits for a time-out
+@pytest.mark.thorough  # it waits for a time-out
 def test_one_of_two_processes_cannot_write(tmp_path):
     first, second = run(tmp_path / "c", "one-sided")
     too_long = "it took too long, or another process of the run could not write its part"

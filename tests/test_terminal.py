@@ -110,6 +110,7 @@ def refusing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thorough
 def test_a_run_does_its_work_whatever_standard_output_takes(kind, tmp_path, monkeypatch, capsys):
     short = ["--train.steps", "4", "--train.save-every", "2", "--train.draw-every", "100"]
     with refusing(kind) as stream:
@@ -152,6 +153,7 @@ def test_a_stream_hands_on_colours_and_nothing_else_that_a_terminal_obeys():
     assert file.getvalue() == "\x1b[1mbold\x1b[0m\n\x1b[2K\\x1b]0;title\\x07\\x9b1m\\x1bc"
 
 
+@pytest.mark.thorough
 def test_the_interpreter_ends_quietly_where_nothing_can_be_printed():
     """Its own flush at exit would say so, and change the exit code to 120."""
     program = "from ddpm_jax.cli import main; import sys; sys.exit(main(['--help']))"
