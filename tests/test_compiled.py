@@ -154,6 +154,7 @@ def of_the_global(x_t, t):
 LARGE = (300, 300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(), LARGE], ids=["small", "large"])
 def test_what_a_network_holds_may_change(shape, monkeypatch):
     # Every way to hold parameters, and every way to change them, against a function made anew.
@@ -195,6 +196,7 @@ def test_what_a_network_holds_may_change(shape, monkeypatch):
     )
 
 
+@pytest.mark.thorough
 def test_a_flax_network_is_found_again_and_other_parameters_are_another():
     calls = []
 
@@ -216,6 +218,7 @@ def test_a_flax_network_is_found_again_and_other_parameters_are_another():
     assert (np.asarray(other) != np.asarray(first)).any()
 
 
+@pytest.mark.thorough
 def test_a_network_is_freed_with_its_program():
     network = Network(jnp.ones(LARGE))
     draw(samplers.ddim(SCHEDULE, network))

@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 import tiny
 from flax.core import meta
+from networks import make_mixers
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax import parallel, training
@@ -70,6 +71,13 @@ def born(num_classes):
 def told():
     params, model = moved(born(4)), UNet(**SMALL, num_classes=4)
     return jax.jit(lambda labels=None: model.apply(params, X, T, labels=labels))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_have_a_network_that_compiles_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        make_mixers(patch)
+        yield
 
 
 class TestNetwork:
@@ -311,8 +319,8 @@ class TestBind:
         x_t = jax.random.normal(jax.random.key(0), (rows, 8, 8, 1))
         t = jnp.arange(rows, dtype=jnp.int32)
         params = jax.tree.map(jnp.asarray, params)
-        predict = experiment.bind(params, **how)
-        direct = functools.partial(experiment.model.apply, params, x_t, t)
+        predict = jax.jit(experiment.bind(params, **how))
+        direct = jax.jit(functools.partial(experiment.model.apply, params, x_t, t))
         return np.asarray(predict(x_t, t)), direct
 
     def test_guidance_is_between_and_beyond_the_two_networks(self, experiment, params):

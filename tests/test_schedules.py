@@ -138,6 +138,7 @@ def test_rescaling_to_zero_terminal_snr_keeps_the_start_and_is_done_once():
     assert schedules.shifted(schedule, resolution=256).zero_terminal_snr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES + TRANSFORMED)
 def test_all_times_respace_to_the_same_chain(name):
     schedule = build(name, 100)
