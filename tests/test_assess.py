@@ -325,6 +325,7 @@ def run(tmp_path_factory):
     assert main(["train", tiny.__file__, "--workdir", str(directory)]) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "_STEPS", 150)
+        patch.setattr(classifier, "_BATCH", 64)
         patch.setattr(scores, "_SUBSETS", 5)
         yield directory
 

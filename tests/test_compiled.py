@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import thorough_but
 
 from ddpm_jax import compiled, likelihood, samplers, schedules
 from ddpm_jax.compiled import call_compiled
@@ -74,7 +75,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", thorough_but(["ddim", "heun", "bits_per_dim", "flow"], CALLS))
 def test_the_second_call_traces_nothing(name):
     traces = []
 
@@ -235,6 +236,7 @@ def test_a_network_is_freed_with_its_program():
     assert array() is None
 
 
+@pytest.mark.thorough
 def test_programs_are_a_few():
     for value in range(compiled._MOST_PROGRAMS + 3):
         call_compiled(lambda x, value=value: x + value, jnp.float32(0.0))

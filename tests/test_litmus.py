@@ -15,7 +15,7 @@ from ddpm_jax.processes import litmus
 from ddpm_jax.processes.litmus import classify, laws, program, simulate
 
 QUICK = (
-    *("DDPM", "betas per channel", "blurring, mirrored border", "shear", "heat, images"),
+    *("DDPM", "betas per channel", "blurring, mirrored border", "shear"),
     *("exponential noise", "Cauchy noise", "Laplace noise", "drift with 1e-3 sin(x)"),
 )
 
@@ -90,7 +90,10 @@ def test_the_process_has_the_moments_of_the_chain(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "theta_0"), [("gamma noise, eps^2 - 1", 0.2), ("exponential noise", 0.1)]
+    ("name", "theta_0"),
+    thorough_but(
+        [("exponential noise", 0.1)], [("gamma noise, eps^2 - 1", 0.2), ("exponential noise", 0.1)]
+    ),
 )
 def test_the_gamma_chain_is_the_one(name, theta_0):
     # sqrt(beta / 2) (eps^2 - 1) is Gamma(1/2) of the scale sqrt(2 beta), and beta = alpha_bar / 10;

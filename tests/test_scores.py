@@ -211,7 +211,8 @@ def digits():
 @pytest.fixture(scope="module")
 def params(digits):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "_STEPS", 300)
+        patch.setattr(classifier, "_STEPS", 150)
+        patch.setattr(classifier, "_BATCH", 64)
         return classifier.train_classifier(digits, jax.random.key(0))
 
 
