@@ -5,7 +5,6 @@ and refuses an argument of the wrong dtype or shape by its name, while JAX trace
 """
 
 import collections
-import functools
 import inspect
 
 import jax
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import BATCH, CASES, ROOMS, STATIC, grey
-from jax.sharding import AxisType
-from marks import NamedSharding, PartitionSpec, thorough_but
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from marks import thorough_but
 
 import ddpm_jax
 
@@ -35,7 +34,6 @@ COMPILED = {name: counted(name) for name in CASES}
 
 FEW = ("q_sample", "vlb_terms", "bits_per_dim", "sample, ancestral", "kl_full", "update_history")
 """A case of each kind, for what is as it is in all of them."""
-
 
 few_functions = pytest.mark.parametrize("name", thorough_but(FEW, CASES))
 every_function = pytest.mark.parametrize(
@@ -70,12 +68,6 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
-@functools.cache
-def value(name):
-    """What a case gives, called plainly."""
-    return CASES[name].function(**CASES[name].arrays)
-
-
 def test_the_table_is_complete():
     public = {
         name
@@ -92,7 +84,7 @@ def test_the_table_is_complete():
 @every_function
 def test_jit_and_one_trace(name):
     arrays = CASES[name].arrays
-    assert_close(COMPILED[name](**arrays), value(name))
+    assert_close(COMPILED[name](**arrays), CASES[name].function(**arrays))
     COMPILED[name](**turned(arrays))
     assert TRACES[name] == 1
 
