@@ -163,7 +163,7 @@ def test_images_are_checked(images, error, message):
 
 
 def by_hand(image, side):
-    """Where each pixel lies is told by whole numbers."""
+    """Where each pixel lies follows from whole numbers."""
 
     def between(n):
         below, share = np.divmod(np.arange(side) * n, side)
