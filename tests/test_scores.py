@@ -222,7 +222,7 @@ def test_a_classifier_learns_its_classes(digits, params):
     found = classifier.accuracy(network, digits)
     assert found > 0.9  # chance is 0.1
     by_hand = network.apply(jnp.asarray(to_bytes(digits.held_out.images, 17))).logits
-    assert found == np.mean(np.argmax(by_hand, axis=1) == digits.held_out.labels)
+    assert found == np.mean(np.argmax(np.asarray(by_hand), axis=1) == digits.held_out.labels)
 
 
 def test_it_comes_back_from_its_file_as_it_was(digits, params, tmp_path):
