@@ -284,7 +284,7 @@ def test_every_sampler_draws_the_data(make):
 @pytest.mark.thorough
 @pytest.mark.parametrize("predicts", ["x0", "v"])
 def test_chains_that_leave_no_signal(make, predicts):
-    # Out of pure noise: who knows the data ends on them, who knows their law draws it.
+    # Out of pure noise, who knows the data ends on them.
     schedule, data = schedules.zero_terminal_snr(schedules.linear(1000)), jnp.linspace(-1.0, 1.0, 8)
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
     a, b = (jnp.asarray(np.sqrt(table), jnp.float32) for table in (alpha_bar, 1.0 - alpha_bar))
@@ -300,15 +300,21 @@ def test_chains_that_leave_no_signal(make, predicts):
     )
     np.testing.assert_allclose(run.x0[:, 0], data, atol=1e-4)  # `knows` divides by b
     assert all(np.isfinite(leaf).all() for leaf in run.trajectory)
+    with pytest.raises(ValueError, match="predicts is 'eps', and the schedule leaves no signal"):
+        make(schedule, knows, predicts="eps")
+
+
+@pytest.mark.thorough
+def test_out_of_pure_noise_who_knows_the_law_draws_it(make):
     # 20,000 samples; what 100 steps leave is 0.04 at most.
-    predict, samples = gaussian_denoiser(alpha_bar, MEAN, DEVIATION, predicts), 20_000
-    sampler = make(schedule, predict, predicts=predicts, threshold=None)
+    schedule, samples = schedules.zero_terminal_snr(schedules.linear(1000)), 20_000
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
+    predict = gaussian_denoiser(alpha_bar, MEAN, DEVIATION, "v")
+    sampler = make(schedule, predict, predicts="v", threshold=None)
     times = time_grid(schedule, 100, "trailing")
     x0 = np.asarray(sample(sampler, jax.random.key(0), (samples, 1), times).x0, np.float64)
     assert abs(x0.mean() - MEAN) < 4.5 * DEVIATION / np.sqrt(samples) + 0.01
     assert abs(x0.var() - DEVIATION**2) < 4.5 * DEVIATION**2 * np.sqrt(2 / samples) + 0.04
-    with pytest.raises(ValueError, match="predicts is 'eps', and the schedule leaves no signal"):
-        make(schedule, predict, predicts="eps")
 
 
 @pytest.mark.thorough
