@@ -82,6 +82,7 @@ def _runs_have_a_network_that_compiles_at_once():
 
 
 class TestNetwork:
+    @pytest.mark.thorough
     def test_a_label_is_its_own_example_s(self, told):
         first = told(jnp.array([0, 1, 2]))
         other = told(jnp.array([0, 3, 2]))

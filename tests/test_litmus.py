@@ -16,7 +16,7 @@ from ddpm_jax.processes.litmus import classify, laws, program, simulate
 
 QUICK = (
     *("DDPM", "betas per channel", "blurring, mirrored border", "shear"),
-    *("exponential noise", "Cauchy noise", "Laplace noise", "drift with 1e-3 sin(x)"),
+    *("exponential noise", "Laplace noise", "drift with 1e-3 sin(x)"),
 )
 
 LINES = []
@@ -173,6 +173,7 @@ def test_simulation_has_the_last_word():
     assert min(found.evidence.p_values.values()) < found.evidence.threshold
 
 
+@pytest.mark.thorough
 def test_verdicts_read_well():
     for name in ("DDPM", "blurring, mirrored border", "shear", "Cauchy noise", "Laplace noise"):
         text = str(verdict(name))
