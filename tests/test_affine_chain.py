@@ -42,6 +42,7 @@ def test_marginals_and_transitions_are_those_of_the_recursion(name):
             np.testing.assert_allclose(part[t + 1], expected, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_steps", [1, 2, 8, 9])
 def test_any_number_of_steps(num_steps):
     steps = random_steps(False, T=num_steps)
@@ -52,6 +53,7 @@ def test_any_number_of_steps(num_steps):
             np.testing.assert_allclose(part[i], expected, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.thorough
 def test_long_chains_keep_their_digits():
     # 500 steps, in 50 digits: float32 tables carry the rounding of their last step only.
     count, rng = 500, np.random.default_rng(1)
@@ -71,6 +73,7 @@ def test_long_chains_keep_their_digits():
         np.testing.assert_allclose(part[0], expected, rtol=0, atol=3e-7 * scale)
 
 
+@pytest.mark.thorough
 @both_chains
 def test_samples_are_the_mean_and_the_symmetric_root_times_the_noise(name):
     chain, steps, rng = chain_of(name), STEPS[name], np.random.default_rng(2)
@@ -99,6 +102,7 @@ def test_the_posterior_is_the_joint_conditioned(name):
         np.testing.assert_allclose(covariance[i], expected[1], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.thorough
 @both_chains
 def test_at_the_data_the_posterior_is_the_data(name):
     rng, t = np.random.default_rng(4), jnp.arange(T)
@@ -118,6 +122,7 @@ def badly_conditioned():
     return affine_chain(0.99 * A, np.zeros((count, d)), Q)
 
 
+@pytest.mark.thorough
 def test_posteriors_stay_positive_semi_definite_in_float32():
     zeros = jnp.zeros((len(PAIRS), D))
     posterior = jax.jit(type(chain_of("singular")).q_posterior)
@@ -142,6 +147,7 @@ def test_the_kl_is_half_the_squared_distance_in_the_shared_covariance():
         np.testing.assert_allclose(kl[i], expected, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_kl_between_close_times_keeps_its_digits():
     # 1e-5 of the signal to noise is lost at each step; float32 alone would know it to 1%.
     betas = np.full(T, 1e-5)
@@ -156,6 +162,7 @@ def test_the_kl_between_close_times_keeps_its_digits():
     np.testing.assert_allclose(kl, 0.5 * D * (snr[:-1] - snr[1:]), rtol=2e-6)
 
 
+@pytest.mark.thorough
 def test_the_plain_square_is_another_number():
     # With noise of variances 1 and 0.01, the shortcut of an isotropic chain of the same mean
     # variance weighs the error in the quiet direction 50 times too low.
@@ -170,6 +177,7 @@ def test_the_plain_square_is_another_number():
     np.testing.assert_allclose(right / plain, 50.5, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_kl_where_a_covariance_is_singular():
     chain, steps = chain_of("singular"), STEPS["singular"]
     pairs = [(t, s) for t, s in PAIRS if t in (2, 4, 8, 11, 20)]
@@ -202,6 +210,7 @@ def test_the_kl_where_a_covariance_is_singular():
     assert min(kinds.values()) > 10
 
 
+@pytest.mark.thorough
 def test_the_kl_at_the_data():
     x0, t, s = jnp.ones((2, D)), jnp.array([3, 3]), jnp.array([-1, -1])
     kl = chain_of("regular").posterior_kl(x0, x0.at[1, 2].add(1e-30), t, s)
@@ -210,6 +219,7 @@ def test_the_kl_at_the_data():
     np.testing.assert_array_equal(kl, [0.0, np.inf])
 
 
+@pytest.mark.thorough
 def test_the_isotropic_chain_is_one_of_them():
     count, d, rng = T, D, np.random.default_rng(8)
     schedule = schedules.cosine(count)
@@ -239,6 +249,7 @@ def test_the_isotropic_chain_is_one_of_them():
     np.testing.assert_allclose(kl[inner], expected[inner], rtol=2e-5)
 
 
+@pytest.mark.thorough
 @both_chains
 def test_the_chain_walked_has_the_moments_of_the_closed_form(name):
     # 200,000 chains of 13 steps, the shortcut, and a transition after a walk: each mean and

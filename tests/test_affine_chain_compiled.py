@@ -33,6 +33,7 @@ def equations(jaxpr, times=1):
                 yield from equations(inner, times * equation.params.get("length", 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("transitions", [False, True])
 def test_the_scan_is_log_many_compositions_deep(transitions):
     # Products of matrices, each over many steps at once: twice as many for a chain squared in
@@ -50,6 +51,7 @@ def test_the_scan_is_log_many_compositions_deep(transitions):
     assert found[1024] < 200
 
 
+@pytest.mark.thorough
 def test_a_learned_chain_is_composed_while_traced():
     A, b, Q = (jnp.asarray(part, jnp.float32) for part in STEPS["regular"])
     rng = np.random.default_rng(9)
@@ -65,6 +67,7 @@ def test_a_learned_chain_is_composed_while_traced():
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variance", [0.3, 0.0], ids=["equal eigenvalues", "no noise at t = 1"])
 def test_gradients_of_a_learned_chain(variance):
     # Equal eigenvalues, where the derivative of an eigenvector does not exist, and a singular Q.
@@ -112,6 +115,7 @@ def test_gradients_of_a_learned_chain(variance):
             )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_slopes_of_roots(rank):
     # Along covariances F F^T of one rank, two eigenvalues of which agree at rank 2: central
@@ -171,6 +175,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.thorough
 @every_method
 def test_no_product_is_left_to_the_precision_of_a_device(method):
     # By default a TPU multiplies in bfloat16 and a GPU in TF32; a CPU would not show it.
@@ -181,6 +186,7 @@ def test_no_product_is_left_to_the_precision_of_a_device(method):
     assert all(each.params["precision"] == exact for each in products)
 
 
+@pytest.mark.thorough
 @every_method
 def test_vmap_and_grad(method):
     arrays, function = CASES[method], compiled(method)
@@ -205,6 +211,7 @@ def test_vmap_and_grad(method):
         )
 
 
+@pytest.mark.thorough
 @every_method
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded_over_eight_devices(method, axis_type):
@@ -226,6 +233,7 @@ def test_sharded_over_eight_devices(method, axis_type):
     assert_close(result, expected)
 
 
+@pytest.mark.thorough
 def test_made_on_a_mesh_and_inside_of_jit():
     mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -234,6 +242,7 @@ def test_made_on_a_mesh_and_inside_of_jit():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(chain_of("regular")))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("t", "s"), [(T, 3), (T + 40, 3), (5, 5), (4, 6), (5, -2), (-1, -2)])
 def test_times_outside_give_nan(t, s):
     t, s, x = jnp.array([t, 4]), jnp.array([s, 2]), jnp.ones((2, D))
@@ -249,6 +258,7 @@ def test_times_outside_give_nan(t, s):
         assert np.isfinite(result[1]).all()
 
 
+@pytest.mark.thorough
 def test_the_result_keeps_the_dtype():
     x, t = jnp.ones((2, D), jnp.bfloat16), jnp.array([20, 20])
     chain = chain_of("regular")
@@ -259,6 +269,7 @@ def test_the_result_keeps_the_dtype():
     assert chain.posterior_kl(x, x, t, t - 1).dtype == jnp.float32
 
 
+@pytest.mark.thorough
 def test_without_transitions():
     chain = affine_chain(*STEPS["regular"], transitions=False)
     whole = chain_of("regular")

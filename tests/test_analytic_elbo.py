@@ -10,11 +10,11 @@ import scipy.integrate
 import scipy.stats
 from exact import chain, float64
 from exact_mixtures import LINE, ONE, SPACE, log_density_float64, random_mixture, rotation
+from fused import elbo_terms, entropy, entropy_estimate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_jax import analytic, bits_per_dim, schedules
-from ddpm_jax.analytic import elbo_terms
 
 KINDS = ("eps", "x0", "v")
 NAMES = ("linear", "cosine", "linear_log_snr")
@@ -25,9 +25,9 @@ elbo_jit = jax.jit(elbo_terms)
 
 def test_entropy_of_a_gaussian():
     expected = scipy.stats.multivariate_normal(*ONE).entropy()
-    np.testing.assert_allclose(analytic.entropy(analytic.gaussian(*ONE)), expected, rtol=1e-6)
+    np.testing.assert_allclose(entropy(analytic.gaussian(*ONE)), expected, rtol=1e-6)
     flat = analytic.gaussian(SPACE[1][2], SPACE[2][2])
-    assert analytic.entropy(flat) == -math.inf
+    assert entropy(flat) == -math.inf
 
 
 def test_entropy_of_a_mixture_by_quadrature():
@@ -38,7 +38,7 @@ def test_entropy_of_a_mixture_by_quadrature():
     expected = scipy.integrate.trapezoid(np.exp(-nats) * nats, x0)
     spread = math.sqrt(scipy.integrate.trapezoid(np.exp(-nats) * (nats - expected) ** 2, x0))
     data = analytic.mixture(*LINE)
-    estimate = analytic.entropy_estimate(data, jax.random.key(0), 100_000)
+    estimate = entropy_estimate(data, jax.random.key(0), 100_000)
     assert abs(estimate.mean - expected) < 4 * estimate.standard_error
     np.testing.assert_allclose(estimate.standard_error, spread / math.sqrt(100_000), rtol=0.02)
 
@@ -77,6 +77,7 @@ def test_elbo_terms_in_fifty_digits(name):
     np.testing.assert_allclose(terms.total, float(prior + sum(kl) + decoder), rtol=2e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predicts", KINDS)
 def test_elbo_terms_are_the_means_of_the_losses(predicts):
     # 20,000 draws, 20 steps: each term within 4.5 standard errors, p < 1e-3 for all 60 together.
@@ -99,6 +100,7 @@ def test_elbo_terms_are_the_means_of_the_losses(predicts):
         assert (np.abs(nats.mean(axis=0) - expected) < 4.5 * standard_error).all()
 
 
+@pytest.mark.thorough
 def test_the_elbo_ends_on_the_entropy_and_the_excess_falls_with_t():
     # The chain reaches far beyond the data at both ends, so steps are all that is left to cost.
     covariance = [[0.5, 0.2], [0.2, 0.3]]
@@ -106,8 +108,7 @@ def test_the_elbo_ends_on_the_entropy_and_the_excess_falls_with_t():
     steps = np.array([100, 400, 1600])
     excess = np.array(
         [
-            elbo_jit(data, schedules.linear_log_snr(int(T), 14.0, -14.0)).total
-            - analytic.entropy(data)
+            elbo_jit(data, schedules.linear_log_snr(int(T), 14.0, -14.0)).total - entropy(data)
             for T in steps
         ]
     )
@@ -122,6 +123,7 @@ def test_the_elbo_ends_on_the_entropy_and_the_excess_falls_with_t():
     np.testing.assert_allclose(excess[-1], first_order[-1], rtol=0.02)
 
 
+@pytest.mark.thorough
 @settings(max_examples=15)
 @given(SEEDS, st.sampled_from([1, 3]), st.sampled_from(NAMES), st.sampled_from([2, 100]))
 def test_the_elbo_is_never_below_the_entropy(seed, dimensions, name, num_steps):
@@ -129,7 +131,7 @@ def test_the_elbo_is_never_below_the_entropy(seed, dimensions, name, num_steps):
     data = analytic.gaussian(means[0], covariances[0] + 1e-3 * np.eye(dimensions))
     terms = elbo_jit(data, getattr(schedules, name)(num_steps))
     assert min(terms.prior, terms.per_step[1:].min()) >= 0.0
-    assert terms.total - analytic.entropy(data) > -1e-5 * abs(terms.total)
+    assert terms.total - entropy(data) > -1e-5 * abs(terms.total)
 
 
 def test_the_elbo_of_a_chain_that_ends_in_noise():

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 import tiny
 from inceptions import as_file, random_state
+from networks import make_mixers
 
 from ddpm_jax.cli import main
-from ddpm_jax.evaluation import inception_weights
+from ddpm_jax.evaluation import inception, inception_weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        make_mixers(patch)
+        patch.setattr(inception, "SIDE", 75)  # the least that the layers take
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +30,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Trained on few images without labels: Inception looks at each for a tenth of a second."""
+    """Trained on few images without labels."""
     folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (36, 8, 8, 1), dtype=np.uint8)
@@ -36,6 +45,7 @@ def evaluate(run, weights, *arguments):
     return main(["evaluate", str(run), *told, *arguments])
 
 
+@pytest.mark.thorough
 def test_fid_by_its_name_and_only_with_the_public_weights(run, weights, capsys, monkeypatch):
     assert evaluate(run, weights) == 2
     said = capsys.readouterr().err

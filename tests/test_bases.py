@@ -135,6 +135,7 @@ def shapes_of_modes(name):
     return [SHAPE, (4, 3, 1), (1, 3, 1), (4, 1, 2), (1, 1, 1), (1, 1, 2)]
 
 
+@pytest.mark.thorough
 @every_basis
 def test_the_diagonal_is_that_of_the_matrix(name):
     basis, matrix = BASES[name]
@@ -159,6 +160,7 @@ def test_the_diagonal_of_one_number_for_each_example_is_that_number():
         np.testing.assert_array_equal(basis.diagonal(values), values)
 
 
+@pytest.mark.thorough
 @every_basis
 def test_bfloat16_is_transformed_in_float32(name):
     basis, matrix = BASES[name]
@@ -177,6 +179,7 @@ def test_numpy_is_welcome(without_annotation_checks):
         np.testing.assert_allclose(flat(modes), flat(IMAGES) @ matrix.T, atol=2e-6)
 
 
+@pytest.mark.thorough
 @every_basis
 def test_a_basis_is_a_pytree_and_linear(name):
     basis, matrix = BASES[name]

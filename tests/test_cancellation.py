@@ -16,6 +16,8 @@ from ddpm_jax import processes, schedules
 from ddpm_jax.losses import prior_term, vlb_terms
 from ddpm_jax.samplers import SamplerState, ddim
 
+pytestmark = pytest.mark.thorough
+
 T = 1000
 SCHEDULES = ("linear", "cosine", "sigmoid", "linear_log_snr", "constant", "shifted", "respaced")
 NEIGHBOURS = [(t, t - 1) for t in range(1, T)]

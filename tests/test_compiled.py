@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import thorough_but
 
 from ddpm_jax import compiled, likelihood, samplers, schedules
 from ddpm_jax.compiled import call_compiled
@@ -74,7 +75,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", thorough_but(["ddim", "heun", "bits_per_dim", "flow"], CALLS))
 def test_the_second_call_traces_nothing(name):
     traces = []
 
@@ -154,6 +155,7 @@ def of_the_global(x_t, t):
 LARGE = (300, 300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(), LARGE], ids=["small", "large"])
 def test_what_a_network_holds_may_change(shape, monkeypatch):
     # Every way to hold parameters, and every way to change them, against a function made anew.
@@ -195,6 +197,7 @@ def test_what_a_network_holds_may_change(shape, monkeypatch):
     )
 
 
+@pytest.mark.thorough
 def test_a_flax_network_is_found_again_and_other_parameters_are_another():
     calls = []
 
@@ -216,6 +219,7 @@ def test_a_flax_network_is_found_again_and_other_parameters_are_another():
     assert (np.asarray(other) != np.asarray(first)).any()
 
 
+@pytest.mark.thorough
 def test_a_network_is_freed_with_its_program():
     network = Network(jnp.ones(LARGE))
     draw(samplers.ddim(SCHEDULE, network))
@@ -232,6 +236,7 @@ def test_a_network_is_freed_with_its_program():
     assert array() is None
 
 
+@pytest.mark.thorough
 def test_programs_are_a_few():
     for value in range(compiled._MOST_PROGRAMS + 3):
         call_compiled(lambda x, value=value: x + value, jnp.float32(0.0))

@@ -15,6 +15,8 @@ import pytest
 import scipy.stats
 import tiny
 from flax.core import meta
+from marks import thorough_but
+from networks import make_mixers
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax import parallel, training
@@ -72,19 +74,29 @@ def told():
     return jax.jit(lambda labels=None: model.apply(params, X, T, labels=labels))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _runs_have_a_network_that_compiles_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        make_mixers(patch)
+        yield
+
+
 class TestNetwork:
+    @pytest.mark.thorough
     def test_a_label_is_its_own_example_s(self, told):
         first = told(jnp.array([0, 1, 2]))
         other = told(jnp.array([0, 3, 2]))
         np.testing.assert_array_equal(first[::2], other[::2])
         assert np.abs(first[1] - other[1]).max() > 1e-3
 
+    @pytest.mark.thorough
     def test_every_class_differs_from_every_other_and_from_none(self, told):
         outputs = [told(jnp.full(3, label)) for label in (-1, 0, 1, 2, 3)]
         for index, one in enumerate(outputs):
             for other in outputs[:index]:
                 assert (np.abs(one - other).max(axis=(1, 2, 3)) > 1e-3).all()
 
+    @pytest.mark.thorough
     def test_minus_one_is_no_label(self, told):
         np.testing.assert_array_equal(told(jnp.full(3, -1)), told())
         mixed = told(jnp.array([-1, 2, -1]))
@@ -92,8 +104,9 @@ class TestNetwork:
 
     def test_labels_without_classes_are_refused(self):
         with pytest.raises(ValueError, match=r"network without classes \(num_classes is 0\)"):
-            UNet(**SMALL).apply(born(0), X, T, labels=jnp.zeros(3, jnp.int32))
+            UNet(**SMALL).apply({}, X, T, labels=jnp.zeros(3, jnp.int32))
 
+    @pytest.mark.thorough
     def test_classes_add_one_table_and_leave_the_rest_as_it_was(self):
         """The same bits are born, and a table of zeros changes nothing."""
         without, having = born(0)["params"], dict(born(4)["params"])
@@ -107,6 +120,7 @@ class TestNetwork:
         same = jax.jit(UNet(**SMALL, num_classes=4).apply)(with_zeros, X, T, labels=labels)
         np.testing.assert_allclose(same, plain, atol=1e-6)
 
+    @pytest.mark.thorough
     def test_only_the_vectors_of_labels_that_came_learn(self):
         model, params = UNet(**SMALL, num_classes=4), moved(born(4))
 
@@ -173,16 +187,17 @@ class TestLabelDropout:
 
     def test_is_a_matter_of_the_example_alone(self):
         objective = objective_of(shows_labels, rate=0.5)
+        losses = jax.jit(objective.losses)
         labels = jnp.arange(3, 19, dtype=jnp.int32)
         batch = Labelled(jnp.zeros((16, 1)), labels)
         drawn = draw(objective, jax.random.key(0), 16, ())
-        whole = objective.losses((), batch, drawn)
+        whole = losses((), batch, drawn)
         order = np.random.default_rng(0).permutation(16)
         batch, drawn = jax.tree.map(lambda leaf: leaf[order], (batch, drawn))
-        np.testing.assert_array_equal(objective.losses((), batch, drawn), whole[order])
+        np.testing.assert_array_equal(losses((), batch, drawn), whole[order])
         for index in range(16):
             one = jax.tree.map(lambda leaf, i=index: leaf[i : i + 1], (batch, drawn))
-            assert objective.losses((), *one) == whole[order][index]
+            assert losses((), *one) == whole[order][index]
 
     def test_times_noise_and_dropout_are_those_of_a_batch_without_labels(self):
         def shows_the_rest(params, x_t, t, *, train, keys, labels=None):
@@ -258,6 +273,7 @@ def trained(name, data, fsdp, accumulate=1, steps=5):
     return Trained(losses, jax.device_get(state.params))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "data", "fsdp", "accumulate"),
     [
@@ -311,8 +327,8 @@ class TestBind:
         x_t = jax.random.normal(jax.random.key(0), (rows, 8, 8, 1))
         t = jnp.arange(rows, dtype=jnp.int32)
         params = jax.tree.map(jnp.asarray, params)
-        predict = experiment.bind(params, **how)
-        direct = functools.partial(experiment.model.apply, params, x_t, t)
+        predict = jax.jit(experiment.bind(params, **how))
+        direct = jax.jit(functools.partial(experiment.model.apply, params, x_t, t))
         return np.asarray(predict(x_t, t)), direct
 
     def test_guidance_is_between_and_beyond_the_two_networks(self, experiment, params):
@@ -367,7 +383,10 @@ class TestDraw:
         np.testing.assert_array_equal(later, turns[7:12])
         np.testing.assert_array_equal(drawn_with(experiment, {}, num=5, steps=2, label=7), 7)
 
-    @pytest.mark.parametrize(("devices", "num"), [(1, 1), (1, 3), (2, 8), (4, 3), (8, 8), (8, 1)])
+    @pytest.mark.parametrize(
+        ("devices", "num"),
+        thorough_but([(4, 3)], [(1, 1), (1, 3), (2, 8), (4, 3), (8, 8), (8, 1)]),
+    )
     def test_an_image_is_the_same_in_any_batch_on_any_mesh(self, params, twelve, devices, num):
         """To the grey level: what is rounded are differences of 1e-6 between sums."""
         config = dataclasses.replace(conditional(), mesh=MeshConfig(data=devices))
@@ -413,6 +432,9 @@ def untold(tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "untold")
 
 
+NO_CLASSES = "is for runs with classes; this one has none"
+
+
 class TestCommands:
     def sample(self, run, tmp_path, *more):
         out = tmp_path / "samples.npz"
@@ -437,8 +459,8 @@ class TestCommands:
             ("run", ["--label", "10"], "--label is '10'; the run has the classes 0, 1, 2,"),
             ("run", ["--label", "-1"], "--label is '-1'; the run has the classes 0, 1, 2,"),
             ("run", ["--guidance", "nan"], "--guidance is nan; it has to be finite"),
-            ("untold", ["--label", "0"], "is for runs with classes; this one has none"),
-            ("untold", ["--guidance", "2"], "is for runs with classes; this one has none"),
+            pytest.param("untold", ["--label", "0"], NO_CLASSES, marks=pytest.mark.thorough),
+            pytest.param("untold", ["--guidance", "2"], NO_CLASSES, marks=pytest.mark.thorough),
         ],
     )
     def test_sample_refuses(self, kind, arguments, said, request, tmp_path, capsys):
@@ -450,6 +472,7 @@ class TestCommands:
         assert error.count("\n") == 1
         assert said in error
 
+    @pytest.mark.thorough
     def test_evaluate_refuses_guidance_without_classes(self, untold, capsys):
         assert main(["evaluate", untold, "--guidance", "2"]) == 2
         error = capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from exact import float64, log_probability_and_slopes
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import thorough_but
 
 from ddpm_jax.gaussians import discretized_log_likelihood
 
@@ -69,7 +70,7 @@ def cases(levels, deviation):
 # The worst over this grid is 2.3e-7 for values and 8e-7 for slopes. Differences of two log Phi,
 # which were here before, had 2e-3 and 4e-2 at 65536 levels and deviation 10, and 1e-4 for the
 # values of 2 levels at deviation 1e-4, whose edges float32 rounds.
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", thorough_but([256], LEVELS))
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 def test_values_and_slopes_against_fifty_digits(levels, deviation):
     x, mean, deviations = cases(levels, deviation)
@@ -80,6 +81,7 @@ def test_values_and_slopes_against_fifty_digits(levels, deviation):
     assert worst(slopes_deviation, expected_deviation, 1.0 / deviation) < 1.5e-6
 
 
+@pytest.mark.thorough
 @given(
     st.sampled_from(LEVELS),
     st.integers(0, 65535),
@@ -100,6 +102,7 @@ def test_anywhere_in_any_regime(levels, level, log_deviation, log_distance, side
         assert worst(slope, expected_slope, 1.0 / deviation) < 3e-6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("deviation", [1e-12, 1e-20, 1e-30, 1.2e-38])
 def test_vanishing_deviations(levels, deviation):
@@ -119,6 +122,7 @@ def test_vanishing_deviations(levels, deviation):
         np.testing.assert_allclose(slope, held, rtol=2e-6, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_deviations_below_normal_numbers():
     # 1e-38 is no normal number and read as 0: the limit of log p, and never NaN.
     levels = 17
@@ -129,6 +133,7 @@ def test_deviations_below_normal_numbers():
     assert np.isfinite(slopes).all()
 
 
+@pytest.mark.thorough
 def test_no_weight_on_an_infinite_loss_is_no_gradient():
     def nothing(mean, deviation):
         log_p = discretized_log_likelihood(floats(0.0), mean, deviation, levels=256)
@@ -138,7 +143,7 @@ def test_no_weight_on_an_infinite_loss_is_no_gradient():
     np.testing.assert_array_equal(slopes, 0.0)
 
 
-@pytest.mark.parametrize("levels", [2, 3, *LEVELS[1:]])
+@pytest.mark.parametrize("levels", thorough_but([256], [2, 3, *LEVELS[1:]]))
 @pytest.mark.parametrize("deviation", [1e-4, 1e-2, 0.1, 1.0, 10.0])
 def test_bins_share_out_all_probability(levels, deviation):
     # float32's own grid of 65536 levels is off by 1e-3 of a bin. Else a few bins have all of it,
@@ -152,7 +157,7 @@ def test_bins_share_out_all_probability(levels, deviation):
     )
 
 
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", thorough_but([256], LEVELS))
 def test_the_two_outer_bins_alone_are_open(levels):
     x, deviation = grid(levels), np.full(levels, 0.01, np.float32)
     for side, owner in ((-30.0, 0), (30.0, levels - 1)):
@@ -162,6 +167,7 @@ def test_the_two_outer_bins_alone_are_open(levels):
         assert slopes[0][owner] == slopes[1][owner] == 0.0
 
 
+@pytest.mark.thorough
 def test_a_mean_far_away_is_pulled_back():
     mean = floats(-1e6, -1e3, -2.0, 2.0, 1e3, 1e6)
     values, slopes, _ = compute(jnp.zeros(6), mean, jnp.full(6, 1e-3), 256)
@@ -178,6 +184,7 @@ def test_infinite_means_and_nan():
     assert not np.isnan(np.stack(slopes)[:, :3]).any()
 
 
+@pytest.mark.thorough
 def test_second_derivatives():
     # A narrow bin, a wide one far from the mean and around it, and open ones on both sides.
     x, mean = floats(0.0, 0.0, 0.0, -1.0, -1.0, 1.0), floats(0.3, 0.5, 0.01, -1.2, -0.5, 0.0)
@@ -212,6 +219,7 @@ def slopes_of(x, mean, deviation, levels=17):
     return mp.diff(log_p, (mean, deviation), (1, 0)), mp.diff(log_p, (mean, deviation), (0, 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_rounded_once(dtype):
     x = jnp.linspace(-1.0, 1.0, 17).astype(dtype)

@@ -8,6 +8,8 @@ import pytest
 from ddpm_jax import analytic, likelihood, losses, samplers, schedules
 from ddpm_jax.samplers import guidance
 
+pytestmark = pytest.mark.thorough
+
 SCHEDULE = schedules.cosine(6)
 TIMES = samplers.time_grid(SCHEDULE, 3)
 KEY = jax.random.key(0)

@@ -28,6 +28,7 @@ def test_q_sample_is_the_isotropic_shortcut():
     np.testing.assert_allclose(x_t, float64(expected), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_chain_has_the_moments_of_the_shortcut():
     # 200,000 chains of 30 steps. Mean and variance within 4.5 standard errors, at a fixed seed:
     # p < 1e-5 for each.
@@ -93,6 +94,7 @@ def test_the_posterior_is_bayes_rule(name):
         assert ulps(actual, exact).max() < 16
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SCHEDULES + TRANSFORMED)
 def test_averaged_over_x_t_the_posterior_is_q_of_x_s(name):
     pairs, tables = NEIGHBOURS + STRIDES, chain(name, 4000)
@@ -193,6 +195,7 @@ def test_conversions_follow_the_definitions(source, target):
     assert (np.abs(back - f32[source]) <= tolerance[source]).all()
 
 
+@pytest.mark.thorough
 @given(
     st.sampled_from(KINDS),
     st.sampled_from(KINDS),
@@ -241,6 +244,7 @@ def test_unknown_kinds_are_named(without_annotation_checks, source, target):
         convert(schedules.linear(10), x, x, jnp.array([0]), source=source, target=target)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("data", "dtype"),
     [
@@ -273,6 +277,7 @@ def test_any_rank_and_dtype_go_through(data, dtype):
     assert variance.shape == (3,)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("x0", [0.0, 1.0])
 def test_the_chain_of_bfloat16_images_has_the_moments_too(x0):
     # sqrt(1 - 0.001) is 1 in bfloat16. 50,000 chains: within 4.5 standard errors, at a fixed seed,

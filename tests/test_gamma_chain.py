@@ -15,12 +15,14 @@ import scipy.special
 import scipy.stats
 from exact import chain as exact_chain
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from marks import thorough_but
 
 from ddpm_jax import forward, schedules
 from ddpm_jax.processes import gamma
 
 T, BATCH, DRAWS = 12, 8, 100_000
 SCHEDULE, TABLES = schedules.cosine(T), exact_chain("cosine", T)
+LEGENDRE = np.polynomial.legendre.leggauss(400)
 CRITICAL = float(scipy.stats.kstwo.isf(1e-5, DRAWS))
 
 
@@ -67,7 +69,9 @@ posterior_sample = jax.jit(
 )
 
 
-@pytest.mark.parametrize("k", [0.05, 0.7, 3.0, 150.0, 9e3, 1.1e4, 1e6, 3e9])
+@pytest.mark.parametrize(
+    "k", thorough_but([0.7, 9e3], [0.05, 0.7, 3.0, 150.0, 9e3, 1.1e4, 1e6, 3e9])
+)
 def test_noise_is_the_standardized_gamma(k):
     eps = draw_noise(gamma(SCHEDULE, theta_for(7, k)), jax.random.key(0), at(7))
     assert eps.dtype == jnp.float32
@@ -80,6 +84,7 @@ def test_noise_is_the_standardized_gamma(k):
         assert len(np.unique(z)) > 0.8 * DRAWS
 
 
+@pytest.mark.thorough
 def test_the_skewness_of_a_large_gamma():
     # 2 / sqrt(k) = 0.019; its standard error for 2 million draws is 0.0017.
     k = 1.1e4
@@ -89,6 +94,7 @@ def test_the_skewness_of_a_large_gamma():
     assert abs(np.mean(z**3) - 2.0 / np.sqrt(k)) < 4.5 * np.sqrt(6.0 / len(z))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", [1e2, 1e3, 1e4])
 def test_what_the_proposal_of_a_large_gamma_is_off_by(k):
     # Total variation between the gamma and the proposal without its test, by quadrature over z.
@@ -101,6 +107,7 @@ def test_what_the_proposal_of_a_large_gamma_is_off_by(k):
     assert 0.01 / k < distance < 0.02 / k
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("theta_0", [0.05, 0.8])
 def test_the_chain_walked_has_the_law_of_the_closed_form(theta_0):
     chain, x0, last, middle = gamma(SCHEDULE, theta_0), jnp.full((DRAWS, 1), 0.6), 9, 4
@@ -131,6 +138,7 @@ def test_one_step_is_the_noise_of_the_paper():
     assert_law(noise / (theta * np.sqrt(k)), k)
 
 
+@pytest.mark.thorough
 def test_the_means_are_those_of_the_gaussian_chain():
     pairs = jnp.array([(t, s) for t in range(T) for s in range(-1, t)], jnp.int32)
     t, s = pairs.T
@@ -152,7 +160,7 @@ def by_quadrature(theta_0, x0, x_t, t, s):
     k_s, k_rest = shape_of(s, theta_0), shape_of(t, theta_0) - shape_of(s, theta_0)
     low = a_s * (x0 - theta_0 * k_s)  # g_s is 0 there, and the noise after s at the other end
     high = a_s * (x_t / a_t + theta_0 * k_rest)
-    node, weight = np.polynomial.legendre.leggauss(400)
+    node, weight = LEGENDRE
     x_s = low + (high - low) * (node + 1.0) / 2.0
     g_s = (x_s - a_s * x0) / (a_s * theta_0) + k_s
     g_rest = (x_t - a_t / a_s * x_s) / (a_t * theta_0) + k_rest
@@ -173,6 +181,7 @@ def test_posterior_moments_by_quadrature(theta_0, t, s):
         np.testing.assert_allclose(float(variance[0, 0]), float(expected[1]), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_posterior_is_what_is_left_of_chains_that_end_there():
     # Rejection: 4 million chains by NumPy's gammas, kept where x_t falls within 0.01 of a value.
     # Mean, variance and third moment of x_s within 4.5 standard errors of those of 100,000 draws.
@@ -204,6 +213,7 @@ def test_the_posterior_is_what_is_left_of_chains_that_end_there():
         assert abs(third[0].mean() - third[1].mean()) < 4.5 * error
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("k_bar", "t", "s"),
     [(2.0, 7, 3), (40.0, 7, 6), (0.3, 9, 8), (9e3, 7, 3), (2e4, 11, 0), (1e6, 9, 4), (1e9, 9, 8)],
@@ -225,6 +235,7 @@ def test_what_was_drawn_at_t_is_split_as_the_chain_had_come_there(k_bar, t, s):
     assert abs(np.corrcoef(*(rank.ravel() for rank in ranks))[0, 1]) < 4.5 / np.sqrt(DRAWS)
 
 
+@pytest.mark.thorough
 def test_at_the_data_the_posterior_is_the_data():
     x0 = jax.random.normal(jax.random.key(13), (DRAWS, 1))
     t, s, chain = jnp.arange(DRAWS, dtype=jnp.int32) % T, at(-1), gamma(SCHEDULE, 0.3)
@@ -236,6 +247,7 @@ def test_at_the_data_the_posterior_is_the_data():
     np.testing.assert_allclose(drawn, x0, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("theta_0", [1e-4, 0.1, 3.0, 30.0])
 def test_what_the_chain_reaches_has_a_posterior_and_what_is_below_has_none(theta_0):
     # Of a shape far below 1 most draws are the lower end itself, but for rounding.
@@ -256,6 +268,7 @@ def test_what_the_chain_reaches_has_a_posterior_and_what_is_below_has_none(theta
         assert np.isnan(found).all()
 
 
+@pytest.mark.thorough
 def test_without_signal_the_noise_is_gaussian():
     schedule = schedules.zero_terminal_snr(SCHEDULE)
     chain, last = gamma(schedule, 0.5), at(T - 1)
@@ -308,6 +321,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.thorough
 @transformed
 def test_vmap_and_grad(method):
     arrays, function = CASES[method], compiled(method)
@@ -335,6 +349,7 @@ def test_vmap_and_grad(method):
         )
 
 
+@pytest.mark.thorough
 @transformed
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded_over_eight_devices(method, axis_type):
@@ -351,6 +366,7 @@ def test_sharded_over_eight_devices(method, axis_type):
     assert_close(result, compiled(method)(arrays))
 
 
+@pytest.mark.thorough
 def test_a_learned_scale():
     @jax.jit
     def total(theta_0):
@@ -362,6 +378,7 @@ def test_a_learned_scale():
     np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("t_out", "s_out"), [(T, 3), (5, 5), (4, 6), (5, -2)])
 def test_times_outside_give_nan(t_out, s_out):
     t, s = at(4).at[0].set(t_out), at(2).at[0].set(s_out)
@@ -380,6 +397,7 @@ def test_times_outside_give_nan(t_out, s_out):
         assert np.isfinite(result[1:]).all()
 
 
+@pytest.mark.thorough
 def test_the_result_keeps_the_dtype():
     x = X0.astype(jnp.bfloat16)
     assert CHAIN.q_sample(x, t, EPS).dtype == jnp.bfloat16

@@ -64,6 +64,7 @@ def test_kl_keeps_its_digits_when_the_variances_are_close(ratio):
     assert ulps(value, [(r - 1 - mp.log(r)) / 2]).max() < 8
 
 
+@pytest.mark.thorough
 @given(
     st.floats(-3, 3, width=32),
     st.floats(2**-20, 2**20, width=32),
@@ -99,6 +100,7 @@ def pairs():
     return tuple(jnp.asarray(np.float32(a)) for a in (mean_q, np.exp(log_q), mean_p, variance_p))
 
 
+@pytest.mark.thorough
 def test_kl_and_its_slopes_over_float32s_range(pairs):
     # 4.7 ulps and, for slopes relative to the sum of their terms, 2.2e-7. A quotient's own
     # derivative has variance_p^2 in it and gave NaN below 1e-19.
@@ -134,6 +136,7 @@ def test_a_ratio_that_underflows_has_a_logarithm(variance_q, variance_p):
     assert ulps(value, [(q / p - 1 - mp.log(q / p)) / 2]).max() < 2
 
 
+@pytest.mark.thorough
 @given(st.floats(-50, 50, width=16), st.integers(-30, 30), st.floats(-3, 3, width=16))
 def test_kl_knows_no_origin_and_no_unit(shift, exponent, mean):
     # Shifts of half-precision numbers and powers of two are exact, so nothing may change at all.
@@ -184,6 +187,7 @@ def test_equal_gaussians_are_no_distance_apart():
     assert slopes(kl_standardized, zero, zero) == (0.0, 0.0)
 
 
+@pytest.mark.thorough
 def test_entropy_and_log_density_over_float32s_range(pairs):
     x, _, mean, variance = pairs
     two_pi, rows = 2 * mp.pi, list(exactly(x, mean, variance))
@@ -225,6 +229,7 @@ CASES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", CASES)
 def test_half_precision_is_rounded_once(name, dtype):

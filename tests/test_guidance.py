@@ -75,6 +75,7 @@ def test_classifier_against_the_score_in_float64(scale):
     np.testing.assert_allclose(guided(X_T, TIMES), -b * score, atol=3e-5)
 
 
+@pytest.mark.thorough
 def test_classifier_knows_a_respaced_chain_by_its_network_times():
     kept = np.array([0, 3, 10, 25, 40, 48])
     short = schedules.respaced(SCHEDULE, kept)
@@ -97,6 +98,7 @@ def test_classifier_knows_a_respaced_chain_by_its_network_times():
     np.testing.assert_allclose(*x0, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predicts", ["x0", "v"])
 def test_classifier_where_no_signal_is_left(predicts):
     schedule = schedules.zero_terminal_snr(SCHEDULE)
@@ -131,6 +133,7 @@ def test_classifier_free_means_the_same_in_every_kind(scale):
         np.testing.assert_allclose(x0_hat, expected, atol=5e-5)
 
 
+@pytest.mark.thorough
 def test_guided_sampling_of_gaussian_classes_has_a_closed_form():
     # Both predictions are affine in x_t, and so is every step of DDIM: x0 = P x_T + Q, told here by
     # the recursion in float64.
@@ -182,6 +185,7 @@ def test_rescale_by_brute_force(rescale):
     np.testing.assert_array_equal(flat, -3.0)
 
 
+@pytest.mark.thorough
 def test_the_learned_variance_passes_through():
     def with_range(predict):
         return lambda x_t, t: (predict(x_t, t), 0.25 * jnp.ones_like(x_t))
@@ -219,6 +223,7 @@ def test_dynamic_threshold_by_brute_force(quantile):
     np.testing.assert_array_equal(static_threshold(x0_hat), np.clip(x0_hat, -1.0, 1.0))
 
 
+@pytest.mark.thorough
 def test_the_scale_may_be_traced():
     guides = (
         lambda scale: classifier_free(of_class(0.5, "eps"), of_class(0.0, "eps"), scale=scale),

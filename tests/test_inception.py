@@ -25,12 +25,20 @@ from inceptions import (
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax.evaluation import WeightsError, inception_network, inception_weights
+from ddpm_jax.evaluation import WeightsError, inception, inception_network, inception_weights
 from ddpm_jax.evaluation.inception import InceptionV3, MixedA, features, resize
 from ddpm_jax.evaluation.inception_weights import convert, expected_shapes
 from ddpm_jax.evaluation.torch_weights import read_state_dict
 
 RNG = np.random.default_rng(0)
+SMALLEST = 75
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_least_that_the_layers_take():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "SIDE", SMALLEST)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +115,7 @@ def test_averages_leave_out_what_is_not_in_the_image():
     )
 
 
+@pytest.mark.thorough
 def test_grey_images_are_repeated(network, photos, seen):
     grey = photos[..., :1]
     one, three = network.apply(grey), network.apply(jnp.tile(grey, 3))
@@ -114,6 +123,7 @@ def test_grey_images_are_repeated(network, photos, seen):
     assert np.abs(one.pooled - seen.pooled).max() > 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_on_eight_devices(npz, photos, seen, axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
@@ -126,6 +136,7 @@ def test_on_eight_devices(npz, photos, seen, axis_type):
         assert np.abs(part - whole).max() < 1e-5 * np.abs(whole).max()
 
 
+@pytest.mark.thorough
 def test_weights_follow_the_images(network, photos, seen):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split = jax.device_put(photos, NamedSharding(mesh, PartitionSpec("data")))
@@ -152,20 +163,18 @@ def test_images_are_checked(images, error, message):
 
 
 def by_hand(image, side):
-    """Pixel by pixel, where it lies being told by whole numbers."""
-    height, width, _ = image.shape
-    made = np.zeros((side, side, image.shape[-1]))
-    for i in range(side):
-        top, down = divmod(i * height, side)
-        for j in range(side):
-            left, right = divmod(j * width, side)
-            corners = image[
-                np.ix_([top, min(top + 1, height - 1)], [left, min(left + 1, width - 1)])
-            ]
-            y, x = down / side, right / side
-            weights = np.outer([1 - y, y], [1 - x, x])
-            made[i, j] = np.sum(weights[..., None] * corners, axis=(0, 1))
-    return made
+    """Where each pixel lies follows from whole numbers."""
+
+    def between(n):
+        below, share = np.divmod(np.arange(side) * n, side)
+        return below, np.minimum(below + 1, n - 1), share / side
+
+    top, bottom, y = between(image.shape[0])
+    left, right, x = between(image.shape[1])
+    y, x = y[:, None, None], x[None, :, None]
+    above = (1 - x) * image[np.ix_(top, left)] + x * image[np.ix_(top, right)]
+    below = (1 - x) * image[np.ix_(bottom, left)] + x * image[np.ix_(bottom, right)]
+    return (1 - y) * above + y * below
 
 
 @pytest.mark.parametrize(
@@ -185,18 +194,21 @@ def test_an_image_of_that_size_stays_as_it_is():
     np.testing.assert_array_equal(jax.jit(resize, static_argnums=1)(jnp.asarray(image), 299), image)
 
 
-def test_features_are_of_prepared_images(network, state, seen, photos):
-    side = 299
-    x = np.stack([by_hand(np.asarray(photo, np.float64), side) for photo in photos[:1]])
+@pytest.mark.thorough
+def test_features_are_of_prepared_images(state, photos, monkeypatch):
+    monkeypatch.setattr(inception, "SIDE", 299)
+    x = by_hand(np.asarray(photos[0], np.float64), 299)[None]
     prepared = jnp.asarray((x - 128) / 128, jnp.float32)
     variables = inception_weights.to_variables(state)
-    pooled, _ = jax.jit(InceptionV3().apply)(variables, prepared)
-    assert np.abs(pooled - seen.pooled[:1]).max() < 1e-4 * np.abs(pooled).max()
+    expected, _ = jax.jit(InceptionV3().apply)(variables, prepared)
+    pooled = jax.jit(lambda images: features(variables, images).pooled)(photos[:1])
+    assert np.abs(pooled - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 # ---- files of weights
 
 
+@pytest.mark.thorough
 def test_a_file_and_its_conversion_are_one_network(pth, npz, network, photos, seen):
     direct = inception_network(pth, other_weights=True)
     assert direct[:4] == network[:4]
@@ -222,6 +234,7 @@ def test_the_public_file_is_known_by_the_hash_in_its_name():
     assert len(bytes.fromhex(inception_weights.PUBLIC_SHA256)) == 32
 
 
+@pytest.mark.thorough
 def test_other_weights_have_another_identity(pth, network, state, tmp_path, monkeypatch):
     path = tmp_path / "other.pth"
     bias = state["Mixed_7c.branch_pool.bn.bias"] + np.float32(1e-6)
@@ -233,6 +246,7 @@ def test_other_weights_have_another_identity(pth, network, state, tmp_path, monk
     assert inception_network(pth, other_weights=True).identity != network.identity
 
 
+@pytest.mark.thorough
 def test_an_altered_conversion_is_refused(npz, tmp_path):
     with np.load(npz) as archive:
         arrays = dict(archive)
@@ -375,6 +389,7 @@ def test_what_a_pickle_sets_on_a_function_is_gone_with_it(by, tmp_path):
     assert collections.OrderedDict.__name__ == "OrderedDict"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("legacy", [True, False])
 def test_every_truncation_is_told(legacy, tmp_path):
     path, content = tmp_path / "cut.pth", as_file(SMALL, legacy=legacy)
@@ -385,6 +400,7 @@ def test_every_truncation_is_told(legacy, tmp_path):
         assert str(path) in str(told.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("legacy", [True, False])
 def test_damage_is_told_or_harmless(legacy, tmp_path):
     # What a flipped byte does to a dict of tensors is for checksums to find; here it must not

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact import chain, float64, gaussian_denoiser
+from fused import q_sample, vlb_terms
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from marks import thorough_but
 
 from ddpm_jax import (
     bits_per_dim,
     estimate_bits_per_dim,
     flow_bits_per_dim,
-    losses,
-    q_sample,
     schedules,
     timesteps,
 )
 
 
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+@pytest.mark.parametrize("predicts", thorough_but(["eps"], ["eps", "x0", "v"]))
 def test_kl_of_the_best_denoiser_of_gaussian_data(predicts):
     # 20,000 examples of 2 pixels, 50 steps. The best denoiser errs by the posterior variance of
     # x_0, so KL_t is on average (SNR_{t-1} - SNR_t) / 2 times that. Each within 4.5 standard
@@ -60,6 +60,7 @@ def grey_level_denoiser(alpha_bar, levels):
     return predict
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("levels", [2, 5])
 def test_the_best_model_pays_the_entropy_and_an_excess_that_falls_with_t(levels):
     # 512 examples of 16 independent pixels, each level equally often: log2(levels) bits. The
@@ -112,6 +113,7 @@ def test_a_perfect_model_pays_only_for_the_prior_and_the_last_step(grey_images):
     np.testing.assert_array_equal(bits.kl, np.zeros(2))
 
 
+@pytest.mark.thorough
 def test_one_compilation_serves_every_schedule_of_a_length(grey_images):
     traces = []
 
@@ -128,6 +130,7 @@ def test_one_compilation_serves_every_schedule_of_a_length(grey_images):
     assert len(traces) == 1
 
 
+@pytest.mark.thorough
 def test_the_program_does_not_grow_with_the_chain(grey_images):
     def program(num_steps):
         return jax.make_jaxpr(
@@ -153,7 +156,10 @@ def mixing(x_t, t):
 
 
 @pytest.mark.parametrize(
-    ("variance", "levels"), [("small", 17), ("large", 17), ("learned_range", 17), ("large", None)]
+    ("variance", "levels"),
+    thorough_but(
+        [("small", 17)], [("small", 17), ("large", 17), ("learned_range", 17), ("large", None)]
+    ),
 )
 def test_every_term_is_that_of_a_loop_over_time(grey_images, variance, levels):
     # A chain that visits few times of a longer one, so that t is not what the network is told.
@@ -180,7 +186,7 @@ def test_every_term_is_that_of_a_loop_over_time(grey_images, variance, levels):
         x_t = q_sample(schedule, grey_images, times, eps)
         output = predict(x_t, 10 * times + 9)
         prediction, interpolation = output if variance == "learned_range" else (output, None)
-        nats = losses.vlb_terms(
+        nats = vlb_terms(
             schedule,
             prediction,
             grey_images,
@@ -194,6 +200,7 @@ def test_every_term_is_that_of_a_loop_over_time(grey_images, variance, levels):
         np.testing.assert_allclose(found.per_step[t], nats / (12 * math.log(2)), rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunk", [5, 100])
 @pytest.mark.parametrize("function", [bits_per_dim, estimate_bits_per_dim])
 def test_chunks_change_the_speed_and_nothing_else(grey_images, function, chunk):
@@ -250,6 +257,7 @@ def wide(x_t, t):
     return (hidden @ jnp.ones((4096, 12)) / 4096).reshape(x_t.shape)
 
 
+@pytest.mark.thorough
 def test_memory_grows_with_the_chunk_and_not_with_the_chain(grey_images):
     def temporary(num_steps, chunk):
         schedule = schedules.linear(num_steps)
@@ -267,6 +275,7 @@ def test_memory_grows_with_the_chunk_and_not_with_the_chain(grey_images):
     assert chunked > 50 * rows
 
 
+@pytest.mark.thorough
 def test_chunks_stay_on_the_devices_of_their_examples():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec("data"))
@@ -290,6 +299,7 @@ def test_chunks_stay_on_the_devices_of_their_examples():
         assert moved not in program
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("function", [bits_per_dim, estimate_bits_per_dim])
 def test_an_explicit_mesh_that_is_set_splits_the_images_alone(function):
     # With the mesh set, times are whole on every device by their type, and the images are split.
@@ -347,6 +357,7 @@ def estimated(name, num_steps, x0, num_times, probabilities=None, predict=None):
     )(x0)
 
 
+@pytest.mark.thorough
 def test_the_standard_error_of_an_estimate_covers_the_truth():
     # 2000 examples of 8 pixels, 1000 draws from 50 terms each. The mean error within 4.5 standard
     # errors of 0 (p < 1e-5); of the intervals of 1.96, 95% hold the truth, within 4.5 standard
@@ -368,6 +379,7 @@ def test_the_standard_error_of_an_estimate_covers_the_truth():
     assert error["importance"] < 0.4 * error["uniform"]  # 0.35
 
 
+@pytest.mark.thorough
 def test_a_history_of_losses_lowers_the_standard_error():
     # Cosine, 200 steps. The history holds terms that the library computed, ten at each time.
     name, num_steps = "cosine", 200
@@ -390,6 +402,7 @@ def test_a_history_of_losses_lowers_the_standard_error():
     assert ratio < 0.2  # 0.17; as many uniform draws as 34 times these
 
 
+@pytest.mark.thorough
 def test_the_best_proposal_leaves_the_noise_alone():
     # A predictor whose error does not depend on the noise, so that nothing at all is left.
     name, num_steps = "linear_log_snr", 50
@@ -461,6 +474,7 @@ def test_arguments_that_cannot_be(grey_images, without_annotation_checks):
         assert np.isnan(found.bits_per_dim).all()
 
 
+@pytest.mark.thorough
 def test_bfloat16_data_have_the_bits_of_the_same_data_in_float32(grey_images):
     # x_t rounded to bfloat16 is not the chain's, and its bits were below the bound.
     schedule, told = schedules.linear(50), {"predicts": "x0", "levels": 17}

@@ -37,6 +37,12 @@ def noise(keys, times):
     return jnp.stack([of_one(keys, t) for t in times])
 
 
+@jax.jit
+def terms_by_hand(keys, times):
+    eps, static = noise(keys, times), {"predicts": "v", "levels": LEVELS, "variance": "small"}
+    return terms_at(SCHEDULE, predict, X0, times, eps, **static)
+
+
 # Times
 
 
@@ -107,40 +113,24 @@ def test_terms_are_those_of_the_chain_by_hand():
     times = jnp.array([[0, 3, 11, 1, 7], [5, 0, 2, 11, 11]], jnp.int32)
     keys = jax.random.split(KEY, BATCH)
     found = bits(KEY, X0, times)
-    expected = terms_at(
-        SCHEDULE,
-        predict,
-        X0,
-        jnp.asarray(times),
-        noise(keys, times),
-        predicts="v",
-        levels=LEVELS,
-        variance="small",
-    )
+    expected = terms_by_hand(keys, times)
     np.testing.assert_allclose(found.per_time, expected * TO_BITS, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(found.prior, prior_term(SCHEDULE, X0) * TO_BITS, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_over_all_times_they_are_the_elbo_with_that_noise():
     times, lengths = spread_times(NUM_STEPS, NUM_STEPS, BATCH, seed=0)
     times = jnp.asarray(times)
     keys = jax.random.split(KEY, BATCH)
     found = bits(KEY, X0, times)
-    of_all = terms_at(
-        SCHEDULE,
-        predict,
-        X0,
-        times,
-        noise(keys, times),
-        predicts="v",
-        levels=LEVELS,
-        variance="small",
-    )
+    of_all = terms_by_hand(keys, times)
     total = found.prior + (np.float32(lengths) * found.per_time).sum(axis=0)
     expected = (prior_term(SCHEDULE, X0) + of_all.sum(axis=0)) * TO_BITS
     np.testing.assert_allclose(total, expected, rtol=2e-5)
 
 
+@pytest.mark.thorough
 def test_their_mean_is_that_of_the_whole_elbo():
     # 2,000 copies of one image, each with its noise: the two estimates agree within 4.5 standard
     # errors (p < 1e-5), and few times are a noisier estimate of the same.
@@ -158,6 +148,7 @@ def test_their_mean_is_that_of_the_whole_elbo():
     assert few.std() > whole.std()
 
 
+@pytest.mark.thorough
 def test_an_example_with_its_own_key_does_not_see_the_others():
     keys = jax.random.split(jax.random.key(3), BATCH)
     times = jnp.array([[0, 3, 11, 1, 7], [5, 0, 2, 11, 11]], jnp.int32)
@@ -175,6 +166,7 @@ def test_an_example_with_its_own_key_does_not_see_the_others():
     )
 
 
+@pytest.mark.thorough
 def test_a_time_has_its_noise_wherever_it_stands():
     times = jnp.array([[0] * BATCH, [4] * BATCH, [9] * BATCH], jnp.int32)
     one, other = bits(KEY, X0, times), bits(KEY, X0, times[::-1])

@@ -26,6 +26,7 @@ def in_a_loop(x, name):
     return jax.lax.scan(lambda y, _: (rounded(y, name), None), x, None, length=2)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NARROW)
 @pytest.mark.parametrize("exact_up_to", [0, 64])
 def test_rounded_noise_is_not_gaussian(name, exact_up_to):
@@ -34,6 +35,7 @@ def test_rounded_noise_is_not_gaussian(name, exact_up_to):
     assert f"rounded to {name}" in found.evidence.reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NARROW)
 def test_a_rounded_state_is_not_linear(name):
     found = verdict(lambda x, eps, t: vp(rounded(x, name), eps, t))
@@ -41,6 +43,7 @@ def test_a_rounded_state_is_not_linear(name):
     assert f"rounds to {name}" in found.evidence.reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "step",
     [
@@ -91,6 +94,7 @@ def test_the_moments_of_rounded_noise():
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
@@ -160,6 +164,7 @@ def test_what_h_is_at_one_point_has_no_probability():
     np.testing.assert_allclose([found.mean, found.variance - 1.0], 0.0, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_peak_too_narrow_to_measure_leaves_the_moments_unknown():
     assert np.isnan(moments_of(lambda eps: np.where(np.abs(eps) < 1e-7, 1e6, eps)).variance)
     found = verdict(noisy(lambda eps: jnp.where(jnp.abs(eps) < 1e-7, 1e6, eps)))
@@ -168,6 +173,7 @@ def test_a_peak_too_narrow_to_measure_leaves_the_moments_unknown():
     assert "are not known" in found.evidence.note
 
 
+@pytest.mark.thorough
 def test_one_element_of_many_that_differs_leaves_the_moments_unknown():
     found = verdict(lambda x, eps, t: vp(x, jnp.sign(eps).at[0].mul(2.0), t), (100,))
     assert found.evidence.same_moments is None

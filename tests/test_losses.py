@@ -126,6 +126,7 @@ def term_of_each_kind():
     return compute
 
 
+@pytest.mark.thorough
 @given(
     st.integers(0, 99),
     st.integers(0, LEVELS - 1),
@@ -187,6 +188,7 @@ def test_elbo_loss_over_all_times_is_bits_per_dim():
     np.testing.assert_allclose(np.mean(by_time, axis=0), total, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predicts", KINDS)
 @pytest.mark.parametrize(
     "schedule",

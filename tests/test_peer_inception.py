@@ -20,6 +20,8 @@ from ddpm_jax.evaluation.inception import InceptionV3, resize
 from ddpm_jax.evaluation.inception_weights import expected_shapes, to_variables
 from ddpm_jax.evaluation.torch_weights import read_state_dict
 
+pytestmark = pytest.mark.thorough
+
 
 def part_of_torch_fidelity(name):
     """A module of torch-fidelity alone.

@@ -37,7 +37,10 @@ from ddpm_jax.samplers import (
 )
 
 # NumPy's, of how their schedulers hand it tensors.
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.thorough,
+]
 
 MEAN, DEVIATION = 0.3, 0.5
 

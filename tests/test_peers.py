@@ -46,6 +46,8 @@ from peers import (
 from ddpm_jax import q_posterior, q_sample, simple_loss
 from ddpm_jax.samplers import SamplerState, ancestral, ddim, dpm_solver_pp, static_threshold
 
+pytestmark = pytest.mark.thorough
+
 BOTH = [
     *itertools.product(["linear"], KINDS),
     *itertools.product(["zero_terminal_snr"], ["x0", "v"]),

@@ -4,16 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fused import kl_weight, q_posterior, q_sample, q_step, vlb_terms
 
-from ddpm_jax import (
-    bits_per_dim,
-    kl_weight,
-    losses,
-    processes,
-    q_posterior,
-    q_sample,
-    q_step,
-)
+from ddpm_jax import bits_per_dim, processes
 
 
 def gamma(c):
@@ -46,16 +39,17 @@ def bits(c, x0, **options):
     ).total
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_in_chunks_each_example_keeps_its_own_tables(chunk):
     together = jax.jit(lambda c, x0: bits(c, x0, chunk=chunk))(CONDITIONS, X0)
     np.testing.assert_allclose(together, jax.jit(bits)(CONDITIONS, X0), rtol=1e-5)
     t = jnp.full(3, 5)
-    loss = losses.vlb_terms(
+    loss = vlb_terms(
         conditioned(CONDITIONS), linear_network(X0, t), X0, X0, t, predicts="v", levels=None
     )
     for i in range(3):
-        alone = losses.vlb_terms(
+        alone = vlb_terms(
             conditioned(CONDITIONS[i : i + 1]),
             linear_network(X0[i : i + 1], t[:1]),
             *(X0[i : i + 1], X0[i : i + 1], t[:1]),
@@ -79,6 +73,7 @@ def test_rows_of_one_example_are_neighbours():
             process.prior(count)
 
 
+@pytest.mark.thorough
 def test_gradients_reach_what_made_the_tables():
     # Central differences along one direction, through jit: q, the posterior, the ELBO.
     key, t = jax.random.key(2), jnp.array([0, 3, 7])
@@ -98,6 +93,7 @@ def test_gradients_reach_what_made_the_tables():
     np.testing.assert_allclose(jnp.vdot(slope, direction), (ahead - behind) / (2 * step), rtol=2e-2)
 
 
+@pytest.mark.thorough
 def test_conditions_may_be_mapped_over():
     stacked = jnp.stack([CONDITIONS, CONDITIONS + 0.3])
     mapped = jax.jit(jax.vmap(bits, in_axes=(0, None)))(stacked, X0)
@@ -118,6 +114,7 @@ def test_a_log_snr_that_rises_where_it_is_traced_gives_nan():
         sampled(CONDITIONS)
 
 
+@pytest.mark.thorough
 def test_a_network_that_speaks_in_bfloat16_has_float32_tables():
     process = processes.per_pixel(lambda c: gamma(c).astype(jnp.bfloat16), condition=CONDITIONS)
     assert process.log_signal_variance.dtype == process.log_noise_variance.dtype == jnp.float32
@@ -165,6 +162,7 @@ def test_conditions_that_cannot_be(log_snr, options, message):
         processes.per_pixel(log_snr, **options)
 
 
+@pytest.mark.thorough
 def test_a_fixed_part_beside_a_conditioned_one():
     spread = np.linspace(0.5, 1.5, 6)
     process = processes.per_pixel(gamma, variance=spread, condition=CONDITIONS)

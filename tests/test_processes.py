@@ -19,27 +19,27 @@ from exact_modes import (
     dense,
     heat,
 )
-from mpmath import mp
-
-from ddpm_jax import (
-    bases,
+from fused import (
     convert,
     kl_weight,
-    processes,
-    q_chain,
     q_posterior,
+    q_posterior_variance,
     q_sample,
     q_step,
     q_transition,
-    schedules,
 )
-from ddpm_jax.forward import q_posterior_variance
+from marks import thorough_but
+from mpmath import mp
+
+from ddpm_jax import bases, processes, q_chain, schedules
 
 SPECTRAL = NAMES[1:]
 T = 50
 PAIRS = [(1, 0), (2, 1), (25, 24), (49, 48), (49, 0), (30, 7), (20, 3), (0, -1), (49, -1)]
 
-every_process = pytest.mark.parametrize("name", SPECTRAL)
+every_process = pytest.mark.parametrize(
+    "name", thorough_but(["blurring", "correlated", "per_pixel"], SPECTRAL)
+)
 
 
 def images(x):
@@ -92,6 +92,7 @@ def test_tables_are_those_of_the_definition(name, num_steps):
     np.testing.assert_array_equal(process.network_time(t), t)
 
 
+@pytest.mark.thorough
 @every_process
 @pytest.mark.parametrize("num_steps", [50, 1000])
 def test_neighbouring_times_keep_all_digits(name, num_steps):
@@ -162,6 +163,7 @@ def test_blurring_is_the_papers():
     assert np.all(process.prior(1)[0] == 1.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("min_scale", [1.0, 1e-3, 1e-17])
 def test_blur_of_any_scale_keeps_all_digits(min_scale):
     process = processes.blurring(schedules.cosine(T), SHAPE, min_scale=min_scale)
@@ -253,6 +255,7 @@ def test_per_pixel_is_prior_grad_and_mulan():
     np.testing.assert_allclose(found, np.sqrt(a2) * x0 + np.sqrt(1.0 - a2) * eps, atol=2e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", ["blurring", "correlated"])
 def test_a_schedule_that_leaves_no_signal_is_welcome(make):
     schedule = schedules.zero_terminal_snr(schedules.cosine(10))
@@ -313,6 +316,7 @@ def test_q_is_that_of_the_matrices(name):
             np.testing.assert_array_equal(variance[i], 0.0)
 
 
+@pytest.mark.thorough
 @every_process
 def test_averaged_over_x_t_the_posterior_is_q_of_x_s(name):
     process, pairs = build(name), PAIRS[:-2]
@@ -325,6 +329,7 @@ def test_averaged_over_x_t_the_posterior_is_q_of_x_s(name):
     np.testing.assert_allclose(mean, expected, atol=5e-6 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["blurring", "correlated", "per_pixel"])
 def test_the_loop_has_the_moments_of_the_closed_form(name):
     # 100,000 chains of 12 steps. All means and covariances within 5 standard errors at a fixed
@@ -347,6 +352,7 @@ def test_the_loop_has_the_moments_of_the_closed_form(name):
         assert (np.abs(np.cov(x.T) - covariance) < 5 * spread).all()
 
 
+@pytest.mark.thorough
 @every_process
 def test_conversions_are_those_of_the_matrices(name):
     exact, process, rng = dense(name), build(name), np.random.default_rng(5)
@@ -392,6 +398,7 @@ SHARED = processes.spectral(
 OF_SCHEDULE, OF_SHARED = cases_of(SCHEDULE), cases_of(SHARED)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OF_SCHEDULE)
 def test_one_shared_mode_is_the_schedule_in_every_function(name):
     one, other = (case[name] for case in (OF_SCHEDULE, OF_SHARED))

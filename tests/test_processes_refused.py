@@ -81,6 +81,7 @@ def test_flat_tables_are_a_chain():
     assert np.all(kl_weight(process, t, predicts="x0")[:, 1] == 0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variance", ["small", "large", "learned_range"])
 def test_a_step_on_which_snr_stays_costs_nothing(variance):
     # The second mode stays on every step: its terms are 0, and so are their gradients.

@@ -91,6 +91,7 @@ def test_every_part_has_a_say_in_the_hash(reference):
     assert len({content_sha256(other) for other in [reference, *others]}) == len(others) + 1
 
 
+@pytest.mark.thorough
 def test_damage_is_found(tmp_path, reference):
     path = tmp_path / "stripes.npz"
     save_reference(path, reference)

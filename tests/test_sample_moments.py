@@ -126,6 +126,7 @@ def params():
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [1, 13, 16, 53, 100])
 @pytest.mark.parametrize("parts", [[53], [5, 30, 1, 17], [1] * 53])
 def test_features_over_the_mesh_are_those_of_each_image(images, params, batch_size, parts):

@@ -20,6 +20,8 @@ from ddpm_jax.samplers import (
     time_grid,
 )
 
+pytestmark = pytest.mark.thorough
+
 # Weights, means and deviation of the components.
 GAUSSIAN = ((1.0,), (0.3,), 0.5)
 MIXTURE = ((0.4, 0.6), (-0.6, 0.7), 0.3)

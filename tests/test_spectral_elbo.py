@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from exact import log_probability_and_slope
 from exact_modes import COVARIANCE, FALLING, NAMES, SHAPE, SIZE, build, dense
-
-from ddpm_jax import (
-    analytic,
-    bases,
-    bits_per_dim,
-    gaussians,
+from fused import (
+    elbo_terms,
+    entropy,
+    fixed_variance,
     kl_weight,
-    losses,
-    processes,
-    reverse,
-    schedules,
+    prior_term,
+    simple_loss,
+    vlb_terms,
+    weighted_loss,
 )
-from ddpm_jax.losses import prior_term, vlb_terms
+from marks import thorough_but
+
+from ddpm_jax import analytic, bases, bits_per_dim, gaussians, losses, processes, schedules
 
 KINDS = ("eps", "x0", "v")
 TIMES = (1, 2, 17, 35, 49)
 
-every_process = pytest.mark.parametrize("name", NAMES[1:])
+every_process = pytest.mark.parametrize("name", thorough_but(["blurring", "correlated"], NAMES[1:]))
 
 
 def images(x):
@@ -100,6 +100,7 @@ def test_the_shortcut_is_the_kl_of_the_dense_posteriors(name, predicts):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @every_process
 @pytest.mark.parametrize("variance", ["large", "learned_range"])
 def test_with_other_variances_too(name, variance):
@@ -149,6 +150,7 @@ def scalar_chain(name, mode):
     return processes.spectral(*tables, prior_variance=prior)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["blurring", "rotated"])
 def test_a_process_is_as_many_scalar_chains_as_it_has_modes(name):
     times = (0, *TIMES)
@@ -182,6 +184,7 @@ def largest(jaxpr):
     return max(sizes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("basis", ["dct", "fourier"])
 def test_no_matrix_of_the_datas_size_is_formed(basis):
     # 32 x 32 images: a covariance would have a million entries, an image has a thousand.
@@ -220,6 +223,7 @@ DIFFER = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "predicts"), AGREE + DIFFER)
 def test_a_plain_squared_error_is_not_the_elbo(name, predicts):
     # The best denoiser's KL terms, exactly, with the weight of each mode and with the schedule's
@@ -230,7 +234,7 @@ def test_a_plain_squared_error_is_not_the_elbo(name, predicts):
         np.float64(kl_weight(process, t, predicts=predicts)), (STEPS - 1, *SHAPE)
     ).reshape(STEPS - 1, SIZE)
     to_bits, data = 1.0 / (SIZE * math.log(2.0)), analytic.gaussian(np.zeros(SIZE), DATA)
-    terms = analytic.elbo_terms(data, process)
+    terms = elbo_terms(data, process)
     right = np.sum(weight * errors) * to_bits
     np.testing.assert_allclose(right, terms.kl * to_bits, rtol=1e-4)
     of_schedule = np.float64(kl_weight(schedules.cosine(STEPS), t, predicts=predicts))
@@ -243,7 +247,7 @@ def test_a_plain_squared_error_is_not_the_elbo(name, predicts):
     assert abs(plain - right) > 0.09
     if (name, predicts) in (("periodic", "x0"), ("equal_snr", "x0")):  # and it is no bound at all
         claimed = plain + (terms.prior + terms.decoder) * to_bits
-        assert claimed < analytic.entropy(data) * to_bits - 0.1
+        assert claimed < entropy(data) * to_bits - 0.1
 
 
 # The bound, whole.
@@ -256,17 +260,19 @@ def whitened(covariance):
     return root @ covariance @ root, 0.5 * np.log(values).sum()
 
 
+@pytest.mark.thorough
 def test_correlated_noise_is_white_noise_of_whitened_data():
     schedule = schedules.linear_log_snr(100, 10.0, -10.0)
     process = processes.correlated(schedule, COVARIANCE, shape=SHAPE)
-    found = analytic.elbo_terms(analytic.gaussian(np.zeros(SIZE), DATA), process)
+    found = elbo_terms(analytic.gaussian(np.zeros(SIZE), DATA), process)
     other, volume = whitened(DATA)
-    expected = analytic.elbo_terms(analytic.gaussian(np.zeros(SIZE), other), schedule)
+    expected = elbo_terms(analytic.gaussian(np.zeros(SIZE), other), schedule)
     np.testing.assert_allclose(found.per_step[1:], expected.per_step[1:], rtol=2e-5)
     np.testing.assert_allclose(found.prior, expected.prior, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.decoder, expected.decoder + volume, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["blurring", "correlated", "per_pixel"])
 def test_the_elbo_ends_on_the_entropy_and_the_excess_falls_with_t(name):
     # The chains reach far beyond the data at both ends, so steps are all that is left to cost.
@@ -282,13 +288,14 @@ def test_the_elbo_ends_on_the_entropy_and_the_excess_falls_with_t(name):
                 * np.linspace(1.0, 1.1, SIZE).reshape(SHAPE)
             ),
         }[name]()
-        excess.append(float(analytic.elbo_terms(data, process).total - analytic.entropy(data)))
+        excess.append(float(elbo_terms(data, process).total - entropy(data)))
     assert min(excess) > 0.0
     slope = np.polyfit(np.log(steps), np.log(excess), 1)[0]
     print(f"{name}: above the entropy by {np.round(excess, 4)} nats, order {-slope:.3f}")
     assert abs(slope + 1.0) < 0.07
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "predicts"), [("blurring", "v"), ("correlated", "eps")])
 def test_bits_per_dim_has_the_expected_terms(name, predicts):
     # 2,000 draws of the data: all means within 4.5 standard errors at a fixed seed.
@@ -300,7 +307,7 @@ def test_bits_per_dim_has_the_expected_terms(name, predicts):
     bits = jax.jit(
         lambda x0: bits_per_dim(process, predict, key, x0, predicts=predicts, levels=None)
     )(x0)
-    terms, to_nats = analytic.elbo_terms(data, process), SIZE * math.log(2.0)
+    terms, to_nats = elbo_terms(data, process), SIZE * math.log(2.0)
     for found, expected in (
         (bits.prior, terms.prior),
         (bits.per_step.T, terms.per_step),
@@ -309,7 +316,7 @@ def test_bits_per_dim_has_the_expected_terms(name, predicts):
         nats = np.asarray(found, np.float64) * to_nats
         standard_error = nats.std(axis=0) / math.sqrt(draws)
         assert (np.abs(nats.mean(axis=0) - expected) < 4.5 * standard_error + 1e-5).all()
-    assert terms.total > analytic.entropy(data)
+    assert terms.total > entropy(data)
 
 
 # The decoder.
@@ -344,6 +351,7 @@ DECODERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("variance", ["small", "learned_range"])
 def test_the_decoder_is_a_distribution_over_grey_images(name, variance):
@@ -392,6 +400,7 @@ def test_the_decoder_cuts_bins_pixel_by_pixel(name):
 # Losses that say the same of every prediction.
 
 
+@pytest.mark.thorough
 @every_process
 def test_a_weighting_means_the_same_whatever_is_predicted(name):
     x0, x_t, x0_hat = draw(name, 5)
@@ -404,7 +413,7 @@ def test_a_weighting_means_the_same_whatever_is_predicted(name):
     )
     for of in KINDS:
         found = {
-            predicts: losses.weighted_loss(
+            predicts: weighted_loss(
                 build(name),
                 predicted(name, x0_hat, x_t, predicts),
                 images(x0),
@@ -415,7 +424,7 @@ def test_a_weighting_means_the_same_whatever_is_predicted(name):
             )
             for predicts in KINDS
         }
-        simple = losses.simple_loss(
+        simple = simple_loss(
             build(name),
             predicted(name, x0_hat, x_t, of),
             images(x0),
@@ -427,6 +436,7 @@ def test_a_weighting_means_the_same_whatever_is_predicted(name):
             np.testing.assert_allclose(loss, simple, rtol=2e-3)
 
 
+@pytest.mark.thorough
 def test_the_range_of_a_learned_variance_is_that_of_each_mode():
     exact, process = dense("rotated"), build("rotated")
     t, s = jnp.array([1, 20, 49]), jnp.array([0, 11, 3])
@@ -434,7 +444,7 @@ def test_the_range_of_a_learned_variance_is_that_of_each_mode():
         ("small", [exact.posterior(int(i), int(j))[2] for i, j in zip(t, s, strict=True)]),
         ("large", [exact.transition(int(i), int(j))[1] for i, j in zip(t, s, strict=True)]),
     ):
-        found = reverse.fixed_variance(process, t, s, variance=variance)
+        found = fixed_variance(process, t, s, variance=variance)
         for row, covariance in zip(np.float64(found).reshape(3, -1), expected, strict=True):
             np.testing.assert_allclose(
                 exact.of_modes(row), covariance, atol=2e-6 * covariance.max()

@@ -46,6 +46,7 @@ def denoiser(mean=MEAN):
     return predict
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FLOWS)
 def test_order_of_the_flow(name):
     # Along the flow of Gaussian data each mode keeps its distance from the mean, in deviations.
@@ -70,6 +71,7 @@ def test_order_of_the_flow(name):
     assert abs(slope(errors) - published) < (0.35 if published == 4 else 0.25)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_order_of_the_law(name):
     # Each mode is affine in its own start and its own noise: least squares with more samples than
@@ -105,6 +107,7 @@ def test_order_of_the_law(name):
     assert abs(slope(errors) - published) < 0.25
 
 
+@pytest.mark.thorough
 def test_order_of_the_flow_likelihood():
     # Against the exact density of the data. The prior is the chain's own marginal at T - 1.
     x0 = np.sqrt(DATA_VARIANCE) * np.random.default_rng(2).normal(size=(8, 3))
@@ -140,6 +143,7 @@ def bent(x_t, t):
     return 0.3 * x_t + 0.2 * jnp.sin(x_t)
 
 
+@pytest.mark.thorough
 def test_inversion_and_back(blurred):
     times = samplers.time_grid(blurred, 40)
     x_T = samplers.ddim_inversion(blurred, bent, images(0), times, predicts="v", iterations=20)
@@ -148,6 +152,7 @@ def test_inversion_and_back(blurred):
     np.testing.assert_allclose(back, images(0), atol=2e-4)
 
 
+@pytest.mark.thorough
 def test_inpainting_keeps_what_is_known(blurred):
     known, mask = images(1), images(2) > 0.0
     inner = samplers.ancestral(blurred, bent, predicts="v")
@@ -157,6 +162,7 @@ def test_inpainting_keeps_what_is_known(blurred):
     np.testing.assert_array_equal(np.asarray(x0)[mask], np.asarray(known)[mask])
 
 
+@pytest.mark.thorough
 def test_a_guided_network_says_the_same_in_all_three_quantities(blurred):
     x0_hat, t = images(4), jnp.array([0, 7, 21, 39])
     x_t = q_sample(blurred, images(5), t, images(6))
@@ -202,6 +208,7 @@ def test_one_shared_mode_is_the_schedule(make):
     np.testing.assert_allclose(ours.x0, theirs.x0, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_inversion_from_silence_into_noise_of_any_size():
     # Where no signal is left x_t is b_t eps, and b_t is 1 for white noise alone.
     process = processes.correlated(
@@ -228,6 +235,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_mode_whose_snr_stays_has_a_sample_all_the_same(name):
     # Gaussian data, independent in two modes, so that neither knows of the other's times.

@@ -71,6 +71,7 @@ def test_even_in_log_snr_is_the_nearest_time():
     assert time_grid(STRAIGHT, 4, "log_snr").tolist() == [12, 8, 4, 0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_steps", [9, 40, 60, 99])
 def test_even_in_log_snr_makes_room_where_times_are_few(num_steps):
     # A cosine chain falls through half of its log SNR in the last few steps before noise. Upwards
@@ -84,6 +85,7 @@ def test_even_in_log_snr_makes_room_where_times_are_few(num_steps):
     assert times.tolist() == expected[::-1]
 
 
+@pytest.mark.thorough
 @given(st.sampled_from(SPACINGS), st.integers(2, 60), st.data(), st.booleans())
 def test_every_grid_falls_inside_the_chain(spacing, T, data, silent):
     num_steps = data.draw(st.integers(1, T))

@@ -61,6 +61,7 @@ def test_stratified_times_are_evenly_spaced(batch, num_steps):
     assert gaps.max() <= np.ceil(spacing)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("batch", "num_steps"), [(20, 5), (7, 3), (1000, 6)])
 def test_a_batch_larger_than_the_chain_takes_every_time_evenly(batch, num_steps):
     for t in draws("stratified", batch, num_steps, keys=100):
@@ -69,6 +70,7 @@ def test_a_batch_larger_than_the_chain_takes_every_time_evenly(batch, num_steps)
         assert counts.max() <= -(-batch // num_steps)
 
 
+@pytest.mark.thorough
 def test_stratified_estimates_of_a_sum_vary_less():
     # 20,000 batches of 16; the sum over t of (t / T)^2 is known. Means within 5 standard errors.
     num_steps, batch = 100, 16
@@ -90,6 +92,7 @@ def test_counts_start_at_one(name, batch, num_steps):
         DRAWS[name](jax.random.key(0), batch, num_steps)
 
 
+@pytest.mark.thorough
 def test_the_lattice_has_a_limit():
     largest = timesteps.stratified(jax.random.key(1), 1024, 2**20 - 1)
     assert largest.min() >= 0
@@ -120,6 +123,7 @@ def test_each_position_is_distributed_as_told():
         assert scipy.stats.chisquare(counts, UNEVEN * len(t)).pvalue > 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", ["rising", "falling", "flat"])
 def test_frequencies_of_a_long_chain(shape):
     # 400,000 independent draws of 4000 times, one chi-square test each, at significance 1e-4.
@@ -150,6 +154,7 @@ def test_a_coarse_lattice_is_exactly_as_its_weights_say(monkeypatch):
         np.testing.assert_array_equal(np.bincount(position), points)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch", [10, 1000, 100_003])
 def test_a_batch_holds_each_time_as_often_as_its_share(batch):
     t, _ = weighted_draws(tuple(UNEVEN), batch, 100)
@@ -157,6 +162,7 @@ def test_a_batch_holds_each_time_as_often_as_its_share(batch):
     assert (np.abs(counts - batch * UNEVEN) < 1.0 + 1e-6 * batch).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("p", [UNEVEN, np.exp(-np.arange(30.0)), np.full(3, 1 / 3)], ids=len)
 def test_weights_are_those_of_the_draw_and_not_of_the_rounded_argument(p):
     # Of the times that are not too rare to be drawn, each 1 / (T w) is a share of the lattice:
@@ -225,6 +231,7 @@ def learned_probabilities(rng, num_steps):
     return np.asarray(timesteps.probabilities(history), np.float64)
 
 
+@pytest.mark.thorough
 def test_all_are_unbiased_and_importance_varies_least():
     # 20,000 batches of 64; the mean of the KL terms is known. Means within 5 standard errors.
     # Variances against uniform's, each known to 2%: stratified 0.55, importance 0.00125 and, from
@@ -294,6 +301,7 @@ def test_a_batch_enters_the_history_one_by_one(num_steps, length, batch):
     assert np.isfinite(history.losses).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_eight_devices_keep_the_history_of_one(axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
@@ -309,6 +317,7 @@ def test_eight_devices_keep_the_history_of_one(axis_type):
         assert leaf.sharding.is_equivalent_to(whole, leaf.ndim)
 
 
+@pytest.mark.thorough
 def test_histories_of_an_ensemble():
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), timesteps.loss_history(6, 3))
     alone = [timesteps.loss_history(6, 3)] * 3
@@ -324,6 +333,7 @@ def test_histories_of_an_ensemble():
     np.testing.assert_allclose(p[1], timesteps.probabilities(alone[1]), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_history_comes_back_from_a_file(tmp_path):
     first, second, third = batches(6, 32, 3)
     history = timesteps.update_history(timesteps.loss_history(6, 3), *first)

@@ -94,6 +94,7 @@ def test_schedules_of_one_shape_and_other_values_differ():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_a_process_is_an_attribute_of_a_module(name):
     class Noiser(nnx.Module):
@@ -110,6 +111,7 @@ def test_a_process_is_an_attribute_of_a_module(name):
     assert jax.tree.leaves(gradient)
 
 
+@pytest.mark.thorough
 def test_a_module_uses_its_schedule_under_jit():
     class Noiser(nnx.Module):
         def __init__(self):
@@ -120,6 +122,7 @@ def test_a_module_uses_its_schedule_under_jit():
     np.testing.assert_allclose(noised, q_sample(schedules.cosine(10), x, t, x), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_schedule_is_a_field_of_a_dataclass():
     @dataclasses.dataclass(frozen=True)
     class Setup:

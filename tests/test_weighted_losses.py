@@ -73,6 +73,7 @@ def loss_of_each_kind():
     return compute
 
 
+@pytest.mark.thorough
 @given(st.integers(0, T - 1), st.integers(0, 2**31))
 def test_a_weighted_loss_does_not_depend_on_how_the_prediction_is_told(loss_of_each_kind, t, seed):
     rng = np.random.default_rng(seed)
@@ -111,6 +112,7 @@ def test_weights_where_no_signal_is_left(weighting):
             loss(schedule, x, x, t, x, predicts="eps")
 
 
+@pytest.mark.thorough
 def test_bfloat16_errors_are_summed_in_float32():
     rng = np.random.default_rng(0)
     arrays = jnp.asarray(rng.normal(size=(3, 2, 512)), jnp.float32).astype(jnp.bfloat16)
@@ -151,6 +153,7 @@ def test_a_weighting_that_would_broadcast_is_refused():
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "weighting", [losses.constant("eps"), losses.min_snr(), losses.p2()], ids=["eps", "min", "p2"]
 )
