@@ -7,10 +7,11 @@
     python3 start.py lint      ruff and mypy
 
 It needs Python 3.11 to 3.13 and nothing else: the system's Python is left alone. Any Python 3 can
-run this file; it looks for a supported one. Overrides of the config may follow `digits`, options of
-pytest `test` and `peers`.
+run this file; it looks for a supported one. Where uv is on PATH, it installs in place of pip.
+Overrides of the config may follow `digits`, options of pytest `test` and `peers`.
 """
 
+import ast
 import hashlib
 import os
 import shutil
@@ -67,10 +68,66 @@ def set_up(venv, extras):
     print(f"setting up {venv} with {python} (once; some minutes and 2 GB)", flush=True)
     pip = make_venv(venv, python)
     what = f".[{','.join(extras)}]" if extras else "."
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    if subprocess.call([*pip, "install", *quiet, "--editable", what], cwd=str(ROOT)):
-        sys.exit("start.py: the installation failed; what pip printed above says why")
+    if not install_with_uv(venv, pip, what):
+        # Modules are compiled when they are first imported: most of them never are.
+        quiet = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+        if subprocess.call([*pip, "install", *quiet, "--editable", what], cwd=str(ROOT)):
+            sys.exit("start.py: the installation failed; what pip printed above says why")
     stamp.write_text(fingerprint(venv))
+
+
+def install_with_uv(venv, pip, what):
+    """Whether uv is on PATH and has installed `what` into `venv`, as pip would."""
+    uv = shutil.which("uv")
+    settings = uv and uv_settings(pip)
+    if settings is None:
+        return False
+    print(f"installing with {uv}", flush=True)
+    command = [uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
+    environment = {**settings, **os.environ}  # who has set up uv wants it so
+    if subprocess.call([*command, "--editable", what], cwd=str(ROOT), env=environment) == 0:
+        return True
+    print("start.py: uv could not, as it says above; installing with pip", flush=True)
+    return False
+
+
+UV_SETTINGS = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "constraint": "UV_CONSTRAINT",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+    "no-cache-dir": "UV_NO_CACHE",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+}
+"""What uv reads in place of pip's settings. In variables: an index may have a password in it."""
+INDIFFERENT = {
+    *("disable-pip-version-check", "no-python-version-warning", "no-input", "root-user-action"),
+    *("quiet", "verbose", "progress-bar", "no-color", "log", "retries", "cache-dir"),
+    *("require-virtualenv", "break-system-packages", "no-warn-script-location", "config-file"),
+}
+"""Settings of pip that do not change what is installed."""
+
+
+def uv_settings(pip):
+    """Variables with which uv finds what pip would; None if pip has a setting that uv has not."""
+    listed = subprocess.run([*pip, "config", "list"], stdout=subprocess.PIPE)
+    values = {}
+    for section in ("global", "install", ":env:"):  # a later one counts
+        for line in listed.stdout.decode().splitlines():
+            name, _, value = line.partition("=")
+            if name.startswith(section + "."):
+                values[name[len(section) + 1 :]] = ast.literal_eval(value)
+    if listed.returncode or values.keys() - UV_SETTINGS.keys() - INDIFFERENT:
+        return None
+    settings = {UV_SETTINGS[name]: values[name] for name in values if name in UV_SETTINGS}
+    if "UV_FIND_LINKS" in settings:
+        settings["UV_FIND_LINKS"] = ",".join(settings["UV_FIND_LINKS"].split())
+    # As pip does: the newest release of all indexes, not of the first that has the package.
+    settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return {name: " ".join(value.split()) for name, value in settings.items()}
 
 
 def fingerprint(venv):

@@ -132,6 +132,36 @@ print(*sorted({n.split(".")[1] for n in sys.modules if n.startswith("ddpm_jax.")
     assert set(rooms.split()) <= set(CORE)
 
 
+def test_names_and_commands_import_what_they_use():
+    """Beyond jax, all names of the package import these few; each other module costs its users."""
+    program = """
+import importlib, sys, jax
+def libraries():
+    return {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+before = libraries()
+import ddpm_jax
+for name in dir(ddpm_jax):
+    getattr(ddpm_jax, name)
+print(*libraries() - before)
+from ddpm_jax.cli import main
+for name in main.__globals__["COMMANDS"]:
+    importlib.import_module(f"ddpm_jax.cli.{name}")
+print(*libraries())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    core, commands = run.stdout.splitlines()
+    needed = {"ddpm_jax", "chex", "absl", "toolz", "jaxtyping", "wadler_lindig"}
+    assert set(core.split()) <= needed | {"typing_extensions"}
+    unused = {"grain", "matplotlib", "pandas", "sklearn", "tensorflow", "tensorflow_datasets"}
+    assert not set(commands.split()) & {*unused, "array_record", "pyarrow", "torch"}
+
+
 def names_of(path):
     """Names of `import x as x` in an `__init__`, which is how this package makes them public."""
     nodes = ast.walk(ast.parse(path.read_text()))

@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax.core import meta
 from rich.console import Console
 
 from ddpm_jax import experiment as experiments
@@ -18,11 +20,17 @@ from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
 from ddpm_jax.experiment.measure import evaluate
 from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay
 from ddpm_jax.likelihood import BitsAtTimes
+from ddpm_jax.models import init_params
 
 
 def replace(config, section, **values):
     changed = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **{section: changed})
+
+
+def state_params(experiment):
+    key = experiment.key("parameters")
+    return meta.unbox(init_params(experiment.model, key, experiment.spec.shape))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,18 @@ def test_abstract_state_is_that_of_the_real_one(experiment):
     real = experiments.initial_state(experiment)
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), real)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), abstract) == described
+
+
+def test_the_initial_state_has_the_bits_of_all_optimizations(monkeypatch):
+    """A vector of a class is normal: without fused multiplications and additions it differs."""
+    config = replace(tiny.get_config(), "model", classes=10)
+    experiment = build(dataclasses.replace(config, mesh=MeshConfig(data=1)))
+    flags = os.environ.get("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", flags.replace("--xla_backend_optimization_level=0", ""))
+    made = jax.tree.leaves(experiments.initial_state(experiment).params)
+    options = {"xla_backend_optimization_level": 3}
+    optimized = jax.jit(lambda: state_params(experiment), compiler_options=options)()
+    assert all(map(np.array_equal, made, jax.tree.leaves(optimized)))
 
 
 def test_no_two_uses_of_randomness_share_a_key(experiment):

@@ -27,7 +27,6 @@ import sys
 import threading
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
@@ -39,8 +38,6 @@ __all__ = ["BatchIterator", "make_iterator"]
 
 State = dict[str, int | bool | None]
 
-# Two batches ahead, by one thread: the gather then costs the training loop nothing.
-_GATHERING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 _MOST_THREADS = 16
 
 
@@ -52,9 +49,13 @@ class BatchIterator:
     """
 
     def __init__(self, batches: "_Batches"):
+        import grain  # a fifth of a second, spared to those who do not train
+
         self._run = batches.run
         self._iterator: Any = iter(
-            grain.MapDataset.source(batches).to_iter_dataset(_read_options(batches.source))
+            grain.MapDataset.source(batches).to_iter_dataset(
+                grain.ReadOptions(**_read_options(batches.source))
+            )
         )
 
     def __iter__(self) -> "BatchIterator":
@@ -160,11 +161,11 @@ def make_iterator(
     )
 
 
-def _read_options(source: Source) -> grain.ReadOptions:
-    if source.in_memory:
-        return _GATHERING
-    threads = min(os.cpu_count() or 1, _MOST_THREADS)
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+def _read_options(source: Source) -> dict[str, int]:
+    """Two batches ahead for each thread."""
+    # Of images in memory by one thread: the gather then costs the training loop nothing.
+    threads = 1 if source.in_memory else min(os.cpu_count() or 1, _MOST_THREADS)
+    return {"num_threads": threads, "prefetch_buffer_size": 2 * threads}
 
 
 class _Batches:
