@@ -93,13 +93,17 @@ def _train_step(figure: Any, rows: list[Row]) -> None:
 
 
 def _peers(figure: Any, rows: list[Row]) -> None:
-    points = list(
-        dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "size" in r.case)
-    )
-    for axes, (size, batch) in zip(_panels(figure, len(points)), points, strict=True):
-        found = [row for row in find(rows, size=size, batch=batch) if row.seconds]
+    timed = [row for row in rows if row.seconds]
+    titles = {id(row): _peer_title(row.case) for row in timed}
+    points = list(dict.fromkeys(titles.values()))
+    for axes, title in zip(_panels(figure, len(points)), points, strict=True):
+        found = [row for row in timed if titles[id(row)] == title]
         _bars(axes, [f"{row.case['what']}, {row.case['by']}" for row in found], found)
-        axes.set(title=f"{size}, batch {batch}", xlabel="seconds")
+        axes.set(title=title, xlabel="seconds")
+
+
+def _peer_title(case: dict[str, Any]) -> str:
+    return f"{case.get('network') or case['size']}, batch {case['batch']}"
 
 
 def _scaling(figure: Any, rows: list[Row]) -> None:
