@@ -74,6 +74,10 @@ ARGUMENTS = {
         *("--sample-steps", "2", "--chain-steps", "4", "--compile", "none", "--memory", "none"),
         *("--network-repeats", "4", "--network-seconds", "0.1"),
     ],
+    "accelerator": [
+        *("--config", TINY, "--batch", "2", "--dtypes", "float32", "--compile", "none"),
+        *("--sample-steps", "2", "--chain-steps", "4"),
+    ],
     "scaling": [
         *("--topologies", "v5e:2x2", "--config", TINY, "--channels", "4"),
         *("--batch", "2", "--fsdp", "2"),
