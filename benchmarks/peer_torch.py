@@ -15,7 +15,6 @@ import contextlib
 import functools
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,6 +47,10 @@ KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 PAUSE = 0.005
 """Seconds between runs, in which the other library's threads go to sleep."""
+_PARTS = (
+    *("UNet2DModel", "DDIMPipeline", "DDPMPipeline"),
+    *("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"),
+)
 OURS, THEIRS, COMPILED = "ddpm_jax", "diffusers", "diffusers, compiled"
 """Who does it."""
 
@@ -65,25 +68,23 @@ def import_libraries(suite: str) -> Libraries:
     Raises:
         UserError: one of them is not installed; it names the extra that brings them.
     """
-    # torchvision is no part of this, and one that was built for CUDA does not load beside a
-    # PyTorch without it.
-    hidden = "torchvision" not in sys.modules
-    if hidden:
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # theirs, of nothing that is used here
             import diffusers
             import torch
-            from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel  # noqa: F401, loads them
+            from diffusers.utils import import_utils
+
+            # No network or scheduler needs torchvision, and one that was built for CUDA does not
+            # load beside a PyTorch without it.
+            import_utils._torchvision_available = False
+            for name in _PARTS:  # diffusers imports a part when it is first used
+                getattr(diffusers, name)
     except ImportError as error:
         raise UserError(
             f"the suite {suite} needs diffusers and PyTorch, of the extra 'peers':"
             f" pip install -e '.[peers]', on Python 3.11 ({error})"
         ) from error
-    finally:
-        if hidden:
-            sys.modules.pop("torchvision", None)
     torch.set_num_threads(cores())
     return Libraries(torch, diffusers)
 
@@ -342,7 +343,8 @@ class Peer:
         pipeline.scheduler = scheduler
         pipeline.set_progress_bar_config(disable=True)
         self.network.eval()
-        with self._autocast():
+        with self._autocast(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # theirs, of NumPy's and their own deprecations
             drawn = pipeline(batch_size=batch, num_inference_steps=steps, output_type="np").images
         self._wait()
         return drawn

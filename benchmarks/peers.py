@@ -64,7 +64,7 @@ class Settings(Common):
     """T of the chain of bits/dim, one number for each network."""
     network_repeats: int = 20
     """Runs of each case of a network that count, at most."""
-    network_seconds: float = 8.0
+    network_seconds: float = 5.0
     """Time for the runs of each case of a network; there are at least three."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the networks' computation; by default bfloat16 on a GPU and float32 elsewhere."""
