@@ -134,11 +134,11 @@ def _mathematics(seed: int) -> Iterator[Check]:
     )
     mean_q, mean_p = _normals(rng, 2)
     variance_q, variance_p = (rng.uniform(0.1, 2.0, SHAPE) for _ in range(2))
-    arguments = tuple(np.float32(z) for z in (mean_q, variance_q, mean_p, variance_p))
+    arguments = tuple(_float32(z) for z in (mean_q, variance_q, mean_p, variance_p))
     wide = [argument.astype(np.float64) for argument in arguments]
     yield Check("KL of diagonal Gaussians", gaussians.kl_diagonal, arguments, _kl(*wide))
-    grid = np.float32(rng.integers(0, 256, SHAPE) / 127.5 - 1.0)
-    mean, deviation = np.float32(0.5 * mean_q), np.float32(rng.uniform(0.05, 1.0, SHAPE))
+    grid = _float32(rng.integers(0, 256, SHAPE) / 127.5 - 1.0)
+    mean, deviation = _float32(0.5 * mean_q), _float32(rng.uniform(0.05, 1.0, SHAPE))
     yield Check(
         "discretized log likelihood",
         functools.partial(gaussians.discretized_log_likelihood, levels=256),
@@ -170,7 +170,7 @@ def _with_products(
     A, b, Q = chains.dense(steps, dims)
     chain = processes.affine_chain(A, b, Q)
     marginal = moments.affine_marginal(A, b, Q)
-    data = np.float32(rng.uniform(-1.0, 1.0, (8, dims)))
+    data = _float32(rng.uniform(-1.0, 1.0, (8, dims)))
     yield Check(
         "q_sample of an affine chain",
         lambda x: q_sample(chain, x, jnp.full(8, steps - 1), jnp.zeros_like(x)),
@@ -179,7 +179,7 @@ def _with_products(
     )
     factors = [np.tril(rng.normal(0.0, 0.3, (4, dims, dims))) + 2.0 * np.eye(dims) for _ in "qp"]
     means = [rng.standard_normal((4, dims)) for _ in "qp"]
-    arguments = tuple(np.float32(z) for z in (means[0], factors[0], means[1], factors[1]))
+    arguments = tuple(_float32(z) for z in (means[0], factors[0], means[1], factors[1]))
     wide = [argument.astype(np.float64) for argument in arguments]
     yield Check("KL of full Gaussians", gaussians.kl_full, arguments, _kl_full(*wide))
 
@@ -187,8 +187,8 @@ def _with_products(
 def _layers(seed: int) -> Iterator[Check]:
     """What networks are made of, at the default precision."""
     rng = np.random.default_rng(seed)
-    x = np.float32(rng.standard_normal((2, 8, 8, 32)))
-    kernel = np.float32(rng.normal(0.0, 0.1, (3, 3, 32, 32)))
+    x = _float32(rng.standard_normal((2, 8, 8, 32)))
+    kernel = _float32(rng.normal(0.0, 0.1, (3, 3, 32, 32)))
 
     def convolve(x: Any, kernel: Any) -> Any:
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -212,20 +212,24 @@ def _layers(seed: int) -> Iterator[Check]:
     yield Check("its weights' gradient", gradient, (x, kernel), slope, LAYER)
     flat, weights = x.reshape(-1, 32), kernel[0, 0]
     yield Check("dense layer", jnp.dot, (flat, weights), flat.astype(np.float64) @ weights, LAYER)
-    query, key, value = (np.float32(rng.standard_normal((2, 64, 32))) for _ in range(3))
+    query, key, value = (_float32(rng.standard_normal((2, 64, 32))) for _ in range(3))
 
     def attend(query: Any, key: Any, value: Any) -> Any:
         logits = jnp.einsum("bqc,bkc->bqk", query, key) / math.sqrt(32.0)
         return jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits, axis=-1), value)
 
     logits = np.einsum("bqc,bkc->bqk", query.astype(np.float64), key) / math.sqrt(32.0)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    attended = np.einsum("bqk,bkc->bqc", weights / weights.sum(-1, keepdims=True), value)
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    attended = np.einsum("bqk,bkc->bqc", shares / shares.sum(-1, keepdims=True), value)
     yield Check("attention", attend, (query, key, value), attended, LAYER)
 
 
 def _normals(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return [rng.standard_normal(SHAPE) for _ in range(count)]
+
+
+def _float32(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float32)
 
 
 def _column(table: np.ndarray) -> np.ndarray:
@@ -273,8 +277,9 @@ def _grey_levels(x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.n
 def _convolved(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     height, width = x.shape[1:3]
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(
+    shifted = [
         padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64)
         for i in range(3)
         for j in range(3)
-    )
+    ]
+    return np.sum(shifted, axis=0)

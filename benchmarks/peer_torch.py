@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.network_cases import What
+from benchmarks.network_cases import What, with_chain
 from ddpm_jax.config import Config, make_schedule
 from ddpm_jax.errors import UserError
 
@@ -43,8 +43,6 @@ __all__ = [
 
 KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 """What a network predicts, and what diffusers calls it."""
-
-
 PAUSE = 0.005
 """Seconds between runs, in which the other library's threads go to sleep."""
 _PARTS = (
@@ -203,7 +201,8 @@ class Peer:
                 return functools.partial(self.ddim, batch, steps)
             case "DPM-Solver++":
                 return functools.partial(self.dpm_solver, batch, steps)
-        return functools.partial(self.bits_per_dim, self.images(batch))
+        chain = with_chain(self._config, steps)
+        return functools.partial(self.bits_per_dim, self.images(batch), tables=_Tables(chain))
 
     @property
     def parameters(self) -> int:
@@ -259,14 +258,21 @@ class Peer:
         scheduler = self._diffusers.DPMSolverMultistepScheduler(**self._chain)
         return self._draw("DDPMPipeline", scheduler, batch, steps)
 
-    def bits_per_dim(self, images: Any, noise: Callable[[int], Any] | None = None) -> Any:
+    def bits_per_dim(
+        self,
+        images: Any,
+        noise: Callable[[int], Any] | None = None,
+        *,
+        tables: "_Tables | None" = None,
+    ) -> Any:
         """Minus the whole ELBO of each image in bits/dim: a plain loop over all T.
 
         Args:
             images: bytes.
             noise: of a time, `[batch, channel, height, width]`; drawn where it is not given.
+            tables: of the chain, where it is not the config's.
         """
-        torch, tables = self._torch, self._tables
+        torch, tables = self._torch, tables or self._tables
         self.network.eval()
         x0 = self._scaled(images)
         rest = tables.alpha_bar[-1]  # KL of N(a x0, 1 - a^2) to N(0, 1)
@@ -279,24 +285,22 @@ class Peer:
                 with self._autocast():
                     output = self.network(x_t, torch.full((len(x0),), t, device=self._device))
                 x0_hat = self._x0_hat(output.sample, x_t, a, b)
-                nats += self._decoder(x0, x0_hat) if t == 0 else self._kl(x0, x0_hat, t)
+                nats += self._decoder(x0, x0_hat, b) if t == 0 else self._kl(x0, x0_hat, t, tables)
         bits = nats / (x0[0].numel() * np.log(2.0))
         self._wait()
         return bits
 
-    def _kl(self, x0: Any, x0_hat: Any, t: int) -> Any:
+    def _kl(self, x0: Any, x0_hat: Any, t: int, tables: "_Tables") -> Any:
         """Of the posteriors of x_{t-1}, whose means differ as their x0 do."""
-        tables = self._tables
         true = tables.posterior_variance[t]
         model = true if self._config.model.variance == "small" else tables.betas[t]
         squared = (tables.weight_x0[t] * (x0 - x0_hat)).square() / model
         ratio = true / model
         return 0.5 * (squared + ratio - 1.0 - float(np.log(ratio))).flatten(1).sum(1)
 
-    def _decoder(self, x0: Any, x0_hat: Any) -> Any:
+    def _decoder(self, x0: Any, x0_hat: Any, deviation: float) -> Any:
         """Minus the log likelihood of the grey levels, as published code of DDPM takes it."""
         torch, half = self._torch, 1.0 / 255.0
-        deviation = self._tables.noise[0]
         upper = torch.special.ndtr((x0 - x0_hat + half) / deviation)
         lower = torch.special.ndtr((x0 - x0_hat - half) / deviation)
         upper = torch.where(x0 > 0.999, 1.0, upper)

@@ -101,11 +101,18 @@ def test_the_plain_loop_has_the_same_bits_per_dim(variance):
 
 def _without_decoder(peer, images, noise):
     whole = peer._decoder
-    peer._decoder = lambda x0, x0_hat: torch.zeros(len(x0))
+    peer._decoder = lambda x0, x0_hat, deviation: torch.zeros(len(x0))
     try:
         return peer.bits_per_dim(images, noise).numpy()
     finally:
         peer._decoder = whole
+
+
+def test_their_bits_are_of_a_chain_as_long_as_ours():
+    peer, calls = of(load(TINY)), []  # whose own chain has 8 times
+    peer.network.register_forward_pre_hook(lambda network, arguments: calls.append(arguments))
+    assert peer.make_run("bits/dim", 2, 5)().shape == (2,)
+    assert [int(t[0]) for _, t in calls] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
