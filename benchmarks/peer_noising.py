@@ -63,9 +63,9 @@ def measured(
     for size, shape in sizes.items():
         for count in batches:
             say(f"{size}, batch {count}")
-            yield from _noising(how, torch, scheduler_class, size, (count, *shape))
+            yield from _noising(common, torch, scheduler_class, size, (count, *shape))
     say("the normals of a train step")
-    yield from _in_a_step(how, torch, config, batch)
+    yield from _in_a_step(common, torch, config, batch)
 
 
 def _noising(
