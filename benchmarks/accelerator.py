@@ -19,6 +19,7 @@ compilation counts from nothing, unless JAX has a persistent cache.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,8 +115,9 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
     settings, start = _with_defaults(settings), time.perf_counter()
     load(_path(settings))
     try:
-        libraries: peer_torch.Libraries | None = peer_torch.import_libraries("accelerator")
-        peer_torch.torch_device(libraries.torch)
+        found = peer_torch.import_libraries("accelerator")
+        peer_torch.torch_device(found.torch)
+        libraries: peer_torch.Libraries | None = found
     except UserError as error:
         libraries = None
         yield Row({"part": "skipped", "what": "diffusers"}, numbers={"skipped": str(error)})
@@ -168,7 +170,7 @@ def _parts(settings: Settings, libraries: peer_torch.Libraries | None) -> list[_
         *(
             _Part(
                 name(dtype),
-                lambda dtype=dtype: _train_step(settings, _network(settings, dtype), libraries),
+                functools.partial(_train_step, settings, _network(settings, dtype), libraries),
                 like=name(first),
             )
             for dtype in others

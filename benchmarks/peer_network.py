@@ -234,9 +234,9 @@ def note_of(rows: list[Row], where: str) -> str:
             f"{number(of_medians)} of the time of {other.case['by']} ({number(lower)} to"
             f" {number(upper)}: {verdict})"
         )
-    sizes = [row.numbers.get("peak_bytes") for row in (ours, *find(rows, by=THEIRS))]
+    sizes = [row.numbers["peak_bytes"] for row in rows if row.numbers.get("peak_bytes")]
     memory = ""
-    if len(sizes) == 2 and all(sizes):
+    if len(sizes) == 2:  # ours comes first
         memory = f"; {number(sizes[0] / sizes[1])} of diffusers' memory at its peak"
     case = ours.case
     steps = f", {case['steps']} steps" if "steps" in case else ""
