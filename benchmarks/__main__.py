@@ -1,9 +1,10 @@
 """The command: finds the suite or the comparison, prints, and writes files."""
 
 import importlib
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,12 @@ SUITES = {
     "kl": ("the KL shortcut against sampling; few times against the whole ELBO", "4 minutes"),
     "train_step": ("what noising costs in a train step, looped and in one", "5 minutes"),
     "data": ("images per second of each source, and how long a device waits", "5 minutes"),
-    "peers": ("noising and tables beside diffusers (Python 3.11; extra 'peers')", "3 minutes"),
+    "peers": (
+        "training, sampling, bits/dim, noising beside diffusers (extra 'peers')",
+        "9 minutes",
+    ),
     "scaling": ("a step on 8 to 1024 chips (extra 'plan'); the machinery's own cost", "6 minutes"),
+    "accelerator": ("exactness, speed and kernels on the device that JAX finds", "3 minutes"),
 }
 """What each is about, and how long it takes on 2 CPU cores with its defaults."""
 
@@ -34,7 +39,8 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one suite, or compares two files; returns the exit code.
 
-    0 done, 2 something that a person can mend, 130 interrupted with ctrl-C.
+    0 done, 2 something that a person can mend, 130 interrupted with ctrl-C. After the last two the
+    file has the rows that were finished.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -52,13 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"there is no suite {command!r}; it has to be one of {known}")
     except (UserError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
+    except InterruptedRunError as stop:
+        return _fail(str(stop), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+        return _fail("interrupted", EXIT_INTERRUPTED)
     return 0
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C while a suite was measuring, and what became of its rows."""
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
     suite: Any = importlib.import_module(f"benchmarks.{name}")
+    for variable, value in getattr(suite, "ENVIRONMENT", {}).items():
+        os.environ.setdefault(variable, value)  # JAX reads it when it first looks for devices
     settings = tyro.cli(
         suite.Settings,
         prog=f"python -m benchmarks {name}",
@@ -67,7 +81,11 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     )
     settings.out.mkdir(parents=True, exist_ok=True)  # before the minutes, not after them
     machine, started, start = results.machine(), results.now(), time.perf_counter()
-    rows = suite.run(settings, lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True))
+    rows, stop = _measured(
+        suite.run(settings, lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True))
+    )
+    if stop is not None and not rows:
+        raise stop
     report = results.Report(
         suite=name,
         arguments=as_json(settings),
@@ -77,15 +95,35 @@ def _run(name: str, arguments: Sequence[str]) -> None:
         started=started,
         took_seconds=time.perf_counter() - start,
         rows=rows,
-        notes=suite.notes(rows),
+        notes=suite.notes(rows) if stop is None else [f"This run did not end: {stop}."],
+        finished=stop is None,
     )
-    print(_as_text(report, suite))
     path = settings.out / f"{name}.json"
-    results.save(report, path)
-    print(f"\nnumbers   {path}")
     picture = path.with_suffix(".png")
+    results.save(report, path)
+    if stop is not None:
+        picture.unlink(missing_ok=True)  # that of an earlier run would not be of these rows
+        count = "1 finished row is" if len(rows) == 1 else f"{len(rows)} finished rows are"
+        raise type(stop)(f"{stop}; {count} in {path}")
+    print(_as_text(report, suite))
+    print(f"\nnumbers   {path}")
     pictures.draw(report, picture)
     print(f"picture   {picture}")
+
+
+def _measured(
+    rows: Iterator[results.Row],
+) -> tuple[list[results.Row], UserError | InterruptedRunError | None]:
+    """All rows, or those that were finished when ctrl-C or an error came, and what came."""
+    finished: list[results.Row] = []
+    try:
+        for row in rows:
+            finished.append(row)
+    except UserError as error:
+        return finished, UserError(str(error))
+    except KeyboardInterrupt:
+        return finished, InterruptedRunError("interrupted")
+    return finished, None
 
 
 def _as_text(report: results.Report, suite: ModuleType) -> str:

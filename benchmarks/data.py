@@ -72,8 +72,8 @@ class Settings(Common):
     """Of training with each source, twice; 0.1 s to 0.5 s each on a CPU."""
 
 
-def run(settings: Settings, say: Say) -> list[Row]:
-    """Makes the images, reads them, and trains on them.
+def run(settings: Settings, say: Say) -> Iterator[Row]:
+    """Makes the images, reads them, and trains on them; yields a row for each source.
 
     Raises:
         UserError: settings that cannot work.
@@ -83,7 +83,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
         raise UserError(
             f"--steps is {settings.steps}; the first of them is not measured, so take 2"
         )
-    rows, steps = [], _Steps(settings)
+    steps = _Steps(settings)
     with tempfile.TemporaryDirectory() as folder:
         say(f"making {settings.images} images of each kind")
         for name, images in _sources(settings, Path(folder)):
@@ -92,8 +92,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
             rate = settings.batch * len(seconds) / sum(seconds)
             numbers = {"images_per_second": rate, **steps.measured(images)}
             case = {"source": name, "shape": "x".join(map(str, images.image_shape))}
-            rows.append(Row(case, seconds, steps.compile_seconds(images), numbers))
-    return rows
+            yield Row(case, seconds, steps.compile_seconds(images), numbers)
 
 
 def _sources(settings: Settings, folder: Path) -> Iterator[tuple[str, ImageSet]]:

@@ -26,7 +26,8 @@ one of a program that adds 1 to a number is marked with a d: dispatch is what it
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ from benchmarks import columns, moments
 from benchmarks.chains import Chains, make_chains
 from benchmarks.columns import duration, number
 from benchmarks.kernels import count_kernels
+from benchmarks.memory import check_fits
 from benchmarks.results import Row, find
 from benchmarks.settings import Common, Say, check_values, parse_sizes
 from benchmarks.timing import Program, compiled, in_turns, spread
@@ -89,8 +91,8 @@ class Variant(NamedTuple):
     """Program calls in a run."""
 
 
-def run(settings: Settings, say: Say) -> list[Row]:
-    """Measures everything that the settings ask for.
+def run(settings: Settings, say: Say) -> Iterator[Row]:
+    """Yields the rows of each size and batch as they are measured.
 
     Raises:
         UserError: settings that cannot work.
@@ -102,12 +104,17 @@ def run(settings: Settings, say: Say) -> list[Row]:
     for t in settings.times:
         if t > settings.num_steps:
             raise UserError(f"--times has {t}; the chain has --num-steps {settings.num_steps}")
+    for size, shape in sizes.items():
+        for batch in settings.batches:  # in float64 on the host, and with the noise in float32
+            need = 16.0 * batch * math.prod(shape)
+            check_fits(f"--batches {batch} of {size}", need, then="take a smaller one")
 
     one = jnp.float32(1.0)
     empty = compiled(lambda x: x + 1.0, one)
     turns = in_turns({"": lambda: empty.call(one)}, repeats=200, seconds=1.0)
-    rows = [Row({"method": "empty program"}, turns[""], empty.compile_seconds)]
-    least = DISPATCH * rows[0].median
+    first = Row({"method": "empty program"}, turns[""], empty.compile_seconds)
+    yield first
+    least = DISPATCH * first.median
     for size, shape in sizes.items():
         say(f"{size}: tables")
         chains, set_up = make_chains(
@@ -116,28 +123,25 @@ def run(settings: Settings, say: Say) -> list[Row]:
             sorted(settings.times) if int(np.prod(shape)) <= settings.affine_dims else [],
             longest=settings.longest_set_up,
         )
-        rows += [dataclasses.replace(row, case={"size": size, **row.case}) for row in set_up]
-        for batch in settings.batches:
+        yield from (dataclasses.replace(row, case={"size": size, **row.case}) for row in set_up)
+        for batch in sorted(settings.batches):
             say(f"{size}, batch {batch}: closed forms")
             x0, eps, key = _arrays(settings, (batch, *shape))
             closed = _closed_forms(settings, chains, x0, eps, key)
             # The light ones among themselves: after a heavy one they would wait for cold caches.
             light = [v for v in closed if v.method in ("x + y", "closed form")]
             heavy = [v for v in closed if v not in light]
+            rows: list[Row] = []
             for variants in (light, heavy):
                 rows += _measured(variants, settings, size, x0.shape, least)
             say(f"{size}, batch {batch}: loops")
             rows += _loops(settings, chains.isotropic, size, x0, key, least)
-    rank = {method: i for i, method in enumerate(METHODS)}
-    return rows[:1] + sorted(
-        rows[1:],
-        key=lambda row: (
-            settings.sizes.index(str(row.case["size"])),
-            row.case.get("batch", 0),
-            rank[str(row.case["method"])],
-            row.case.get("t", 0),
-        ),
-    )
+            yield from sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[int, int]:
+    """In the table: by method, then by t."""
+    return METHODS.index(str(row.case["method"])), row.case.get("t", 0)
 
 
 def _arrays(settings: Settings, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -29,6 +29,7 @@ otherwise over t; and the spread between examples, which more of them average ou
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,8 +74,8 @@ class Settings(Common):
     """Whole ELBOs whose variance is taken."""
 
 
-def run(settings: Settings, say: Say) -> list[Row]:
-    """Measures both parts.
+def run(settings: Settings, say: Say) -> Iterator[Row]:
+    """Yields the rows of each pair and chain as they are measured.
 
     Raises:
         UserError: settings that cannot work.
@@ -92,7 +93,6 @@ def run(settings: Settings, say: Say) -> list[Row]:
         raise UserError(
             f"--batch is {settings.batch}; there are {len(built.images.held_out)} held-out images"
         )
-    rows: list[Row] = []
     say("two Gaussians: compiling")
     methods = kl_pairs.make_methods(settings.samples, settings.nodes, settings.at_once)
     measured: dict[str, Any] = {
@@ -102,7 +102,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
     }
     for name in kl_pairs.PAIRS:
         say(f"two Gaussians, {name}")
-        rows += kl_pairs.measured(name, methods, **measured)
+        yield from kl_pairs.measured(name, methods, **measured)
     for chain in settings.chains:
         named, process = str(built.config.schedule.name), built.process
         if built.config.process.name != "isotropic":
@@ -114,8 +114,7 @@ def run(settings: Settings, say: Say) -> list[Row]:
             settings.batch, settings.num_times, settings.keys, settings.whole_keys
         )
         called = f"{named}, T = {process.num_steps}"
-        rows += kl_elbo.measured(called, process, built, sizes, settings.ways, **measured)
-    return rows
+        yield from kl_elbo.measured(called, process, built, sizes, settings.ways, **measured)
 
 
 COLUMNS: columns.Columns = {

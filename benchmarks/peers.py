@@ -1,285 +1,170 @@
-r"""Is this library's noising as fast and as exact as diffusers'?
+r"""Is this library as fast as diffusers, and does it need as much memory?
 
-The same arrays of images in one process, by turns, x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar)
-eps by
+The part "network" gives both the same network (`diffusers.UNet2DModel` with the settings of a
+config, and with this library's parameters) and times, by turns in one process:
 
-    ddpm_jax              `q_sample`, jitted
-    diffusers             `DDPMScheduler.add_noise` on PyTorch tensors, on the CPU
-    diffusers, compiled   the same under `torch.compile`, where there is a C++ compiler for it
+    train step       draws of t and noise, forward, backward, clip, Adam, average
+    forward pass     the prediction, dropout off
+    DDIM             as each library's users draw: `samplers.sample`, `DDIMPipeline`
+    DPM-Solver++     the same, with `DPMSolverMultistepScheduler`
+    bits/dim         the whole ELBO over all T of a chain: `likelihood.bits_per_dim`, and a plain
+                     PyTorch loop
 
-with the noise given and with the noise drawn, and the drawing of standard normals by itself (jax's
-threefry, whose numbers do not depend on the device; PyTorch's Philox or Mersenne twister). Beside
-it a whole train step of a small network, to see what a slower draw costs there, and the largest
-relative error of both libraries' tables against float64.
+PyTorch runs eagerly with as many threads as there are cores, and by `torch.compile` where that is
+asked for. On a GPU its arrays are channels_last, bfloat16 is by autocast, and every run ends with
+`torch.cuda.synchronize`. Memory at the peak is that of one process for each library and case.
 
-PyTorch has as many threads as there are cores. What is not measured: GPUs, on which both launch
-one kernel or a few; diffusers' training loops; and samplers, which tests compare step by step.
+The part "noising" times `q_sample` and `DDPMScheduler.add_noise`, and compares the tables of both
+libraries with float64.
+
+What is not measured: reading data, several devices, networks with classes or a learned variance,
+and the quality of samples, for which tests compare the samplers step by step. The chain of bits/dim
+is shorter than the config's where --chain-steps says so: its time grows as T.
 """
 
 import dataclasses
-import functools
-import os
-import shutil
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from benchmarks import columns, moments, train_step
-from benchmarks.columns import duration, number
-from benchmarks.results import Row, find
+from benchmarks import columns, network_cases, peer_network, peer_noising, peer_torch
+from benchmarks.network_cases import WHATS
+from benchmarks.results import Row
 from benchmarks.settings import Common, Say, check_values, parse_sizes
-from benchmarks.timing import compiled, in_turns, spread, timed
-from ddpm_jax import q_sample, schedules
-from ddpm_jax.config import Config, load
+from ddpm_jax.config import load
 from ddpm_jax.errors import UserError
 
-__all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run"]
+__all__ = ["ENVIRONMENT", "PACKAGES", "Settings", "notes", "run", "tables"]
 
 PACKAGES = ("torch", "diffusers")
-T = 1000
-PAUSE = 0.005
-"""Seconds between runs, in which the other library's threads go to sleep."""
-OURS, THEIRS, COMPILED = "ddpm_jax", "diffusers", "diffusers, compiled"
-WHATS = ("noise given", "noise drawn", "normals alone")
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""Two libraries share a GPU."""
+
+SMALL = 1_000_000
+"""Parameters of a network that `torch.compile` is done with in a minute on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Common):
     """What `python -m benchmarks peers` takes."""
 
+    parts: tuple[Literal["network", "noising"], ...] = ("network", "noising")
+    """See above."""
+    networks: tuple[Path, ...] = (Path("configs/digits.py"), Path("configs/cifar10.py"))
+    """Configs of the networks; no dataset has to be there."""
+    network_batches: tuple[int, ...] = (64, 8)
+    """Images of a train step and of a forward pass, one number for each network."""
+    sample_batches: tuple[int, ...] = (64, 4)
+    """Images that are drawn, and images of bits/dim, one number for each network."""
+    sample_steps: int = 10
+    """Steps of the samplers; their time grows as these."""
+    chain_steps: tuple[int, ...] = (250, 10)
+    """T of the chain of bits/dim, one number for each network."""
+    network_repeats: int = 20
+    """Runs of each case of a network that count, at most."""
+    network_seconds: float = 5.0
+    """Time for the runs of each case of a network; there are at least three."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the networks' computation; by default bfloat16 on a GPU and float32 elsewhere."""
+    compile: Literal["small", "all", "none"] = "small"
+    """Networks that `torch.compile` is tried with: those under a million parameters and, on a GPU,
+    all of them; on a CPU it takes minutes for large ones."""
+    memory: Literal["steps", "all", "none"] = "steps"
+    """Cases whose memory at the peak is measured: train step and forward pass, all, or none. Each
+    takes two processes, which import and compile."""
     sizes: tuple[str, ...] = ("8x8x1", "32x32x3", "64x64x3")
-    """Images, height x width x channels."""
-    batches: tuple[int, ...] = (64, 128)
-    """Images at once."""
+    """Images of the part "noising", height x width x channels."""
+    batches: tuple[int, ...] = (128,)
+    """Images at once of the part "noising"."""
     config: Path = Path("configs/digits.py")
-    """Of the train step."""
+    """Of the train step of the part "noising"."""
     batch: int = 64
-    """Images of the train step."""
+    """Images of that train step."""
 
 
-def run(settings: Settings, say: Say) -> list[Row]:
-    """Measures both libraries.
+def run(settings: Settings, say: Say) -> Iterator[Row]:
+    """Yields the rows of both libraries as they are measured.
 
     Raises:
         UserError: settings that cannot work, or the libraries are not installed.
     """
-    check_values(settings, distinct=("sizes", "batches"))
+    check_values(settings, distinct=("parts", "networks", "sizes", "batches"))
     sizes, config = parse_sizes(settings.sizes), load(settings.config)
-    torch, scheduler_class = _import()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(cores)
-    rows = _table_errors(scheduler_class)
-    for size, shape in sizes.items():
-        for batch in settings.batches:
-            say(f"{size}, batch {batch}")
-            rows += _noising(settings, torch, scheduler_class, size, (batch, *shape))
-    say("a train step")
-    return rows + _in_a_step(settings, torch, config)
+    networks = _networks(settings)
+    libraries = peer_torch.import_libraries("peers")
+    peer_torch.torch_device(libraries.torch)
+    if "network" in settings.parts:
+        how = dataclasses.replace(
+            settings, repeats=settings.network_repeats, seconds=settings.network_seconds
+        )
+        yield from peer_network.measured(libraries, networks, how, say)
+    if "noising" in settings.parts:
+        yield from peer_noising.measured(
+            libraries, sizes, settings.batches, config, settings.batch, settings, say
+        )
 
 
-def _import() -> tuple[Any, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # theirs, of nothing that is used here
-            import torch
-            from diffusers import DDPMScheduler
-    except ImportError as error:
-        raise UserError(
-            "the suite peers needs diffusers and PyTorch, of the extra 'peers':"
-            f" pip install -e '.[peers]', on Python 3.11 ({error})"
-        ) from error
-    return torch, DDPMScheduler
-
-
-def _noising(
-    settings: Settings, torch: Any, scheduler_class: Any, size: str, shape: tuple[int, ...]
-) -> list[Row]:
-    rng = np.random.default_rng(settings.seed)
-    host = [rng.uniform(-1.0, 1.0, shape), rng.standard_normal(shape)]
-    host_t = rng.integers(0, T, shape[0])
-
-    schedule, key = schedules.cosine(T), jax.random.key(settings.seed)
-    x0, eps = (jnp.asarray(array, jnp.float32) for array in host)
-    t = jnp.asarray(host_t, jnp.int32)
-    ours: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "noise given": (lambda x0, t, eps: q_sample(schedule, x0, t, eps), (x0, t, eps)),
-        "noise drawn": (
-            lambda x0, t, key: q_sample(schedule, x0, t, jax.random.normal(key, shape)),
-            (x0, t, key),
-        ),
-        "normals alone": (lambda key: jax.random.normal(key, shape), (key,)),
-    }
-
-    torch.manual_seed(settings.seed)
-    scheduler = scheduler_class(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
-    # Channels first, as they have images.
-    their_x0, their_eps = (
-        torch.from_numpy(np.moveaxis(array, -1, 1).astype(np.float32).copy()) for array in host
-    )
-    their_t, their_shape = torch.from_numpy(host_t), tuple(their_x0.shape)
-
-    def given() -> Any:
-        return scheduler.add_noise(their_x0, their_eps, their_t)
-
-    def drawn() -> Any:
-        return scheduler.add_noise(their_x0, torch.randn(their_shape), their_t)
-
-    theirs = dict(zip(WHATS, (given, drawn, lambda: torch.randn(their_shape)), strict=True))
-
-    variants: dict[tuple[str, str], Callable[[], Any]] = {}
-    compiling: dict[tuple[str, str], float] = {}
-    failed: dict[tuple[str, str], str] = {}
-    for what, (function, arguments) in ours.items():
-        program = compiled(function, *arguments)
-        compiling[what, OURS] = program.compile_seconds
-        variants[what, OURS] = functools.partial(program.call, *arguments)
-        variants[what, THEIRS] = theirs[what]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # theirs, while they compile
-                fast = torch.compile(theirs[what])
-                compiling[what, COMPILED] = timed(fast)
-        except Exception as error:  # whatever their compiler lacks: a row says that it is missing
-            failed[what, COMPILED] = _why(error)
-        else:
-            variants[what, COMPILED] = fast
-    runs = in_turns(variants, repeats=settings.repeats, seconds=settings.seconds, pause=PAUSE)
-
-    rows = []
-    for what in WHATS:
-        for by in (OURS, THEIRS, COMPILED):
-            case: dict[str, Any] = {"what": what, "by": by, "size": size, "batch": shape[0]}
-            if (what, by) in failed:
-                rows.append(Row(case, numbers={"unavailable": failed[what, by]}))
-                continue
-            seconds = runs[what, by]
-            moved = {"noise given": 3, "noise drawn": 2, "normals alone": 1}[what]
-            numbers = {
-                "images_per_second": shape[0] / spread(seconds).median,
-                "gigabytes_per_second": 4e-9 * moved * x0.size / spread(seconds).median,
-                "torch_threads": torch.get_num_threads(),
-            }
-            rows.append(Row(case, seconds, compiling.get((what, by)), numbers))
-    return rows
-
-
-def _why(error: Exception) -> str:
-    """One line."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "torch.compile wants a C++ compiler, and there is none"
-    return f"torch.compile fails: {type(error).__name__}"
-
-
-def _in_a_step(settings: Settings, torch: Any, config: Config) -> list[Row]:
-    """The train step, and its normals by both libraries."""
-    state, images = train_step.state_and_images(config, settings.batch, settings.seed)
-    step = compiled(train_step.make_step(config, "closed form"), state, images)
-    normals = compiled(lambda key: jax.random.normal(key, images.shape), state.key)
-    variants = {
-        ("train step", OURS): lambda: step.call(state, images),
-        ("its normals", OURS): lambda: normals.call(state.key),
-        ("its normals", THEIRS): lambda: torch.randn(tuple(images.shape)),
-    }
-    runs = in_turns(variants, repeats=settings.repeats, seconds=settings.seconds, pause=PAUSE)
-    size = "x".join(map(str, images.shape[1:]))
-    return [
-        Row({"what": what, "by": by, "size": size, "batch": settings.batch, "step": True}, seconds)
-        for (what, by), seconds in runs.items()
-    ]
-
-
-def _table_errors(scheduler_class: Any) -> list[Row]:
-    """The largest relative error over t of each table, ours and theirs, against float64."""
-    linear = np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, T)))
-    cosine = moments.cosine_alpha_bar(T)
-    rows = []
-    for name, log_alpha_bar, ours, options in (
-        ("linear", linear, schedules.linear(T), {"beta_schedule": "linear"}),
-        ("cosine", np.log(cosine), schedules.cosine(T), {"beta_schedule": "squaredcos_cap_v2"}),
+def _networks(settings: Settings) -> Sequence[peer_network.Network]:
+    for name in ("network_batches", "sample_batches", "chain_steps"):
+        count, option = len(getattr(settings, name)), "--" + name.replace("_", "-")
+        if count != len(settings.networks):
+            raise UserError(
+                f"--networks has {len(settings.networks)} entries and {option} {count}; each"
+                " network has its own"
+            )
+    on_gpu = jax.devices()[0].platform == "gpu"
+    dtype = settings.dtype or ("bfloat16" if on_gpu else "float32")
+    networks = []
+    for path, batch, sample_batch, chain_steps in zip(
+        settings.networks,
+        settings.network_batches,
+        settings.sample_batches,
+        settings.chain_steps,
+        strict=True,
     ):
-        exact = {
-            "beta": -np.expm1(np.diff(log_alpha_bar, prepend=0.0)),
-            "alpha_bar": np.exp(log_alpha_bar),
-            "1 - alpha_bar": -np.expm1(log_alpha_bar),
-        }
-        scheduler = scheduler_class(num_train_timesteps=T, **options)
-        theirs = {
-            "beta": scheduler.betas.numpy(),
-            "alpha_bar": scheduler.alphas_cumprod.numpy(),
-            "1 - alpha_bar": (1.0 - scheduler.alphas_cumprod).numpy(),
-        }
-        tables = (ours.betas, ours.alpha_bar, ours.one_minus_alpha_bar)
-        for by, found in ((OURS, dict(zip(exact, tables, strict=True))), (THEIRS, theirs)):
-            for table, values in found.items():
-                error = np.max(np.abs(np.asarray(values, np.float64) / exact[table] - 1.0))
-                case: dict[str, Any] = {"table": table, "schedule": name, "by": by}
-                rows.append(Row(case, numbers={"relative_error": float(error)}))
-    return rows
+        config = network_cases.with_dtype(load(path), dtype)
+        peer_torch.check_network(config, network_cases.shape_of(config))
+        num_steps = config.schedule.num_steps
+        if settings.sample_steps > num_steps:
+            raise UserError(
+                f"--sample-steps is {settings.sample_steps}; the chain of {path} has {num_steps}"
+            )
+        count = network_cases.count(network_cases.abstract_params(config))
+        compiles = settings.compile == "all" or (
+            settings.compile == "small" and (on_gpu or count < SMALL)
+        )
+        networks.append(
+            peer_network.Network(
+                path.stem,
+                config,
+                batch,
+                sample_batch,
+                settings.sample_steps,
+                chain_steps,
+                compiles,
+                {"steps": WHATS[:2], "all": WHATS, "none": ()}[settings.memory],
+            )
+        )
+    return networks
 
 
-def _what(row: Row) -> str:
-    return str(row.case.get("what") or f"{row.case['table']}, {row.case['schedule']}")
-
-
-COLUMNS: columns.Columns = {
-    "what": _what,
-    "by": columns.case("by"),
-    "size": columns.case("size"),
-    "batch": columns.case("batch"),
-    "time": lambda row: duration(row.median) if row.seconds else row.numbers.get("unavailable", ""),
-    "quartiles": columns.quartiles,
-    "images/s": columns.figure("images_per_second"),
-    "GB/s": columns.figure("gigabytes_per_second"),
-    "relative error": columns.figure("relative_error"),
-    "compile": columns.compiling,
-}
-"""Headers of the table, and what stands under them."""
+def tables(rows: list[Row]) -> list[tuple[list[Row], columns.Columns]]:
+    """One for each part."""
+    network, noising = _parts(rows)
+    parts = [(network, peer_network.COLUMNS), (noising, peer_noising.COLUMNS)]
+    return [(found, headers) for found, headers in parts if found]
 
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    threads = {r.numbers["torch_threads"] for r in rows if "torch_threads" in r.numbers}
-    said = [f"PyTorch has {', '.join(map(str, threads))} threads."]
-    points = dict.fromkeys(
-        (r.case["size"], r.case["batch"]) for r in rows if "size" in r.case and "step" not in r.case
-    )
-    for size, batch in points:
-        ratios = []
-        for what in WHATS:
-            times = {
-                str(row.case["by"]): row.median
-                for row in find(rows, size=size, batch=batch, what=what)
-                if row.seconds and "step" not in row.case
-            }
-            their = min(seconds for by, seconds in times.items() if by != OURS)
-            faster = times[OURS] / their
-            ratios.append(
-                f"{what}, ddpm_jax takes {number(faster)} of the time"
-                + (" (the peer wins)" if faster > 1.0 else "")
-            )
-        said.append(
-            f"{size}, batch {batch}, beside the faster of diffusers' two: {'; '.join(ratios)}."
-        )
-    step = find(rows, what="train step")[0].median
-    ours, theirs = (find(rows, what="its normals", by=by)[0].median for by in (OURS, THEIRS))
-    size, batch = next((r.case["size"], r.case["batch"]) for r in rows if r.case.get("step"))
-    said.append(
-        f"The normals of a train step ({size}, batch {batch}) take {duration(ours)} here and"
-        f" {duration(theirs)} in PyTorch. The step takes {duration(step)}: the difference is"
-        f" {(ours - theirs) / step:.2%} of it."
-    )
-    tables = [row for row in rows if "table" in row.case]
-    worst = {
-        by: max(r.numbers["relative_error"] for r in find(tables, by=by)) for by in (OURS, THEIRS)
-    }
-    said.append(
-        f"The largest relative error of a table: {number(worst[OURS])} in ddpm_jax and"
-        f" {number(worst[THEIRS])} in diffusers."
-    )
-    unavailable = {r.numbers["unavailable"] for r in rows if "unavailable" in r.numbers}
-    return said + [f"No compiled mode of diffusers' is in the table: {why}." for why in unavailable]
+    network, noising = _parts(rows)
+    said = peer_network.notes(network) if network else []
+    return said + (peer_noising.notes(noising) if noising else [])
+
+
+def _parts(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """What is of a network, and the rest."""
+    of_network = [row for row in rows if "network" in row.case]
+    return of_network, [row for row in rows if "network" not in row.case]

@@ -93,13 +93,46 @@ def _train_step(figure: Any, rows: list[Row]) -> None:
 
 
 def _peers(figure: Any, rows: list[Row]) -> None:
-    points = list(
-        dict.fromkeys((r.case["size"], r.case["batch"]) for r in rows if "size" in r.case)
-    )
-    for axes, (size, batch) in zip(_panels(figure, len(points)), points, strict=True):
-        found = [row for row in find(rows, size=size, batch=batch) if row.seconds]
+    timed = [row for row in rows if row.seconds]
+    titles = {id(row): _peer_title(row.case) for row in timed}
+    points = list(dict.fromkeys(titles.values()))
+    for axes, title in zip(_panels(figure, len(points)), points, strict=True):
+        found = [row for row in timed if titles[id(row)] == title]
         _bars(axes, [f"{row.case['what']}, {row.case['by']}" for row in found], found)
-        axes.set(title=f"{size}, batch {batch}", xlabel="seconds")
+        axes.set(title=title, xlabel="seconds")
+
+
+def _peer_title(case: dict[str, Any]) -> str:
+    return f"{case.get('network') or case['size']}, batch {case['batch']}"
+
+
+def _accelerator(figure: Any, rows: list[Row]) -> None:
+    exact, kernels = find(rows, part="exactness"), find(rows, part="kernels")
+    timed = [row for row in rows if row.seconds]
+    points = list(dict.fromkeys((row.case["part"], row.case.get("dtype")) for row in timed))
+    count = bool(exact) + bool(kernels) + len(points)
+    if count == 0:  # everything was left out
+        return
+    panels = iter(_panels(figure, count))
+    if exact:
+        axes = next(panels)
+        errors = [max(row.numbers["relative_error"], 1e-9) for row in exact]
+        axes.barh([str(row.case["what"]) for row in exact], errors)
+        axes.axvline(exact[0].numbers["bound"], color="gray", linestyle=":")
+        axes.set(title="exactness", xlabel="relative error", xscale="log")
+        axes.invert_yaxis()
+    for part, dtype in points:
+        axes = next(panels)
+        found = [r for r in timed if (r.case["part"], r.case.get("dtype")) == (part, dtype)]
+        _bars(axes, [f"{r.case['what']}, {r.case.get('by', '')}".strip(", ") for r in found], found)
+        axes.set(title=f"{part} {dtype or ''}", xlabel="seconds")
+    if kernels:
+        axes, dtype = next(panels), kernels[0].case["dtype"]
+        found = find(kernels, dtype=dtype)
+        names = [f"{row.case['rank']} {row.numbers['name'][:24]}" for row in found]
+        axes.barh(names, [row.numbers["share"] for row in found])
+        axes.set(title=f"kernels of a step, {dtype}", xlabel="share of the time")
+        axes.invert_yaxis()
 
 
 def _scaling(figure: Any, rows: list[Row]) -> None:
@@ -137,6 +170,7 @@ _PICTURES: dict[str, Callable[[Any, list[Row]], None]] = {
     "train_step": _train_step,
     "peers": _peers,
     "scaling": _scaling,
+    "accelerator": _accelerator,
 }
 
 

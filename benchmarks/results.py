@@ -31,6 +31,7 @@ __all__ = [
     "machine",
     "now",
     "overlap",
+    "ratio",
     "run_range",
     "save",
     "versions",
@@ -79,6 +80,8 @@ class Report:
     rows: list[Row]
     notes: list[str]
     """Sentences made of the numbers."""
+    finished: bool = True
+    """Not if ctrl-C or an error ended it: the rows are then those that were there."""
 
 
 class Comparison(NamedTuple):
@@ -206,6 +209,9 @@ def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -
     only = {_identity(row) for row in before.rows} ^ {_identity(row) for row in after.rows}
     if only:
         said.append(f"{len(only)} rows are in one of the files only.")
+    for which, report in (("first", before), ("second", after)):
+        if not report.finished:
+            said.append(f"The {which} run did not end: some of its rows are missing.")
     for what in ("machine", "versions", "arguments", "seeds"):
         one, other = getattr(before, what), getattr(after, what)
         for name in sorted({*one, *other} - {"load_before", "out"}):
@@ -228,9 +234,14 @@ def overlap(one: Row, other: Row) -> bool:
     return low <= other_high and high >= other_low
 
 
+def ratio(one: Row, other: Row) -> tuple[float, float, float]:
+    """Median of `one` over that of `other`, and its range if each is anywhere in its spread."""
+    (low, high), (other_low, other_high) = run_range(one.seconds), run_range(other.seconds)
+    return one.median / other.median, low / other_high, high / other_low
+
+
 def _compared(one: Row, other: Row) -> Comparison:
-    (low_a, high_a), (low_b, high_b) = run_range(one.seconds), run_range(other.seconds)
-    lower, upper = low_b / high_a, high_b / low_a
+    of_medians, lower, upper = ratio(other, one)
     fewest = min(len(one.seconds), len(other.seconds))
     if fewest < LEAST:
         verdict = f"too few runs ({fewest})"
@@ -240,7 +251,7 @@ def _compared(one: Row, other: Row) -> Comparison:
         verdict = "faster"
     else:
         verdict = "within the spread"
-    return Comparison(one.case, other.median / one.median, lower, upper, verdict)
+    return Comparison(one.case, of_medians, lower, upper, verdict)
 
 
 def _identity(row: Row) -> str:

@@ -16,6 +16,7 @@ What is not measured: the time of a step on many devices that are real, and of p
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,8 +69,8 @@ class Settings(Common):
     """On this machine, with one device each."""
 
 
-def run(settings: Settings, say: Say) -> list[Row]:
-    """Compiles for every topology, twice, and times.
+def run(settings: Settings, say: Say) -> Iterator[Row]:
+    """Compiles for every topology, twice, and times; yields rows as they are there.
 
     Raises:
         UserError: settings that cannot work, or nothing but what there is no compiler for.
@@ -79,17 +80,15 @@ def run(settings: Settings, say: Say) -> list[Row]:
     topologies = [parse(name) for name in settings.topologies]
     if "timed" in settings.parts:
         _check_timed(settings)
-    rows: list[Row] = []
     if "compiled" in settings.parts:
         missing = _missing(topologies)
         if missing and "timed" in settings.parts:
             say(missing)
-            rows.append(Row({"part": "compiled"}, numbers={"unavailable": missing}))
+            yield Row({"part": "compiled"}, numbers={"unavailable": missing})
         else:
-            rows += _compiled(settings, topologies, say)
+            yield from _compiled(settings, topologies, say)
     if "timed" in settings.parts:
-        rows += _timed(settings, say)
-    return rows
+        yield from _timed(settings, say)
 
 
 def _missing(topologies: list[Topology]) -> str | None:
@@ -124,16 +123,14 @@ def _check_timed(settings: Settings) -> None:
             )
 
 
-def _timed(settings: Settings, say: Say) -> list[Row]:
-    rows = []
+def _timed(settings: Settings, say: Say) -> Iterator[Row]:
     for channels in settings.timed_channels:
         config = timed_config(settings, channels)
         forms = settings.forms if channels == settings.timed_channels[0] else settings.forms[:1]
         for place in overhead.places(settings.devices, settings.processes):
-            rows += overhead.measured(
+            yield from overhead.measured(
                 config, place, forms, repeats=settings.repeats, seconds=settings.seconds, say=say
             )
-    return rows
 
 
 def timed_config(settings: Settings, channels: int) -> Config:

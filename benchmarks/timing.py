@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.memory import check_fits
+
 __all__ = ["Program", "Spread", "compiled", "in_turns", "spread", "timed"]
 
 
@@ -35,16 +37,26 @@ class Spread(NamedTuple):
 
 
 def compiled(
-    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()
+    function: Callable[..., Any],
+    *arguments: Any,
+    donate: tuple[int, ...] = (),
+    what: str = "a program of this suite",
 ) -> Program:
     """`function` compiled for these arguments; nothing is run.
 
     Where jax keeps a persistent compilation cache, the seconds may be those of reading it.
+
+    Raises:
+        UserError: the program, which the error calls `what`, needs more memory than is free.
     """
     start = time.perf_counter()
     program = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    return Program(program, seconds, _peak_bytes(program), program.as_text() or "")
+    peak = _peak_bytes(program)
+    if peak is not None:  # the arguments are there already
+        held = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(arguments))
+        check_fits(what, peak - held, then="take a smaller batch or smaller images")
+    return Program(program, seconds, peak, program.as_text() or "")
 
 
 def in_turns(

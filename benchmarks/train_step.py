@@ -22,7 +22,8 @@ with the network, the noising's does not.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from flax.core import meta
 
 from benchmarks import columns
 from benchmarks.columns import duration, number
+from benchmarks.memory import check_fits
 from benchmarks.results import Row, find, overlap
 from benchmarks.settings import Common, Say, check_values
 from benchmarks.timing import Program, compiled, in_turns, spread
@@ -79,8 +81,8 @@ class Settings(Common):
     """Time for the runs of each row; there are at least three."""
 
 
-def run(settings: Settings, say: Say) -> list[Row]:
-    """Measures every config.
+def run(settings: Settings, say: Say) -> Iterator[Row]:
+    """Yields the rows of each config as they are measured.
 
     Raises:
         UserError: settings that cannot work.
@@ -92,11 +94,9 @@ def run(settings: Settings, say: Say) -> list[Row]:
             " each config has a batch size of its own"
         )
     configs = [load(path) for path in settings.configs]
-    rows: list[Row] = []
     for path, config, batch in zip(settings.configs, configs, settings.batches, strict=True):
         say(f"{path.stem}, batch {batch}")
-        rows += _measured(settings, path.stem, config, batch, say)
-    return rows
+        yield from _measured(settings, path.stem, config, batch, say)
 
 
 def make_step(config: Config, noising: str) -> Callable[[Any, Any], Any]:
@@ -169,6 +169,8 @@ def _adam(config: Config) -> optax.GradientTransformation:
 def state_and_images(config: Config, batch: int, seed: int) -> tuple[training.TrainState, Any]:
     """The state before the first step, and random bytes as images."""
     shape = image_shape(config.data.name, config.data.dir)
+    size = "x".join(map(str, shape))
+    check_fits(f"a batch of {batch} of {size}", batch * math.prod(shape), then="take a smaller one")
 
     @jax.jit
     def born(key: Any) -> training.TrainState:
@@ -189,7 +191,8 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
     steps: dict[str, Program] = {}
     for noising in NOISINGS:
         say(f"{network}, batch {batch}: compiling the step, {noising}")
-        steps[noising] = compiled(make_step(config, noising), state, images)
+        what = f"the train step of {network}, --batches {batch},"
+        steps[noising] = compiled(make_step(config, noising), state, images, what=what)
     say(f"{network}, batch {batch}: steps by turns")
     told: dict[str, Any] = {"repeats": settings.repeats, "seconds": settings.seconds}
     runs = in_turns(

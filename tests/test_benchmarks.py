@@ -19,6 +19,7 @@ from benchmarks import (
     machinery,
     moments,
     overhead,
+    peer_noising,
     peers,
     results,
     train_step,
@@ -67,7 +68,16 @@ ARGUMENTS = {
         "3",
     ],
     "train_step": ["--configs", TINY, "--batches", "2"],
-    "peers": ["--sizes", "2x2x1", "--batches", "2", "--config", TINY, "--batch", "2"],
+    "peers": [
+        *("--sizes", "2x2x1", "--batches", "2", "--config", TINY, "--batch", "2"),
+        *("--networks", TINY, "--network-batches", "2", "--sample-batches", "2"),
+        *("--sample-steps", "2", "--chain-steps", "4", "--compile", "none", "--memory", "none"),
+        *("--network-repeats", "4", "--network-seconds", "0.1"),
+    ],
+    "accelerator": [
+        *("--config", TINY, "--batch", "2", "--dtypes", "float32", "--compile", "none"),
+        *("--sample-steps", "2", "--chain-steps", "4"),
+    ],
     "scaling": [
         *("--topologies", "v5e:2x2", "--config", TINY, "--channels", "4"),
         *("--batch", "2", "--fsdp", "2"),
@@ -398,7 +408,7 @@ def test_peers_say_who_wins_and_what_is_missing():
         case = {"size": "1x1x1", "batch": 1}
         timed = [
             Row({"what": what, "by": by, **case}, [seconds] * 3, None, {"torch_threads": 1})
-            for what in peers.WHATS
+            for what in peer_noising.WHATS
             for by, seconds in (("ddpm_jax", ours), ("diffusers", theirs))
         ]
         missing = Row(

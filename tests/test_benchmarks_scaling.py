@@ -27,7 +27,7 @@ def test_what_is_timed_where(monkeypatch):
         return []
 
     monkeypatch.setattr(overhead, "measured", instead)
-    scaling.run(scaling.Settings(parts=("timed",)), lambda what: None)
+    assert not list(scaling.run(scaling.Settings(parts=("timed",)), lambda what: None))
     places = ["1 device", "8 devices", "2 processes", "4 processes"]
     assert asked == [
         *((16, place, ("jit", "shard_map", "pmap")) for place in places),
