@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InterruptedRunError as stop:
         return _fail(str(stop), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
     return 0
 
 
@@ -85,7 +85,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
         suite.run(settings, lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True))
     )
     if stop is not None and not rows:
-        raise stop
+        raise KeyboardInterrupt if isinstance(stop, InterruptedRunError) else stop
     report = results.Report(
         suite=name,
         arguments=as_json(settings),

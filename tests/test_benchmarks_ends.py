@@ -70,7 +70,7 @@ def test_without_a_finished_row_nothing_is_written(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(train_step, "run", rows)
     code, _, error = run(capsys, "train_step", "--out", tmp_path)
     assert code == 130
-    assert error.splitlines()[-1] == "python -m benchmarks: interrupted"
+    assert error.splitlines()[-1] == "python -m benchmarks: interrupted; nothing was written"
     assert not list(tmp_path.iterdir())
 
 
