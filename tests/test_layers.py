@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -125,10 +126,30 @@ def test_a_large_batch_is_taken_in_parts_on_a_cpu_alone(stride, monkeypatch):
     monkeypatch.setattr(layers, "_CACHE", 2 * of_one_image)
     in_parts = slopes_of(layer, params, x, weights)
     jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), in_parts, whole)
-    traced = jax.jit(lambda params: layer.apply({"params": params}, x)).trace(params)
+
+    def output(kernel):
+        return layer.apply({"params": params | {"kernel": kernel}}, x)
+
+    def slope(weights):
+        return jax.vjp(output, params["kernel"])[1](weights)
+
+    traced = jax.jit(slope).trace(jnp.asarray(weights))
     for platform, convolutions in (("cpu", 3), ("cuda", 1), ("tpu", 1)):
         program = traced.lower(lowering_platforms=(platform,)).as_text()
         assert program.count("stablehlo.convolution") == convolutions
+
+
+def test_in_a_loop_a_cpu_has_the_convolution_that_it_has_outside():
+    """XLA orders the axes of a convolution for its CPU kernels, but not within loops."""
+    x, layer = jnp.asarray(normal(0, 2, 4, 6, 4, 3)), Conv(5)
+    params = meta.unbox(layer.init(KEY, x[0]))
+
+    def slope(x):
+        return jax.grad(lambda params: jnp.sum(layer.apply(params, x) ** 2))(params)
+
+    program = jax.jit(lambda x: jax.lax.map(slope, x)).lower(x).compile().as_text()
+    axes = re.findall(r" convolution\(.*dim_labels=(\w+)", program)
+    assert set(axes) == {"b01f_01io"}
 
 
 def test_slopes_of_a_dense_layer_are_sums_over_rows():
