@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
+from marks import thorough_but
 
 from ddpm_jax import flow_bits_per_dim, processes, samplers, schedules
 from ddpm_jax.models import UNet, init_params
@@ -61,7 +62,7 @@ def assert_near(found, expected, dtype):
     jax.tree.map(near, found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", thorough_but([jnp.float32], DTYPES))
 def test_forward_and_reverse_mode_agree(dtype):
     params, direction = random_params(0), random_params(1)
     linear = jax.jit(lambda p, v: jax.linearize(functools.partial(loss, dtype), p)[1](v))
@@ -71,6 +72,7 @@ def test_forward_and_reverse_mode_agree(dtype):
     np.testing.assert_allclose(linear(params, direction), expected, rtol=NEAR[dtype])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_hessian_is_symmetric(dtype):
     params, one, other = map(random_params, range(3))
@@ -85,6 +87,7 @@ def test_the_hessian_is_symmetric(dtype):
     assert abs(forth) > 0.0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16])
 def test_networks_are_mapped_over(dtype):
     several = jax.tree.map(lambda *leaves: jnp.stack(leaves), random_params(0), random_params(1))
@@ -94,6 +97,7 @@ def test_networks_are_mapped_over(dtype):
         assert_near(mapped[seed], apply(random_params(seed), X, T), dtype)
 
 
+@pytest.mark.thorough
 def test_the_likelihood_of_the_flow_is_differentiated_through_the_default_network():
     process = processes.isotropic(schedules.linear_log_snr(4))
 
@@ -107,6 +111,7 @@ def test_the_likelihood_of_the_flow_is_differentiated_through_the_default_networ
     assert jax.tree.all(jax.tree.map(lambda leaf: np.isfinite(leaf).all(), bits(X[:2])))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "check_vma"), [(jnp.float32, True), (jnp.bfloat16, False)])
 def test_the_gradient_through_shard_map_of_shared_parameters(dtype, check_vma):
     split, whole = PartitionSpec("data"), PartitionSpec()
@@ -125,6 +130,7 @@ def test_the_gradient_through_shard_map_of_shared_parameters(dtype, check_vma):
     assert_near(found, slopes(dtype), dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dtype", "shape", "axes", "share", "split_params"),
     [
