@@ -37,6 +37,10 @@ COMMANDS = {
 }
 """Each command: the extras of setup.cfg that it wants, and what runs."""
 
+COMPILES = sys.dont_write_bytecode
+"""Whether modules are compiled when they are installed. Most of them are never imported, and Python
+compiles those that are; but with PYTHONDONTWRITEBYTECODE it would do so in each process anew."""
+
 
 def main():
     arguments = sys.argv[1:]
@@ -69,9 +73,9 @@ def set_up(venv, extras):
     pip = make_venv(venv, python)
     what = f".[{','.join(extras)}]" if extras else "."
     if not install_with_uv(venv, pip, what):
-        # Modules are compiled when they are first imported: most of them never are.
-        quiet = ["--quiet", "--disable-pip-version-check", "--no-compile"]
-        if subprocess.call([*pip, "install", *quiet, "--editable", what], cwd=str(ROOT)):
+        options = ["--quiet", "--disable-pip-version-check"]
+        options += [] if COMPILES else ["--no-compile"]
+        if subprocess.call([*pip, "install", *options, "--editable", what], cwd=str(ROOT)):
             sys.exit("start.py: the installation failed; what pip printed above says why")
     stamp.write_text(fingerprint(venv))
 
@@ -84,6 +88,7 @@ def install_with_uv(venv, pip, what):
         return False
     print(f"installing with {uv}", flush=True)
     command = [uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
+    command += ["--compile-bytecode"] if COMPILES else []
     environment = {**settings, **os.environ}  # who has set up uv wants it so
     if subprocess.call([*command, "--editable", what], cwd=str(ROOT), env=environment) == 0:
         return True

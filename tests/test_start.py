@@ -43,6 +43,7 @@ def start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "COMPILES", False)
     pip = [sys.executable, "-S", str(tmp_path / "pip.py")]
     monkeypatch.setattr(module, "make_venv", lambda venv, python: pip)
     return module
@@ -110,6 +111,17 @@ def test_pip_installs_where_it_has_a_setting_that_uv_lacks(start, tmp_path, sett
     start.set_up(tmp_path / "venv", [])
     assert calls(tmp_path, "uv") is None
     assert calls(tmp_path, "pip")[-2:] == ["--editable", "."]
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_modules_are_compiled_once_at_most(start, tmp_path, monkeypatch, compiles):
+    """When they are installed only if Python does not keep what it compiles."""
+    monkeypatch.setattr(start, "COMPILES", compiles)
+    start.set_up(tmp_path / "venv", [])
+    assert ("--no-compile" in calls(tmp_path, "pip")) == (not compiles)
+    put_uv_on_path(tmp_path)
+    start.set_up(tmp_path / "venv", ["test"])
+    assert ("--compile-bytecode" in calls(tmp_path, "uv")[0]) == compiles
 
 
 def test_what_is_installed_is_not_installed_again(start, tmp_path):
