@@ -148,14 +148,14 @@ def test_an_interrupt_of_one_process_stops_both_after_the_same_step(tmp_path, wh
 class TestOneProcessCannot:
     """It says why in its own words, with its own exit code; the other ends, too."""
 
-    def refused(self, tmp_path, *own, arguments=(), codes=(4, 2)):
+    def refused(self, tmp_path, *own, arguments=(), codes=(4, 2), out=""):
         arguments = [*ARGUMENTS, *arguments, "--workdir", str(tmp_path / "run")]
         began = time.monotonic()
         both = ended(start(arguments, hosts=2, own=[[], own]), timeout=120)
         print(both, f"{time.monotonic() - began:.1f} s")
         assert [end.code for end in both] == list(codes), both
         assert not (tmp_path / "run").exists()
-        assert [end.out for end in both] == ["", ""]
+        assert [end.out for end in both] == [out, ""]
         return [end.errors for end in both]
 
     def test_use_the_same_config(self, tmp_path):
@@ -174,7 +174,10 @@ class TestOneProcessCannot:
         prepare(tmp_path, "tiny_grey", splits, shape=(8, 8, 1))
         arguments = ["--data.name", "tiny_grey", "--data.dir", str(tmp_path)]
         first, second = self.refused(
-            tmp_path, "--data.dir", str(tmp_path / "none"), arguments=arguments
+            tmp_path,
+            *("--data.dir", str(tmp_path / "none")),
+            arguments=arguments,
+            out="reading the images of tiny_grey\n",
         )
         assert second.startswith("ddpm-jax: data set 'tiny_grey'")
         assert first == f"ddpm-jax: process 1 of the run does not go on: {second[10:]}"

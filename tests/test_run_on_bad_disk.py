@@ -13,7 +13,7 @@ from rich.console import Console
 from ddpm_jax.experiment import RunDirectory, build, post_hoc_params, train
 from ddpm_jax.training import SaveError, manifest, newest_sound
 
-pytestmark = [UNAWAITED_WRITES, pytest.mark.thorough]  # quick: test_disk.py
+pytestmark = [*UNAWAITED_WRITES, pytest.mark.thorough]  # quick: test_disk.py
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -12,6 +12,7 @@ of JAX goes through them.
 import functools
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -111,7 +112,7 @@ class Conv(_Gathering):
         names = ("kernel_height", "kernel_width", "in", "out")
         kernel = self.param("kernel", named(self.kernel_init, *names), shape, jnp.float32)
         bias = self.param("bias", named(_zeros, "out"), (self.features,), jnp.float32)
-        y = _convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        y = _convolution(self.stride)(x.astype(self.dtype), kernel.astype(self.dtype))
         return _add(y, bias)
 
 
@@ -145,31 +146,30 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / scale, jnp.zeros_like(x))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """The convolution, whose slope to the kernel is written so that XLA's CPU kernels are quick."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+@functools.cache
+def _convolution(stride: int) -> Callable[[Array, Array], Array]:
+    """`(x, kernel) -> y`, whose slope to the kernel is written for XLA's CPU kernels."""
 
-
-@_convolve.defjvp
-def _convolve_jvp(
-    stride: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    (x, kernel), (to_x, to_kernel) = primals, tangents
-    of_x = _convolve(to_x, kernel, stride)
-    is_split = any(axis is not None for axis in jax.typeof(x).sharding.spec)
-    if is_split or x.dtype != jnp.float32:
-        of_kernel = _convolve(x, to_kernel, stride)
-    else:
-        of_kernel = jax.lax.platform_dependent(
-            x,
-            to_kernel,
-            cpu=functools.partial(_convolve_in_parts, stride=stride),
-            default=functools.partial(_convolve, stride=stride),
+    @jax.custom_jvp
+    def convolve(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-    return _convolve(x, kernel, stride), of_x + of_kernel
+
+    @convolve.defjvp
+    def push_forward(
+        primals: tuple[Array, Array], tangents: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        (x, kernel), (to_x, to_kernel) = primals, tangents
+        is_split = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+        if is_split or x.dtype != jnp.float32:
+            of_kernel = convolve(x, to_kernel)
+        else:
+            on_cpu = functools.partial(_convolve_in_parts, stride=stride)
+            of_kernel = jax.lax.platform_dependent(x, to_kernel, cpu=on_cpu, default=convolve)
+        return convolve(x, kernel), convolve(to_x, kernel) + of_kernel
+
+    return convolve
 
 
 def _convolve_in_parts(x: Array, kernel: Array, *, stride: int) -> Array:
