@@ -158,7 +158,7 @@ def test_a_run_has_the_same_bits(tmp_path, plain, kind):
 def test_with_x64_a_run_is_resumed_and_differs_by_rounding(tmp_path, plain):
     with setting("jax_enable_x64", True):
         params, images = go(tmp_path)
-    # Where a gradient is nearly 0, Adam makes a step of its rounding error.
-    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=5e-5)
+    # Where a gradient is nearly 0, Adam makes a step of its rounding error: 2e-6 of moves of 1e-5.
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=4e-6)
     jax.tree.map(near, params, plain[0])
     assert np.abs(images.astype(int) - plain[1]).max() <= 1

@@ -204,7 +204,7 @@ def _convolve_in_parts(x: Array, kernel: Array, *, stride: int) -> Array:
 def _draws(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     """Integers from 0 to 2^16 - 1, two of each word that the generator gives."""
     *rest, last = shape
-    words = jax.random.bits(key, (*rest, -(-last // 2)))
+    words = jax.random.bits(key, (*rest, -(-last // 2)), jnp.uint32)
     return jnp.concatenate([words & (_DRAWS - 1), words >> 16], axis=-1)[..., :last]
 
 
