@@ -39,19 +39,17 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.columns import duration, number
-from benchmarks.network_cases import Case
+from benchmarks.network_cases import Case, What
+from benchmarks.peer_torch import ENVIRONMENT
 from benchmarks.results import Row, find
 from benchmarks.settings import Common, Say, check_values
-from ddpm_jax.config import load
+from ddpm_jax.config import Config, load
 from ddpm_jax.errors import UserError
 from ddpm_jax.plan.chips import CHIPS
 
 __all__ = ["ENVIRONMENT", "PACKAGES", "Settings", "notes", "run", "tables"]
 
 PACKAGES = ("torch", "diffusers", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu")
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-"""Two libraries share a GPU."""
-
 TERA = 1e12
 _H100, _V4, _V5E, _V6E = (CHIPS[name] for name in ("h100", "v4", "v5e", "v6e"))
 PEAKS: dict[str, tuple[float, float]] = {
@@ -98,6 +96,15 @@ class Settings(Common):
     """Whether `torch.compile` is tried, which takes a minute or two for each dtype."""
 
 
+class _Sizes(NamedTuple):
+    """The settings that depend on the device where they are not given."""
+
+    config: Path
+    batch: int
+    sample_steps: int
+    chain_steps: int
+
+
 class _Part(NamedTuple):
     name: str
     rows: Callable[[], Iterator[Row]]
@@ -112,65 +119,63 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
         UserError: settings that cannot work.
     """
     check_values(settings, distinct=("dtypes",))
-    settings, start = _with_defaults(settings), time.perf_counter()
-    load(_path(settings))
+    sizes, start = _sizes(settings), time.perf_counter()
+    config = load(sizes.config)
+    libraries: peer_torch.Libraries | None = None
     try:
-        found = peer_torch.import_libraries("accelerator")
-        peer_torch.torch_device(found.torch)
-        libraries: peer_torch.Libraries | None = found
+        peer = peer_torch.import_libraries("accelerator")
+        peer_torch.torch_device(peer.torch)
+        libraries = peer
     except UserError as error:
-        libraries = None
-        yield Row({"part": "skipped", "what": "diffusers"}, numbers={"skipped": str(error)})
+        yield _skipped("diffusers", str(error))
     took: dict[str, float] = {}
-    for part in _parts(settings, libraries):
+    for part in _parts(settings, sizes, config, libraries):
         begun = time.perf_counter()
         if begun - start + took.get(part.like, 0.0) >= settings.budget:
             why = f"the {settings.budget:g} seconds of --budget are spent, or would be"
-            yield Row({"part": "skipped", "what": part.name}, numbers={"skipped": why})
+            yield _skipped(part.name, why)
             continue
         say(part.name)
         try:
             yield from part.rows()
         except UserError as error:  # it does not fit
-            yield Row({"part": "skipped", "what": part.name}, numbers={"skipped": str(error)})
+            yield _skipped(part.name, str(error))
         took[part.name] = time.perf_counter() - begun
 
 
-def _with_defaults(settings: Settings) -> Settings:
-    """Sizes for the device that is there."""
+def _skipped(what: str, why: str) -> Row:
+    return Row({"part": "skipped", "what": what}, numbers={"skipped": why})
+
+
+def _sizes(settings: Settings) -> _Sizes:
+    """Those that are given, and defaults for the device that is there."""
     small = jax.devices()[0].platform == "cpu"
-    defaults = {
-        "config": Path("configs/digits.py") if small else Path("configs/cifar10.py"),
-        "batch": 16 if small else 128,
-        "sample_steps": 5 if small else 50,
-        "chain_steps": 50 if small else 1000,
-    }
-    missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
+    return _Sizes(
+        settings.config or Path("configs/digits.py" if small else "configs/cifar10.py"),
+        settings.batch or (16 if small else 128),
+        settings.sample_steps or (5 if small else 50),
+        settings.chain_steps or (50 if small else 1000),
+    )
 
 
-def _path(settings: Settings) -> Path:
-    return settings.config or Path()
-
-
-def _parts(settings: Settings, libraries: peer_torch.Libraries | None) -> list[_Part]:
+def _parts(
+    settings: Settings, sizes: _Sizes, config: Config, libraries: peer_torch.Libraries | None
+) -> list[_Part]:
     """In the order of their importance."""
     first, *others = settings.dtypes
-    name = "train step, {}".format
-    network = _network(settings, first)
-    if settings.sample_steps is not None and settings.sample_steps > _num_steps(network):
-        raise UserError(
-            f"--sample-steps is {settings.sample_steps}; the chain has {_num_steps(network)}"
-        )
+    name, num_steps = "train step, {}".format, config.schedule.num_steps
+    if sizes.sample_steps > num_steps:
+        raise UserError(f"--sample-steps is {sizes.sample_steps}; the chain has {num_steps}")
+    networks = {dtype: _network(settings, sizes, config, dtype) for dtype in settings.dtypes}
     return [
         _Part("exactness", lambda: accelerator_exact.measured(settings.seed)),
-        _Part(name(first), lambda: _train_step(settings, network, libraries)),
-        _Part("noising", lambda: accelerator_noising.measured(settings, settings.chain_steps or 2)),
-        _Part("DDIM", lambda: _sampling(settings, network, libraries)),
+        _Part(name(first), lambda: _train_step(settings, networks[first], libraries)),
+        _Part("noising", lambda: accelerator_noising.measured(settings, sizes.chain_steps)),
+        _Part("DDIM", lambda: iter(_measured("DDIM", settings, networks[first], libraries)[0])),
         *(
             _Part(
                 name(dtype),
-                functools.partial(_train_step, settings, _network(settings, dtype), libraries),
+                functools.partial(_train_step, settings, networks[dtype], libraries),
                 like=name(first),
             )
             for dtype in others
@@ -178,36 +183,27 @@ def _parts(settings: Settings, libraries: peer_torch.Libraries | None) -> list[_
     ]
 
 
-def _num_steps(network: peer_network.Network) -> int:
-    return network.config.schedule.num_steps
-
-
-def _network(settings: Settings, dtype: Dtype) -> peer_network.Network:
-    path, batch = _path(settings), settings.batch or 1
-    config = network_cases.with_dtype(load(path), dtype)
+def _network(
+    settings: Settings, sizes: _Sizes, config: Config, dtype: Dtype
+) -> peer_network.Network:
     compiles = settings.compile == "accelerators" and jax.devices()[0].platform != "cpu"
-    steps = settings.sample_steps or 1
     return peer_network.Network(
-        path.stem, config, batch, batch, steps, config.schedule.num_steps, compiles, ()
+        sizes.config.stem,
+        network_cases.with_dtype(config, dtype),
+        sizes.batch,
+        sizes.batch,
+        sizes.sample_steps,
+        config.schedule.num_steps,
+        compiles,
+        (),
     )
-
-
-def _prepared(
-    settings: Settings, network: peer_network.Network, libraries: peer_torch.Libraries | None
-) -> tuple[Any, dict[str, peer_torch.Peer]]:
-    """Parameters, and diffusers' networks with the same."""
-    params = network_cases.random_params(network.config, settings.seed)
-    if libraries is None:
-        return params, {}
-    return params, peer_network.make_peers(libraries, network, params, settings.seed)
 
 
 def _train_step(
     settings: Settings, network: peer_network.Network, libraries: peer_torch.Libraries | None
 ) -> Iterator[Row]:
-    params, peers = _prepared(settings, network, libraries)
-    rows, case = peer_network.measured_case("train step", network, params, peers, settings)
-    yield from (_speed(row) for row in rows)
+    rows, case = _measured("train step", settings, network, libraries)
+    yield from rows
     yield _restart(settings, network, case)
     kernels = profile.trace(case.run, case.program.hlo)
     dtype = network.config.model.dtype
@@ -218,12 +214,19 @@ def _train_step(
         )
 
 
-def _sampling(
-    settings: Settings, network: peer_network.Network, libraries: peer_torch.Libraries | None
-) -> Iterator[Row]:
-    params, peers = _prepared(settings, network, libraries)
-    rows, _ = peer_network.measured_case("DDIM", network, params, peers, settings)
-    yield from (_speed(row) for row in rows)
+def _measured(
+    what: What,
+    settings: Settings,
+    network: peer_network.Network,
+    libraries: peer_torch.Libraries | None,
+) -> tuple[list[Row], Case]:
+    """The rows of one case beside diffusers, if it is there, and what was timed for the first."""
+    params = network_cases.random_params(network.config, settings.seed)
+    peers = {}
+    if libraries is not None:
+        peers = peer_network.make_peers(libraries, network, params, settings.seed)
+    rows, case = peer_network.measured_case(what, network, params, peers, settings)
+    return [_speed(row) for row in rows], case
 
 
 def _speed(row: Row) -> Row:
@@ -307,19 +310,19 @@ def tables(rows: list[Row]) -> list[tuple[list[Row], columns.Columns]]:
         (find(rows, part="kernels"), _KERNELS),
         (find(rows, part="noising"), accelerator_noising.COLUMNS),
     ]
-    return [(found, headers) for found, headers in parts if found]
+    return [(group, headers) for group, headers in parts if group]
 
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = _of_exactness(find(rows, part="exactness"))
+    sentences = _of_exactness(find(rows, part="exactness"))
     speed = find(rows, part="speed")
     for what, dtype in dict.fromkeys((row.case["what"], row.case["dtype"]) for row in speed):
         here = find(speed, what=what, dtype=dtype)
-        said.append(peer_network.note_of(here, f"{here[0].case['network']}, {what}"))
+        sentences.append(peer_network.note_of(here, f"{here[0].case['network']}, {what}"))
     for row in find(rows, part="restart"):
         different, arrays = row.numbers["different"], row.numbers["arrays"]
-        said.append(
+        sentences.append(
             f"{row.case['dtype']}: {RESTART_STEPS} steps from a state that went to the host and"
             " back give "
             + (
@@ -330,15 +333,15 @@ def notes(rows: list[Row]) -> list[str]:
                 else f"the same bits in all {arrays} arrays."
             )
         )
-    said += accelerator_noising.notes(find(rows, part="noising"))
-    return said + [
+    sentences += accelerator_noising.notes(find(rows, part="noising"))
+    return sentences + [
         f"Left out: {row.case['what']}: {row.numbers['skipped']}."
         for row in find(rows, part="skipped")
     ]
 
 
 def _of_exactness(rows: list[Row]) -> list[str]:
-    said = []
+    sentences = []
     for kind in dict.fromkeys(row.case["kind"] for row in rows):
         here = find(rows, kind=kind)
         wrong = [row for row in here if not row.numbers["exact"]]
@@ -348,11 +351,11 @@ def _of_exactness(rows: list[Row]) -> list[str]:
             if row.numbers["default_precision"]
         ]
         worst = max(here, key=lambda row: row.numbers["relative_error"])
-        said.append(
+        sentences.append(
             f"Exactness, {kind}: {len(here) - len(wrong)} of {len(here)} are within"
             f" {accelerator_exact.BOUND:g} of float64; the farthest, {worst.case['what']}, is"
             f" {number(worst.numbers['relative_error'])} away."
             + (f" NOT EXACT: {', '.join(row.case['what'] for row in wrong)}." if wrong else "")
             + (f" Products at default precision: {', '.join(products)}." if products else "")
         )
-    return said
+    return sentences

@@ -43,15 +43,15 @@ class Check(NamedTuple):
     arguments: tuple[Any, ...]
     exact: np.ndarray
     kind: str = MATHEMATICS
-    read: Callable[[np.ndarray], np.ndarray] = lambda found: found
+    read: Callable[[np.ndarray], np.ndarray] = lambda result: result
     """What is compared, on the host."""
 
 
 def measured(seed: int) -> Iterator[Row]:
     """Yields a row for each function."""
     for check in (*_mathematics(seed), *_layers(seed)):
-        found = check.read(np.asarray(jax.jit(check.function)(*check.arguments), np.float64))
-        error = np.max(np.abs(found - check.exact)) / np.max(np.abs(check.exact))
+        result = check.read(np.asarray(jax.jit(check.function)(*check.arguments), np.float64))
+        error = np.max(np.abs(result - check.exact)) / np.max(np.abs(check.exact))
         numbers = {
             "relative_error": float(error),
             "bound": BOUND,

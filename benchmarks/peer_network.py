@@ -207,7 +207,7 @@ COLUMNS: columns.Columns = {
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = []
+    sentences = []
     for network in dict.fromkeys(row.case["network"] for row in rows):
         here = find(rows, network=network)
         counts = {
@@ -215,11 +215,10 @@ def notes(rows: list[Row]) -> list[str]:
         }
         ours, theirs = counts[OURS], counts[THEIRS]
         same = "in both" if ours == theirs else f"in ddpm_jax and {theirs:,} in diffusers"
-        said.append(f"{network}: {ours:,} parameters {same}.")
+        sentences.append(f"{network}: {ours:,} parameters {same}.")
         for what in dict.fromkeys(row.case["what"] for row in here):
-            said.append(note_of(find(here, what=what), f"{network}, {what}"))
-    unavailable = {row.numbers["unavailable"] for row in rows if "unavailable" in row.numbers}
-    return said + [f"No compiled mode of diffusers' is in the table: {why}." for why in unavailable]
+            sentences.append(note_of(find(here, what=what), f"{network}, {what}"))
+    return sentences + peer_torch.notes_of_unavailable(rows)
 
 
 def note_of(rows: list[Row], where: str) -> str:

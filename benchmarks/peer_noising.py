@@ -195,8 +195,8 @@ def _table_errors(scheduler_class: Any) -> list[Row]:
             "1 - alpha_bar": (1.0 - scheduler.alphas_cumprod).numpy(),
         }
         tables = (ours.betas, ours.alpha_bar, ours.one_minus_alpha_bar)
-        for by, found in ((OURS, dict(zip(exact, tables, strict=True))), (THEIRS, theirs)):
-            for table, values in found.items():
+        for by, of_one in ((OURS, dict(zip(exact, tables, strict=True))), (THEIRS, theirs)):
+            for table, values in of_one.items():
                 error = np.max(np.abs(np.asarray(values, np.float64) / exact[table] - 1.0))
                 case: dict[str, Any] = {"table": table, "schedule": name, "by": by}
                 rows.append(Row(case, numbers={"relative_error": float(error)}))
@@ -225,7 +225,7 @@ COLUMNS: columns.Columns = {
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
     threads = {r.numbers["torch_threads"] for r in rows if "torch_threads" in r.numbers}
-    said = [f"PyTorch has {', '.join(map(str, threads))} threads."]
+    sentences = [f"PyTorch has {', '.join(map(str, threads))} threads."]
     points = dict.fromkeys(
         (r.case["size"], r.case["batch"]) for r in rows if "size" in r.case and "step" not in r.case
     )
@@ -243,13 +243,13 @@ def notes(rows: list[Row]) -> list[str]:
                 f"{what}, ddpm_jax takes {number(faster)} of the time"
                 + (" (the peer wins)" if faster > 1.0 else "")
             )
-        said.append(
+        sentences.append(
             f"{size}, batch {batch}, beside the faster of diffusers' two: {'; '.join(ratios)}."
         )
     step = find(rows, what="train step")[0].median
     ours, theirs = (find(rows, what="its normals", by=by)[0].median for by in (OURS, THEIRS))
     size, batch = next((r.case["size"], r.case["batch"]) for r in rows if r.case.get("step"))
-    said.append(
+    sentences.append(
         f"The normals of a train step ({size}, batch {batch}) take {duration(ours)} here and"
         f" {duration(theirs)} in PyTorch. The step takes {duration(step)}: the difference is"
         f" {(ours - theirs) / step:.2%} of it."
@@ -258,9 +258,8 @@ def notes(rows: list[Row]) -> list[str]:
     worst = {
         by: max(r.numbers["relative_error"] for r in find(tables, by=by)) for by in (OURS, THEIRS)
     }
-    said.append(
+    sentences.append(
         f"The largest relative error of a table: {number(worst[OURS])} in ddpm_jax and"
         f" {number(worst[THEIRS])} in diffusers."
     )
-    unavailable = {r.numbers["unavailable"] for r in rows if "unavailable" in r.numbers}
-    return said + [f"No compiled mode of diffusers' is in the table: {why}." for why in unavailable]
+    return sentences + peer_torch.notes_of_unavailable(rows)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 __all__ = ["copy_params"]
 
@@ -20,27 +21,15 @@ def copy_params(params: Mapping[str, Any], network: Any, torch: Any) -> None:
     Raises:
         KeyError: a layer that one of them has and the other has not.
     """
-    ours = {
-        path: np.asarray(leaf)
-        for layer, tree in params["params"].items()
-        for path, leaf in _flat(tree, layer)
-    }
     left = dict(network.named_parameters())
     levels = len(network.down_blocks)
     with torch.no_grad():
-        for path, value in ours.items():
+        for path, leaf in flatten_dict(params["params"], sep="/").items():
+            value = np.asarray(leaf)
             target = left.pop(_their_name(path, levels))
             target.copy_(torch.from_numpy(_their_layout(value, target.ndim).copy()))
     if left:
         raise KeyError(f"diffusers' network has more parameters: {', '.join(left)}")
-
-
-def _flat(tree: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, inner in tree.items():
-        here = f"{path}/{name}"
-        found += _flat(inner, here) if isinstance(inner, Mapping) else [(here, inner)]
-    return found
 
 
 _PLACES = {

@@ -23,11 +23,13 @@ import jax
 import numpy as np
 
 from benchmarks.network_cases import What, with_chain
+from benchmarks.results import Row
 from ddpm_jax.config import Config, make_schedule
 from ddpm_jax.errors import UserError
 
 __all__ = [
     "COMPILED",
+    "ENVIRONMENT",
     "OURS",
     "PAUSE",
     "THEIRS",
@@ -36,6 +38,7 @@ __all__ = [
     "check_network",
     "import_libraries",
     "make_network",
+    "notes_of_unavailable",
     "torch_device",
     "waited_for",
     "why_not_compiled",
@@ -49,6 +52,8 @@ _PARTS = (
     *("UNet2DModel", "DDIMPipeline", "DDPMPipeline"),
     *("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"),
 )
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""Of a suite in which two libraries share a GPU."""
 OURS, THEIRS, COMPILED = "ddpm_jax", "diffusers", "diffusers, compiled"
 """Who does it."""
 
@@ -100,6 +105,12 @@ def why_not_compiled(error: Exception) -> str:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         return "torch.compile wants a C++ compiler, and there is none"
     return f"torch.compile fails: {type(error).__name__}"
+
+
+def notes_of_unavailable(rows: list[Row]) -> list[str]:
+    """Why rows of `torch.compile` are missing from a table, each reason once."""
+    reasons = {row.numbers["unavailable"] for row in rows if "unavailable" in row.numbers}
+    return [f"No compiled mode of diffusers' is in the table: {why}." for why in reasons]
 
 
 def cores() -> int:

@@ -31,6 +31,7 @@ import jax
 
 from benchmarks import columns, network_cases, peer_network, peer_noising, peer_torch
 from benchmarks.network_cases import WHATS
+from benchmarks.peer_torch import ENVIRONMENT
 from benchmarks.results import Row
 from benchmarks.settings import Common, Say, check_values, parse_sizes
 from ddpm_jax.config import load
@@ -39,9 +40,6 @@ from ddpm_jax.errors import UserError
 __all__ = ["ENVIRONMENT", "PACKAGES", "Settings", "notes", "run", "tables"]
 
 PACKAGES = ("torch", "diffusers")
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-"""Two libraries share a GPU."""
-
 SMALL = 1_000_000
 """Parameters of a network that `torch.compile` is done with in a minute on a CPU."""
 
@@ -154,14 +152,16 @@ def tables(rows: list[Row]) -> list[tuple[list[Row], columns.Columns]]:
     """One for each part."""
     network, noising = _parts(rows)
     parts = [(network, peer_network.COLUMNS), (noising, peer_noising.COLUMNS)]
-    return [(found, headers) for found, headers in parts if found]
+    return [(group, headers) for group, headers in parts if group]
 
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
     network, noising = _parts(rows)
-    said = peer_network.notes(network) if network else []
-    return said + (peer_noising.notes(noising) if noising else [])
+    return [
+        *(peer_network.notes(network) if network else []),
+        *(peer_noising.notes(noising) if noising else []),
+    ]
 
 
 def _parts(rows: list[Row]) -> tuple[list[Row], list[Row]]:

@@ -109,11 +109,9 @@ def _server():
     return here
 
 
-class _Cached(types.SimpleNamespace):
-    # JAX lets process 0 alone write to its cache. On a CPU the others have programs of their own,
-    # which would be compiled anew in each test.
-    class global_state:  # noqa: N801 - jax's name
-        process_id, client = 0, None
+# JAX lets process 0 alone write to its cache. On a CPU the others have programs of their own, which
+# would be compiled anew in each test.
+_CACHED = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0, client=None))
 
 
 def _fork():
@@ -130,7 +128,7 @@ def _serve(requests):
     import jax
     import jax._src.compiler as compiler
 
-    compiler.distributed = _Cached
+    compiler.distributed = _CACHED
     for module in WARM:
         importlib.import_module(module)
     while True:

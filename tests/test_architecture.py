@@ -116,6 +116,17 @@ def test_the_core_needs_jax_numpy_and_chex_alone(path):
     assert libraries <= {"ddpm_jax", "jax", "numpy", "chex", "jaxtyping"}
 
 
+def printed(program):
+    """What a process of its own prints, that has imported nothing yet."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
 def test_importing_the_package_loads_no_more_than_the_core():
     program = """
 import sys, ddpm_jax
@@ -123,14 +134,7 @@ heavy = {"flax", "optax", "orbax", "grain", "tyro", "tensorflow_datasets", "tens
 print(*sorted(heavy & {name.split(".")[0] for name in sys.modules}))
 print(*sorted({n.split(".")[1] for n in sys.modules if n.startswith("ddpm_jax.")}))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    heavy, rooms = run.stdout.splitlines()
+    heavy, rooms = printed(program).splitlines()
     assert heavy == ""
     assert set(rooms.split()) <= set(CORE)
 
@@ -145,15 +149,8 @@ for name in dir(ddpm_jax):
 libraries = {name.split(".")[0] for name in set(sys.modules) - before}
 print(*libraries - set(sys.stdlib_module_names))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     needed = {"ddpm_jax", "jax", "numpy", "chex", "absl", "toolz", "jaxtyping", "wadler_lindig"}
-    assert set(run.stdout.split()) <= needed | {"typing_extensions"}
+    assert set(printed(program).split()) <= needed | {"typing_extensions"}
 
 
 def test_heavy_libraries_of_few_commands_are_imported_inside_functions():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from marks import thorough_but
 from test_manifest import rewrite
 
 from ddpm_jax.config import to_json
@@ -186,9 +187,7 @@ WRONG = {
 QUICK = ("a flipped bit in the first one's arrays", "a folder deleted", "one of another seed")
 
 
-@pytest.mark.parametrize(
-    "wrong", [pytest.param(w, marks=() if w in QUICK else pytest.mark.thorough) for w in WRONG]
-)
+@pytest.mark.parametrize("wrong", thorough_but(QUICK, WRONG))
 def test_what_is_not_as_promised_is_refused_by_name(experiment, run, wrong):
     do, parts = WRONG[wrong]
     do(run, foreign_in(experiment, run))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import thorough_but
 from suites import TINY, make_small, run
 from tiny import get_config
 
@@ -151,7 +152,7 @@ def test_help_says_what_is_measured_and_what_is_not(suite, capsys):
 
 each = pytest.mark.parametrize(
     "suite",
-    [pytest.param(s, marks=() if s == "forward" else pytest.mark.thorough) for s in SUITES],
+    thorough_but(["forward"], SUITES),
 )
 
 

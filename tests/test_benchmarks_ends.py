@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -147,15 +148,12 @@ def test_a_peer_on_another_kind_of_device_is_refused(monkeypatch):
     class Device:
         platform = "gpu"
 
-    class Torch:
-        class cuda:  # noqa: N801, as it is called there
-            is_available = staticmethod(lambda: False)
-
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
     with pytest.raises(
         UserError, match="JAX computes on 'gpu' and this PyTorch has no such device"
     ):
-        peer_torch.torch_device(Torch)
+        peer_torch.torch_device(torch)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import shutil
 import jax
 import pytest
 import tiny
+from marks import thorough_but
 from test_averages import WIDTHS, checkpoint, snapshot
 
 from ddpm_jax.errors import UserError
@@ -206,11 +207,7 @@ def fuzz(experiment, run, name, read, *, checksummed):
 QUICK = ("images.json", "config.json")
 
 
-def each(names):
-    return [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in names]
-
-
-@pytest.mark.parametrize("name", each(CHECKSUMMED))
+@pytest.mark.parametrize("name", thorough_but(QUICK, CHECKSUMMED))
 def test_files_with_a_digest(experiment, run, name):
     cases = fuzz(experiment, run, name, CHECKSUMMED[name], checksummed=True)
     assert cases.total() > 30
@@ -218,7 +215,7 @@ def test_files_with_a_digest(experiment, run, name):
     assert cases["harmless"] <= max(3, cases.total() / 50)
 
 
-@pytest.mark.parametrize("name", each(PLAIN))
+@pytest.mark.parametrize("name", thorough_but(QUICK, PLAIN))
 def test_files_without_one(experiment, run, name):
     assert fuzz(experiment, run, name, PLAIN[name], checksummed=False).total() > 30
 

@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax.core import meta
 from jax.sharding import PartitionSpec
+from marks import thorough_but
 
 from ddpm_jax import parallel, training
 from ddpm_jax.data import Examples
@@ -144,12 +145,7 @@ MESHES = [
 QUICK = (("jit", 4, 2), ("shard_map", 2, 4), ("pmap", 8, 1))
 
 
-def meshes(cases):
-    """Those of QUICK, and the others in the whole suite."""
-    return [pytest.param(*c, marks=() if c in QUICK else pytest.mark.thorough) for c in cases]
-
-
-@pytest.mark.parametrize(("name", "data", "fsdp"), meshes(MESHES))
+@pytest.mark.parametrize(("name", "data", "fsdp"), thorough_but(QUICK, MESHES))
 def test_every_form_and_mesh_gives_the_parameters_of_one_device(name, data, fsdp):
     """Sums over examples are grouped otherwise: some last places of parameters near 0.1."""
     run = Run(name, data, fsdp).go(20)
@@ -214,7 +210,8 @@ def one_by_one():
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize(
-    ("name", "data", "fsdp"), meshes([("jit", 1, 1), ("jit", 2, 1), ("jit", 2, 2), *MESHES])
+    ("name", "data", "fsdp"),
+    thorough_but(QUICK, [("jit", 1, 1), ("jit", 2, 1), ("jit", 2, 2), *MESHES]),
 )
 def test_times_noise_and_dropout_are_the_same_bits_everywhere(name, data, fsdp, accumulate):
     if BATCH % (data * fsdp * accumulate):

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from marks import thorough_but
 from rich.console import Console
 
 from ddpm_jax import experiment as experiments
@@ -39,9 +40,7 @@ for path in map(Path, sys.argv[1:]):
     print(path.stem, "mhlo.num_partitions = 8" in lowered.as_text()[:200])
 """
 each = pytest.mark.parametrize("name", RECIPES)
-few = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in RECIPES]
-)
+few = pytest.mark.parametrize("name", thorough_but(QUICK, RECIPES))
 training = importlib.import_module("ddpm_jax.experiment.train")  # the name is a function's
 
 

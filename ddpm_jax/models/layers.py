@@ -45,12 +45,7 @@ def gathered(param: Array) -> Array:
 
     On other meshes the compiler, or whoever wrote the `shard_map`, gathers it.
     """
-    spec = jax.typeof(param).sharding.spec
-    return (
-        param
-        if all(axis is None for axis in spec)
-        else jax.sharding.reshard(param, PartitionSpec())
-    )
+    return jax.sharding.reshard(param, PartitionSpec()) if _is_split(param) else param
 
 
 def split_like(values: Shaped[Array, " batch"], x: Shaped[Array, "batch ..."]) -> Array:
@@ -161,8 +156,7 @@ def _convolution(stride: int) -> Callable[[Array, Array], Array]:
         primals: tuple[Array, Array], tangents: tuple[Array, Array]
     ) -> tuple[Array, Array]:
         (x, kernel), (to_x, to_kernel) = primals, tangents
-        is_split = any(axis is not None for axis in jax.typeof(x).sharding.spec)
-        if is_split or x.dtype != jnp.float32:
+        if _is_split(x) or x.dtype != jnp.float32:
             of_kernel = convolve(x, to_kernel)
         else:
             on_cpu = functools.partial(_convolve_in_parts, stride=stride)
@@ -206,6 +200,11 @@ def _draws(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     *rest, last = shape
     words = jax.random.bits(key, (*rest, -(-last // 2)), jnp.uint32)
     return jnp.concatenate([words & (_DRAWS - 1), words >> 16], axis=-1)[..., :last]
+
+
+def _is_split(array: Array) -> bool:
+    """Whether an Explicit mesh has parts of it on different devices."""
+    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
 def _add(y: Array, bias: Array) -> Array:
