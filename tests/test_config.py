@@ -67,6 +67,8 @@ def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, par
         ("model.num_blocks", 0, "model.num_blocks is 0"),
         ("model.dropout", 1.0, r"model.dropout is 1.0; it has to be in \[0, 1\)"),
         ("model.norm_groups", 33, "model.norm_groups is 33; it has to be a divisor"),
+        ("model.heads", 3, "model.heads is 3; it has to be a divisor of model.channels"),
+        ("model.attention_kernel", "cudnn", "model.attention_kernel is cudnn; .*'xla' where"),
         ("optimizer.learning_rate", 0.0, "optimizer.learning_rate"),
         ("optimizer.warmup_steps", -1, "optimizer.warmup_steps"),
         ("optimizer.clip_norm", 0.0, "optimizer.clip_norm"),

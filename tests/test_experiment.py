@@ -53,6 +53,14 @@ def test_attention_where_no_level_is_refused():
         build(config)
 
 
+def test_a_fused_kernel_is_taken_on_gpus_alone_and_refused_where_it_cannot_run(monkeypatch):
+    config = replace(tiny.get_config(), "model", attention_kernel="cudnn", dtype="bfloat16")
+    assert build(config).model.attention_kernel == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # without cuDNN
+    with pytest.raises(ConfigError, match=r"heads of 4 channels here \(cuDNN .*\); take 'xla'"):
+        build(config)
+
+
 def test_an_unknown_dataset_is_refused(tmp_path):
     config = dataclasses.replace(
         tiny.get_config(), data=DataConfig(name="digit", dir=str(tmp_path))

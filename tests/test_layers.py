@@ -14,7 +14,7 @@ from flax.core import meta
 
 from ddpm_jax import parallel
 from ddpm_jax.models import layers
-from ddpm_jax.models.layers import Conv, Dense, Dropout
+from ddpm_jax.models.layers import Conv, Dense, Dropout, GroupNorm
 
 KEY = jax.random.key(3)
 NEAR = {"rtol": 1e-5, "atol": 1e-5}  # of float32 sums of up to 84 terms
@@ -160,6 +160,38 @@ def test_slopes_of_a_dense_layer_are_sums_over_rows():
     np.testing.assert_allclose(params["kernel"], rows.T @ slopes, **NEAR)
     np.testing.assert_allclose(params["bias"], slopes.sum(0), **NEAR)
     np.testing.assert_allclose(slope, (slopes @ kernel.T).reshape(x.shape), **NEAR)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 12), (3, 5, 8)])
+def test_a_group_norm_is_that_of_flax_with_its_derivatives(shape):
+    x, pushed = jnp.asarray(normal(0, *shape) + 2.0), jnp.asarray(normal(1, *shape))
+    ours, flax = GroupNorm(4), nn.GroupNorm(4)
+    params = meta.unbox(ours.init(KEY, x))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, flax.init(KEY, x))
+    params = jax.tree.map(lambda leaf: leaf + normal(2, *leaf.shape), params)
+
+    def along(layer):
+        def loss(params, x):
+            return jnp.sum(layer.apply(params, x) ** 3)
+
+        output = layer.apply(params, x)
+        slopes = jax.grad(loss, (0, 1))
+        return output, *jax.jvp(slopes, (params, x), (params, pushed))
+
+    for own, theirs in zip(*jax.jit(lambda: (along(ours), along(flax)))(), strict=True):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-3), own, theirs
+        )
+
+
+def test_a_group_norm_of_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(normal(0, 2, 4, 4, 8), jnp.bfloat16)
+    layer = GroupNorm(2)
+    params = meta.unbox(layer.init(KEY, x))
+    output = layer.apply(params, x)
+    assert output.dtype == jnp.bfloat16
+    expected = layer.apply(params, x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(output, expected)
 
 
 class TwoDropouts(nn.Module):

@@ -1,6 +1,8 @@
 """The U-Net: its size, its start, its precision, and what its output depends on."""
 
 import functools
+import itertools
+import math
 import typing
 
 import flax.errors
@@ -11,7 +13,7 @@ import pytest
 from flax.core import meta
 
 from ddpm_jax.models import Remat, UNet, init_params, layer_table
-from ddpm_jax.models.unet import sinusoidal_embedding
+from ddpm_jax.models.unet import SelfAttention, sinusoidal_embedding
 
 SMALL = {
     "channels": 8,
@@ -235,6 +237,34 @@ def test_attention_is_where_it_is_asked_for_and_in_the_middle(resolutions, block
     params = shapes(UNet(**(SMALL | {"attention_resolutions": resolutions})), 8)
     found = {name for name in params if "attention" in name}
     assert found == {f"{name}_attention" for name in blocks | {"middle"}}
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_each_head_attends_by_its_own_channels(heads):
+    block = SelfAttention(norm_groups=2, dtype=jnp.float32, heads=heads, kernel="xla")
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 8)).astype(np.float32)
+    params = meta.unbox(jax.eval_shape(block.init, jax.random.key(0), x))["params"]
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+
+    # In float64, one head and one example after the other.
+    wide = jax.tree.map(np.float64, params)
+    groups = x.astype(np.float64).reshape(2, 12, 2, 4)
+    mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    normed = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(2, 12, 8)
+    h = normed * wide["norm"]["scale"] + wide["norm"]["bias"]
+    query, key, value = (
+        h @ wide[name]["kernel"] + wide[name]["bias"] for name in ("query", "key", "value")
+    )
+    width = 8 // heads
+    for example, head in itertools.product(range(2), range(heads)):
+        own = (example, slice(None), slice(head * width, (head + 1) * width))
+        logits = query[own] @ key[own].T / math.sqrt(width)
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        h[own] = weights / weights.sum(1, keepdims=True) @ value[own]
+    expected = x + (h @ wide["output"]["kernel"] + wide["output"]["bias"]).reshape(x.shape)
+    output = jax.jit(block.apply)({"params": params}, x)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_embedding_of_time():

@@ -30,7 +30,18 @@ NEAR = {jnp.float32: 1e-4, jnp.bfloat16: 0.1}  # relative to the largest of an a
 
 
 def network(dtype):
-    return UNet(4, (1, 2), 1, (2,), 0.5, 2, dtype, num_classes=3, remat="convolutions")
+    return UNet(
+        channels=4,
+        multipliers=(1, 2),
+        num_blocks=1,
+        attention_resolutions=(2,),
+        heads=2,
+        dropout=0.5,
+        norm_groups=2,
+        dtype=dtype,
+        num_classes=3,
+        remat="convolutions",
+    )
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from ddpm_jax.data import OnBadImage
 from ddpm_jax.errors import UserError
 from ddpm_jax.forward import Predicts
-from ddpm_jax.models import Remat
+from ddpm_jax.models import AttentionKernel, Remat
 from ddpm_jax.parallel import FormName, Reduction
 from ddpm_jax.reverse import Variance
 from ddpm_jax.samplers import Spacing
@@ -138,6 +138,11 @@ class ModelConfig:
     multipliers: Annotated[tuple[int, ...], MODEL] = (1, 2, 2, 2)
     num_blocks: Annotated[int, MODEL] = 2
     attention_resolutions: Annotated[tuple[int, ...], MODEL] = (16,)
+    heads: Annotated[int, MODEL] = 1
+    """Of each self-attention."""
+    attention_kernel: Annotated[AttentionKernel, ROUNDING] = "xla"
+    """What computes attention on a GPU: "cudnn" is one fused kernel, for bfloat16 and heads of at
+    most 128 channels (256 from an H100 on). Elsewhere it is always "xla"."""
     dropout: Annotated[float, TRAINING] = 0.1
     norm_groups: Annotated[int, MODEL] = 32
     dtype: Annotated[Literal["float32", "bfloat16"], MODEL] = "float32"

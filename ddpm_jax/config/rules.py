@@ -50,6 +50,18 @@ def validate(config: Config) -> Config:
         f"a divisor of model.channels, {channels}",
     )
     _require(
+        channels % config.model.heads == 0,
+        config,
+        "model.heads",
+        f"a divisor of model.channels, {channels}",
+    )
+    _require(
+        config.model.attention_kernel == "xla" or config.model.dtype == "bfloat16",
+        config,
+        "model.attention_kernel",
+        "'xla' where model.dtype is 'float32'",
+    )
+    _require(
         (config.evaluation.sampler_steps or 1) <= num_steps,
         config,
         "evaluation.sampler_steps",
@@ -122,6 +134,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a positive number for each level",
     ),
     "model.num_blocks": _COUNT,
+    "model.heads": _COUNT,
     "model.norm_groups": _COUNT,
     "model.dropout": _FRACTION,
     "model.classes": _NOT_NEGATIVE,

@@ -28,7 +28,7 @@ from ddpm_jax.data import (
     to_model_range,
 )
 from ddpm_jax.experiment.process import make_process, measured_spectrum
-from ddpm_jax.models import UNet, init_params
+from ddpm_jax.models import AttentionKernel, UNet, init_params
 from ddpm_jax.parallel import Form
 from ddpm_jax.processes import Modal
 from ddpm_jax.samplers import Predict
@@ -175,6 +175,7 @@ def build(
         if spectrum is None and config.process.name == "equal_snr":
             spectrum = measured_spectrum(images)
     check_image_size(config, spec.shape)
+    _check_attention_kernel(config, spec.shape)
     _check_classes(config, spec)
     optimizer = config.optimizer
     learning_rate = training.learning_rate_schedule(
@@ -257,6 +258,31 @@ def _check_classes(config: Config, spec: ImageSpec) -> None:
         )
 
 
+def _check_attention_kernel(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Raises ConfigError unless the kernel for attention takes the network's heads on this GPU."""
+    model, (height, *_) = config.model, image_shape
+    if _attention_kernel(config) == "xla":
+        return
+    heights = [height // 2**level for level in range(len(model.multipliers))]
+    for side, multiplier in zip(heights, model.multipliers, strict=True):
+        if side in (*model.attention_resolutions, heights[-1]):
+            shape = (1, side**2, model.heads, model.channels * multiplier // model.heads)
+            array = jax.ShapeDtypeStruct(shape, model.dtype)
+            attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+            try:
+                jax.eval_shape(attention, array, array, array)
+            except (NotImplementedError, RuntimeError) as error:
+                raise ConfigError(
+                    f"model.attention_kernel is 'cudnn', which JAX cannot use for heads of"
+                    f" {shape[-1]} channels here ({error}); take 'xla'"
+                ) from error
+
+
+def _attention_kernel(config: Config) -> AttentionKernel:
+    fused = config.model.attention_kernel == "cudnn" and jax.default_backend() == "gpu"
+    return "cudnn" if fused else "xla"
+
+
 def make_model(config: Config) -> UNet:
     """The network that `config.model` describes."""
     model = config.model
@@ -265,6 +291,8 @@ def make_model(config: Config) -> UNet:
         multipliers=model.multipliers,
         num_blocks=model.num_blocks,
         attention_resolutions=model.attention_resolutions,
+        heads=model.heads,
+        attention_kernel=_attention_kernel(config),
         dropout=model.dropout,
         norm_groups=model.norm_groups,
         dtype=jnp.dtype(model.dtype),

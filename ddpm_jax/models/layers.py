@@ -24,6 +24,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 __all__ = ["Conv", "Dense", "Dropout", "GroupNorm", "gathered", "named", "rows", "split_like"]
 
 _zeros = nn.initializers.zeros_init()
+_ones = nn.initializers.ones_init()
 
 _DRAWS = 2**16
 """Values of a random draw of `Dropout`."""
@@ -69,8 +70,37 @@ class _Gathering(nn.Module):
         return gathered(super().param(*args, **kwargs))
 
 
-class GroupNorm(_Gathering, nn.GroupNorm):
-    """Flax's."""
+class GroupNorm(_Gathering):
+    """Mean 0 and variance 1 in each group of channels, then a scale and a shift for each channel.
+
+    Parameters and outputs are those of `nn.GroupNorm` (Wu & He 2018,
+    https://arxiv.org/abs/1803.08494). Sums are taken of each channel first, and of a group's
+    channels then. Flax splits the channels' axis into groups, which chips pay for with a copy of
+    the activations in float32.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *positions channel"]) -> Array:
+        """Computed in float32, whatever the dtype of `x`, which the output has."""
+        channels = x.shape[-1]
+        scale = self.param("scale", named(_ones, "out"), (channels,), jnp.float32)
+        bias = self.param("bias", named(_zeros, "out"), (channels,), jnp.float32)
+        positions, width = tuple(range(1, x.ndim - 1)), channels // self.groups
+        size = math.prod(x.shape[1:]) // self.groups
+
+        def mean_of_group(values: Array) -> Array:
+            sums = jnp.sum(values, positions).reshape(-1, self.groups, width).sum(axis=-1)
+            return jnp.repeat(sums / size, width, axis=-1)
+
+        wide = x.astype(jnp.float32)
+        mean = mean_of_group(wide)
+        variance = jnp.maximum(mean_of_group(jnp.square(wide)) - jnp.square(mean), 0.0)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale[None]
+        mean, factor, shift = (jnp.expand_dims(v, positions) for v in (mean, factor, bias[None]))
+        return ((wide - mean) * factor + shift).astype(x.dtype)
 
 
 class Dense(_Gathering):
@@ -196,10 +226,15 @@ def _convolve_in_parts(x: Array, kernel: Array, *, stride: int) -> Array:
 
 
 def _draws(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
-    """Integers from 0 to 2^16 - 1, two of each word that the generator gives."""
-    *rest, last = shape
-    words = jax.random.bits(key, (*rest, -(-last // 2)), jnp.uint32)
-    return jnp.concatenate([words & (_DRAWS - 1), words >> 16], axis=-1)[..., :last]
+    """Integers from 0 to 2^16 - 1, two of each word that the generator gives.
+
+    They are shifted out of a broadcast: the halves of a concatenation would be written to memory.
+    """
+    first, *rest = shape
+    words = jax.random.bits(key, (1, -(-first // 2), *rest), jnp.uint32)
+    shifts = jnp.array([0, 16], jnp.uint32).reshape(2, *(1 for _ in shape))
+    halves = jnp.bitwise_and(jnp.right_shift(*jnp.broadcast_arrays(words, shifts)), _DRAWS - 1)
+    return halves.reshape(-1, *rest)[:first]
 
 
 def _is_split(array: Array) -> bool:
