@@ -116,6 +116,28 @@ def test_slopes_of_a_convolution_are_sums_over_positions(size, kernel_size, stri
     np.testing.assert_allclose(slope, to_x, **NEAR)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 3)])
+def test_a_convolution_of_doubled_pixels_is_that_of_the_larger_image(size):
+    x, kernel = normal(0, 2, *size, 3), normal(1, 3, 3, 3, 4)
+    weights = normal(2, 2, 2 * size[0], 2 * size[1], 4)
+    start = {"kernel": kernel, "bias": normal(3, 4)}
+
+    def derivatives(layer, image_of):
+        def output(params, x):
+            return layer.apply({"params": params}, image_of(x))
+
+        y, to_weights = jax.vjp(output, start, x)
+        return y, to_weights(weights), jax.jvp(output, (start, x), (start, x))[1]
+
+    def larger(x):
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+    ours, flax = Conv(4, doubled=True), nn.Conv(4, (3, 3))
+    both = jax.jit(lambda: (derivatives(ours, jnp.asarray), derivatives(flax, larger)))
+    doubled, plain = both()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), doubled, plain)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_large_batch_is_taken_in_parts_on_a_cpu_alone(stride, monkeypatch):
     x, layer = jnp.asarray(normal(0, 5, 6, 4, 3)), Conv(4, stride=stride)

@@ -26,6 +26,8 @@ __all__ = ["Conv", "Dense", "Dropout", "GroupNorm", "gathered", "named", "rows",
 _zeros = nn.initializers.zeros_init()
 _ones = nn.initializers.ones_init()
 
+_Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
 _DRAWS = 2**16
 """Values of a random draw of `Dropout`."""
 
@@ -125,6 +127,8 @@ class Conv(_Gathering):
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     stride: int = 1
+    doubled: bool = False
+    """Of images whose pixels are squares of four; the kernel is 3x3 then, and the stride 1."""
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
@@ -137,8 +141,10 @@ class Conv(_Gathering):
         names = ("kernel_height", "kernel_width", "in", "out")
         kernel = self.param("kernel", named(self.kernel_init, *names), shape, jnp.float32)
         bias = self.param("bias", named(_zeros, "out"), (self.features,), jnp.float32)
-        y = _convolution(self.stride)(x.astype(self.dtype), kernel.astype(self.dtype))
-        return _add(y, bias)
+        x = x.astype(self.dtype)
+        if self.doubled:
+            return _add(_convolve_doubled(x, kernel), bias)
+        return _add(_convolution(self.stride, "SAME")(x, kernel.astype(self.dtype)), bias)
 
 
 class Dropout(nn.Module):
@@ -171,14 +177,40 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / scale, jnp.zeros_like(x))
 
 
+def _convolve_doubled(x: Array, kernel: Array) -> Array:
+    """A 3x3 convolution of the image in which each pixel of `x` is a square of four.
+
+    Of the three taps of an axis two fall on the same pixel of `x`: on an even place the second and
+    third, on an odd one the first and second. So each of the four places of a square is a 2x2
+    convolution of `x`, and all of it takes 4 * 4 products instead of 4 * 9.
+    """
+
+    def by_place(kernel: Array, axis: int) -> tuple[Array, Array]:
+        first, second, third = jnp.split(kernel, 3, axis)
+        return (
+            jnp.concatenate([first, second + third], axis),
+            jnp.concatenate([first + second, third], axis),
+        )
+
+    rows = []
+    for row, kernels in enumerate(by_place(kernel, 0)):
+        places = []
+        for column, small in enumerate(by_place(kernels, 1)):
+            padding = ((1 - row, row), (1 - column, column))
+            places.append(_convolution(1, padding)(x, small.astype(x.dtype)))
+        rows.append(jnp.stack(places, axis=3))
+    batch, height, width, _ = x.shape
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+
+
 @functools.cache
-def _convolution(stride: int) -> Callable[[Array, Array], Array]:
+def _convolution(stride: int, padding: _Padding) -> Callable[[Array, Array], Array]:
     """`(x, kernel) -> y`, whose slope to the kernel is written for XLA's CPU kernels."""
 
     @jax.custom_jvp
     def convolve(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
     @convolve.defjvp
@@ -189,14 +221,14 @@ def _convolution(stride: int) -> Callable[[Array, Array], Array]:
         if _is_split(x) or x.dtype != jnp.float32:
             of_kernel = convolve(x, to_kernel)
         else:
-            on_cpu = functools.partial(_convolve_in_parts, stride=stride)
+            on_cpu = functools.partial(_convolve_in_parts, stride=stride, padding=padding)
             of_kernel = jax.lax.platform_dependent(x, to_kernel, cpu=on_cpu, default=convolve)
         return convolve(x, kernel), convolve(to_x, kernel) + of_kernel
 
     return convolve
 
 
-def _convolve_in_parts(x: Array, kernel: Array, *, stride: int) -> Array:
+def _convolve_in_parts(x: Array, kernel: Array, *, stride: int, padding: _Padding) -> Array:
     """The same, in an order of axes and in parts of a batch that suit its transpose on a CPU.
 
     JAX transposes it to the slope of the kernel, which contracts over examples and positions. In
@@ -214,7 +246,7 @@ def _convolve_in_parts(x: Array, kernel: Array, *, stride: int) -> Array:
             x.transpose(3, 1, 2, 0),
             kernel.transpose(2, 0, 1, 3),
             (stride, stride),
-            "SAME",
+            padding,
             dimension_numbers=axes,
         )
         return y.transpose(2, 0, 1, 3)

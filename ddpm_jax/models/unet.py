@@ -171,7 +171,7 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, f"up_{level}_{index}")
             if level != 0:
-                h = _conv(width, self.dtype, f"up_{level}_double")(_double(h))
+                h = _conv(width, self.dtype, f"up_{level}_double", doubled=True)(h)
 
         h = nn.swish(GroupNorm(self.norm_groups, name="output_norm")(h))
         outputs = 2 if self.learned_variance else 1
@@ -258,11 +258,6 @@ def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:
     return residual, attention
 
 
-def _double(x: jax.Array) -> jax.Array:
-    """Each pixel as a square of four."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
 def _dense(
     width: int, dtype: DTypeLike, name: str, *, init: nn.initializers.Initializer = _fan_avg_uniform
 ) -> Dense:
@@ -274,7 +269,7 @@ def _conv(
     dtype: DTypeLike,
     name: str,
     *,
-    stride: int = 1,
     init: nn.initializers.Initializer = _fan_avg_uniform,
+    **options: Any,
 ) -> Conv:
-    return Conv(width, stride=stride, dtype=dtype, kernel_init=init, name=name)
+    return Conv(width, dtype=dtype, kernel_init=init, name=name, **options)
