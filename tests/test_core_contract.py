@@ -99,6 +99,7 @@ def differentiated(name):
     return arrays, sorted(floats)
 
 
+@pytest.mark.optimized
 @few_functions
 def test_vmap_and_grad(name):
     """In one program: values beside another call's, and slopes, which are central differences."""
@@ -159,6 +160,7 @@ def on_a_mesh(name, axis_type):
     return mesh, jax.jit(counted, out_shardings=split), place
 
 
+@pytest.mark.optimized
 @every_function
 def test_jit_over_eight_devices_in_one_trace(name):
     arrays = CASES[name].arrays
