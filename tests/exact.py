@@ -174,7 +174,12 @@ def log_probability_and_slopes(x, mean, deviation, levels):
 
 
 def gaussian_denoiser(alpha_bar: np.ndarray, mean: float, deviation: float, predicts: str):
-    """The best possible `predict` for data N(mean, deviation^2), from tables in float64.
+    """The best possible `predict` for data N(mean, deviation^2), from tables in float64."""
+    return affine_of_x(*gaussian_slopes(alpha_bar, mean, deviation, predicts))
+
+
+def gaussian_slopes(alpha_bar: np.ndarray, mean: float, deviation: float, predicts: str):
+    """What that predictor multiplies x_t by at each time, and what it adds.
 
     E[x_0 | x_t] = mean + k (x_t - a mean) with k = a deviation^2 / (a^2 deviation^2 + b^2).
     """
@@ -185,7 +190,11 @@ def gaussian_denoiser(alpha_bar: np.ndarray, mean: float, deviation: float, pred
         slope, shift = (1.0 - a * slope) / b, -a * shift / b
     elif predicts == "v":
         slope, shift = (a - slope) / b, -shift / b
-    slope, shift = jnp.asarray(slope, jnp.float32), jnp.asarray(shift, jnp.float32)
+    return jnp.asarray(slope, jnp.float32), jnp.asarray(shift, jnp.float32)
+
+
+def affine_of_x(slope, shift):
+    """`predict` of tables over time."""
 
     def predict(x_t, t):
         column = (-1, *[1] * (x_t.ndim - 1))

@@ -5,6 +5,7 @@ and refuses an argument of the wrong dtype or shape by its name, while JAX trace
 """
 
 import collections
+import functools
 import inspect
 
 import jax
@@ -18,19 +19,14 @@ from marks import thorough_but
 import ddpm_jax
 
 TRACES = collections.Counter()
+"""How often each case was traced by the compiled function of `on_a_mesh`."""
 
 
-def counted(name):
-    """The function of a case, compiled; TRACES counts how often it was traced for that."""
+@functools.cache
+def eager(name):
+    """What a case returns without jit, which every program has to return, too."""
+    return CASES[name].function(**CASES[name].arrays)
 
-    def function(**arrays):
-        TRACES[name] += 1
-        return CASES[name].function(**arrays)
-
-    return jax.jit(function)
-
-
-COMPILED = {name: counted(name) for name in CASES}
 
 FEW = ("q_sample", "vlb_terms", "bits_per_dim", "sample, ancestral", "kl_full", "update_history")
 """A case of each kind, for what is as it is in all of them."""
@@ -81,14 +77,6 @@ def test_the_table_is_complete():
     assert handed_out <= public
 
 
-@every_function
-def test_jit_and_one_trace(name):
-    arrays = CASES[name].arrays
-    assert_close(COMPILED[name](**arrays), CASES[name].function(**arrays))
-    COMPILED[name](**turned(arrays))
-    assert TRACES[name] == 1
-
-
 def turned(arrays):
     """Other arrays of the same shapes."""
     return {
@@ -111,9 +99,10 @@ def differentiated(name):
     return arrays, sorted(floats)
 
 
+@pytest.mark.optimized
 @few_functions
 def test_vmap_and_grad(name):
-    """In one program: values of two calls, and slopes, which are those of central differences."""
+    """In one program: values beside another call's, and slopes, which are central differences."""
     case, (arrays, floats), step = CASES[name], differentiated(name), 2e-3
     directions = {
         array: jnp.asarray(np.cos(np.arange(arrays[array].size)), jnp.float32) for array in floats
@@ -123,7 +112,7 @@ def test_vmap_and_grad(name):
         direction = sign * step * directions[array].reshape(arrays[array].shape)
         return arrays | {array: arrays[array] + direction}
 
-    calls = [case.arrays, turned(case.arrays), arrays]
+    calls = [turned(case.arrays), case.arrays, arrays]
     calls += [moved(array, sign) for array in floats for sign in (1, -1)]
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *calls)
 
@@ -141,9 +130,7 @@ def test_vmap_and_grad(name):
         return mean, results, slopes
 
     means, results, slopes = mapped(stacked)
-    for i in range(2):
-        alone = COMPILED[name](**calls[i])
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], results), alone)
+    assert_close(jax.tree.map(lambda leaf: leaf[1], results), eager(name))
     ends = np.asarray(means[3:], np.float64).reshape(-1, 2)
     for array, (ahead, behind) in zip(floats, ends, strict=True):
         slope = np.vdot(slopes[array][2], directions[array])
@@ -155,34 +142,45 @@ def test_vmap_and_grad(name):
 
 
 def on_a_mesh(name, axis_type):
-    """A mesh of eight devices, a case's compiled function and its arrays, split over them."""
+    """A mesh of eight devices, a case's function, compiled, and what splits arrays over them."""
     mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(axis_type,))
     whole = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec("data"))
-    placed = {
-        name: jax.device_put(array, whole if is_key(array) else split)
-        for name, array in CASES[name].arrays.items()
-    }
-    return mesh, jax.jit(CASES[name].function, out_shardings=split), placed
+
+    def counted(**arrays):
+        TRACES[name, axis_type] += 1
+        return CASES[name].function(**arrays)
+
+    def place(arrays):
+        return {
+            name: jax.device_put(array, whole if is_key(array) else split)
+            for name, array in arrays.items()
+        }
+
+    return mesh, jax.jit(counted, out_shardings=split), place
 
 
-@few_functions
-def test_sharded_over_eight_devices(name):
-    mesh, function, placed = on_a_mesh(name, AxisType.Auto)
+@pytest.mark.optimized
+@every_function
+def test_jit_over_eight_devices_in_one_trace(name):
+    arrays = CASES[name].arrays
+    mesh, function, place = on_a_mesh(name, AxisType.Auto)
     with jax.set_mesh(mesh):  # as a training script does; what is drawn inside is on it then
-        result = function(**placed)
+        result = function(**place(arrays))
+        function(**place(turned(arrays)))
+    assert TRACES[name, AxisType.Auto] == 1
     for leaf in jax.tree.leaves(result):
         assert len(leaf.sharding.device_set) == BATCH
         assert leaf.addressable_shards[0].data.shape[0] == 1
-    assert_close(result, COMPILED[name](**CASES[name].arrays))
+    assert_close(result, eager(name))
 
 
 @few_functions
 def test_explicit_axes_are_understood(name):
     """What cannot be sharded so is refused while tracing; the program is that of other axes."""
-    mesh, function, placed = on_a_mesh(name, AxisType.Explicit)
+    mesh, function, place = on_a_mesh(name, AxisType.Explicit)
     with jax.set_mesh(mesh):
-        function.lower(**placed)
+        function.trace(**place(CASES[name].arrays))
 
 
 def refuses(name, array, wrong, error):

@@ -76,6 +76,7 @@ def test_abstract_state_is_that_of_the_real_one(experiment):
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), abstract) == described
 
 
+@pytest.mark.optimized
 def test_the_initial_state_has_the_bits_of_all_optimizations(monkeypatch):
     """A normal distribution differs where multiplications and additions are not fused."""
 

@@ -349,21 +349,34 @@ def test_vmap_and_grad(method):
         )
 
 
-@pytest.mark.thorough
-@transformed
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_sharded_over_eight_devices(method, axis_type):
-    arrays = CASES[method]
+def on_a_mesh(method, axis_type):
+    """A mesh of eight devices, a method to compile, and its arrays, split over them."""
     mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(axis_type,))
     split = NamedSharding(mesh, PartitionSpec("data"))
     placed = {
         name: array if name in ("eps", "key") else jax.device_put(array, split)
-        for name, array in arrays.items()
+        for name, array in CASES[method].items()
     }
+    return mesh, jax.jit(functools.partial(call, method), out_shardings=split), placed
+
+
+@pytest.mark.thorough
+@transformed
+def test_sharded_over_eight_devices(method):
+    mesh, function, placed = on_a_mesh(method, AxisType.Auto)
     with jax.set_mesh(mesh):
-        result = jax.jit(functools.partial(call, method), out_shardings=split)(CHAIN, placed)
+        result = function(CHAIN, placed)
     assert all(len(leaf.sharding.device_set) == BATCH for leaf in jax.tree.leaves(result))
-    assert_close(result, compiled(method)(arrays))
+    assert_close(result, compiled(method)(CASES[method]))
+
+
+@pytest.mark.thorough
+@transformed
+def test_explicit_axes_are_understood(method):
+    """What cannot be sharded so is refused while tracing; the program is that of other axes."""
+    mesh, function, placed = on_a_mesh(method, AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        function.trace(CHAIN, placed)
 
 
 @pytest.mark.thorough

@@ -89,6 +89,7 @@ def test_parameters():
     assert len(shapes) == 94 * 5 + 2
 
 
+@pytest.mark.optimized
 def test_features(network, seen, photos):
     assert (network.dim, network.classes) == (2048, 1008)
     assert seen.pooled.shape == (8, 2048)
@@ -98,11 +99,13 @@ def test_features(network, seen, photos):
     assert np.abs(seen.pooled[0] - seen.pooled[1]).max() > 0.1
 
 
+@pytest.mark.optimized
 def test_logits_have_no_bias(seen, state):
     expected = np.asarray(seen.pooled, np.float64) @ state["fc.weight"].T.astype(np.float64)
     assert np.abs(seen.logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.optimized
 def test_averages_leave_out_what_is_not_in_the_image():
     # Of a constant image a convolution of one pixel makes a constant, up to the border.
     x = jnp.ones((1, 5, 4, 192))
@@ -115,6 +118,7 @@ def test_averages_leave_out_what_is_not_in_the_image():
     )
 
 
+@pytest.mark.optimized
 @pytest.mark.thorough
 def test_grey_images_are_repeated(network, photos, seen):
     grey = photos[..., :1]
@@ -123,6 +127,7 @@ def test_grey_images_are_repeated(network, photos, seen):
     assert np.abs(one.pooled - seen.pooled).max() > 0.1
 
 
+@pytest.mark.optimized
 @pytest.mark.thorough
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_on_eight_devices(npz, photos, seen, axis_type):
@@ -177,6 +182,7 @@ def by_hand(image, side):
     return (1 - y) * above + y * below
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("shape", "side"),
     [((1, 1), 5), ((2, 3), 7), ((8, 32), 299), ((64, 40), 299), ((37, 12), 11), ((600, 5), 299)],
@@ -189,11 +195,13 @@ def test_resize(shape, side):
     np.testing.assert_allclose(ours, by_hand(image, side), rtol=0, atol=atol)
 
 
+@pytest.mark.optimized
 def test_an_image_of_that_size_stays_as_it_is():
     image = RNG.integers(0, 256, (1, 299, 299, 3)).astype(np.float32)
     np.testing.assert_array_equal(jax.jit(resize, static_argnums=1)(jnp.asarray(image), 299), image)
 
 
+@pytest.mark.optimized
 @pytest.mark.thorough
 def test_features_are_of_prepared_images(state, photos, monkeypatch):
     monkeypatch.setattr(inception, "SIDE", 299)
