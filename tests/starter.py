@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WARM = ("ddpm_jax.cli.train", "ddpm_jax.experiment", "sklearn.datasets")
+WARM = ("ddpm_jax.cli.train", "ddpm_jax.experiment", "sklearn.datasets", "networks")
 """What is imported before the processes are forked."""
 
 

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import tiny
-from networks import make_mixers
 
 from ddpm_jax.cli import main
 from ddpm_jax.data import load
@@ -21,12 +20,7 @@ from ddpm_jax.experiment import (
     scores,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _a_network_that_compiles_at_once():
-    with pytest.MonkeyPatch.context() as patch:
-        make_mixers(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("mixers")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.experiment import RunDirectory, build, post_hoc_params
 from ddpm_jax.training import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("mixers")
 TINY = str(Path(__file__).parent / "tiny.py")
 
 

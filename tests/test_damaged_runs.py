@@ -9,6 +9,7 @@ from imagery import cats_and_dogs, encode, examples, prepare, random_images, wri
 from ddpm_jax.cli.main import main
 from ddpm_jax.data import BadImageError, load, make_iterator
 
+pytestmark = pytest.mark.usefixtures("mixers")
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 IMAGES = random_images(40, 8, 8, 3)
 STREAMING = ["--data.memory-gb", "0"]

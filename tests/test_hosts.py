@@ -22,6 +22,7 @@ from imagery import examples, prepare, random_images
 from runs import CACHE, ROOT, TINY, contents, ended, finish, free_port, kill_and_resume, start
 from runs import wait_for_checkpoint as wait_for
 
+pytestmark = pytest.mark.usefixtures("mixers")
 HEARTBEAT = 5
 ARGUMENTS = [TINY, "--train.steps", "60", "--train.save-every", "6", "--train.draw-every", "1000"]
 ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]

@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory
 from ddpm_jax.experiment.results import sealed
 
+pytestmark = pytest.mark.usefixtures("mixers")
 RESULTS = {
     "step": 24,
     "dataset": "digits",

@@ -19,6 +19,7 @@ from ddpm_jax.cli.results import likelihood_table
 from ddpm_jax.evaluation.plots import plot_training
 from ddpm_jax.experiment.report import TrainingDisplay
 
+pytestmark = pytest.mark.usefixtures("mixers")
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 HOSTILE = "a\x1b]0;title\x07[red]b[/][/nothing] :smile: \u202ec\u2066 \x9b31m d\udcff\r\x7f\ne $x^$"
 HARMLESS = (
