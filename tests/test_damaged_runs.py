@@ -21,7 +21,7 @@ def train(name, workdir, *more):
         [
             *("train", TINY, "--workdir", str(workdir), "--data.name", name),
             *("--train.steps", "4", "--train.save-every", "2", "--train.log-every", "1"),
-            *("--train.draw-every", "100", *more),
+            *("--train.draw-every", "100", "--mesh.data", "1", *more),
         ]
     )
 

@@ -124,9 +124,7 @@ def test_kills_at_random_change_nothing(tmp_path, whole):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("victim", "number"), [(0, signal.SIGSTOP), (2, signal.SIGKILL)]
-)
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGSTOP), (2, signal.SIGKILL)])
 def test_three_others_end(tmp_path, victim, number):
     run = tmp_path / "run"
     processes = start([*ARGUMENTS, *ENDLESS, "--workdir", str(run)], hosts=4)

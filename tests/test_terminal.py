@@ -113,7 +113,7 @@ def refusing(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.thorough
 def test_a_run_does_its_work_whatever_standard_output_takes(kind, tmp_path, monkeypatch, capsys):
-    short = ["--train.steps", "4", "--train.save-every", "2", "--train.draw-every", "100"]
+    short = ["--train.steps", "4", "--train.save-every", "2", "--mesh.data", "1"]
     with refusing(kind) as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["train", TINY, "--workdir", str(tmp_path / "run"), *short]) == 0
