@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("mixers")
 def run(tmp_path_factory):
     """With classifiers that are trained for a tenth of the time, and few subsets for KID."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", tiny.__file__, "--mesh.data", "2", "--workdir", str(directory)]) == 0
+    assert main(["train", tiny.__file__, "--workdir", str(directory)]) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "_STEPS", 150)
         patch.setattr(classifier, "_BATCH", 64)
@@ -196,7 +196,7 @@ def test_without_labels_there_is_no_classifier(tmp_path, capsys):
         main(
             [
                 *("train", tiny.__file__, "--data.name", f"npz:{archive}", "--train.steps", "2"),
-                *("--mesh.data", "2", "--workdir", str(run)),
+                *("--workdir", str(run)),
             ]
         )
         == 0
