@@ -96,8 +96,9 @@ def test_an_evaluation_of_damaged_files_says_so_and_has_the_same_results(run, ev
     files = [path for path in files if path.name != "settings.json"]
     assert len(files) == 7  # baselines, classifier, reference; likelihood and samples of two
     for path in files:
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2] + b"0" + content[len(content) // 2 + 1 :])
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     assert evaluate(run) == 0
     said = capsys.readouterr().out.splitlines()
     for path in files:
