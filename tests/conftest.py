@@ -97,9 +97,24 @@ def _programs_of_a_file_end_with_it():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def mixers():
+    """Runs of this process have a Mixer for their network: what is tested is what they do."""
+    from networks import make_mixers
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_mixers(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A finished run of tiny.py on one device, to read and to copy; all files of tests share it."""
+    """A finished run of tiny.py on one device, to read and to copy; all files of tests share it.
+
+    Its network is a Mixer: who builds it from its config needs the fixture `mixers`.
+    """
+    from networks import make_mixers
+
     from ddpm_jax.cli import main
 
     base = tmp_path_factory.getbasetemp()
@@ -109,7 +124,9 @@ def tiny_run(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run / "results.json").exists():
             shutil.rmtree(run, ignore_errors=True)
-            assert main(["train", str(tiny), "--mesh.data", "1", "--workdir", str(run)]) == 0
+            with pytest.MonkeyPatch.context() as patch:
+                make_mixers(patch)
+                assert main(["train", str(tiny), "--mesh.data", "1", "--workdir", str(run)]) == 0
     return run
 
 

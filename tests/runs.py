@@ -1,4 +1,7 @@
-"""Runs of the command in processes of their own, alone or several together, to be hurt."""
+"""Runs of the command in processes of their own, alone or several together, to be hurt.
+
+Their networks are Mixers, which compile at once and have dropout, as a U-Net has.
+"""
 
 import signal
 import socket
@@ -42,7 +45,7 @@ def start(arguments, *, hosts=1, devices=None, own=None, cache=CACHE):
         if hosts > 1:
             told += [*meet, "--hosts.index", str(index)]
         told += own[index] if own else []
-        processes.append(starter.start("ddpm_jax.cli:main", told, **config))
+        processes.append(starter.start("networks:main", told, **config))
     return processes
 
 
@@ -82,7 +85,10 @@ def wait_for_checkpoint(processes, run, step):
 
 
 def contents(run):
-    """Everything that has to agree: the final state, the metrics and the results, as bytes."""
+    """Everything that has to agree: the final state, the metrics and the results, as bytes.
+
+    Needs the fixture `mixers`.
+    """
     import jax
     import numpy as np
 

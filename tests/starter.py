@@ -6,6 +6,7 @@ JAX has no devices and no threads then; what it reads from its environment is se
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -20,7 +21,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WARM = ("ddpm_jax.cli.train", "ddpm_jax.experiment", "sklearn.datasets")
+WARM = ("ddpm_jax.cli.train", "ddpm_jax.experiment", "sklearn.datasets", "grain", "networks")
 """What is imported before the processes are forked."""
 
 
@@ -131,6 +132,7 @@ def _serve(requests):
     compiler.distributed = _CACHED
     for module in WARM:
         importlib.import_module(module)
+    gc.freeze()  # no process goes through the objects of all these modules again, also at its end
     while True:
         request, pipes, *_ = socket.recv_fds(requests, 1 << 16, 3)
         if not request:

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import tiny
 from inceptions import as_file, random_state
-from networks import make_mixers
 
 from ddpm_jax.cli import main
 from ddpm_jax.evaluation import inception, inception_weights
 
+pytestmark = pytest.mark.usefixtures("mixers")
+
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_networks():
+def _small_inputs():
     with pytest.MonkeyPatch.context() as patch:
-        make_mixers(patch)
         patch.setattr(inception, "SIDE", 75)  # the least that the layers take
         yield
 

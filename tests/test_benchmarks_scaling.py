@@ -16,6 +16,7 @@ from benchmarks import machinery, overhead, scaling
 from benchmarks.results import Row
 from ddpm_jax import config as configs
 from ddpm_jax.errors import UserError
+from ddpm_jax.plan.children import start
 from ddpm_jax.plan.topologies import TopologyError
 
 
@@ -77,9 +78,11 @@ def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys
     assert "needs a compiler that is not installed" in error
 
 
-@pytest.mark.thorough  # two processes that compile four steps each
+@pytest.mark.thorough
 def test_real_processes_share_a_step(monkeypatch):
     """Two of them, and parameters that differ by rounding alone."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(overhead, "start", lambda _, *how: start("mixed_machinery", *how))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     place = overhead.Place(2, 1)

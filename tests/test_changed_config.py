@@ -15,6 +15,8 @@ from ddpm_jax.config import Config
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
 from ddpm_jax.training import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("mixers")
+
 
 @pytest.fixture
 def run(tiny_run, tmp_path):

@@ -15,6 +15,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.experiment import RunDirectory, build, post_hoc_params
 from ddpm_jax.training import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("mixers")
 TINY = str(Path(__file__).parent / "tiny.py")
 
 
@@ -254,7 +255,7 @@ def test_divergence_stops_with_the_step_and_keeps_good_checkpoints(tmp_path, cap
     """A learning rate that overflows float32 at its first full use, after one save."""
     run = tmp_path / "run"
     arguments = ["--optimizer.learning-rate", "1e38", "--optimizer.warmup-steps", "6"]
-    arguments += ["--train.save-every", "1", "--workdir", str(run)]
+    arguments += ["--train.save-every", "1", "--mesh.data", "1", "--workdir", str(run)]
     code, error = failing(capsys, "train", TINY, *arguments)
     assert code == 1
     assert "NaN or Inf at step" in error
@@ -307,7 +308,7 @@ def kept(tmp_path_factory):
     """A run that kept averages of two widths, of its 24 steps at 6, 12, 18 and 24."""
     directory = tmp_path_factory.mktemp("kept") / "run"
     arguments = ["--train.post-hoc-ema", "0.05", "0.1", "--train.post-hoc-every", "6"]
-    assert main(["train", TINY, "--workdir", str(directory), *arguments]) == 0
+    assert main(["train", TINY, "--mesh.data", "1", "--workdir", str(directory), *arguments]) == 0
     return directory
 
 

@@ -9,6 +9,7 @@ from imagery import cats_and_dogs, encode, examples, prepare, random_images, wri
 from ddpm_jax.cli.main import main
 from ddpm_jax.data import BadImageError, load, make_iterator
 
+pytestmark = pytest.mark.usefixtures("mixers")
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 IMAGES = random_images(40, 8, 8, 3)
 STREAMING = ["--data.memory-gb", "0"]
@@ -20,7 +21,7 @@ def train(name, workdir, *more):
         [
             *("train", TINY, "--workdir", str(workdir), "--data.name", name),
             *("--train.steps", "4", "--train.save-every", "2", "--train.log-every", "1"),
-            *("--train.draw-every", "100", *more),
+            *("--train.draw-every", "100", "--mesh.data", "1", *more),
         ]
     )
 

@@ -23,6 +23,7 @@ from ddpm_jax.experiment.data_record import record_of, write_data_record
 from ddpm_jax.experiment.kept import kept_json
 from ddpm_jax.training import CheckpointError, Checkpoints, manifest, newest_sound
 
+pytestmark = pytest.mark.usefixtures("mixers")
 FOLLOWS_FROM, EVALUATED = {"step": 20}, {"bits_per_dim": [3.5, 4.0], "num": 2}
 METRICS = [{"step": step, "loss": 1.0 / step} for step in range(1, 21)]
 RESULTS = {"dataset": "digits", "step": 20, "images": 360, "levels": 17, "num_steps": 8}

@@ -22,8 +22,11 @@ from imagery import examples, prepare, random_images
 from runs import CACHE, ROOT, TINY, contents, ended, finish, free_port, kill_and_resume, start
 from runs import wait_for_checkpoint as wait_for
 
+from ddpm_jax.training import newest_sound
+
+pytestmark = pytest.mark.usefixtures("mixers")
 HEARTBEAT = 5
-ARGUMENTS = [TINY, "--train.steps", "60", "--train.save-every", "6", "--train.draw-every", "1000"]
+ARGUMENTS = [TINY, "--train.steps", "90", "--train.save-every", "6", "--train.draw-every", "1000"]
 ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]
 # Each process measures the spectrum anew: what follows from it has to be the same, too.
 ARGUMENTS += ["--process.name", "equal_snr"]
@@ -64,24 +67,45 @@ def ends(processes, victim, number, *, code=4):
     return all_ended
 
 
+def wait_for_a_save(processes, run, step):
+    """Until one is under way, and `step` is saved."""
+    wait_for(processes, run, step)
+    while not list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
+        assert all(process.poll() is None for process in processes), ended(processes)
+        time.sleep(0.001)
+
+
 @pytest.mark.thorough
-def test_a_run_is_stopped_and_killed_and_ends_with_the_same_bits(tmp_path, whole):
+def test_whatever_befalls_one_process_the_run_ends_with_the_same_bits(tmp_path, whole):
+    """Each signal is of a run that goes on from where the one before it ended."""
     run = tmp_path / "run"
     arguments = [*ARGUMENTS, "--workdir", str(run)]
-    processes = start(arguments, hosts=2)
-    wait_for(processes, run, 8)
-    told = ends(processes, processes[1], signal.SIGTERM, code=143)
-    (saved,) = {end.errors for end in told}
-    assert re.fullmatch(r"ddpm-jax: stopped by SIGTERM; step \d+ is saved\n", saved)
-    assert "the same command goes on from there" in told[0].out
-    assert [end.code for end in told] == [143, 143]
-    step = int(re.search(r"\d+", saved)[0])
+
+    # Told to stop: both save the same step.
+    step = 0
+    for victim, number, codes in ((1, "SIGTERM", [143, 143]), (0, "SIGINT", [130, 143])):
+        processes = start(arguments, hosts=2)
+        wait_for(processes, run, step + 1)
+        both = ends(processes, processes[victim], getattr(signal, number), code=143)
+        assert [end.code for end in both] == codes
+        assert "the same command goes on from there" in both[0].out
+        assert f"going on from step {step}\n" in both[0].out or not step
+        said = rf"ddpm-jax: stopped by {number}; step (\d+) is saved\n"
+        step = int(re.fullmatch(said, both[victim].errors)[1])
+        assert both[1 - victim].errors == f"ddpm-jax: stopped by SIGTERM; step {step} is saved\n"
+
+    # Killed in the middle of a save: what was saved before is not lost.
+    for victim in (0, 1):
+        processes = start(arguments, hosts=2)
+        wait_for_a_save(processes, run, step + 1)
+        ends(processes, processes[victim], signal.SIGKILL)
+        step = newest_sound(run / "checkpoints").step
 
     processes = start(arguments, hosts=2)
     wait_for(processes, run, step + 1)
-    first, _ = ends(processes, processes[1], signal.SIGKILL)
+    first, _ = ends(processes, processes[1], signal.SIGSTOP)
     assert f"going on from step {step}\n" in first.out
-    finish(arguments, hosts=2)
+    assert "going on from step" in finish(arguments, hosts=2)
     assert contents(run) == whole
 
 
@@ -90,7 +114,7 @@ def test_kills_at_random_change_nothing(tmp_path, whole):
     resumed = kill_and_resume(
         ARGUMENTS,
         tmp_path / "run",
-        kills=4,
+        kills=3,
         rng=random.Random(2),
         later=0.5,
         hosts=(1, 2),
@@ -100,49 +124,12 @@ def test_kills_at_random_change_nothing(tmp_path, whole):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("hosts", "victim", "number"),
-    [
-        (2, 0, signal.SIGKILL),
-        (2, 1, signal.SIGSTOP),
-        (4, 0, signal.SIGSTOP),
-        (4, 2, signal.SIGKILL),
-    ],
-)
-def test_the_others_end(tmp_path, hosts, victim, number):
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGSTOP), (2, signal.SIGKILL)])
+def test_three_others_end(tmp_path, victim, number):
     run = tmp_path / "run"
-    processes = start([*ARGUMENTS, *ENDLESS, "--workdir", str(run)], hosts=hosts)
+    processes = start([*ARGUMENTS, *ENDLESS, "--workdir", str(run)], hosts=4)
     wait_for(processes, run, 10)
     ends(processes, processes[victim], number)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_kill_in_mid_save_loses_nothing_that_was_saved(tmp_path, whole, victim):
-    run = tmp_path / "run"
-    processes = start([*ARGUMENTS, "--workdir", str(run)], hosts=2)
-    wait_for(processes, run, 8)
-    while not list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
-        time.sleep(0.001)
-    ends(processes, processes[victim], signal.SIGKILL)
-    assert "going on from step" in finish([*ARGUMENTS, "--workdir", str(run)], hosts=2)
-    assert contents(run) == whole
-
-
-@pytest.mark.thorough
-def test_an_interrupt_of_one_process_stops_both_after_the_same_step(tmp_path, whole):
-    run = tmp_path / "run"
-    processes = start([*ARGUMENTS, "--workdir", str(run)], hosts=2)
-    wait_for(processes, run, 8)
-    told = ends(processes, processes[0], signal.SIGINT, code=143)
-    assert [end.code for end in told] == [130, 143]
-    steps = [
-        int(re.fullmatch(rf"ddpm-jax: stopped by {name}; step (\d+) is saved\n", end.errors)[1])
-        for name, end in zip(("SIGINT", "SIGTERM"), told, strict=True)
-    ]
-    assert steps[0] == steps[1]
-    finish([*ARGUMENTS, "--workdir", str(run)], hosts=2)
-    assert contents(run) == whole
 
 
 class TestOneProcessCannot:
@@ -244,12 +231,12 @@ def test_pmap_and_a_missing_process_are_refused(tmp_path):
             "ddpm-jax: mesh.form is 'pmap', which runs in one process, and here are 2; take 'jit'"
             " or 'shard_map'\n"
         )
-    own = [["--hosts.start-seconds", "6"]] * 2
+    own = [["--hosts.start-seconds", "3"]] * 2
     processes = start(arguments, hosts=2, own=own)
     processes[1].kill()
     began = time.monotonic()
     first, _ = ended(processes, timeout=120)
-    assert time.monotonic() - began < 6 + HEARTBEAT + 15  # its imports are in this
+    assert time.monotonic() - began < 3 + HEARTBEAT + 5
     assert first.code == 4
     never = "the processes of the run did not all meet in time"
     assert first.errors == f"ddpm-jax: {never}; {ONWARDS}\n"
@@ -260,7 +247,7 @@ ONE_PROCESS = [
     *(("jit", 8, 1), ("jit", 1, 1), ("jit", 4, 2), ("jit", 1, 8)),
     *(("shard_map", 4, 2), ("shard_map", 8, 1), ("pmap", 8, 1)),
 ]
-SEVERAL = [("jit", 8, 1), ("jit", 4, 2), ("shard_map", 4, 2)]
+SEVERAL = [("jit", 4, 2), ("shard_map", 4, 2)]
 
 
 def legs(origin, forms, prefix, start, stop):

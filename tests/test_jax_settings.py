@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax.core import meta
 from rich.console import Console
 
 from ddpm_jax import config, schedules, timesteps
 from ddpm_jax.cli.restored import restore_run
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import build, make_form, train
+from ddpm_jax.experiment import build, make_form, make_model, train
 from ddpm_jax.experiment.build import abstract_batch, make_step
 from ddpm_jax.experiment.draw import make_drawer, sampling_of
 
@@ -94,7 +95,7 @@ def test_with_x64_times_and_schedules_are_those_without():
 
 
 def small(workdir):
-    """A run of four steps that is interrupted after two."""
+    """A run of four steps that is interrupted after two; its network is a Mixer."""
     whole = tiny.get_config()
     steps = dataclasses.replace(whole.train, steps=4, save_every=2, log_every=1)
     return dataclasses.replace(
@@ -120,9 +121,25 @@ def go(workdir):
     return jax.tree.map(np.asarray, restored.params), images
 
 
+def gradients():
+    """Of the network that such a run has, with dropout, at random parameters."""
+    network, rng = make_model(tiny.get_config()), np.random.default_rng(0)
+    x_t, t = rng.standard_normal((2, 8, 8, 1), np.float32), np.array([0, 7], np.int32)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(leaf.dtype),
+        meta.unbox(jax.eval_shape(network.init, jax.random.key(0, impl="threefry2x32"), x_t, t)),
+    )
+    keys = jax.random.split(jax.random.key(1, impl="threefry2x32"), 2)
+
+    def loss(params, x_t, t, keys):
+        return jnp.square(network.apply(params, x_t, t, train=True, keys=keys)).mean()
+
+    return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(params, x_t, t, keys))
+
+
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return go(tmp_path_factory.mktemp("plain"))
+def plain(tmp_path_factory, mixers):
+    return gradients(), *go(tmp_path_factory.mktemp("plain"))
 
 
 SAME_BITS = {
@@ -151,14 +168,18 @@ def test_a_run_has_the_same_bits(tmp_path, plain, kind):
     with contextlib.ExitStack() as stack:
         for name, value in SAME_BITS[kind].items():
             stack.enter_context(setting(name, value))
-        jax.tree.map(np.testing.assert_array_equal, go(tmp_path), plain)
+        found = gradients(), *go(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
 @pytest.mark.thorough
 def test_with_x64_a_run_is_resumed_and_differs_by_rounding(tmp_path, plain):
     with setting("jax_enable_x64", True):
-        params, images = go(tmp_path)
+        slopes, (params, images) = gradients(), go(tmp_path)
     # Where a gradient is nearly 0, Adam makes a step of its rounding error: 2e-6 of moves of 1e-5.
     near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=4e-6)
-    jax.tree.map(near, params, plain[0])
-    assert np.abs(images.astype(int) - plain[1]).max() <= 1
+    jax.tree.map(near, params, plain[1])
+    assert np.abs(images.astype(int) - plain[2]).max() <= 1
+    assert dtypes(slopes) == dtypes(plain[0])
+    for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(plain[0]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())

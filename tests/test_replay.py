@@ -16,7 +16,8 @@ from ddpm_jax.data import load, make_iterator
 from ddpm_jax.experiment import RunDirectory, build, replay
 from ddpm_jax.training import Checkpoints
 
-pytestmark = pytest.mark.thorough  # quick: a replay in test_cli.py
+# quick: a replay in test_cli.py
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("mixers")]
 
 STEP, EXAMPLE = 7, 5
 """Where the bad image is."""

@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory
 from ddpm_jax.experiment.results import sealed
 
+pytestmark = pytest.mark.usefixtures("mixers")
 RESULTS = {
     "step": 24,
     "dataset": "digits",
@@ -110,7 +111,7 @@ def test_a_run_with_one_held_out_image_has_no_error_bars(tmp_path, capsys):
     archive, run = tmp_path / "images.npz", tmp_path / "run"
     images = load("digits").train.images[:17]
     np.savez(archive, train_images=images[:16], test_images=images[16:], levels=17)
-    told = ["--data.name", f"npz:{archive}", "--train.steps", "1", "--train.batch-size", "8"]
+    told = ["--data.name", f"npz:{archive}", "--train.steps", "1", "--mesh.data", "1"]
     assert main(["train", tiny.__file__, *told, "--workdir", str(run)]) == 0
     assert main(["evaluate", str(run), "--num", "0"]) == 0
     assert "+-" not in capsys.readouterr().out

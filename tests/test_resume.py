@@ -9,6 +9,8 @@ import time
 import pytest
 from runs import ROOT, TINY, contents, ended, finish, start
 
+pytestmark = pytest.mark.usefixtures("mixers")
+
 
 def until(process, text):
     """Its lines until one of them holds `text`."""

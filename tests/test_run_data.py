@@ -11,7 +11,8 @@ import pytest
 
 from ddpm_jax.cli import main
 
-pytestmark = pytest.mark.thorough  # quick: what is sampled in test_cli.py
+# quick: what is sampled in test_cli.py
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("mixers")]
 TINY = str(Path(__file__).parent / "tiny.py")
 QUICK = ["--train.objective", "simple", "--train.times", "uniform", "--train.steps", "2"]
 QUICK += ["--train.draw-every", "2", "--evaluation.likelihood-times", "2", "--mesh.data", "1"]

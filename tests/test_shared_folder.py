@@ -1,149 +1,122 @@
 """Two real processes that save into one folder: one manifest, one choice, and errors on both."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-HERE = Path(__file__).parent
-
-PROGRAM = """
-import resource, sys
+import resource
 from pathlib import Path
 
 import jax
-
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-process, port, directory = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-one_sided = sys.argv[4:] == ["one-sided"]
-jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
-
 import numpy as np
+import pytest
+import starter
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from runs import ended, free_port
+
 from ddpm_jax.training import Checkpoints, SaveError, TrainState, manifest, newest_sound, saver
 
-mesh = jax.make_mesh((2,), ("fsdp",), (AxisType.Auto,))
-split, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
 
+def main(process, port, directory, one_sided, timeout):
+    """What each process does."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
+    directory = Path(directory)
+    mesh = jax.make_mesh((2,), ("fsdp",), (AxisType.Auto,))
+    split, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
 
-def state_of(step):
-    whole = np.random.default_rng(step).standard_normal((400, 300)).astype(np.float32)
-    zero = jax.device_put(np.int32(0), everywhere)
-    params = jax.make_array_from_callback(whole.shape, split, lambda index: whole[index])
-    return TrainState(**{name: zero for name in TrainState._fields})._replace(params=params)
+    def state_of(step):
+        whole = np.random.default_rng(step).standard_normal((400, 300)).astype(np.float32)
+        zero = jax.device_put(np.int32(0), everywhere)
+        params = jax.make_array_from_callback(whole.shape, split, lambda index: whole[index])
+        return TrainState(**dict.fromkeys(TrainState._fields, zero))._replace(params=params)
 
+    def same(state, step):
+        wanted = state_of(step).params.addressable_data(0)
+        return bool((np.asarray(state.params.addressable_data(0)) == np.asarray(wanted)).all())
 
-def same(state, step):
-    wanted = state_of(step).params.addressable_data(0)
-    return bool((np.asarray(state.params.addressable_data(0)) == np.asarray(wanted)).all())
+    def save(step):
+        checkpoints.save(step, state_of(step), {"at": step}, held_out_loss=1.0)
 
+    def missed(call, *arguments):
+        try:
+            call(*arguments)
+        except SaveError as error:
+            print("missed", error.steps, error)
+        else:
+            print("nothing missed")
 
-def save(step):
-    checkpoints.save(step, state_of(step), {"at": step}, held_out_loss=1.0)
+    def choose():
+        step = newest_sound(directory).step if process == 0 else 0
+        return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
 
+    written, write = [], manifest.write
+    manifest.write = lambda folder, **kw: (written.append(kw["step"]), write(folder, **kw))[1]
+    with Checkpoints(directory, keep_latest=1, keep_best=0, save_timeout=timeout) as checkpoints:
+        save(1)
+        save(2)
+        checkpoints.wait()
+        restored = checkpoints.restore(state_of(0), choose(), verify=False)
+        print("restored", restored.step, same(restored.state, 2), restored.data_state)
+        print("wrote", written)
 
-def missed(call, *arguments):
-    try:
-        call(*arguments)
-    except SaveError as error:
-        print("missed", error.steps, error)
-    else:
-        print("nothing missed")
-
-
-def choose():
-    step = newest_sound(directory).step if process == 0 else 0
-    return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-
-
-written, write = [], manifest.write
-manifest.write = lambda folder, **kw: (written.append(kw["step"]), write(folder, **kw))[1]
-with Checkpoints(directory, keep_latest=1, keep_best=0, save_timeout=20) as checkpoints:
-    save(1)
-    save(2)
-    checkpoints.wait()
-    restored = checkpoints.restore(state_of(0), choose(), verify=False)
-    print("restored", restored.step, same(restored.state, 2), restored.data_state)
-    print("wrote", written)
-
-    # the disk refuses both
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    save(3)
-    missed(checkpoints.wait)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    print("chosen", choose())
-
-    if one_sided:  # the second process fails in the background, and the first waits for it
-        if process == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-        save(4)
+        # the disk refuses both
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        save(3)
         missed(checkpoints.wait)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         print("chosen", choose())
 
-    # only the first process notices, before the save begins
-    make_way = saver._make_way
-    if process == 0:
-        def refuse(folder):
-            raise OSError(30, "Read-only file system")
-        saver._make_way = refuse
-    missed(save, 5)
-    saver._make_way = make_way
+        if one_sided:  # the second process fails in the background, and the first waits for it
+            if process == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+            save(4)
+            missed(checkpoints.wait)
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            print("chosen", choose())
 
-    # only the first process notices, after Orbax is done
-    if process == 0:
-        def refuse(folder, **kwargs):
-            raise OSError(28, "No space left on device")
-        manifest.write, kept = refuse, manifest.write
-    save(6)
-    missed(checkpoints.wait)
-    if process == 0:
-        manifest.write = kept
-    print("chosen", choose())
+        # only the first process notices, before the save begins
+        make_way = saver._make_way
+        if process == 0:
 
-    save(7)
-    missed(checkpoints.wait)
-    restored = checkpoints.restore(state_of(0), choose(), verify=False)
-    print("restored", restored.step, same(restored.state, 7), restored.data_state)
-"""
+            def refuse(folder):
+                raise OSError(30, "Read-only file system")
+
+            saver._make_way = refuse
+        missed(save, 5)
+        saver._make_way = make_way
+
+        # only the first process notices, after Orbax is done
+        if process == 0:
+
+            def refuse(folder, **kwargs):
+                raise OSError(28, "No space left on device")
+
+            manifest.write, kept = refuse, manifest.write
+        save(6)
+        missed(checkpoints.wait)
+        if process == 0:
+            manifest.write = kept
+        print("chosen", choose())
+
+        save(7)
+        missed(checkpoints.wait)
+        restored = checkpoints.restore(state_of(0), choose(), verify=False)
+        print("restored", restored.step, same(restored.state, 7), restored.data_state)
+    return 0
 
 
-def run(directory, *arguments):
+def run(directory, *, one_sided=False, timeout=20):
     """What each of two processes prints; gloo's own lines left out."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(HERE.parent),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
-    }
+    told = (free_port(), str(directory), one_sided, timeout)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(number), str(port), str(directory), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        starter.start("test_shared_folder:main", number, *told, jax_num_cpu_devices=1)
         for number in range(2)
     ]
-    try:
-        said = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert [errors for _, errors in said] == ["", ""]
+    both = ended(processes, timeout=240)
+    assert [(end.code, end.errors) for end in both] == [(0, ""), (0, "")], both
     where = f" in {directory}"
     return [
-        [line.replace(where, "") for line in out.splitlines() if not line.startswith("[Gloo]")]
-        for out, _ in said
+        [line.replace(where, "") for line in end.out.splitlines() if not line.startswith("[Gloo]")]
+        for end in both
     ]
 
 
@@ -178,7 +151,7 @@ def test_two_processes_share_a_folder(tmp_path):
 
 @pytest.mark.thorough  # it waits for a time-out
 def test_one_of_two_processes_cannot_write(tmp_path):
-    first, second = run(tmp_path / "c", "one-sided")
+    first, second = run(tmp_path / "c", one_sided=True, timeout=6)
     too_long = "it took too long, or another process of the run could not write its part"
     assert f"missed (4,) step 4 is not saved: {too_long}" in first
     assert "missed (4,) step 4 is not saved: File too large" in second

@@ -19,6 +19,7 @@ from ddpm_jax.cli.results import likelihood_table
 from ddpm_jax.evaluation.plots import plot_training
 from ddpm_jax.experiment.report import TrainingDisplay
 
+pytestmark = pytest.mark.usefixtures("mixers")
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 HOSTILE = "a\x1b]0;title\x07[red]b[/][/nothing] :smile: \u202ec\u2066 \x9b31m d\udcff\r\x7f\ne $x^$"
 HARMLESS = (
@@ -112,7 +113,7 @@ def refusing(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.thorough
 def test_a_run_does_its_work_whatever_standard_output_takes(kind, tmp_path, monkeypatch, capsys):
-    short = ["--train.steps", "4", "--train.save-every", "2", "--train.draw-every", "100"]
+    short = ["--train.steps", "4", "--train.save-every", "2", "--mesh.data", "1"]
     with refusing(kind) as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["train", TINY, "--workdir", str(tmp_path / "run"), *short]) == 0
