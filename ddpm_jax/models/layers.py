@@ -200,7 +200,9 @@ def _convolve_doubled(x: Array, kernel: Array) -> Array:
             places.append(_convolution(1, padding)(x, small.astype(x.dtype)))
         rows.append(jnp.stack(places, axis=3))
     batch, height, width, _ = x.shape
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+    shape = (batch, 2 * height, 2 * width, kernel.shape[-1])
+    out_sharding = PartitionSpec(*jax.typeof(x).sharding.spec) if _is_split(x) else None
+    return jax.lax.reshape(jnp.stack(rows, axis=2), shape, out_sharding=out_sharding)
 
 
 @functools.cache

@@ -38,7 +38,7 @@ Remat = Literal["none", "attention", "convolutions", "blocks"]
 """What the backward pass computes again instead of keeping it; each saves more memory."""
 
 AttentionKernel = Literal["xla", "cudnn"]
-"""What computes attention: see `jax.nn.dot_product_attention`."""
+"""What computes attention: products and a softmax, or `jax.nn.dot_product_attention` by cuDNN."""
 
 _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros_init()
@@ -229,8 +229,10 @@ class SelfAttention(nn.Module):
             _dense(channels, self.dtype, name)(h).reshape(by_head)
             for name in ("query", "key", "value")
         )
-        with jax.numpy_dtype_promotion("standard"):  # which JAX relies on there, for bfloat16
-            h = jax.nn.dot_product_attention(query, key, value, implementation=self.kernel)
+        if self.kernel == "cudnn":
+            h = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        else:
+            h = _attend(query, key, value)
         h = h.reshape(batch, height * width, channels)
         h = _dense(channels, self.dtype, "output", init=_zeros)(h)
         return x + h.reshape(x.shape)
@@ -256,6 +258,17 @@ def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:
         residual = nn.remat(ResidualBlock, policy=policy)
     attention = SelfAttention if remat == "none" else nn.remat(SelfAttention)
     return residual, attention
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(query @ key^T / sqrt(width)) @ value, of [batch, position, head, width].
+
+    Derivatives of `jax.nn.dot_product_attention` in bfloat16 multiply float32 by bfloat16, which
+    takes twice the memory, and which JAX refuses under strict promotion of dtypes.
+    """
+    logits = jnp.einsum("bqhw,bkhw->bhqk", query, key).astype(jnp.float32)
+    weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
+    return jnp.einsum("bhqk,bkhw->bqhw", weights.astype(value.dtype), value)
 
 
 def _dense(
