@@ -244,6 +244,17 @@ def test_dropout_keeps_its_share_and_the_mean():
         assert abs(np.mean((one == 0.0) == (other == 0.0)) - agree) < 4 * error
 
 
+def test_a_mask_is_the_same_on_every_platform(monkeypatch):
+    x, keys = jnp.ones((2, 5, 3)), jax.random.split(KEY, 2)
+    on_cpu = drop(x, keys)
+
+    def of_chips(*args, default, **_):
+        return default(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_chips)
+    jax.tree.map(np.testing.assert_array_equal, drop(x, keys), on_cpu)
+
+
 def test_dropout_scales_by_the_rate_that_16_bits_give():
     first, _ = drop(jnp.ones((1, 64)), jax.random.split(KEY, 1), rate=0.1)
     dropped = round(0.1 * 2**16)

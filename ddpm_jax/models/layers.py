@@ -262,12 +262,24 @@ def _convolve_in_parts(x: Array, kernel: Array, *, stride: int, padding: _Paddin
 def _draws(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     """Integers from 0 to 2^16 - 1, two of each word that the generator gives.
 
-    They are shifted out of a broadcast: the halves of a concatenation would be written to memory.
+    Without the barrier the generator would be compiled into every loop that reads the words. What
+    splits them is the same twice: chips would write a concatenation to memory, and a CPU, which
+    ignores the barrier, takes a half longer to compile shifts.
     """
     first, *rest = shape
-    words = jax.random.bits(key, (1, -(-first // 2), *rest), jnp.uint32)
-    shifts = jnp.array([0, 16], jnp.uint32).reshape(2, *(1 for _ in shape))
-    halves = jnp.bitwise_and(jnp.right_shift(*jnp.broadcast_arrays(words, shifts)), _DRAWS - 1)
+    words = jax.lax.optimization_barrier(
+        jax.random.bits(key, (1, -(-first // 2), *rest), jnp.uint32)
+    )
+
+    def by_concatenation(words: Array) -> Array:
+        return jnp.concatenate([words & (_DRAWS - 1), words >> 16])
+
+    def by_shifts(words: Array) -> Array:
+        shifts = jnp.array([0, 16], jnp.uint32).reshape(2, *(1 for _ in shape))
+        words, shifts = jnp.broadcast_arrays(words, shifts)
+        return (words >> shifts) & (_DRAWS - 1)
+
+    halves = jax.lax.platform_dependent(words, cpu=by_concatenation, default=by_shifts)
     return halves.reshape(-1, *rest)[:first]
 
 
