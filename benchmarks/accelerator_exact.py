@@ -23,6 +23,7 @@ from jax.extend import core
 from benchmarks import chains, moments
 from benchmarks.results import Row
 from ddpm_jax import gaussians, processes, q_posterior, q_sample, samplers, schedules
+from ddpm_jax.models import layers
 from ddpm_jax.samplers import SamplerState
 
 __all__ = ["measured", "products"]
@@ -190,9 +191,13 @@ def _layers(seed: int) -> Iterator[Check]:
     x = _float32(rng.standard_normal((2, 8, 8, 32)))
     kernel = _float32(rng.normal(0.0, 0.1, (3, 3, 32, 32)))
 
+    bias = np.zeros(32, np.float32)
+
     def convolve(x: Any, kernel: Any) -> Any:
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return layers.Conv(32).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+    def dense(x: Any, kernel: Any) -> Any:
+        return layers.Dense(32).apply({"params": {"kernel": kernel, "bias": bias}}, x)
 
     def gradient(x: Any, kernel: Any) -> Any:
         return jax.grad(lambda kernel: jnp.sum(jnp.square(convolve(x, kernel))))(kernel)
@@ -211,17 +216,13 @@ def _layers(seed: int) -> Iterator[Check]:
     )
     yield Check("its weights' gradient", gradient, (x, kernel), slope, LAYER)
     flat, weights = x.reshape(-1, 32), kernel[0, 0]
-    yield Check("dense layer", jnp.dot, (flat, weights), flat.astype(np.float64) @ weights, LAYER)
-    query, key, value = (_float32(rng.standard_normal((2, 64, 32))) for _ in range(3))
+    yield Check("dense layer", dense, (flat, weights), flat.astype(np.float64) @ weights, LAYER)
+    query, key, value = (_float32(rng.standard_normal((2, 64, 1, 32))) for _ in range(3))
 
-    def attend(query: Any, key: Any, value: Any) -> Any:
-        logits = jnp.einsum("bqc,bkc->bqk", query, key) / math.sqrt(32.0)
-        return jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits, axis=-1), value)
-
-    logits = np.einsum("bqc,bkc->bqk", query.astype(np.float64), key) / math.sqrt(32.0)
+    logits = np.einsum("bqhw,bkhw->bhqk", query.astype(np.float64), key) / math.sqrt(32.0)
     shares = np.exp(logits - logits.max(-1, keepdims=True))
-    attended = np.einsum("bqk,bkc->bqc", shares / shares.sum(-1, keepdims=True), value)
-    yield Check("attention", attend, (query, key, value), attended, LAYER)
+    attended = np.einsum("bhqk,bkhw->bqhw", shares / shares.sum(-1, keepdims=True), value)
+    yield Check("attention", layers.attend, (query, key, value), attended, LAYER)
 
 
 def _normals(rng: np.random.Generator, count: int) -> list[np.ndarray]:

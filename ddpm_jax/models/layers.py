@@ -21,7 +21,17 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
-__all__ = ["Conv", "Dense", "Dropout", "GroupNorm", "gathered", "named", "rows", "split_like"]
+__all__ = [
+    "Conv",
+    "Dense",
+    "Dropout",
+    "GroupNorm",
+    "attend",
+    "gathered",
+    "named",
+    "rows",
+    "split_like",
+]
 
 _zeros = nn.initializers.zeros_init()
 _ones = nn.initializers.ones_init()
@@ -62,6 +72,21 @@ def rows(table: Float[Array, "rows width"], index: Int[Array, " batch"]) -> Arra
     (axis,) = jax.typeof(index).sharding.spec
     out_sharding = None if axis is None else PartitionSpec(axis, None)
     return table.at[index].get(out_sharding=out_sharding)
+
+
+def attend(
+    query: Float[Array, "batch query head width"],
+    key: Float[Array, "batch position head width"],
+    value: Float[Array, "batch position head width"],
+) -> Float[Array, "batch query head width"]:
+    """softmax(query key^T / sqrt(width)) value, of each head (Vaswani et al. 2017, equation 1).
+
+    Derivatives of `jax.nn.dot_product_attention` in bfloat16 multiply float32 by bfloat16, which
+    takes twice the memory, and which JAX refuses under strict promotion of dtypes.
+    """
+    logits = jnp.einsum("bqhw,bkhw->bhqk", query, key).astype(jnp.float32)
+    weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
+    return jnp.einsum("bhqk,bkhw->bqhw", weights.astype(value.dtype), value)
 
 
 class _Gathering(nn.Module):

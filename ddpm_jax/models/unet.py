@@ -26,6 +26,7 @@ from ddpm_jax.models.layers import (
     Dense,
     Dropout,
     GroupNorm,
+    attend,
     gathered,
     named,
     rows,
@@ -232,7 +233,7 @@ class SelfAttention(nn.Module):
         if self.kernel == "cudnn":
             h = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         else:
-            h = _attend(query, key, value)
+            h = attend(query, key, value)
         h = h.reshape(batch, height * width, channels)
         h = _dense(channels, self.dtype, "output", init=_zeros)(h)
         return x + h.reshape(x.shape)
@@ -258,17 +259,6 @@ def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:
         residual = nn.remat(ResidualBlock, policy=policy)
     attention = SelfAttention if remat == "none" else nn.remat(SelfAttention)
     return residual, attention
-
-
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """softmax(query @ key^T / sqrt(width)) @ value, of [batch, position, head, width].
-
-    Derivatives of `jax.nn.dot_product_attention` in bfloat16 multiply float32 by bfloat16, which
-    takes twice the memory, and which JAX refuses under strict promotion of dtypes.
-    """
-    logits = jnp.einsum("bqhw,bkhw->bhqk", query, key).astype(jnp.float32)
-    weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
-    return jnp.einsum("bhqk,bkhw->bqhw", weights.astype(value.dtype), value)
 
 
 def _dense(
