@@ -128,6 +128,11 @@ def check_network(config: Config, image_shape: tuple[int, int, int]) -> None:
             f"model.variance is {model.variance!r} and model.classes is {model.classes}; this suite"
             " compares networks with one output and without classes"
         )
+    if model.heads > 1:
+        raise UserError(
+            f"model.heads is {model.heads}; diffusers' network has heads of one width on all levels,"
+            " so this suite compares networks with 1"
+        )
     if config.process.name != "isotropic":
         raise UserError(
             f"process.name is {config.process.name!r}; diffusers has isotropic chains alone"

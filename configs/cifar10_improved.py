@@ -5,19 +5,19 @@
 
 Their section 3 and the flags of their released model
 (https://github.com/openai/improved-diffusion): T = 4000, cosine schedule, learned range of
-variances, L_hybrid, 128 channels times (1, 2, 2, 2), three residual blocks a level, attention at
-16x16 and 8x8, dropout 0.3, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999, 500k steps,
-no flips. Published, in table 2: 3.17 bits/dim and FID 3.19. The same trained on L_vlb, with times
-by importance (--train.objective elbo --train.times importance): 2.94 and 11.47.
-Measured by this project: not yet.
+variances, L_hybrid, 128 channels times (1, 2, 2, 2), three residual blocks a level, attention with
+four heads at 16x16 and 8x8, dropout 0.3, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999,
+500k steps, no flips. Published, in table 2: 3.17 bits/dim and FID 3.19. The same trained on L_vlb,
+with times by importance (--train.objective elbo --train.times importance): 2.94 and 11.47. Measured
+by this project: not yet.
 
 What differs. The network here has 49,066,246 parameters; theirs has 3,480,192 more, by which the
-time scales the norm between a block's convolutions, where it is only added here. Attention has one
-head and not four. The network is told t itself, 0 to 3999, and not t * 1000 / T; its second output
-is the interpolation u itself, which begins at the small variance, and not (u + 1) / 2. Gradients
-are clipped to a norm of 1, theirs are not. The average warms up, theirs does not. Bits/dim are
-estimated from 200 of the terms of each test image, with 476 images or more at every t; theirs are
-of all, of x0_hat clipped to [-1, 1], and of a tanh in place of the normal distribution function.
+time scales the norm between a block's convolutions, where it is only added here. The network is
+told t itself, 0 to 3999, and not t * 1000 / T; its second output is the interpolation u itself,
+which begins at the small variance, and not (u + 1) / 2. Gradients are clipped to a norm of 1,
+theirs are not. The average warms up, theirs does not. Bits/dim are estimated from 200 of the terms
+of each test image, with 476 images or more at every t; theirs are of all, of x0_hat clipped to [-1,
+1], and of a tanh in place of the normal distribution function.
 """
 
 from ddpm_jax.config import (
@@ -41,6 +41,7 @@ def get_config() -> Config:
             multipliers=(1, 2, 2, 2),
             num_blocks=3,
             attention_resolutions=(16, 8),
+            heads=4,
             dropout=0.3,
             norm_groups=32,
             variance="learned_range",

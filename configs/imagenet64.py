@@ -5,11 +5,10 @@
 
 Unconditional, as in their section 3 and the flags of their released model
 (https://github.com/openai/improved-diffusion): T = 4000, cosine schedule, learned range of
-variances, L_hybrid, 128 channels times (1, 2, 3, 4), three residual blocks a level, attention at
-16x16 and 8x8, no dropout, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999, 1.5M steps, no
-flips. Published: FID 19.2. The same trained on L_vlb, with times by importance
-(--train.objective elbo --train.times importance): 3.53 bits/dim.
-Measured by this project: not yet.
+variances, L_hybrid, 128 channels times (1, 2, 3, 4), three residual blocks a level, attention with
+four heads at 16x16 and 8x8, no dropout, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999,
+1.5M steps, no flips. Published: FID 19.2. The same trained on L_vlb, with times by importance
+(--train.objective elbo --train.times importance): 3.53 bits/dim. Measured by this project: not yet.
 
 The images are those of van den Oord et al. 2016 (https://arxiv.org/abs/1601.06759): the split
 `train` of 1,281,149 to train on, `validation` of 49,999 held out. The first are 16 GB of pixels,
@@ -17,12 +16,12 @@ more than data.memory_gb, and so are decoded as they are read, by threads beside
 --data.memory-gb 20 they are decoded once.
 
 What differs. The network here has 115,942,150 parameters, and the time is added between a block's
-convolutions, where theirs scales the norm, too. Attention has one head and not four. The network is
-told t itself, 0 to 3999, and not t * 1000 / T; its second output is the interpolation u itself,
-which begins at the small variance, and not (u + 1) / 2. Gradients are clipped to a norm of 1,
-theirs are not. The average warms up, theirs does not. Bits/dim are estimated from 40 of the terms
-of each held-out image, with 485 images or more at every t; theirs are of x0_hat clipped to [-1, 1],
-and of a tanh in place of the normal distribution function.
+convolutions, where theirs scales the norm, too. The network is told t itself, 0 to 3999, and not t
+* 1000 / T; its second output is the interpolation u itself, which begins at the small variance, and
+not (u + 1) / 2. Gradients are clipped to a norm of 1, theirs are not. The average warms up, theirs
+does not. Bits/dim are estimated from 40 of the terms of each held-out image, with 485 images or
+more at every t; theirs are of x0_hat clipped to [-1, 1], and of a tanh in place of the normal
+distribution function.
 """
 
 from ddpm_jax.config import (
@@ -46,6 +45,7 @@ def get_config() -> Config:
             multipliers=(1, 2, 3, 4),
             num_blocks=3,
             attention_resolutions=(16, 8),
+            heads=4,
             dropout=0.0,
             norm_groups=32,
             variance="learned_range",

@@ -12,6 +12,7 @@ from suites import TINY, run
 
 from benchmarks import memory, peer_network, peer_torch, results, timing, train_step
 from benchmarks.results import Row
+from ddpm_jax.config import Config, ModelConfig
 from ddpm_jax.errors import UserError
 
 ROWS = [
@@ -182,6 +183,12 @@ def test_bad_input_to_peers_is_a_sentence(arguments, sentence, capsys, tmp_path)
     assert code == 2
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_a_network_of_several_heads_has_no_peer():
+    config = Config(model=ModelConfig(heads=4))
+    with pytest.raises(UserError, match=r"model\.heads is 4.* compares networks with 1"):
+        peer_torch.check_network(config, (32, 32, 3))
 
 
 def test_a_ratio_has_the_range_of_its_sides():
