@@ -130,8 +130,8 @@ def check_network(config: Config, image_shape: tuple[int, int, int]) -> None:
         )
     if model.heads > 1:
         raise UserError(
-            f"model.heads is {model.heads}; diffusers' network has heads of one width on all levels,"
-            " so this suite compares networks with 1"
+            f"model.heads is {model.heads}; this suite compares networks with 1, because heads of"
+            " diffusers' network are as wide on every level"
         )
     if config.process.name != "isotropic":
         raise UserError(
