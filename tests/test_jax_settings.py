@@ -152,7 +152,6 @@ SAME_BITS = {
         "jax_legacy_prng_key": "error",
         "jax_softmax_custom_jvp": False,
         "jax_check_tracer_leaks": True,
-        "jax_use_direct_linearize": False,
     },
     "other values": {
         "jax_default_matmul_precision": "bfloat16",

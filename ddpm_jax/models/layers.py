@@ -84,9 +84,14 @@ def attend(
     Derivatives of `jax.nn.dot_product_attention` in bfloat16 multiply float32 by bfloat16, which
     takes twice the memory, and which JAX refuses under strict promotion of dtypes.
     """
-    logits = jnp.einsum("bqhw,bkhw->bhqk", query, key).astype(jnp.float32)
-    weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
-    return jnp.einsum("bhqk,bkhw->bqhw", weights.astype(value.dtype), value)
+
+    @functools.partial(jax.vmap, in_axes=2, out_axes=2)
+    def of_head(query: Array, key: Array, value: Array) -> Array:
+        logits = jnp.einsum("bqw,bkw->bqk", query, key).astype(jnp.float32)
+        weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
+        return jnp.einsum("bqk,bkw->bqw", weights.astype(value.dtype), value)
+
+    return of_head(query, key, value)
 
 
 class _Gathering(nn.Module):
