@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import pathlib
 import shutil
 
@@ -152,6 +153,7 @@ SAME_BITS = {
         "jax_legacy_prng_key": "error",
         "jax_softmax_custom_jvp": False,
         "jax_check_tracer_leaks": True,
+        "jax_use_direct_linearize": False,
     },
     "other values": {
         "jax_default_matmul_precision": "bfloat16",
@@ -162,8 +164,11 @@ SAME_BITS = {
 
 
 @pytest.mark.thorough
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", SAME_BITS)
 def test_a_run_has_the_same_bits(tmp_path, plain, kind):
+    if kind == "most" and "use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", ""):
+        pytest.skip("under jax_debug_nans nothing is donated, and these emitters round otherwise")
     with contextlib.ExitStack() as stack:
         for name, value in SAME_BITS[kind].items():
             stack.enter_context(setting(name, value))
