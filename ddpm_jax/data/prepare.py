@@ -75,7 +75,8 @@ def prepare(
         made, manual = pathlib.Path(folder, "made"), pathlib.Path(folder, "manual")
         manual.mkdir()
         try:
-            builder = tfds.builder(name, data_dir=str(made), file_format="array_record")
+            with _manners():
+                builder = tfds.builder(name, data_dir=str(made), file_format="array_record")
         except Exception as error:  # names it cannot parse, classes it does not have
             known = tfds.list_builders(with_community_datasets=False)
             near = " or ".join(map(repr, nearest_names(name.split("/")[0].split(":")[0], known)))
@@ -134,7 +135,7 @@ def _move(new: pathlib.Path, there: pathlib.Path, *, aside: pathlib.Path) -> Non
 
 @contextlib.contextmanager
 def _manners() -> Iterator[None]:
-    """No lines of the builder's on stdout, and progress bars on a terminal only.
+    """No lines of tfds on stdout, and progress bars on a terminal only.
 
     A server that is not there is asked for seconds, and not for minutes.
     """
