@@ -72,8 +72,11 @@ files tests are marked one by one."""
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in OPTIMIZED:
+        bits = item.get_closest_marker("bits_of_two_programs")
+        if item.path.stem in OPTIMIZED or bits:
             item.add_marker("optimized")
+        if bits and "use_fusion_emitters=false" in os.environ["XLA_FLAGS"]:
+            item.add_marker(pytest.mark.skip("XLA's older emitters round two programs otherwise"))
     if config.getoption("--all"):
         return
     thorough = [item for item in items if item.get_closest_marker("thorough")]

@@ -156,7 +156,7 @@ def test_random_values_are_refused_or_come_back_from_json():
         *(math.inf, 10**20, "1", (None,), ("a",), np.float64(0.25), np.zeros(2)),
     ]
     accepted = 0
-    for _ in range(400):
+    for _ in range(500):
         config = with_any(chance.choice(list(FIELDS)), chance.choice(values))
         try:
             typed = configs.validate(config)
@@ -165,7 +165,7 @@ def test_random_values_are_refused_or_come_back_from_json():
         accepted += 1
         plain = configs.to_json(typed)
         assert configs.from_json(json.loads(json.dumps(plain, allow_nan=False))) == typed
-    assert 20 < accepted < 380
+    assert 40 < accepted < 360
 
 
 def test_every_field_says_what_it_affects():

@@ -1,13 +1,9 @@
 """Precision in the programs that the compilers of TPUs and of GPUs make of a bfloat16 network."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-
-from ddpm_jax.plan import topologies
+from compilers import printed
 
 PROGRAM = """
 import dataclasses, sys
@@ -20,19 +16,6 @@ config = dataclasses.replace(config, model=model)
 devices = topologies.devices(topologies.parse(sys.argv[1]))
 print(lower.lower_step(config, devices, (8, 8, 1), 17).compile().as_text())
 """
-
-
-def compiled(name):
-    """The text of the train step's program, or a skipped test where its compiler is missing."""
-    topology = topologies.parse(name)
-    try:
-        topologies.check_compiler(topology)
-    except topologies.TopologyError as error:
-        pytest.skip(str(error))
-    env = topologies.environment(topology, os.environ)
-    env["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), env["PYTHONPATH"]])
-    command = [sys.executable, "-c", PROGRAM, name]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
 def convolutions(text):
@@ -50,7 +33,7 @@ def convolutions(text):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100:2"])
 def test_gradients_are_of_bfloat16_operands_and_averaged_in_float32(name):
-    text = compiled(name)
+    text = printed(name, PROGRAM)
     # 12 layers have an output, two gradients each, and nobody asks for that of the image.
     assert convolutions(text) == [("bf16", "bf16")] * (3 * 12 - 1)
     reductions = re.findall(r"%all-reduce(?:-start)?(?:\.\d+)? = (.*?) all-reduce", text)

@@ -240,7 +240,7 @@ def check_image_size(config: Config, image_shape: tuple[int, int, int]) -> None:
             f" {len(multipliers) - 1} times; the images of {config.data.name!r} are"
             f" {height}x{width}, which {factor} does not divide, so take fewer levels"
         )
-    heights = [height // 2**level for level in range(len(multipliers))]
+    heights = _heights(config, height)
     for resolution in config.model.attention_resolutions:
         if resolution not in heights:
             raise ConfigError(
@@ -263,7 +263,7 @@ def _check_attention_kernel(config: Config, image_shape: tuple[int, int, int]) -
     model, (height, *_) = config.model, image_shape
     if _attention_kernel(config) == "xla":
         return
-    heights = [height // 2**level for level in range(len(model.multipliers))]
+    heights = _heights(config, height)
     for side, multiplier in zip(heights, model.multipliers, strict=True):
         if side in (*model.attention_resolutions, heights[-1]):
             shape = (1, side**2, model.heads, model.channels * multiplier // model.heads)
@@ -271,11 +271,16 @@ def _check_attention_kernel(config: Config, image_shape: tuple[int, int, int]) -
             attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
             try:
                 jax.eval_shape(attention, array, array, array)
-            except (NotImplementedError, RuntimeError) as error:
+            except RuntimeError as error:  # of which NotImplementedError is one
                 raise ConfigError(
                     f"model.attention_kernel is 'cudnn', which JAX cannot use for heads of"
                     f" {shape[-1]} channels here ({error}); take 'xla'"
                 ) from error
+
+
+def _heights(config: Config, height: int) -> list[int]:
+    """Of the images on each level of the network."""
+    return [height // 2**level for level in range(len(config.model.multipliers))]
 
 
 def _attention_kernel(config: Config) -> AttentionKernel:

@@ -272,7 +272,8 @@ def _conv(
     dtype: DTypeLike,
     name: str,
     *,
+    stride: int = 1,
+    doubled: bool = False,
     init: nn.initializers.Initializer = _fan_avg_uniform,
-    **options: Any,
 ) -> Conv:
-    return Conv(width, dtype=dtype, kernel_init=init, name=name, **options)
+    return Conv(width, stride=stride, doubled=doubled, dtype=dtype, kernel_init=init, name=name)
