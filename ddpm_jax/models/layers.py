@@ -294,7 +294,7 @@ def _draws(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
 
     Without the barrier the generator would be compiled into every loop that reads the words. What
     splits them is the same twice: chips would write a concatenation to memory, and a CPU, which
-    ignores the barrier, takes a half longer to compile shifts.
+    ignores the barrier, takes a twelfth longer to compile shifts.
     """
     first, *rest = shape
     words = jax.lax.optimization_barrier(
