@@ -49,6 +49,14 @@ def test_parameters_and_outputs_are_those_of_flax(name):
         np.testing.assert_array_equal(output, jax.jit(theirs(dtype=dtype).apply)(params, x))
 
 
+@pytest.mark.parametrize("layer", [Dense(5), Conv(5), Conv(5, doubled=True), GroupNorm(3)])
+def test_parameters_may_be_arrays_of_numpy(layer):
+    x = jnp.asarray(normal(0, 2, 6, 4, 3))
+    params = meta.unbox(layer.init(KEY, x))
+    output = layer.apply(jax.tree.map(np.asarray, params), x)
+    np.testing.assert_array_equal(output, layer.apply(params, x))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", PAIRS)
 def test_gradients_are_those_of_flax_but_for_the_sum_of_a_bias(name, dtype):

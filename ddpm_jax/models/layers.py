@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
@@ -53,11 +54,13 @@ def named(init: nn.initializers.Initializer, *names: str) -> Any:
     return nn.with_logical_partitioning(init, names)
 
 
-def gathered(param: Array) -> Array:
+def gathered(param: Array | np.ndarray) -> Array:
     """All of a parameter on each device, if an Explicit mesh splits it; its gradient is split.
 
-    On other meshes the compiler, or whoever wrote the `shard_map`, gathers it.
+    On other meshes the compiler, or whoever wrote the `shard_map`, gathers it. Parameters read from
+    a file may be NumPy's.
     """
+    param = jnp.asarray(param)
     return jax.sharding.reshard(param, PartitionSpec()) if _is_split(param) else param
 
 
