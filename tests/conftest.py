@@ -8,8 +8,9 @@ import fcntl
 import gc
 import importlib.metadata
 import os
-import pathlib
 import shutil
+
+from paths import ROOT, TINY
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: without LLVM's optimizations, which cost a third of their
@@ -27,7 +28,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # The same programs are compiled by several tests, and by every run of the suite.
-cache = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+cache = ROOT / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -122,14 +123,13 @@ def tiny_run(tmp_path_factory):
 
     base = tmp_path_factory.getbasetemp()
     run = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_run"
-    tiny = pathlib.Path(__file__).parent / "tiny.py"
     with open(run.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run / "results.json").exists():
             shutil.rmtree(run, ignore_errors=True)
             with pytest.MonkeyPatch.context() as patch:
                 make_mixers(patch)
-                assert main(["train", str(tiny), "--mesh.data", "1", "--workdir", str(run)]) == 0
+                assert main(["train", TINY, "--mesh.data", "1", "--workdir", str(run)]) == 0
     return run
 
 

@@ -2,7 +2,7 @@
 
 A run has to end with the same bits wherever it is resumed, so what changes random numbers is
 refused. All other settings leave the bits as they are, or change them by rounding:
-`tests/test_jax_settings.py` has the table.
+`tests/config/test_jax_settings.py` has the table.
 """
 
 from typing import Any

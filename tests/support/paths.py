@@ -1,0 +1,11 @@
+"""Where the project is, and what the tests read."""
+
+from pathlib import Path
+
+SUPPORT = Path(__file__).parent
+TESTS = SUPPORT.parent
+ROOT = TESTS.parent
+HLO = SUPPORT / "hlo"
+"""Programs that compilers made, as text."""
+TINY = str(SUPPORT / "tiny.py")
+"""The config of most runs."""

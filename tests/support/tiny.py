@@ -1,0 +1,37 @@
+"""The digits with a network that compiles in seconds: for tests that run the whole thing."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from ddpm_jax.config import Config, EvaluationConfig, ModelConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> Config:
+    path = Path(__file__).parents[2] / "configs" / "digits.py"
+    spec = importlib.util.spec_from_file_location("digits", path)
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    return dataclasses.replace(
+        digits.get_config(),
+        schedule=ScheduleConfig(name="linear_log_snr", num_steps=8),
+        model=ModelConfig(
+            channels=4,
+            multipliers=(1,),
+            num_blocks=1,
+            attention_resolutions=(),
+            dropout=0.1,
+            norm_groups=2,
+        ),
+        train=TrainConfig(
+            steps=24,
+            batch_size=16,
+            objective="elbo",
+            times="importance",
+            ema_decay=(0.9,),
+            log_every=5,
+            save_every=4,
+            draw_every=12,
+        ),
+        evaluation=EvaluationConfig(batch_size=128, num_samples=4),
+    )
