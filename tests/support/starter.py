@@ -19,8 +19,6 @@ import threading
 import types
 import warnings
 
-from paths import ROOT, SUPPORT
-
 WARM = ("ddpm_jax.cli.train", "ddpm_jax.experiment", "sklearn.datasets", "grain", "networks")
 """What is imported before the processes are forked."""
 
@@ -92,10 +90,9 @@ def start(function, *arguments, **config):
 def _server():
     """The way to the process that forks the others; it ends when this process does."""
     here, there = socket.socketpair(type=socket.SOCK_SEQPACKET)
-    path = os.pathsep.join(map(str, (ROOT, SUPPORT)))
     server = subprocess.Popen(
         [sys.executable, __file__, str(there.fileno())],
-        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         pass_fds=[there.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
