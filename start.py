@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 SUPPORTED = ((3, 13), (3, 12), (3, 11))
 
 # A file of tests stays in one process, because its tests share what they compile. In the order of
-# names: else the longest files, which have few tests, would come last, and one of them alone.
+# paths: else the longest files, which have few tests, would come last, and one of them alone.
 PYTEST = ["python", "-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 PYTEST += ["--no-loadscope-reorder"]
 COMMANDS = {
