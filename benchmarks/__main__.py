@@ -146,19 +146,20 @@ def _tables(
 ) -> list[tuple[list[results.Row], columns.Columns]]:
     """Most suites have one."""
     if hasattr(suite, "tables"):
-        of_rows: list[tuple[list[results.Row], columns.Columns]] = suite.tables(report.rows)
-        return of_rows
+        return suite.tables(report.rows)
     return [(report.rows, suite.COLUMNS)]
 
 
 def _cautions(report: results.Report) -> list[str]:
-    said = []
+    sentences = []
     load = report.machine["load_before"]
     if load is not None and load > 0.5:
-        said.append(f"The machine was busy when this began: a load of {load:.1f}.")
+        sentences.append(f"The machine was busy when this began: a load of {load:.1f}.")
     if report.machine["compilation_cache"]:
-        said.append("A persistent compilation cache was on: compile times may be those of reading.")
-    return said
+        sentences.append(
+            "A persistent compilation cache was on: compile times may be those of reading."
+        )
+    return sentences
 
 
 def _compare(arguments: Sequence[str]) -> None:

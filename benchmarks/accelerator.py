@@ -125,6 +125,7 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
     try:
         peer = peer_torch.import_libraries("accelerator")
         peer_torch.torch_device(peer.torch)
+        peer_torch.check_network(config, network_cases.shape_of(config))
         libraries = peer
     except UserError as error:
         yield _skipped("diffusers", str(error))
@@ -206,7 +207,7 @@ def _train_step(
     yield from rows
     yield _restart(settings, network, case)
     kernels = profile.trace(case.run, case.program.hlo)
-    dtype = network.config.model.dtype
+    dtype = network.config.network.compute_dtype
     for rank, kernel in enumerate(kernels[:KERNELS], start=1):
         yield Row(
             {"part": "kernels", "what": "train step", "dtype": dtype, "rank": rank},
@@ -261,7 +262,7 @@ def _restart(settings: Settings, network: peer_network.Network, case: Case) -> R
         "different": len(different),
         "farthest": max(different, default=0.0),
     }
-    dtype = network.config.model.dtype
+    dtype = network.config.network.compute_dtype
     return Row({"part": "restart", "what": "train step", "dtype": dtype}, numbers=numbers)
 
 

@@ -39,13 +39,14 @@ import PIL.Image
 from benchmarks import columns
 from benchmarks.columns import number
 from benchmarks.results import Row
-from benchmarks.settings import Common, Say, check_values
+from benchmarks.settings import Common, Say, check_values, unet_of
 from benchmarks.timing import timed
+from ddpm_jax import config as configs
 from ddpm_jax import data as images_room
 from ddpm_jax import experiment as experiments
 from ddpm_jax import training
 from ddpm_jax.config import Config, load
-from ddpm_jax.data import DataError, ImageSet, Preparation
+from ddpm_jax.data import DataError, ImageSet
 from ddpm_jax.errors import UserError
 
 __all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run"]
@@ -96,30 +97,29 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
 
 
 def _sources(settings: Settings, folder: Path) -> Iterator[tuple[str, ImageSet]]:
-    yield "digits", images_room.load("digits")
+    yield "digits", _opened(configs.Digits())
     count, side = settings.images, settings.side
     pictures = _pictures(count + _HELD_OUT, side, settings.seed)
     train, test = pictures[:count], pictures[count:]
     np.savez(folder / "made.npz", train_images=train, test_images=test)
-    yield "npz", images_room.load(f"npz:{folder / 'made.npz'}")
+    yield "npz", _opened(configs.Archive(str(folder / "made.npz")))
     _write(folder / "png", train, test, "png")
-    yield "png", images_room.load(f"folder:{folder / 'png'}", memory_gb=0.0)
+    yield "png", _opened(configs.Folder(str(folder / "png"), memory_gb=0.0))
     large = _pictures(count + _HELD_OUT, 2 * side, settings.seed)
     _write(folder / "jpeg", large[:count], large[count:], "jpeg")
-    resized = Preparation(size=side)
-    yield (
-        "jpeg, resized",
-        images_room.load(f"folder:{folder / 'jpeg'}", preparation=resized, memory_gb=0.0),
-    )
+    jpeg = configs.Folder(str(folder / "jpeg"), memory_gb=0.0)
+    yield "jpeg, resized", _opened(jpeg, size=side)
     _prepare(folder / "tfds", train, test)
     for name, memory_gb in (("tfds, in memory", 4.0), ("tfds, streaming", 0.0)):
-        yield name, images_room.load("made", str(folder / "tfds"), memory_gb=memory_gb)
+        made = configs.TensorFlowDataset("made", str(folder / "tfds"), memory_gb=memory_gb)
+        yield name, _opened(made)
     if os.environ.get("TFDS_DATA_DIR"):
         with contextlib.suppress(DataError):  # it is not there, or larger than the side
-            yield (
-                "fashion_mnist",
-                images_room.load("fashion_mnist", preparation=Preparation(pad=side)),
-            )
+            yield "fashion_mnist", _opened(configs.TensorFlowDataset("fashion_mnist"), pad=side)
+
+
+def _opened(data: configs.Data, **preparation: Any) -> ImageSet:
+    return configs.load_images(data, configs.Standard(**preparation))
 
 
 def _pictures(count: int, side: int, seed: int) -> np.ndarray:
@@ -190,20 +190,16 @@ class _Steps:
         config = load(settings.config)
         self._config: Config = dataclasses.replace(
             config,
-            model=dataclasses.replace(
-                config.model,
+            network=dataclasses.replace(
+                unet_of(config),
                 channels=settings.channels,
                 num_blocks=1,
                 attention_resolutions=(),
                 norm_groups=math.gcd(4, settings.channels),
             ),
-            train=dataclasses.replace(
-                config.train,
-                batch_size=settings.batch,
-                objective="simple",
-                times="uniform",
-                accumulate=1,
-            ),
+            objective=configs.Simple(),
+            times=configs.Uniform(),
+            train=dataclasses.replace(config.train, batch_size=settings.batch, accumulate=1),
             seed=settings.seed,
         )
         self._steps = settings.steps
@@ -215,8 +211,9 @@ class _Steps:
 
     def measured(self, images: ImageSet) -> dict[str, float]:
         """What a step takes in when its batch is there, and how much of its time it waits."""
-        model = dataclasses.replace(self._config.model, multipliers=_levels(images.image_shape[0]))
-        config = dataclasses.replace(self._config, model=model)
+        levels = _levels(images.image_shape[0])
+        network = dataclasses.replace(unet_of(self._config), multipliers=levels)
+        config = dataclasses.replace(self._config, network=network)
         experiment = experiments.build(config, images=images, devices=jax.local_devices()[:1])
         form = experiments.make_form(experiment)
         kind = images.image_shape, images.levels
@@ -305,13 +302,15 @@ COLUMNS: columns.Columns = {
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = []
+    sentences = []
     for row in rows:
         numbers = row.numbers
         times = numbers["images_per_second"] / numbers["step_images_per_second"]
-        said.append(
+        sentences.append(
             f"{row.case['source']}: read {number(times)} times as fast as a step takes images in"
             f" when its batch is there; the device waited {numbers['waited']:.1%} of the time."
         )
-    said.append("Reading and the step share the cores here; of an accelerator they are its host's.")
-    return said
+    sentences.append(
+        "Reading and the step share the cores here; of an accelerator they are its host's."
+    )
+    return sentences

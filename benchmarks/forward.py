@@ -258,12 +258,12 @@ def _measured(
     variants: list[Variant], settings: Settings, size: str, shape: tuple[int, ...], least: float
 ) -> list[Row]:
     """A row for each variant, all run by turns; calls below `least` seconds are dispatch-bound."""
-    found: dict[int, moments.Moments] = {}
+    distances: dict[int, moments.Moments] = {}
 
     def look(index: int, result: Any) -> None:
         white = variants[index].white
         if white is not None:
-            found[index] = moments.distance(*white(np.asarray(result)))
+            distances[index] = moments.distance(*white(np.asarray(result)))
 
     runs = in_turns(
         {index: variant.run for index, variant in enumerate(variants)},
@@ -272,7 +272,7 @@ def _measured(
         look=look,
     )
     return [
-        _row(variant, runs[index], found.get(index), size, shape, least)
+        _row(variant, runs[index], distances.get(index), size, shape, least)
         for index, variant in enumerate(variants)
     ]
 
@@ -280,7 +280,7 @@ def _measured(
 def _row(
     variant: Variant,
     runs: list[float],
-    found: moments.Moments | None,
+    distance: moments.Moments | None,
     size: str,
     shape: tuple[int, ...],
     least: float,
@@ -298,8 +298,8 @@ def _row(
         "launches": kernels.launches * variant.calls,
         "dispatch_bound": median / variant.calls < least,
     }
-    if found is not None:
-        numbers |= {**found._asdict(), "far": found.far}
+    if distance is not None:
+        numbers |= {**distance._asdict(), "far": distance.far}
     return Row(case, runs, variant.program.compile_seconds, numbers)
 
 
@@ -335,14 +335,14 @@ COLUMNS: columns.Columns = {
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = []
+    sentences = []
     points = sorted({(str(r.case["size"]), r.case["batch"]) for r in rows if "batch" in r.case})
     for size, batch in sorted(points, key=lambda point: -_elements(*point)):
-        said += _notes_of(find(rows, size=size, batch=batch), f"{size}, batch {batch}")
+        sentences += _notes_of(find(rows, size=size, batch=batch), f"{size}, batch {batch}")
     for size in dict.fromkeys(row.case["size"] for row in find(rows, method="affine set-up")):
         built = [row for row in find(rows, method="affine set-up", size=size) if row.seconds]
         row = max(built, key=lambda row: row.case["t"])
-        said.append(
+        sentences.append(
             f"{size}: the affine chain's tables for T = {row.case['t']} take"
             f" {duration(row.median)}, once, and {duration(row.compile_seconds)} to compile."
         )
@@ -350,25 +350,25 @@ def notes(rows: list[Row]) -> list[str]:
     far = [row for row in checked if row.numbers["far"]]
     if checked:
         worst = max(max(r.numbers["mean_errors"], r.numbers["variance_errors"]) for r in checked)
-        said.append(
+        sentences.append(
             f"Moments: {len(checked) - len(far)} of {len(checked)} rows are within"
             f" {moments.FAR:g} standard errors of the exact ones; the farthest is {worst:.2f} away."
         )
-    said += [f"WRONG MOMENTS: {', '.join(map(str, row.case.values()))}." for row in far]
+    sentences += [f"WRONG MOMENTS: {', '.join(map(str, row.case.values()))}." for row in far]
     bound = [row for row in rows if row.numbers.get("dispatch_bound")]
     empty = find(rows, method="empty program")
     if bound and empty:
-        said.append(
+        sentences.append(
             f"{len(bound)} rows, marked d, are dispatch-bound: their program calls take less than"
             f" {DISPATCH:g} times the {duration(empty[0].median)} of an empty program."
         )
     left_out = [row for row in rows if "left_out_seconds" in row.numbers]
     if left_out:
-        said.append(
+        sentences.append(
             f"{len(left_out)} rows in brackets were not run: what they would take is estimated from"
             " one step, or from a shorter chain (--longest and --longest-set-up decide)."
         )
-    return said
+    return sentences
 
 
 def _notes_of(rows: list[Row], where: str) -> list[str]:

@@ -38,7 +38,7 @@ from benchmarks.columns import duration, number
 from benchmarks.results import Row, find
 from benchmarks.settings import Common, Say, check_values
 from ddpm_jax import experiment, schedules
-from ddpm_jax.config import load
+from ddpm_jax.config import Isotropic, Member, load, member_name
 from ddpm_jax.errors import UserError
 
 __all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run"]
@@ -104,9 +104,9 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
         say(f"two Gaussians, {name}")
         yield from kl_pairs.measured(name, methods, **measured)
     for chain in settings.chains:
-        named, process = str(built.config.schedule.name), built.process
-        if built.config.process.name != "isotropic":
-            named += f", {built.config.process.name}"
+        named, process = _named(built.config.schedule), built.process
+        if not isinstance(built.config.process, Isotropic):
+            named += f", {_named(built.config.process)}"
         if chain == "cosine":
             named, process = "cosine", schedules.cosine(settings.cosine_steps)
         say(f"ELBO, {named}")
@@ -115,6 +115,10 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
         )
         called = f"{named}, T = {process.num_steps}"
         yield from kl_elbo.measured(called, process, built, sizes, settings.ways, **measured)
+
+
+def _named(member: Member) -> str:
+    return member_name(type(member)).replace("-", "_")
 
 
 COLUMNS: columns.Columns = {
@@ -137,10 +141,10 @@ COLUMNS: columns.Columns = {
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = [_note_of_pair(name, find(rows, pair=name)) for name in kl_pairs.PAIRS]
+    sentences = [_note_of_pair(name, find(rows, pair=name)) for name in kl_pairs.PAIRS]
     for chain in dict.fromkeys(row.case["chain"] for row in rows if "chain" in row.case):
-        said += _notes_of_chain(str(chain), find(rows, chain=chain))
-    return said
+        sentences += _notes_of_chain(str(chain), find(rows, chain=chain))
+    return sentences
 
 
 def _note_of_pair(name: str, rows: list[Row]) -> str:
@@ -160,13 +164,13 @@ def _notes_of_chain(chain: str, rows: list[Row]) -> list[str]:
     gains = {row.case["way"]: whole / row.numbers["variance_seconds"] for row in rows}
     ranked = sorted(gains.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{way} {number(1.0 / gain)}" for way, gain in ranked)
-    said = [f"{chain}: seconds to the same precision, over those of all T times: {listed}."]
+    sentences = [f"{chain}: seconds to the same precision, over those of all T times: {listed}."]
     worst = max(rows, key=lambda row: row.numbers["off_errors"])
-    said.append(
-        f"{chain}: no way is biased that can be told: the farthest from all T times is"
+    sentences.append(
+        f"{chain}: no way has a visible bias: the farthest from all T times is"
         f" {worst.case['way']}, by {worst.numbers['off_errors']:.1f} standard errors."
         if worst.numbers["off_errors"] < 5.0
         else f"{chain}: BIASED: {worst.case['way']} is {worst.numbers['off_errors']:.1f} standard"
         " errors from all T times."
     )
-    return said
+    return sentences

@@ -79,12 +79,12 @@ def measured(
     chunk = max(built.config.evaluation.batch_size // sizes.batch, 1)
     ways = _ways(sizes, process, losses, chunk, levels)
     ways = [way for way in ways if way.name in ("all", *names)]
-    programs, found, variants = [], [], {}
+    programs, estimates, variants = [], [], {}
     for index, way in enumerate(ways):
         linearly = compiled(lambda key, x0, way=way: way.of(linear, key, x0), key, x0)
         keys = jax.random.split(jax.random.fold_in(key, index), way.keys)
         bits = np.array([float(linearly.call(k, x0)) for k in keys], np.float64)
-        found.append(bits)
+        estimates.append(bits)
         program = compiled(
             lambda params, key, x0, way=way: way.of(built.bind(params), key, x0),
             *(params, key_time, x0),
@@ -92,9 +92,9 @@ def measured(
         programs.append(program)
         variants[index] = functools.partial(program.call, params, key_time, x0)
     runs = in_turns(variants, repeats=repeats, seconds=seconds)
-    whole = found[0]
+    whole = estimates[0]
     rows = []
-    for index, (way, bits) in enumerate(zip(ways, found, strict=True)):
+    for index, (way, bits) in enumerate(zip(ways, estimates, strict=True)):
         variance, median = float(np.var(bits, ddof=1)), spread(runs[index]).median
         off = float(np.mean(bits) - np.mean(whole))
         standard_error = math.sqrt(variance / len(bits) + np.var(whole, ddof=1) / len(whole))
@@ -141,7 +141,7 @@ def _losses_at_each_time(
 
 def _ways(sizes: Sizes, process: Modal, losses: jax.Array, chunk: int, levels: int) -> list[Way]:
     num_steps = process.num_steps
-    told: dict[str, Any] = {"predicts": "eps", "levels": levels}
+    options: dict[str, Any] = {"predicts": "eps", "levels": levels}
     best = jnp.sqrt(jnp.mean(jnp.square(losses), axis=1))
     best /= jnp.sum(best)
     history = timesteps.loss_history(num_steps)
@@ -153,7 +153,7 @@ def _ways(sizes: Sizes, process: Modal, losses: jax.Array, chunk: int, levels: i
     learned = timesteps.probabilities(history)
 
     def whole(predict: Any, key: Any, x0: Any) -> Any:
-        return jnp.mean(bits_per_dim(process, predict, key, x0, chunk=chunk, **told).total)
+        return jnp.mean(bits_per_dim(process, predict, key, x0, chunk=chunk, **options).total)
 
     def once(draw: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any, Any, Any], Any]:
         def bits(predict: Any, key: Any, x0: Any) -> Any:
@@ -162,19 +162,21 @@ def _ways(sizes: Sizes, process: Modal, losses: jax.Array, chunk: int, levels: i
             eps = jax.random.normal(key_eps, x0.shape)
             x_t = q_sample(process, x0, t, eps)
             output = predict(x_t, process.network_time(t))
-            nats = num_steps * weight * vlb_terms(process, output, x0, x_t, t, **told)
+            nats = num_steps * weight * vlb_terms(process, output, x0, x_t, t, **options)
             return jnp.mean(prior_term(process, x0) + nats) / _nats_per_bit(x0)
 
         return bits
 
     def some(probabilities: Any) -> Callable[[Any, Any, Any], Any]:
         def bits(predict: Any, key: Any, x0: Any) -> Any:
-            options = told | {"num_times": sizes.num_times, "chunk": chunk}
-            return jnp.mean(
-                estimate_bits_per_dim(
-                    process, predict, key, x0, probabilities=probabilities, **options
-                ).total
+            bits_of_each = estimate_bits_per_dim(
+                *(process, predict, key, x0),
+                num_times=sizes.num_times,
+                probabilities=probabilities,
+                chunk=chunk,
+                **options,
             )
+            return jnp.mean(bits_of_each.total)
 
         return bits
 

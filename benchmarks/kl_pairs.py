@@ -45,7 +45,7 @@ def make_methods(samples: Sequence[int], nodes: Sequence[int], at_once: int) -> 
     Each has as many dimensions as have about `at_once` draws together, and at least 16.
     """
     most = max(at_once // 16, 16)
-    found: list[tuple[str, int | None, int, Callable[..., Any]]] = [
+    rows: list[tuple[str, int | None, int, Callable[..., Any]]] = [
         ("closed form", None, most, _closed),
         (SHARED, None, most, _shared),
         *(("quadrature", count, max(most // count, 16), _quadrature(count)) for count in nodes),
@@ -54,7 +54,7 @@ def make_methods(samples: Sequence[int], nodes: Sequence[int], at_once: int) -> 
     key = jax.random.key(0)
     return [
         Method(name, n, dims, compiled(function, key, *4 * (jnp.ones(dims),)))
-        for name, n, dims, function in found
+        for name, n, dims, function in rows
     ]
 
 

@@ -1,7 +1,7 @@
 """A process that times one train step on a mesh: `python -m benchmarks.machinery`.
 
-It is started by `benchmarks.overhead` and not by hand: how many devices are simulated, and which
-processes belong together, has to be said before JAX starts. Process 0 answers for all.
+`benchmarks.overhead` starts it, not by hand: the number of simulated devices and the processes that
+belong together have to be set before JAX starts. Process 0 answers for all.
 
 In each process the forms take turns with the step as it is written, on one device and without a
 mesh, for the whole batch: where there are several processes, process 0 takes it while the others
@@ -23,15 +23,15 @@ from jax.sharding import NamedSharding
 from benchmarks.settings import Say
 from benchmarks.timing import in_turns
 from ddpm_jax import experiment as experiments
-from ddpm_jax.config import Config, MeshConfig, from_json
+from ddpm_jax.config import Config, Jit, Mesh, from_message, member_name
 from ddpm_jax.data import Examples
-from ddpm_jax.experiment import Experiment
+from ddpm_jax.experiment import Experiment, image_spec_of
 from ddpm_jax.parallel import Form, hosts, one_device
-from ddpm_jax.plan.children import answer_question
-from ddpm_jax.plan.lower import images_of, planned
+from ddpm_jax.plan.lower import abstract_experiment
+from ddpm_jax.plan.subprocesses import serve
 from ddpm_jax.training import TrainState
 
-__all__ = ["ALONE", "STEPS", "main", "measure"]
+__all__ = ["ALONE", "STEPS", "answer", "main", "measure"]
 
 STEPS = 20
 """After which parameters are compared; they are also what tells how many runs there is time for."""
@@ -52,23 +52,29 @@ class _Program(NamedTuple):
 
 def main() -> None:
     """Answers one question."""
-    answer_question(_measure)
+    serve(_measure)
 
 
 def _measure(question: dict[str, Any], say: Say) -> list[dict[str, Any]]:
     jax.config.update("jax_num_cpu_devices", question["devices"])
     if question["count"] > 1:
         hosts.join(**{name: question[name] for name in ("coordinator", "count", "index")})
+    return answer(question)
+
+
+def answer(question: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `measure` returns of the meshes of a question, which has a config for each."""
+    configs = list(map(from_message, question["configs"]))
     return measure(
-        from_json(question["config"]),
-        [MeshConfig(**mesh) for mesh in question["meshes"]],
+        configs[0],
+        [config.mesh for config in configs],
         repeats=question["repeats"],
         seconds=question["seconds"],
     )
 
 
 def measure(
-    config: Config, meshes: Sequence[MeshConfig], *, repeats: int, seconds: float
+    config: Config, meshes: Sequence[Mesh], *, repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
     """One device without a mesh, and then each of the meshes; of process 0, what it sees.
 
@@ -86,8 +92,8 @@ def measure(
     Raises:
         UserError: a config that cannot work on one of the meshes.
     """
-    cases = [dataclasses.replace(config.mesh, data=1, fsdp=1, form="jit"), *meshes]
-    names = [ALONE, *(mesh.form for mesh in meshes)]
+    cases = [_one_device(config), *meshes]
+    names = [ALONE, *(member_name(type(mesh)).replace("-", "_") for mesh in meshes)]
     programs = {
         index: _program(dataclasses.replace(config, mesh=mesh), alone=name == ALONE)
         for index, (name, mesh) in enumerate(zip(names, cases, strict=True))
@@ -136,9 +142,9 @@ def measure(
 def _program(config: Config, *, alone: bool) -> _Program:
     """The train step with random parameters and a random batch, compiled and not run yet."""
     experiment, form = _alone(config) if alone else _on_mesh(config)
-    shape, levels = images_of(config)
+    spec = experiment.spec
     images = np.random.default_rng(config.seed).integers(
-        0, levels, (config.train.batch_size, *shape), np.uint8
+        0, spec.levels, (config.train.batch_size, *spec.shape), np.uint8
     )
     own = images if alone else np.split(images, jax.process_count())[jax.process_index()]
     batch = form.place(Examples(own, None))
@@ -166,13 +172,16 @@ def _spec(leaf: jax.Array) -> Any:
 
 
 def _alone(config: Config) -> tuple[Experiment, Form]:
-    mesh = dataclasses.replace(config.mesh, data=1, fsdp=1, form="jit")
-    config = dataclasses.replace(config, mesh=mesh)
-    return planned(config, jax.local_devices()[:1], *images_of(config)), one_device()
+    config = dataclasses.replace(config, mesh=_one_device(config))
+    return abstract_experiment(config, jax.local_devices()[:1], image_spec_of(config)), one_device()
+
+
+def _one_device(config: Config) -> Mesh:
+    return Jit(data=1, fsdp=1, reduction=config.mesh.reduction)
 
 
 def _on_mesh(config: Config) -> tuple[Experiment, Form]:
-    experiment = planned(config, jax.devices(), *images_of(config))
+    experiment = abstract_experiment(config, jax.devices(), image_spec_of(config))
     return experiment, experiments.make_form(experiment)
 
 

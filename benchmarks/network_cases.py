@@ -1,4 +1,4 @@
-"""This library's side of a comparison: what one network is asked to do, compiled.
+"""This library's side of a comparison: the cases of one network, compiled.
 
     train step       forward, backward, clip, Adam, average, as `ddpm-jax train` runs it: the state
                      is donated, so each run goes on from the one before
@@ -22,11 +22,12 @@ import numpy as np
 from flax.core import meta
 
 from benchmarks import train_step
+from benchmarks.settings import unet_of
 from benchmarks.timing import Program, compiled
 from ddpm_jax import likelihood, samplers
 from ddpm_jax.config import Config, make_schedule
-from ddpm_jax.data import image_shape, to_model_range
-from ddpm_jax.experiment import make_model
+from ddpm_jax.data import to_model_range
+from ddpm_jax.experiment import image_spec_of, make_network
 from ddpm_jax.models import init_params
 from ddpm_jax.plan.flops import count_flops
 
@@ -58,13 +59,14 @@ class Case(NamedTuple):
 
 def shape_of(config: Config) -> tuple[int, int, int]:
     """(height, width, channel) of a config's images, which need not be there."""
-    return image_shape(config.data.name, config.data.dir)
+    return image_spec_of(config).shape
 
 
 def abstract_params(config: Config) -> Any:
     """Shapes and dtypes of the network's parameters."""
-    model, shape = make_model(config), shape_of(config)
-    return jax.eval_shape(lambda: meta.unbox(init_params(model, jax.random.key(0), shape)))
+    spec = image_spec_of(config)
+    model = make_network(config, spec)
+    return jax.eval_shape(lambda: meta.unbox(init_params(model, jax.random.key(0), spec.shape)))
 
 
 def random_params(config: Config, seed: int) -> Any:
@@ -95,8 +97,9 @@ def make_case(
     name = f"{what} of a network of {count(params):,} parameters, batch {batch},"
     if what == "train step":
         return _train_step(name, config, batch, seed)
-    model, schedule = make_model(config), make_schedule(config.schedule)
-    shape, key = (batch, *shape_of(config)), jax.random.key(seed)
+    spec, schedule = image_spec_of(config), make_schedule(config.schedule)
+    model: Any = make_network(config, spec)
+    shape, key = (batch, *spec.shape), jax.random.key(seed)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def bound(params: Any) -> samplers.Predict:
@@ -106,15 +109,15 @@ def make_case(
         return model.apply(params, x_t, schedule.network_time(t))
 
     def draw(params: Any, key: Any, *, make: Any) -> Any:
-        sampler = make(schedule, bound(params), predicts=config.model.predicts)
+        sampler = make(schedule, bound(params), predicts=config.network.predicts)
         times = samplers.time_grid(schedule, steps)
         return samplers.sample(sampler, key, shape, times).x0
 
     def bits(params: Any, key: Any, x0: Any) -> Any:
         options: dict[str, Any] = {
-            "predicts": config.model.predicts,
+            "predicts": config.network.predicts,
             "levels": 256,
-            "variance": config.model.variance,
+            "variance": config.network.variance,
         }
         return likelihood.bits_per_dim(schedule, bound(params), key, x0, **options).total
 
@@ -176,4 +179,4 @@ def with_chain(config: Config, num_steps: int) -> Config:
 
 def with_dtype(config: Config, dtype: Literal["float32", "bfloat16"]) -> Config:
     """`config` with a network that computes in `dtype`."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    return dataclasses.replace(config, network=dataclasses.replace(unet_of(config), dtype=dtype))

@@ -10,18 +10,19 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import columns
 from benchmarks.columns import duration, number
 from benchmarks.machinery import STEPS
 from benchmarks.results import Row, find, overlap
-from benchmarks.settings import Say
-from ddpm_jax.config import Config, MeshConfig, to_json
-from ddpm_jax.parallel import FormName
-from ddpm_jax.plan.children import start
+from benchmarks.settings import Say, unet_of
+from ddpm_jax.config import Config, Mesh, find_member, to_message
+from ddpm_jax.plan.subprocesses import start
 
-__all__ = ["COLUMNS", "Place", "ask", "measured", "meshes", "notes", "places"]
+__all__ = ["COLUMNS", "FormName", "Place", "ask", "measured", "meshes", "notes", "places"]
+
+FormName = Literal["jit", "shard_map", "pmap"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +60,22 @@ def measured(
     Raises:
         UserError: a config that cannot work there.
     """
-    channels = config.model.channels
+    channels = unet_of(config).channels
     say(f"{place}, {channels} channels")
-    found = ask(
+    results = ask(
         {
-            "config": to_json(config),
+            "configs": [
+                to_message(dataclasses.replace(config, mesh=mesh))
+                for mesh in meshes(config, place, forms)
+            ],
             "devices": place.devices,
             "count": place.processes,
-            "meshes": [dataclasses.asdict(mesh) for mesh in meshes(config, place, forms)],
             "repeats": repeats,
             "seconds": seconds,
         }
     )
     rows = []
-    for one in found:
+    for one in results:
         case = {
             "on": str(place),
             "form": one.pop("form"),
@@ -86,21 +89,22 @@ def measured(
     return rows
 
 
-def meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[MeshConfig]:
+def meshes(config: Config, place: Place, forms: Sequence[FormName]) -> list[Mesh]:
     """All devices along "data" in each form; of 4, 6, ... in one process, also 2 x the rest."""
     size = place.devices * place.processes
     # pmap runs in one process, and keeps all parameters on each device.
     of_many = [form for form in forms if form != "pmap"]
     whole = [
-        dataclasses.replace(config.mesh, data=size, fsdp=1, form=form)
-        for form in (forms if place.processes == 1 else of_many)
+        _mesh(config, form, data=size) for form in (forms if place.processes == 1 else of_many)
     ]
     if place.devices < 4 or place.devices % 2:
         return whole
-    split = [
-        dataclasses.replace(config.mesh, data=2, fsdp=size // 2, form=form) for form in of_many
-    ]
-    return whole + split
+    return whole + [_mesh(config, form, data=2, fsdp=size // 2) for form in of_many]
+
+
+def _mesh(config: Config, form: FormName, *, data: int, fsdp: int = 1) -> Mesh:
+    kind: Any = find_member(Mesh, form, "--forms")
+    return kind(data=data, fsdp=fsdp, reduction=config.mesh.reduction)
 
 
 def ask(question: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,8 +122,7 @@ def ask(question: dict[str, Any]) -> list[dict[str, Any]]:
             )
             for index in range(count)
         ]
-        rows: list[dict[str, Any]] = children[0].answer()
-        return rows
+        return children[0].answer()
 
 
 def _environment() -> dict[str, str]:
@@ -131,9 +134,9 @@ def _environment() -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 COLUMNS: columns.Columns = {
@@ -153,7 +156,7 @@ COLUMNS: columns.Columns = {
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = []
+    sentences = []
     for channels in dict.fromkeys(row.case["channels"] for row in rows):
         for where in dict.fromkeys(row.case["on"] for row in rows):
             alone, *meshes = find(rows, channels=channels, on=where)
@@ -163,14 +166,14 @@ def notes(rows: list[Row]) -> list[str]:
                 + (" (within the spread)" if overlap(row, alone) else "")
                 for row in meshes
             ]
-            said.append(
+            sentences.append(
                 f"{where}, {channels} channels: of the {duration(alone.median)} that the whole"
                 f" batch takes on one of them without a mesh, {'; '.join(takes)}."
             )
     far = max(rows, key=lambda row: row.numbers["difference"])
-    said.append(
+    sentences.append(
         f"After {STEPS} steps, no parameter differs by more than"
         f" {number(far.numbers['difference'])} from that of one device, which has moved by up to"
         f" {number(far.numbers['moved'])}."
     )
-    return said
+    return sentences

@@ -22,8 +22,8 @@ import jax
 
 from benchmarks import network_cases, peer_torch
 from benchmarks.settings import Say
-from ddpm_jax.config import Config, from_json, to_json
-from ddpm_jax.plan.children import answer_question, start
+from ddpm_jax.config import Config, from_message, to_message
+from ddpm_jax.plan.subprocesses import serve, start
 
 __all__ = ["main", "measured"]
 
@@ -47,7 +47,7 @@ def measured(
     Args:
         by: "ddpm_jax" or "diffusers".
         what: the case.
-        config: of the network and the chain; `config.model.dtype` is both libraries'.
+        config: of the network and the chain; the network's dtype is both libraries'.
         batch: images.
         steps: of the samplers.
         seed: of parameters, images and noise.
@@ -56,7 +56,7 @@ def measured(
     question = {
         "by": by,
         "what": what,
-        "config": to_json(config),
+        "config": to_message(config),
         "batch": batch,
         "steps": steps,
         "seed": seed,
@@ -73,8 +73,7 @@ def measured(
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     with start("benchmarks.peak_memory", question, environment) as child:
-        peak: int | None = child.answer()
-        return peak
+        return child.answer()
 
 
 def _platform() -> str:
@@ -84,11 +83,12 @@ def _platform() -> str:
 
 def main() -> None:
     """Answers one question."""
-    answer_question(_answer)
+    serve(_answer)
 
 
 def _answer(question: dict[str, Any], say: Say) -> int | None:
-    config, what, seed = from_json(question["config"]), question["what"], question["seed"]
+    config = from_message(question["config"])
+    what, seed = question["what"], question["seed"]
     batch, steps = question["batch"], question["steps"]
     if question["by"] == "ddpm_jax":
         params = network_cases.random_params(config, seed)
@@ -102,7 +102,7 @@ def _answer(question: dict[str, Any], say: Say) -> int | None:
         config,
         network_cases.shape_of(config),
         device=device,
-        dtype=config.model.dtype,
+        dtype=config.network.compute_dtype,
         seed=seed,
     )
     run = peer.make_run(what, batch, steps)

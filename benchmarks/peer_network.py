@@ -63,7 +63,7 @@ def make_peers(
         network.config,
         network_cases.shape_of(network.config),
         device=peer_torch.torch_device(libraries.torch),
-        dtype=network.config.model.dtype,
+        dtype=network.config.network.compute_dtype,
         seed=seed,
     )
     peers = {THEIRS: make_peer()}
@@ -135,7 +135,7 @@ def measured_case(
             "what": what,
             "by": by,
             "batch": batch,
-            "dtype": config.model.dtype,
+            "dtype": config.network.compute_dtype,
         }
         if not of_step:
             case["steps"] = steps

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import os
 import shutil
+import typing
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ import numpy as np
 
 from benchmarks.network_cases import What, with_chain
 from benchmarks.results import Row
-from ddpm_jax.config import Config, make_schedule
+from benchmarks.settings import unet_of
+from ddpm_jax.config import Adam, Config, Isotropic, UNet, make_schedule, member_name
 from ddpm_jax.errors import UserError
 
 __all__ = [
@@ -122,20 +124,28 @@ def cores() -> int:
 
 def check_network(config: Config, image_shape: tuple[int, int, int]) -> None:
     """Raises UserError for a network that `diffusers.UNet2DModel` has no counterpart of."""
-    model = config.model
+    model = config.network
+    if type(model) is not UNet:  # a subclass may make anything
+        raise UserError(
+            f"network is {type(model).__name__}; diffusers has a counterpart of the UNet alone"
+        )
     if model.variance == "learned_range" or model.classes:
         raise UserError(
-            f"model.variance is {model.variance!r} and model.classes is {model.classes}; this suite"
-            " compares networks with one output and without classes"
+            f"network.variance is {model.variance!r} and network.classes is {model.classes}; this"
+            " suite compares networks with one output and without classes"
         )
     if model.heads > 1:
         raise UserError(
-            f"model.heads is {model.heads}; this suite compares networks with 1, because heads of"
+            f"network.heads is {model.heads}; this suite compares networks with 1, because heads of"
             " diffusers' network are as wide on every level"
         )
-    if config.process.name != "isotropic":
+    if not isinstance(config.process, Isotropic):
         raise UserError(
-            f"process.name is {config.process.name!r}; diffusers has isotropic chains alone"
+            f"process is {member_name(type(config.process))}; diffusers has isotropic chains alone"
+        )
+    if not isinstance(config.optimizer, Adam):
+        raise UserError(
+            f"optimizer is {member_name(type(config.optimizer))}; this suite compares Adam"
         )
     if image_shape[0] != image_shape[1]:
         raise UserError(f"images are {image_shape}; diffusers' pipelines draw square ones")
@@ -143,7 +153,7 @@ def check_network(config: Config, image_shape: tuple[int, int, int]) -> None:
 
 def make_network(diffusers: Any, config: Config, image_shape: tuple[int, int, int]) -> Any:
     """The network of `config` as diffusers has it, its parameters drawn by PyTorch."""
-    model, (height, _, channels) = config.model, image_shape
+    model, (height, _, channels) = unet_of(config), image_shape
     attends = [
         height // 2**level in model.attention_resolutions for level in range(len(model.multipliers))
     ]
@@ -196,7 +206,7 @@ class Peer:
         self._chain: dict[str, Any] = {
             "num_train_timesteps": len(betas),
             "trained_betas": betas,
-            "prediction_type": KINDS[config.model.predicts],
+            "prediction_type": KINDS[config.network.predicts],
         }
         self._scheduler = diffusers.DDPMScheduler(**self._chain)
         self._params = list(self.network.parameters())
@@ -247,7 +257,8 @@ class Peer:
         torch.nn.utils.clip_grad_norm_(self._params, config.optimizer.clip_norm)
         self._optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._params, 1.0 - config.train.ema_decay[0])
+            decay = config.averages.decays[0]
+            torch._foreach_lerp_(self._average, self._params, 1.0 - decay)
         self._wait()
 
     def forward(self, x_t: Any, t: Any) -> Any:
@@ -309,7 +320,7 @@ class Peer:
     def _kl(self, x0: Any, x0_hat: Any, t: int, tables: "_Tables") -> Any:
         """Of the posteriors of x_{t-1}, whose means differ as their x0 do."""
         true = tables.posterior_variance[t]
-        model = true if self._config.model.variance == "small" else tables.betas[t]
+        model = true if self._config.network.variance == "small" else tables.betas[t]
         squared = (tables.weight_x0[t] * (x0 - x0_hat)).square() / model
         ratio = true / model
         return 0.5 * (squared + ratio - 1.0 - float(np.log(ratio))).flatten(1).sum(1)
@@ -324,7 +335,7 @@ class Peer:
         return -(upper - lower).clamp(min=1e-12).log().flatten(1).sum(1)
 
     def _x0_hat(self, output: Any, x_t: Any, a: float, b: float) -> Any:
-        match self._config.model.predicts:
+        match self._config.network.predicts:
             case "eps":
                 return (x_t - b * output) / a
             case "x0":
@@ -332,7 +343,7 @@ class Peer:
         return a * x_t - b * output
 
     def _target(self, x0: Any, eps: Any, t: Any) -> Any:
-        match self._config.model.predicts:
+        match self._config.network.predicts:
             case "eps":
                 return eps
             case "x0":
@@ -340,7 +351,7 @@ class Peer:
         return self._scheduler.get_velocity(x0, eps, t)
 
     def _start_training(self) -> None:
-        torch, optimizer = self._torch, self._config.optimizer
+        torch, optimizer = self._torch, typing.cast(Adam, self._config.optimizer)  # it is checked
         if self._optimizer is None:
             self._average = [leaf.detach().clone() for leaf in self._params]
             self._optimizer = torch.optim.Adam(

@@ -10,8 +10,8 @@ config, and with this library's parameters) and times, by turns in one process:
     bits/dim         the whole ELBO over all T of a chain: `likelihood.bits_per_dim`, and a plain
                      PyTorch loop
 
-PyTorch runs eagerly with as many threads as there are cores, and by `torch.compile` where that is
-asked for. On a GPU its arrays are channels_last, bfloat16 is by autocast, and every run ends with
+PyTorch runs eagerly with as many threads as there are cores, and by `torch.compile` with
+that option. On a GPU its arrays are channels_last, bfloat16 is by autocast, and every run ends with
 `torch.cuda.synchronize`. Memory at the peak is that of one process for each library and case.
 
 The part "noising" times `q_sample` and `DDPMScheduler.add_noise`, and compares the tables of both

@@ -39,9 +39,9 @@ def _forward(figure: Any, rows: list[Row]) -> None:
     for axes, (size, batch) in zip(panels, points, strict=True):
         here = find(rows, size=size, batch=batch)
         for index, method in enumerate(methods):
-            found = [row for row in find(here, method=method) if row.seconds]
-            if found:
-                _line(axes, [float(r.case["t"]) for r in found], found, method, index)
+            matches = [row for row in find(here, method=method) if row.seconds]
+            if matches:
+                _line(axes, [float(r.case["t"]) for r in matches], matches, method, index)
         for row in find(here, method="x + y"):
             axes.axhline(row.median, color="gray", linewidth=0.8, linestyle=":", label="x + y")
         axes.set(title=f"{size}, batch {batch}", xlabel="t, steps", ylabel="seconds")
@@ -68,10 +68,10 @@ def _kl(figure: Any, rows: list[Row]) -> None:
     panels = _panels(figure, len(pairs) + len(chains))
     for axes, pair in zip(panels, pairs, strict=False):
         for index, method in enumerate(methods):
-            found = find(rows, pair=pair, method=method)
-            seconds = [row.numbers["seconds_per_dimension"] for row in found]
+            matches = find(rows, pair=pair, method=method)
+            seconds = [row.numbers["seconds_per_dimension"] for row in matches]
             # An error of nothing has no logarithm.
-            errors = [max(row.numbers["rms_error"], 1e-18) for row in found]
+            errors = [max(row.numbers["rms_error"], 1e-18) for row in matches]
             axes.plot(seconds, errors, "o-", color=f"C{index}", markersize=3, label=method)
         axes.set(title=pair, xlabel="seconds per dimension", ylabel="error, nats")
         axes.set(xscale="log", yscale="log")
@@ -87,8 +87,8 @@ def _kl(figure: Any, rows: list[Row]) -> None:
 def _train_step(figure: Any, rows: list[Row]) -> None:
     points = list(dict.fromkeys((r.case["network"], r.case["batch"]) for r in rows))
     for axes, (network, batch) in zip(_panels(figure, len(points)), points, strict=True):
-        found = [row for row in find(rows, network=network, batch=batch) if row.seconds]
-        _bars(axes, [str(row.case["noising"]) for row in found], found)
+        matches = [row for row in find(rows, network=network, batch=batch) if row.seconds]
+        _bars(axes, [str(row.case["noising"]) for row in matches], matches)
         axes.set(title=f"{network}, batch {batch}", xlabel="seconds per step")
 
 
@@ -97,8 +97,8 @@ def _peers(figure: Any, rows: list[Row]) -> None:
     titles = {id(row): _peer_title(row.case) for row in timed}
     points = list(dict.fromkeys(titles.values()))
     for axes, title in zip(_panels(figure, len(points)), points, strict=True):
-        found = [row for row in timed if titles[id(row)] == title]
-        _bars(axes, [f"{row.case['what']}, {row.case['by']}" for row in found], found)
+        matches = [row for row in timed if titles[id(row)] == title]
+        _bars(axes, [f"{row.case['what']}, {row.case['by']}" for row in matches], matches)
         axes.set(title=title, xlabel="seconds")
 
 
@@ -123,14 +123,18 @@ def _accelerator(figure: Any, rows: list[Row]) -> None:
         axes.invert_yaxis()
     for part, dtype in points:
         axes = next(panels)
-        found = [r for r in timed if (r.case["part"], r.case.get("dtype")) == (part, dtype)]
-        _bars(axes, [f"{r.case['what']}, {r.case.get('by', '')}".strip(", ") for r in found], found)
+        matches = [r for r in timed if (r.case["part"], r.case.get("dtype")) == (part, dtype)]
+        _bars(
+            axes,
+            [f"{r.case['what']}, {r.case.get('by', '')}".strip(", ") for r in matches],
+            matches,
+        )
         axes.set(title=f"{part} {dtype or ''}", xlabel="seconds")
     if kernels:
         axes, dtype = next(panels), kernels[0].case["dtype"]
-        found = find(kernels, dtype=dtype)
-        names = [f"{row.case['rank']} {row.numbers['name'][:24]}" for row in found]
-        axes.barh(names, [row.numbers["share"] for row in found])
+        matches = find(kernels, dtype=dtype)
+        names = [f"{row.case['rank']} {row.numbers['name'][:24]}" for row in matches]
+        axes.barh(names, [row.numbers["share"] for row in matches])
         axes.set(title=f"kernels of a step, {dtype}", xlabel="share of the time")
         axes.invert_yaxis()
 
@@ -154,9 +158,9 @@ def _scaling(figure: Any, rows: list[Row]) -> None:
     panels = panels[: len(shown)]
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
         for index, mesh in enumerate(dict.fromkeys(row.case["mesh"] for row in compiled)):
-            found = [row.numbers for row in find(compiled, mesh=mesh) if row.numbers[name]]
-            devices = [numbers["devices"] for numbers in found]
-            sizes = [numbers[name] / 2**20 for numbers in found]
+            points = [row.numbers for row in find(compiled, mesh=mesh) if row.numbers[name]]
+            devices = [numbers["devices"] for numbers in points]
+            sizes = [numbers[name] / 2**20 for numbers in points]
             axes.plot(devices, sizes, "o-", color=f"C{index}", markersize=3, label=mesh)
         axes.set(title=title, xlabel="devices", ylabel="MiB on each", xscale="log")
         axes.set_ylim(bottom=0.0)

@@ -1,4 +1,4 @@
-"""What a suite found: rows of numbers, the machine they are of, and how two files compare."""
+"""Results of a suite: rows of numbers, the machine they are of, and how two files compare."""
 
 import contextlib
 import dataclasses
@@ -121,7 +121,7 @@ def machine() -> dict[str, Any]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Of Python and the libraries that did the work, and of those named that are installed."""
-    found = {
+    numbers = {
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
@@ -130,8 +130,8 @@ def versions(*packages: str) -> dict[str, str]:
     }
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            numbers[package] = metadata.version(package)
+    return numbers
 
 
 def now() -> str:
@@ -161,15 +161,15 @@ def load(path: Path) -> Report:
         )
     try:
         plain = json.loads(path.read_text())
-        found = plain.pop("format")
+        number = plain.pop("format")
         rows = [{k: v for k, v in row.items() if k != "spread"} for row in plain.pop("rows")]
         report = Report(**plain, rows=[Row(**row) for row in rows])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a result of python -m benchmarks ({type(error).__name__}: {error})"
         ) from error
-    if found != FORMAT:
-        raise UserError(f"{path} has format {found}; this version reads {FORMAT}")
+    if number != FORMAT:
+        raise UserError(f"{path} has format {number}; this version reads {FORMAT}")
     return report
 
 
@@ -201,25 +201,25 @@ def conclusions(before: Report, after: Report, compared: Sequence[Comparison]) -
     counts = {row.verdict: 0 for row in compared}
     for row in compared:
         counts[row.verdict] += 1
-    said = [
+    sentences = [
         f"{len(compared)} rows: "
         + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
         + "."
     ]
     only = {_identity(row) for row in before.rows} ^ {_identity(row) for row in after.rows}
     if only:
-        said.append(f"{len(only)} rows are in one of the files only.")
+        sentences.append(f"{len(only)} rows are in one of the files only.")
     for which, report in (("first", before), ("second", after)):
         if not report.finished:
-            said.append(f"The {which} run did not end: some of its rows are missing.")
+            sentences.append(f"The {which} run did not end: some of its rows are missing.")
     for what in ("machine", "versions", "arguments", "seeds"):
         one, other = getattr(before, what), getattr(after, what)
         for name in sorted({*one, *other} - {"load_before", "out"}):
             if one.get(name) != other.get(name):
-                said.append(
+                sentences.append(
                     f"Different {what}: {name} was {one.get(name)} and is {other.get(name)}."
                 )
-    return said
+    return sentences
 
 
 def run_range(runs: list[float]) -> tuple[float, float]:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import columns, overhead
+from benchmarks.overhead import FormName
 from benchmarks.results import Row, find
-from benchmarks.settings import Common, Say, check_values
-from ddpm_jax.config import Config, load, validate
+from benchmarks.settings import Common, Say, check_values, unet_of
+from ddpm_jax.config import Config, Simple, Uniform, load, validate
 from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import FormName
 from ddpm_jax.plan import Topology, parse, plans
 from ddpm_jax.plan.topologies import TopologyError, check_compiler
 
@@ -102,14 +102,14 @@ def _missing(topologies: list[Topology]) -> str | None:
 
 
 def _compiled(settings: Settings, topologies: list[Topology], say: Say) -> list[Row]:
-    asked = [
+    requests = [
         (config, topology)
         for topology in topologies
         for config in configs_of(settings, topology).values()
     ]
-    found = plans(asked, advise=False, say=say)
+    results = plans(requests, advise=False, say=say)
     cases = [(mesh, topology) for topology in topologies for mesh in MESHES]
-    return [_row(mesh, plan) for (mesh, _), plan in zip(cases, found, strict=True)]
+    return [_row(mesh, plan) for (mesh, _), plan in zip(cases, results, strict=True)]
 
 
 def _check_timed(settings: Settings) -> None:
@@ -138,8 +138,8 @@ def timed_config(settings: Settings, channels: int) -> Config:
     config = load(settings.timed_config)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(
-            config.model,
+        network=dataclasses.replace(
+            unet_of(config),
             channels=channels,
             multipliers=(1,),
             num_blocks=1,
@@ -148,12 +148,9 @@ def timed_config(settings: Settings, channels: int) -> Config:
             # then rounding alone; and Adam makes a step of that.
             norm_groups=math.gcd(4, channels // 2),
         ),
-        train=dataclasses.replace(
-            config.train,
-            batch_size=settings.timed_batch,
-            objective="simple",
-            times="uniform",
-        ),
+        objective=Simple(),
+        times=Uniform(),
+        train=dataclasses.replace(config.train, batch_size=settings.timed_batch),
         seed=settings.seed,
     )
 
@@ -164,8 +161,8 @@ def configs_of(settings: Settings, topology: Topology) -> dict[str, Config]:
     shared = min(settings.fsdp, devices)
     if devices % shared:
         raise UserError(f"--fsdp is {settings.fsdp}; it has to divide the {devices} of {topology}")
-    model = dataclasses.replace(
-        config.model,
+    network = dataclasses.replace(
+        unet_of(config),
         channels=settings.channels,
         multipliers=(1, 2),
         num_blocks=1,
@@ -173,7 +170,7 @@ def configs_of(settings: Settings, topology: Topology) -> dict[str, Config]:
         dtype=settings.dtype,
     )
     train = dataclasses.replace(config.train, batch_size=settings.batch * devices)
-    smaller = dataclasses.replace(config, model=model, train=train)
+    smaller = dataclasses.replace(config, network=network, train=train)
     return {
         mesh: dataclasses.replace(
             smaller, mesh=dataclasses.replace(config.mesh, data=devices // fsdp, fsdp=fsdp)
@@ -220,16 +217,16 @@ def tables(rows: list[Row]) -> list[tuple[list[Row], columns.Columns]]:
     """One for each part."""
     compiled, timed = _parts(rows)
     parts = [(compiled, _COMPILED), (timed, overhead.COLUMNS)]
-    return [(found, headers) for found, headers in parts if found]
+    return [(part, headers) for part, headers in parts if part]
 
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
     compiled, timed = _parts(rows)
     missing = [row.numbers["unavailable"] for row in rows if "unavailable" in row.numbers]
-    said = [f"Nothing was compiled for a mesh of TPUs or GPUs: {why}." for why in missing]
-    said += _of_compiled(compiled) if compiled else []
-    return said + (overhead.notes(timed) if timed else [])
+    sentences = [f"Nothing was compiled for a mesh of TPUs or GPUs: {why}." for why in missing]
+    sentences += _of_compiled(compiled) if compiled else []
+    return sentences + (overhead.notes(timed) if timed else [])
 
 
 def _parts(rows: list[Row]) -> tuple[list[Row], list[Row]]:
@@ -238,12 +235,14 @@ def _parts(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def _of_compiled(rows: list[Row]) -> list[str]:
-    said = ["Bytes are those of one device, as the compiler states them; nothing was run for them."]
+    sentences = [
+        "Bytes are those of one device, as the compiler states them; nothing was run for them."
+    ]
     for mesh in MESHES:
-        found = sorted(find(rows, mesh=mesh), key=lambda row: row.numbers["devices"])
-        if len(found) < 2:
+        points = sorted(find(rows, mesh=mesh), key=lambda row: row.numbers["devices"])
+        if len(points) < 2:
             continue
-        few, many = found[0].numbers, found[-1].numbers
+        few, many = points[0].numbers, points[-1].numbers
         changes = [
             f"{what} {columns.number(many[name] / few[name])} times"
             for what, name in (
@@ -253,9 +252,9 @@ def _of_compiled(rows: list[Row]) -> list[str]:
             )
             if few[name] and many[name]
         ]
-        said.append(
+        sentences.append(
             f"{mesh}: from {few['devices']} to {many['devices']} devices "
             + ", ".join(changes)
             + " as much."
         )
-    return said
+    return sentences

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.config import Config, UNet
 from ddpm_jax.errors import UserError
 
-__all__ = ["Common", "Say", "as_json", "check_values", "parse_sizes"]
+__all__ = ["Common", "Say", "as_json", "check_values", "parse_sizes", "unet_of"]
 
 Say = Callable[[str], None]
 """Tells what is being measured, while it is."""
@@ -67,3 +68,17 @@ def parse_sizes(sizes: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
         height, width, channels = map(int, parts)
         parsed[size] = (height, width, channels)
     return parsed
+
+
+def unet_of(config: Config) -> UNet:
+    """The network of a config, whose size a suite is to change.
+
+    Raises:
+        UserError: it is of another class.
+    """
+    if not isinstance(config.network, UNet):
+        raise UserError(
+            f"network is {type(config.network).__name__}; this suite has to have a UNet, whose"
+            " fields it sets"
+        )
+    return config.network

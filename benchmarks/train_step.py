@@ -16,7 +16,7 @@ whatever the config trains on; images are random bytes. It runs on one device, p
 optimizer state whole, and does not donate its state, so that each run has the same one.
 
 What it does not measure: reading data, several devices (`ddpm-jax train` uses all there are),
-evaluation and checkpoints, and other batch sizes than those asked for: the network's share grows
+evaluation and checkpoints, and other batch sizes than those given: the network's share grows
 with the network, the noising's does not.
 """
 
@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.core import meta
 
 from benchmarks import columns
@@ -40,14 +39,13 @@ from benchmarks.results import Row, find, overlap
 from benchmarks.settings import Common, Say, check_values
 from benchmarks.timing import Program, compiled, in_turns, spread
 from ddpm_jax import convert, q_sample, q_step, simple_loss, timesteps, training
-from ddpm_jax.config import Config, load, make_schedule
-from ddpm_jax.data import image_shape, to_model_range
+from ddpm_jax.config import Config, Uniform, load, make_learning_rate, make_optimizer, make_schedule
+from ddpm_jax.data import to_model_range
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import make_model
+from ddpm_jax.experiment import image_spec_of, make_network
 from ddpm_jax.models import init_params
 from ddpm_jax.reverse import split_output
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.training import ema
 
 __all__ = [
     "COLUMNS",
@@ -103,15 +101,16 @@ def make_step(config: Config, noising: str) -> Callable[[Any, Any], Any]:
     """The pure train step, x_t made as `noising` says."""
     return training.make_train_step(
         make_objective(config, noising),
-        _adam(config),
-        averages=[functools.partial(ema.decay_at, decay=config.train.ema_decay[0])],
+        _optimizer(config),
+        averages=config.averages.make()[:1],
         window_steps=config.train.log_every,
     )
 
 
 def make_objective(config: Config, noising: str) -> training.Objective:
-    """The simple loss at uniform times of `training.make_objective`, x_t made as `noising` says."""
-    schedule, model = make_schedule(config.schedule), make_model(config)
+    """The simple loss at uniform times, x_t made as `noising` says."""
+    schedule = make_schedule(config.schedule)
+    model = make_network(config, image_spec_of(config))
     noise = _noisings(schedule)[noising]
 
     def losses(params: Any, images: Any, drawn: training.Drawn) -> Any:
@@ -119,14 +118,11 @@ def make_objective(config: Config, noising: str) -> training.Objective:
         noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(drawn.key)
         x_t, eps = noise(noise_keys, x0, t)
         output = model.apply(params, x_t, schedule.network_time(t), train=True, keys=dropout_keys)
-        prediction, _ = split_output(output, variance=config.model.variance)
-        predicts = config.model.predicts
+        prediction, _ = split_output(output, variance=config.network.variance)
+        predicts = config.network.predicts
         return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
 
-    def uniform(key: Any, batch: int, memory: Any) -> tuple[Any, Any]:
-        return timesteps.uniform(key, batch, schedule.num_steps), jnp.ones(batch)
-
-    return training.deterministic(losses)._replace(times=uniform)
+    return training.Objective(Uniform().make(schedule.num_steps), losses)
 
 
 def _noisings(schedule: Schedule) -> dict[str, Noising]:
@@ -153,29 +149,22 @@ def _noisings(schedule: Schedule) -> dict[str, Noising]:
     return dict(zip(NOISINGS, (closed, loop, none), strict=True))
 
 
-def _adam(config: Config) -> optax.GradientTransformation:
+def _optimizer(config: Config) -> Any:
     optimizer = config.optimizer
-    rate = training.learning_rate_schedule(
-        optimizer.learning_rate,
-        warmup_steps=optimizer.warmup_steps,
-        decay=optimizer.decay,
-        total_steps=config.train.steps,
-    )
-    return training.make_optimizer(
-        rate, b1=optimizer.b1, b2=optimizer.b2, clip_norm=optimizer.clip_norm
-    )
+    return make_optimizer(optimizer, make_learning_rate(optimizer, config.train.steps))
 
 
 def state_and_images(config: Config, batch: int, seed: int) -> tuple[training.TrainState, Any]:
     """The state before the first step, and random bytes as images."""
-    shape = image_shape(config.data.name, config.data.dir)
+    spec = image_spec_of(config)
+    model, shape = make_network(config, spec), spec.shape
     size = "x".join(map(str, shape))
     check_fits(f"a batch of {batch} of {size}", batch * math.prod(shape), then="take a smaller one")
 
     @jax.jit
     def born(key: Any) -> training.TrainState:
-        params = meta.unbox(init_params(make_model(config), key, shape))
-        return training.init_state(params, _adam(config), key)
+        params = meta.unbox(init_params(model, key, shape))
+        return training.init_state(params, _optimizer(config), key)
 
     images = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
     return born(jax.random.key(seed)), jnp.asarray(images)
@@ -194,9 +183,10 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
         what = f"the train step of {network}, --batches {batch},"
         steps[noising] = compiled(make_step(config, noising), state, images, what=what)
     say(f"{network}, batch {batch}: steps by turns")
-    told: dict[str, Any] = {"repeats": settings.repeats, "seconds": settings.seconds}
+    options: dict[str, Any] = {"repeats": settings.repeats, "seconds": settings.seconds}
     runs = in_turns(
-        {name: functools.partial(step.call, state, images) for name, step in steps.items()}, **told
+        {name: functools.partial(step.call, state, images) for name, step in steps.items()},
+        **options,
     )
 
     alone: dict[str, Program] = {}
@@ -213,7 +203,7 @@ def _measured(settings: Settings, network: str, config: Config, batch: int, say:
         alone[f"{noising}, alone"] = compiled(draw, state.key, images)
     runs |= in_turns(
         {name: functools.partial(draw.call, state.key, images) for name, draw in alone.items()},
-        **told,
+        **options,
     )
     return [
         Row(
@@ -247,28 +237,28 @@ COLUMNS: columns.Columns = {
 
 def notes(rows: list[Row]) -> list[str]:
     """What the numbers say."""
-    said = []
+    sentences = []
     for network, batch in dict.fromkeys((r.case["network"], r.case["batch"]) for r in rows):
-        found = {row.case["noising"]: row for row in find(rows, network=network, batch=batch)}
-        times = {name: row.median for name, row in found.items()}
+        row_of = {row.case["noising"]: row for row in find(rows, network=network, batch=batch)}
+        times = {name: row.median for name, row in row_of.items()}
         closed, loop, none = (times[name] for name in NOISINGS)
         alone, loop_alone = times["closed form, alone"], times["loop, alone"]
         where = f"{network}, batch {batch}"
         difference = loop_alone - alone
-        said.append(
+        sentences.append(
             f"{where}: by themselves, the loop takes {duration(loop_alone)} and the closed form"
             f" {duration(alone)}, {alone / closed:.2%} of its step of {duration(closed)}. Of a day"
             f" of training with the loop that is {_hours(difference, closed + difference)} saved."
         )
-        said.append(
+        sentences.append(
             f"{where}: whole steps say {_hours(loop - closed, loop)}: {duration(loop)} with the"
             " loop"
-            + _within(found["loop"], found["closed form"])
+            + _within(row_of["loop"], row_of["closed form"])
             + f". A step without noising takes {none / closed:.3f} of one with the closed form"
-            + _within(found["none"], found["closed form"])
+            + _within(row_of["none"], row_of["closed form"])
             + "."
         )
-    return said
+    return sentences
 
 
 def _hours(saved: float, whole: float) -> str:

@@ -21,23 +21,16 @@ was of each of eight cores' own. The average warms up, min(0.9999, (1 + n) / (10
 steps, theirs began with 0.9999.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """The paper's run on faces."""
-    return Config(
-        data=DataConfig(name="celeb_a_hq/256", flip=True),
-        schedule=ScheduleConfig(name="linear", num_steps=1000, beta_min=1e-4, beta_max=0.02),
-        model=ModelConfig(
+    return config.Config(
+        data=config.TensorFlowDataset("celeb_a_hq/256"),
+        preparation=config.Standard(flip=True),
+        schedule=config.Linear(num_steps=1000, beta_min=1e-4, beta_max=0.02),
+        network=config.UNet(
             channels=128,
             multipliers=(1, 1, 2, 2, 4, 4),
             num_blocks=2,
@@ -46,14 +39,11 @@ def get_config() -> Config:
             norm_groups=32,
             variance="small",
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=5000, decay="constant"),
-        train=TrainConfig(
-            steps=500_000,
-            batch_size=64,
-            objective="simple",
-            times="uniform",
-            ema_decay=(0.9999,),
-        ),
-        evaluation=EvaluationConfig(batch_size=64, num_samples=64, likelihood_times=16),
+        objective=config.Simple(),
+        times=config.Uniform(),
+        optimizer=config.Adam(learning_rate=2e-5, warmup_steps=5000),
+        averages=config.EMA(decays=(0.9999,)),
+        evaluation=config.BitsPerDim(batch_size=64, num_samples=64, likelihood_times=16),
+        train=config.Train(steps=500_000, batch_size=64),
         workdir="runs/celebahq256",
     )

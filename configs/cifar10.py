@@ -1,7 +1,7 @@
 """CIFAR-10 with the settings of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
-    ddpm-jax data prepare cifar10
-    ddpm-jax train configs/cifar10.py
+    ddpm-jax data convert cifar10 cifar-10-binary.tar.gz cifar10.npz
+    ddpm-jax train configs/cifar10.py --data archive --data.path cifar10.npz
 
 Section 4, appendix B and their scripts/run_cifar.py (https://github.com/hojonathanho/diffusion):
 T = 1000, betas linear from 1e-4 to 0.02, variances of p fixed to the betas, 35,746,307 parameters,
@@ -17,22 +17,16 @@ cores' own. The average warms up, min(0.9999, (1 + n) / (10 + n)) after n steps,
 at t = 1 in place of the first beta, and of a tanh in place of the normal distribution function.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """The paper's unconditional CIFAR-10 run."""
-    return Config(
-        data=DataConfig(name="cifar10", flip=True),
-        schedule=ScheduleConfig(name="linear", num_steps=1000, beta_min=1e-4, beta_max=0.02),
-        model=ModelConfig(
+    return config.Config(
+        data=config.TensorFlowDataset("cifar10"),
+        preparation=config.Standard(flip=True),
+        schedule=config.Linear(num_steps=1000, beta_min=1e-4, beta_max=0.02),
+        network=config.UNet(
             channels=128,
             multipliers=(1, 2, 2, 2),
             num_blocks=2,
@@ -41,13 +35,10 @@ def get_config() -> Config:
             norm_groups=32,
             variance="large",
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=5000, decay="constant"),
-        train=TrainConfig(
-            steps=800_000,
-            batch_size=128,
-            objective="simple",
-            times="uniform",
-            ema_decay=(0.9999,),
-        ),
+        objective=config.Simple(),
+        times=config.Uniform(),
+        optimizer=config.Adam(learning_rate=2e-4, warmup_steps=5000),
+        averages=config.EMA(decays=(0.9999,)),
+        train=config.Train(steps=800_000, batch_size=128),
         workdir="runs/cifar10",
     )

@@ -26,25 +26,15 @@ Precision is bought with recall, and of these 1.5 has the least distance. Withou
 worse than configs/digits.py, and had a tenth of the examples to learn that from.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """The settings of configs/digits.py, and classes."""
-    return Config(
-        data=DataConfig(name="digits"),
-        schedule=ScheduleConfig(
-            name="linear_log_snr", num_steps=250, log_snr_max=7.0, log_snr_min=-8.0
-        ),
-        model=ModelConfig(
+    return config.Config(
+        data=config.Digits(),
+        schedule=config.LinearLogSNR(num_steps=250, log_snr_max=7.0, log_snr_min=-8.0),
+        network=config.UNet(
             channels=16,
             multipliers=(1, 2),
             num_blocks=1,
@@ -53,18 +43,20 @@ def get_config() -> Config:
             norm_groups=8,
             classes=10,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, decay="cosine", b2=0.99),
-        train=TrainConfig(
+        objective=config.ELBO(),
+        times=config.Stratified(),
+        optimizer=config.Adam(
+            learning_rate=3e-3, warmup_steps=100, b2=0.99, decay=config.CosineDecay()
+        ),
+        averages=config.EMA(decays=(0.995,)),
+        evaluation=config.BitsPerDim(batch_size=120, num_samples=100),
+        train=config.Train(
             steps=2500,
             batch_size=64,
-            objective="elbo",
-            times="stratified",
             label_dropout=0.1,
-            ema_decay=(0.995,),
             log_every=50,
             save_every=250,
             draw_every=1250,
         ),
-        evaluation=EvaluationConfig(batch_size=120, num_samples=100),
         workdir="runs/digits_conditional",
     )

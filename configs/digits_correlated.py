@@ -21,27 +21,16 @@ noise (all three predicting v, which made no difference to white noise). To begi
 pays then, and the whole run ends at 2.101.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProcessConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """The settings of configs/digits.py, but for the process."""
-    return Config(
-        data=DataConfig(name="digits"),
-        schedule=ScheduleConfig(
-            name="linear_log_snr", num_steps=250, log_snr_max=7.0, log_snr_min=-8.0
-        ),
-        process=ProcessConfig(name="correlated", correlation_length=0.5),
-        model=ModelConfig(
+    return config.Config(
+        data=config.Digits(),
+        schedule=config.LinearLogSNR(num_steps=250, log_snr_max=7.0, log_snr_min=-8.0),
+        process=config.Correlated(correlation_length=0.5),
+        network=config.UNet(
             channels=16,
             multipliers=(1, 2),
             num_blocks=1,
@@ -49,17 +38,15 @@ def get_config() -> Config:
             dropout=0.0,
             norm_groups=8,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, decay="cosine", b2=0.99),
-        train=TrainConfig(
-            steps=2500,
-            batch_size=64,
-            objective="elbo",
-            times="stratified",
-            ema_decay=(0.995,),
-            log_every=50,
-            save_every=250,
-            draw_every=1250,
+        objective=config.ELBO(),
+        times=config.Stratified(),
+        optimizer=config.Adam(
+            learning_rate=3e-3, warmup_steps=100, b2=0.99, decay=config.CosineDecay()
         ),
-        evaluation=EvaluationConfig(batch_size=120, num_samples=64),
+        averages=config.EMA(decays=(0.995,)),
+        evaluation=config.BitsPerDim(batch_size=120, num_samples=64),
+        train=config.Train(
+            steps=2500, batch_size=64, log_every=50, save_every=250, draw_every=1250
+        ),
         workdir="runs/digits_correlated",
     )

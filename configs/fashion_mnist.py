@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747) at 32x32, on two CPU cores.
 
-    ddpm-jax data prepare fashion_mnist
-    ddpm-jax train configs/fashion_mnist.py
+    ddpm-jax data convert fashion_mnist DIR fashion_mnist.npz    # DIR has the four IDX files
+    ddpm-jax train configs/fashion_mnist.py --data archive --data.path fashion_mnist.npz
     ddpm-jax evaluate runs/fashion_mnist
 
 Images of 28x28 with 256 grey levels, a black border of two pixels around them; 60,000 to train on
@@ -20,25 +20,16 @@ DPM-Solver++ and DDIM, which are speckled in every third image, but less recall 
 distance; the run's record has both.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """A run of one to two hours."""
-    return Config(
-        data=DataConfig(name="fashion_mnist", pad=32),
-        schedule=ScheduleConfig(
-            name="linear_log_snr", num_steps=1000, log_snr_max=12.5, log_snr_min=-8.0
-        ),
-        model=ModelConfig(
+    return config.Config(
+        data=config.TensorFlowDataset("fashion_mnist"),
+        preparation=config.Standard(pad=32),
+        schedule=config.LinearLogSNR(num_steps=1000, log_snr_max=12.5, log_snr_min=-8.0),
+        network=config.UNet(
             channels=16,
             multipliers=(1, 2, 4),
             num_blocks=1,
@@ -46,23 +37,16 @@ def get_config() -> Config:
             dropout=0.0,
             norm_groups=8,
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, decay="cosine", b2=0.99),
-        train=TrainConfig(
-            steps=9000,
-            batch_size=64,
-            objective="elbo",
-            times="stratified",
-            ema_decay=(0.998,),
-            log_every=50,
-            save_every=500,
-            draw_every=1500,
+        objective=config.ELBO(),
+        times=config.Stratified(),
+        optimizer=config.Adam(
+            learning_rate=2e-3, warmup_steps=200, b2=0.99, decay=config.CosineDecay()
         ),
-        evaluation=EvaluationConfig(
-            batch_size=100,
-            num_samples=64,
-            sampler="ancestral",
-            sampler_steps=25,
-            likelihood_times=16,
+        averages=config.EMA(decays=(0.998,)),
+        sampler=config.Ancestral(steps=25),
+        evaluation=config.BitsPerDim(batch_size=100, num_samples=64, likelihood_times=16),
+        train=config.Train(
+            steps=9000, batch_size=64, log_every=50, save_every=500, draw_every=1500
         ),
         workdir="runs/fashion_mnist",
     )

@@ -8,7 +8,7 @@ Unconditional, as in their section 3 and the flags of their released model
 variances, L_hybrid, 128 channels times (1, 2, 3, 4), three residual blocks a level, attention with
 four heads at 16x16 and 8x8, no dropout, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999,
 1.5M steps, no flips. Published: FID 19.2. The same trained on L_vlb, with times by importance
-(--train.objective elbo --train.times importance): 3.53 bits/dim. Measured by this project: not yet.
+(--objective elbo --times importance): 3.53 bits/dim. Measured by this project: not yet.
 
 The images are those of van den Oord et al. 2016 (https://arxiv.org/abs/1601.06759): the split
 `train` of 1,281,149 to train on, `validation` of 49,999 held out. The first are 16 GB of pixels,
@@ -24,23 +24,15 @@ more at every t; theirs are of x0_hat clipped to [-1, 1], and of a tanh in place
 distribution function.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """The paper's unconditional run on ImageNet."""
-    return Config(
-        data=DataConfig(name="downsampled_imagenet/64x64"),
-        schedule=ScheduleConfig(name="cosine", num_steps=4000),
-        model=ModelConfig(
+    return config.Config(
+        data=config.TensorFlowDataset("downsampled_imagenet/64x64"),
+        schedule=config.Cosine(num_steps=4000),
+        network=config.UNet(
             channels=128,
             multipliers=(1, 2, 3, 4),
             num_blocks=3,
@@ -50,14 +42,11 @@ def get_config() -> Config:
             norm_groups=32,
             variance="learned_range",
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, decay="constant"),
-        train=TrainConfig(
-            steps=1_500_000,
-            batch_size=128,
-            objective="hybrid",
-            times="uniform",
-            ema_decay=(0.9999,),
-        ),
-        evaluation=EvaluationConfig(likelihood_times=40),
+        objective=config.Hybrid(),
+        times=config.Uniform(),
+        optimizer=config.Adam(learning_rate=1e-4, warmup_steps=0),
+        averages=config.EMA(decays=(0.9999,)),
+        evaluation=config.BitsPerDim(likelihood_times=40),
+        train=config.Train(steps=1_500_000, batch_size=128),
         workdir="runs/imagenet64",
     )

@@ -5,7 +5,7 @@
 
 and bedrooms, which are not flipped:
 
-    ddpm-jax train configs/lsun256.py --data.name lsun/bedroom --data.no-flip
+    ddpm-jax train configs/lsun256.py --data.name lsun/bedroom --preparation.no-flip
         --train.steps 2400000 --workdir runs/lsun256_bedroom
 
 Appendix B and their scripts/run_lsun.py (https://github.com/hojonathanho/diffusion): the network
@@ -23,23 +23,16 @@ configs/celebahq256.py says. Their script flips bedrooms unless it is told not t
 that they were not flipped.
 """
 
-from ddpm_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     """The paper's run on churches."""
-    return Config(
-        data=DataConfig(name="lsun/church_outdoor", size=256, flip=True),
-        schedule=ScheduleConfig(name="linear", num_steps=1000, beta_min=1e-4, beta_max=0.02),
-        model=ModelConfig(
+    return config.Config(
+        data=config.TensorFlowDataset("lsun/church_outdoor"),
+        preparation=config.Standard(size=256, flip=True),
+        schedule=config.Linear(num_steps=1000, beta_min=1e-4, beta_max=0.02),
+        network=config.UNet(
             channels=128,
             multipliers=(1, 1, 2, 2, 4, 4),
             num_blocks=2,
@@ -48,14 +41,11 @@ def get_config() -> Config:
             norm_groups=32,
             variance="small",
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=5000, decay="constant"),
-        train=TrainConfig(
-            steps=1_200_000,
-            batch_size=64,
-            objective="simple",
-            times="uniform",
-            ema_decay=(0.9999,),
-        ),
-        evaluation=EvaluationConfig(batch_size=64, num_samples=64, likelihood_times=100),
+        objective=config.Simple(),
+        times=config.Uniform(),
+        optimizer=config.Adam(learning_rate=2e-5, warmup_steps=5000),
+        averages=config.EMA(decays=(0.9999,)),
+        evaluation=config.BitsPerDim(batch_size=64, num_samples=64, likelihood_times=100),
+        train=config.Train(steps=1_200_000, batch_size=64),
         workdir="runs/lsun256",
     )

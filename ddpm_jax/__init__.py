@@ -13,9 +13,10 @@ The core, importable without Flax, files or a command line:
     likelihood  bits per dimension, by the bound and by the probability flow
     samplers    from noise to images, in many steps or few; guidance, inpainting
     analytic    data whose best denoiser is known
+    litmus      which shortcut holds for a chain that is given by its step
 
 Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `experiment`, `plan`,
-`cli`.
+`cli`. `train` trains a config, and `load_run` is what it has trained.
 
 Names are imported when they are first asked for: JAX takes seconds, in which `ddpm-jax` has to be
 able to answer ctrl-C.
@@ -29,12 +30,15 @@ if typing.TYPE_CHECKING:
     from ddpm_jax import bases as bases
     from ddpm_jax import gaussians as gaussians
     from ddpm_jax import likelihood as likelihood
+    from ddpm_jax import litmus as litmus
     from ddpm_jax import losses as losses
     from ddpm_jax import processes as processes
     from ddpm_jax import reverse as reverse
     from ddpm_jax import samplers as samplers
     from ddpm_jax import schedules as schedules
     from ddpm_jax import timesteps as timesteps
+    from ddpm_jax.experiment import load_run as load_run
+    from ddpm_jax.experiment.train import train as train
     from ddpm_jax.forward import convert as convert
     from ddpm_jax.forward import q_chain as q_chain
     from ddpm_jax.forward import q_posterior as q_posterior
@@ -55,10 +59,12 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PACKAGES = (
-    *("analytic", "bases", "gaussians", "likelihood", "losses", "processes"),
-    *("reverse", "samplers", "schedules", "timesteps"),
+    *("analytic", "bases", "gaussians", "likelihood", "litmus", "losses"),
+    *("processes", "reverse", "samplers", "schedules", "timesteps"),
 )
 _HOMES = {
+    "load_run": "experiment",
+    "train": "experiment",
     "convert": "forward",
     "q_chain": "forward",
     "q_posterior": "forward",

@@ -29,7 +29,7 @@ __all__ = [
     "widened",
 ]
 
-# "highest", or a TPU would multiply in bfloat16 what is meant to be exact.
+# "highest": a TPU would else multiply in bfloat16.
 einsum = functools.partial(jnp.einsum, precision="highest")
 
 Outside = Literal["fill", "clip"]
@@ -117,7 +117,7 @@ def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
             " as one example, each as long or 1"
         )
     if jnp.issubdtype(values.dtype, jnp.floating):
-        # NumPy's float64 is float32 to JAX, unless told otherwise.
+        # NumPy's float64 is float32 to JAX unless x64 is enabled.
         values = values.astype(jax.dtypes.canonicalize_dtype(like.dtype))
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
@@ -125,7 +125,7 @@ def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
 def root(x: jax.Array) -> jax.Array:
     """sqrt(x), with 0 for its derivative at x = 0, where that of sqrt is infinite.
 
-    For what is 0 and stays so, as the noise of the data is: infinity times no change is NaN.
+    For values that stay 0, such as the noise of the data: infinity times no change is NaN.
     """
     zero = x == 0.0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
@@ -137,8 +137,8 @@ def data_axes(x: jax.Array) -> tuple[int, ...]:
 
 
 def widened(x: jax.Array) -> jax.Array:
-    """`x` in float32 if it was narrower: sums and squares of errors are no work for bfloat16."""
-    # promote_types would say the same, but not where JAX's dtype promotion is strict.
+    """`x` in float32 if it was narrower: bfloat16 is too coarse for sums of squared errors."""
+    # promote_types would do, but not where JAX's dtype promotion is strict.
     x = jnp.asarray(x)  # of NumPy float64, what JAX takes it for
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
@@ -162,14 +162,14 @@ def rows(
         mode=mode,
         fill_value=jnp.nan if mode == "fill" else None,
         wrap_negative_indices=False,
-        out_sharding=NamedSharding(sharding.mesh, spec),  # an explicit mesh wants to be told
+        out_sharding=NamedSharding(sharding.mesh, spec),  # an explicit mesh needs it
     )
 
 
 def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x`, its examples on the devices that have those of `like`.
 
-    Only an explicit mesh has to be told; noise that was drawn there is whole on every device.
+    Only an explicit mesh needs it; noise that was drawn there is whole on every device.
     """
     sharding = jax.typeof(like).sharding
     if sharding.spec[0] is None:

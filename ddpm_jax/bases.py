@@ -50,7 +50,7 @@ class Basis(Value):
     def to_modes(self, x: Float[Array, "batch *data"]) -> Float[Array, "batch *data"]:
         """B x: as many modes as there are data, in the data's shape, float32 at least.
 
-        The identity hands back what it was given.
+        The identity returns `x` itself.
 
         Raises:
             ValueError: data that the basis does not fit.
@@ -110,8 +110,8 @@ class Basis(Value):
         if self.kind == "orthonormal":
             fits = modes == self.shape or (len(modes) == len(self.shape) and math.prod(modes) == 1)
         if not fits:
-            wanted = self.shape or f"as many axes as the data, of which it takes {self.axes}"
-            raise ValueError(f"{name} has the modes {modes}; the {self.kind} basis wants {wanted}")
+            needs = self.shape or f"as many axes as the data, of which it takes {self.axes}"
+            raise ValueError(f"{name} has the modes {modes}; the {self.kind} basis needs {needs}")
 
     @property
     def _batched_axes(self) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ def _cosine_transform(x: Array, axes: tuple[int, ...], *, inverse: bool) -> Arra
 
 
 def _each_image(transform: Callable[..., Array], x: Array, axes: tuple[int, ...]) -> Array:
-    """An orthonormal `transform` of each example; JAX's know nothing of a batch on a mesh."""
+    """An orthonormal `transform` of each example; JAX's cannot split a batch over a mesh."""
     return jax.vmap(lambda image: transform(image, axes=axes, norm="ortho"))(x)
 
 

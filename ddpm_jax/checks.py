@@ -4,7 +4,6 @@ Every check but `check_level_range` looks at shapes and dtypes only, so it runs 
 costs nothing afterwards. A failed check names the argument, what it was, and what would do.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -15,7 +14,11 @@ import numpy as np
 __all__ = [
     "check_choice",
     "check_count",
+    "check_covariance",
+    "check_draw",
     "check_float",
+    "check_float32_range",
+    "check_images",
     "check_key",
     "check_keys",
     "check_kind",
@@ -32,35 +35,41 @@ __all__ = [
 def check_float(name: str, value: jax.Array) -> None:
     """Raises TypeError unless `value` is an array of floats."""
     _check_array(name, value)
-    error = TypeError(
-        f"{name} has dtype {value.dtype}; it has to be floating point (images are scaled to [-1, 1]"
-        " by ddpm_jax.data.to_model_range)"
-    )
-    _assert(error, chex.assert_type, value, jnp.floating)
+    try:
+        chex.assert_type(value, jnp.floating)
+    except AssertionError:
+        raise TypeError(
+            f"{name} has dtype {value.dtype}; it has to be floating point (images are scaled to"
+            " [-1, 1] by ddpm_jax.data.to_model_range)"
+        ) from None
 
 
 def check_same_shape(name: str, value: jax.Array, like_name: str, like: jax.Array) -> None:
     """Raises TypeError or ValueError unless `value` is an array of floats shaped as `like`."""
     check_float(name, value)
-    error = ValueError(
-        f"{name} has shape {value.shape}; it has to be that of {like_name}, {like.shape}"
-    )
-    _assert(error, chex.assert_shape, value, like.shape)
+    try:
+        chex.assert_shape(value, like.shape)
+    except AssertionError:
+        raise ValueError(
+            f"{name} has shape {value.shape}; it has to be that of {like_name}, {like.shape}"
+        ) from None
 
 
 def check_times(name: str, times: jax.Array, batch: int) -> None:
     """Raises TypeError or ValueError unless `times` is a signed integer array of shape [batch]."""
     _check_array(name, times)
-    error: Exception = TypeError(
-        f"{name} has dtype {times.dtype}; times are signed integers (jnp.int32), one per example"
-    )
     if not jnp.issubdtype(times.dtype, jnp.signedinteger):  # t - 1 of an unsigned 0 is no -1
-        raise error
-    error = ValueError(
-        f"{name} has shape {times.shape}; it has to be ({batch},), one time per example"
-        f" (jnp.full({batch}, value) gives all the same one)"
-    )
-    _assert(error, chex.assert_shape, times, (batch,))
+        raise TypeError(
+            f"{name} has dtype {times.dtype}; times are signed integers (jnp.int32), one per"
+            " example"
+        )
+    try:
+        chex.assert_shape(times, (batch,))
+    except AssertionError:
+        raise ValueError(
+            f"{name} has shape {times.shape}; it has to be ({batch},), one time per example"
+            f" (jnp.full({batch}, value) gives all the same one)"
+        ) from None
 
 
 def check_count(name: str, value: Any) -> None:
@@ -108,6 +117,51 @@ def check_keys(name: str, key: jax.Array, batch: int) -> None:
         )
 
 
+def check_images(name: str, x: jax.Array, **times: jax.Array) -> None:
+    """Raises TypeError or ValueError unless `x` is floats `[batch, ...]`, each time `[batch]`."""
+    check_float(name, x)
+    for time, value in times.items():
+        check_times(time, value, x.shape[0])
+
+
+def check_draw(key: jax.Array, shape: tuple[int, ...], **times: jax.Array) -> None:
+    """Raises TypeError or ValueError unless noise of `shape` = `[batch, ...]` can be drawn."""
+    check_key("key", key)
+    if not shape:
+        raise ValueError("shape is (); it has to be (batch, ...)")
+    for name, value in times.items():
+        check_times(name, value, shape[0])
+
+
+def check_float32_range(name: str, values: np.ndarray) -> None:
+    """Raises ValueError unless float32 holds all `values`."""
+    outside = ~(np.abs(values) <= np.finfo(np.float32).max)
+    if outside.any():
+        index = ", ".join(map(str, np.argwhere(outside)[0]))
+        raise ValueError(f"{name}[{index}] is {values[outside][0]:g}; float32 has to hold it")
+
+
+def check_covariance(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, none below 0, and eigenvectors of a float64 covariance `[d, d]`.
+
+    Raises ValueError unless it is symmetric and positive semi-definite, but for 1e-6 of its largest
+    entry, which is what float32 arithmetic may leave.
+    """
+    tolerance = 1e-6 * np.abs(matrix).max()
+    asymmetry = np.abs(matrix - matrix.T)
+    if asymmetry.max() > tolerance:
+        i, j = np.unravel_index(np.argmax(asymmetry), matrix.shape)
+        raise ValueError(
+            f"{name} is not symmetric: [{i}, {j}] is {matrix[i, j]:g}, [{j}, {i}] {matrix[j, i]:g}"
+        )
+    eigenvalues, eigenvectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    if eigenvalues[0] < -tolerance:
+        raise ValueError(
+            f"{name} has the eigenvalue {eigenvalues[0]:g}; a covariance has none below 0"
+        )
+    return np.maximum(eigenvalues, 0.0), eigenvectors
+
+
 def check_scalar(name: str, value: float | jax.Array) -> float | None:
     """`value` as a float, or None while it is traced; raises ValueError unless it is one number."""
     if jnp.ndim(value) != 0:
@@ -144,11 +198,3 @@ def check_choice(name: str, choice: str, choices: tuple[str, ...]) -> None:
 def _check_array(name: str, value: object) -> None:
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
         raise TypeError(f"{name} is a {type(value).__name__}; it has to be an array")
-
-
-def _assert(error: Exception, assertion: Callable[..., None], *arguments: Any) -> None:
-    """Chex decides; what is said names the argument, which chex does not know."""
-    try:
-        assertion(*arguments)
-    except AssertionError:
-        raise error from None

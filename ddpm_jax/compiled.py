@@ -1,11 +1,11 @@
-"""Functions that scan, called outside of `jit`: compiled at the first call, then found again.
+"""Functions that scan, called outside of `jit`: compiled at the first call, then reused.
 
 A scan is compiled for the function object that it is given, and `sample` and its like make a new
-one at each call. Here programs are found by what that function is made of: its code, the options
+one at each call. Here the key of a program is what that function is made of: its code, the options
 and functions that it closes over, theirs in turn, and what those read from the globals of a user's
 own modules. Whatever of this has changed since makes another program, so the result is that of the
 functions as they are now. Code of installed packages is taken for constant. What cannot be looked
-into (a slot, a handle of another library) is not found again, and compiled at each call.
+into (a slot, a handle of another library) is compiled at each call.
 
 Numbers and small arrays are compared by value. A large array, as a network's parameters are, is a
 constant of the program, which therefore keeps it in memory: such a program lives as long as the

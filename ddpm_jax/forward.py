@@ -1,6 +1,6 @@
 r"""q, the forward process: from data to noise, and what is known about the way back.
 
-A process says how much signal a_t is left at t and how much noise b_t was added. From DDPM's
+A process gives how much signal a_t is left at t and how much noise b_t was added. From DDPM's
 chain, q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), they are a_t^2 = alpha_bar_t and
 b_t^2 = 1 - alpha_bar_t, one pair for all dimensions. Everything else follows, SNR = a^2 / b^2:
 
@@ -19,11 +19,11 @@ any s and (3) are Kingma et al. 2021, appendix A (https://arxiv.org/abs/2107.006
 Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), (5) Song et al. 2021
 (https://arxiv.org/abs/2011.13456).
 
-The shortcut holds because each step is linear in x and its noise is Gaussian. That one scalar
-serves every dimension it does not need: a linear Gaussian chain that is diagonal in some
-orthonormal basis is a scalar chain in each of its modes, and a, b and all of the above are then
-read per mode (`ddpm_jax.processes`); `processes.weights.mix` is where modes and data meet. A chain
-without modes answers for itself where it has an answer; `q_chain` is the loop, which needs none.
+The shortcut holds because each step is linear in x and its noise is Gaussian. Isotropy is not
+required: a linear Gaussian chain that is diagonal in some orthonormal basis is a scalar chain in
+each of its modes, and a, b and all of the above are then read per mode (`ddpm_jax.processes`);
+`processes.modal.mix` applies them to data. A chain without modes has methods of the same names for
+its closed forms; `q_chain` is the loop, which needs none.
 
 Images are `[batch, ...]`, any float dtype, which the result keeps; times are int32 `[batch]` in
 [0, T). A time outside that range gives NaN. Noise is an argument, so every function is pure.
@@ -39,6 +39,7 @@ from ddpm_jax.arrays import per_example, widened
 from ddpm_jax.checks import (
     check_count,
     check_float,
+    check_images,
     check_key,
     check_quantity,
     check_same_shape,
@@ -46,9 +47,11 @@ from ddpm_jax.checks import (
     check_vector,
 )
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.processes import Modal, Process
-from ddpm_jax.processes.contract import check_modal, check_process
-from ddpm_jax.processes.weights import (
+from ddpm_jax.processes.modal import (
+    Modal,
+    Process,
+    check_modal,
+    check_process,
     mix,
     one_minus_snr_ratio,
     posterior_weights,
@@ -69,10 +72,10 @@ __all__ = [
 ]
 
 Predicts = Literal["eps", "x0", "v"]
-"""What a network's output stands for: the noise, the data, or Salimans & Ho's v."""
+"""What a network predicts: the noise, the data, or Salimans & Ho's v."""
 
 Quantity = Literal["eps", "x0", "v", "score"]
-"""What `convert` knows: these three, and the gradient of log q(x_t)."""
+"""What `convert` takes: these three, and the gradient of log q(x_t)."""
 
 
 def q_sample(
@@ -81,7 +84,7 @@ def q_sample(
     t: Int[Array, " batch"],
     eps: Float[Array, "batch *data"],
 ) -> Float[Array, "batch *data"]:
-    """x_t given x_0 in one expression, eq. (1): T steps of the chain for the price of one.
+    """x_t given x_0 in one expression, eq. (1), which costs as much as one step.
 
     Args:
         process: a schedule, or another process.
@@ -92,7 +95,7 @@ def q_sample(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        NoClosedForm: a chain that can only be walked.
+        NoClosedForm: a chain without closed forms.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -101,11 +104,10 @@ def q_sample(
         >>> q_sample(schedules.linear(1000), x0, jnp.array([0, 999]), eps).shape
         (2, 8, 8, 1)
     """
-    check_float("x0", x0)
-    check_times("t", t, x0.shape[0])
+    check_images("x0", x0, t=t)
     check_same_shape("eps", eps, "x0", x0)
     check_process("process", process)
-    if not isinstance(process, Modal):
+    if hasattr(process, "q_sample"):
         return process.q_sample(x0, t, eps)
     return mix(process, (process.signal(t), x0), (process.noise(t), eps))
 
@@ -124,11 +126,10 @@ def q_step(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
     """
-    check_float("x_prev", x_prev)
-    check_times("t", t, x_prev.shape[0])
+    check_images("x_prev", x_prev, t=t)
     check_same_shape("eps", eps, "x_prev", x_prev)
     check_process("process", process)
-    if not isinstance(process, Modal):
+    if hasattr(process, "q_step"):
         return process.q_step(x_prev, t, eps)
     keep, add = step_weights(process, t)
     return mix(process, (keep, x_prev), (add, eps))
@@ -147,14 +148,12 @@ def q_transition(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        NoClosedForm: a chain that can only be walked.
+        NoClosedForm: a chain without closed forms.
     """
-    check_float("x_s", x_s)
-    check_times("t", t, x_s.shape[0])
-    check_times("s", s, x_s.shape[0])
+    check_images("x_s", x_s, t=t, s=s)
     check_same_shape("eps", eps, "x_s", x_s)
     check_process("process", process)
-    if not isinstance(process, Modal):
+    if hasattr(process, "q_transition"):
         return process.q_transition(x_s, t, s, eps)
     keep, add = transition_weights(process, t, s)
     return mix(process, (keep, x_s), (add, eps))
@@ -168,7 +167,7 @@ def q_chain(
 ) -> Float[Array, "batch *data"]:
     """x after `num_steps` steps of the chain, noise drawn at each: the loop, as one scan.
 
-    Distributed as `q_sample` at `t = num_steps - 1`, and as many times dearer as there are steps.
+    Distributed as `q_sample` at `t = num_steps - 1`; costs `num_steps` times as much.
     Narrower images are walked in float32: in bfloat16 sqrt(1 - beta) is 1 for beta below 0.004.
 
     Raises:
@@ -187,10 +186,10 @@ def q_chain(
     def run(key: jax.Array, x0: jax.Array) -> jax.Array:
         def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
             step_key, t = jax.random.fold_in(key, t), jnp.broadcast_to(t, x.shape[:1])
-            if isinstance(process, Modal):
-                eps = jax.random.normal(step_key, x.shape, x.dtype)
-            else:
+            if hasattr(process, "draw_step_noise"):
                 eps = process.draw_step_noise(step_key, x.shape, t).astype(x.dtype)
+            else:
+                eps = jax.random.normal(step_key, x.shape, x.dtype)
             return q_step(process, x, t, eps), None
 
         x, _ = jax.lax.scan(step, widened(x0), jnp.arange(num_steps, dtype=jnp.int32))
@@ -205,26 +204,26 @@ def q_posterior(
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
-) -> tuple[Float[Array, "batch *data"], Float[Array, "batch *modes"]]:
-    """Mean `[batch, ...]` and variance `[batch]` of q(x_s | x_t, x_0), eq. (2), for any s < t.
+) -> tuple[Float[Array, "batch *data"], Array]:
+    """Mean and variance of q(x_s | x_t, x_0), eq. (2), for any s < t; NaN where s is not earlier.
 
-    NaN where s is not the earlier of the two.
+    The two weights of the mean and the variance come from differences of log SNR, so neighbouring
+    times keep all digits. `s = -1` stands for the data: the mean is then `x0` and the variance 0.
 
-    `s = -1` stands for the data: the mean is then `x0` and the variance 0. The two weights of the
-    mean and the variance come from differences of log SNR, so neighbouring times keep all digits.
-    Of a process of many modes the variance is that of each, `[batch, *modes]`; an affine chain
-    gives a covariance `[batch, d, d]`.
+    Returns:
+        The mean, shaped as `x0`, and the variance of each mode, `[batch, *modes]`; a schedule has
+        one mode without axes, `[batch]`. A chain without modes returns the second moment that its
+        own `q_posterior` documents: an `AffineChain` a covariance, a `GammaChain` the variance of
+        each value.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        NoClosedForm: a chain that can only be walked.
+        NoClosedForm: a chain without closed forms.
     """
-    check_float("x0", x0)
+    check_images("x0", x0, t=t, s=s)
     check_same_shape("x_t", x_t, "x0", x0)
-    check_times("t", t, x0.shape[0])
-    check_times("s", s, x0.shape[0])
     check_process("process", process)
-    if not isinstance(process, Modal):
+    if hasattr(process, "q_posterior"):
         return process.q_posterior(x0, x_t, t, s)
     weight_x0, weight_x_t = posterior_weights(process, t, s)
     mean = mix(process, (weight_x0, x0), (weight_x_t, x_t))
@@ -255,18 +254,18 @@ def convert(
     source: Quantity,
     target: Quantity,
 ) -> Float[Array, "batch *data"]:
-    """The `target` (eps, x0, v or score) that `value`, read as the `source`, means at `x_t`.
+    """The `target` (eps, x0, v or score) that follows from `value`, a `source`, and `x_t`.
 
     Eq. (1), (4) and (5) solved for each of the four. Nothing is clamped. Where a is 0, eps and
-    score say nothing about the data: x0 and v made of them are not finite there.
+    score carry no information about the data: x0 and v made of them are not finite there.
 
     Args:
         process: a schedule, or another process of modes.
-        value: what is converted.
-        x_t: the noised data at which it holds.
+        value: of the kind `source`.
+        x_t: the noised data.
         t: times in [0, T).
-        source: what `value` is.
-        target: what is wanted.
+        source: the kind of `value`.
+        target: the kind of the result.
 
     Returns:
         Shaped as `x_t`, in its dtype.
@@ -280,9 +279,8 @@ def convert(
         >>> x_t, eps_hat, t = jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([0])
         >>> x0_hat = convert(schedules.linear(10), eps_hat, x_t, t, source="eps", target="x0")
     """
-    check_float("value", value)
+    check_images("value", value, t=t)
     check_same_shape("x_t", x_t, "value", value)
-    check_times("t", t, value.shape[0])
     check_quantity("source", source)
     check_quantity("target", target)
     check_modal("process", process)
@@ -290,8 +288,8 @@ def convert(
     if source == target:
         return value
     dtype, modes = x_t.dtype, process.basis.to_modes(x_t)
-    wanted = _convert(process, process.basis.to_modes(value), modes, t, source, target)
-    return process.basis.to_data(wanted).astype(dtype)
+    converted = _convert(process, process.basis.to_modes(value), modes, t, source, target)
+    return process.basis.to_data(converted).astype(dtype)
 
 
 def _convert(
@@ -302,7 +300,7 @@ def _convert(
     source: Quantity,
     target: Quantity,
 ) -> jax.Array:
-    """`convert` of what is given, and wanted, by modes."""
+    """`convert` by modes."""
     a = per_example(process.signal(t), x_t)
     b = per_example(process.noise(t), x_t)
     if source == "score":

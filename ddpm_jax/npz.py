@@ -1,32 +1,48 @@
-"""Archives of NumPy's arrays, read within bounds of memory.
+"""Archives of NumPy's arrays, read within bounds of memory, and a sha256 of named arrays.
 
 An `.npz` from outside may state any size: a few megabytes unpack to gigabytes, and a header names
-any shape. Here only arrays that are asked for are read, after the sizes that the archive's
-directory and the array's own header state were compared with each other and with a limit.
+any shape. Here an array is read after the sizes that the archive's directory and the array's own
+header state were compared with each other and with a limit.
+
+`save_npz` stores the sha256 of the arrays beside them, and `load_npz` compares it. That detects
+damage and accidental edits, not tampering.
 """
 
 import contextlib
+import hashlib
 import io
+import json
 import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.files import check_size
+from ddpm_jax.files import check_size, whole_file
 
-__all__ = ["Header", "NpzReader", "open_npz"]
+__all__ = [
+    "MOST_DEFLATED",
+    "Header",
+    "NpzReader",
+    "arrays_digest",
+    "load_npz",
+    "open_npz",
+    "read_bytes",
+    "save_npz",
+]
 
 _NPY = ".npy"
 _MOST_HEADER = 2**16
 """Bytes of the header of an array; NumPy's own has some 128."""
-_MOST_DEFLATED = 1032
+MOST_DEFLATED = 1032
 """Bytes that DEFLATE makes of one byte at most (the zlib manual, "Maximum Compression Factor")."""
 _AT_ONCE = 2**20
+_DIGEST = "sha256"
+"""The array that holds the digest of the others."""
 _KINDS = "biufUS"
 """Numbers, truth values and strings; no objects, which would be pickles."""
 _READERS = {
@@ -83,7 +99,7 @@ class NpzReader:
         if dtype.kind not in _KINDS or not dtype.itemsize or min(shape, default=0) < 0:
             raise ValueError(f"{name!r} has the shape {shape} and the dtype {dtype}")
         header = Header(shape, dtype, in_columns, start.tell())
-        stated, most = member.file_size, _MOST_DEFLATED * (member.compress_size + 1)
+        stated, most = member.file_size, MOST_DEFLATED * (member.compress_size + 1)
         if header.start + header.nbytes != stated or member.compress_size > self._size:
             raise ValueError(
                 f"{name!r} of shape {shape} and dtype {dtype} does not have the {stated:,} bytes"
@@ -104,17 +120,9 @@ class NpzReader:
                 " be read"
             )
         self._left -= header.nbytes
-        values = np.empty(header.nbytes, np.uint8)
         with self._archive.open(name + _NPY) as file:
             file.read(header.start)
-            for first in range(0, header.nbytes, _AT_ONCE):
-                part = values[first : first + _AT_ONCE]
-                content = file.read(len(part))
-                if len(content) < len(part):
-                    raise ValueError(f"{name!r} ends before its last value")
-                part[:] = np.frombuffer(content, np.uint8)
-            if file.read(1):  # where the checksum is compared, too
-                raise ValueError(f"{name!r} is longer than its header states")
+            values = read_bytes(file, header.nbytes, repr(name))
         order: Literal["F", "C"] = "F" if header.in_columns else "C"
         return values.view(header.dtype).reshape(header.shape, order=order)
 
@@ -129,3 +137,55 @@ def open_npz(path: Path, *, most_bytes: int) -> Iterator[NpzReader]:
     check_size(path, sys.maxsize)
     with path.open("rb") as file:
         yield NpzReader(file, most_bytes)
+
+
+def read_bytes(file: Any, count: int, name: str = "it") -> np.ndarray:
+    """The last `count` bytes of an open file as an array, read in parts.
+
+    Raises:
+        ValueError: a sentence that begins with `name`; the file is shorter or longer.
+    """
+    values = np.empty(count, np.uint8)
+    for first in range(0, count, _AT_ONCE):
+        part = values[first : first + _AT_ONCE]
+        content = file.read(len(part))
+        if len(content) < len(part):
+            raise ValueError(f"{name} ends before its last value")
+        part[:] = np.frombuffer(content, np.uint8)
+    if file.read(1):  # where zip and gzip compare their checksums, too
+        raise ValueError(f"{name} is longer than its header states")
+    return values
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The sha256 of names, dtypes, shapes and values, whatever the order and the memory layout."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode() + b"\n")
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays and their `arrays_digest` as an `.npz`, all of it or nothing.
+
+    Equal arrays make equal files.
+
+    Raises:
+        OSError: the disk refuses; what was at `path` is still there.
+    """
+    plain = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
+    with whole_file(path) as file:
+        np.savez(file, allow_pickle=False, **plain, **{_DIGEST: np.array(arrays_digest(plain))})
+
+
+def load_npz(path: Path, *, most_bytes: int) -> tuple[dict[str, np.ndarray], bool]:
+    """The arrays of an archive that `save_npz` wrote, and whether they have their digest.
+
+    Raises:
+        Exception: no such file, or damage: OSError, ValueError, or what zipfile and zlib raise.
+    """
+    with open_npz(path, most_bytes=most_bytes) as archive:
+        arrays = {name: archive.read(name) for name in sorted(archive.names)}
+    stored = arrays.pop(_DIGEST, np.array("absent")).item()
+    return arrays, stored == arrays_digest(arrays)

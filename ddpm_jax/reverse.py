@@ -1,4 +1,4 @@
-r"""p, the reverse process: what a network's outputs say of the way back, beyond its mean.
+r"""p, the reverse process: its variance, fixed or learned. Its mean is `forward.q_posterior`'s.
 
 p(x_s | x_t) is a Gaussian. Its mean is that of `forward.q_posterior` with the network's x0_hat in
 the place of x_0. For its variance there are three choices:
@@ -21,10 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import per_example, widened
-from ddpm_jax.checks import check_choice, check_float, check_kind, check_times, check_vector
+from ddpm_jax.checks import check_choice, check_images, check_kind, check_times, check_vector
 from ddpm_jax.forward import q_posterior_variance
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.processes.modal import Modal, check_modal
 
 __all__ = [
     "Variance",
@@ -41,7 +40,7 @@ Variance = Literal["small", "large", "learned_range"]
 
 
 def check_predicts(process: Modal, predicts: str) -> None:
-    """Refuses a network that cannot serve the process, when the two are put together.
+    """Refuses a kind of prediction that the process cannot use.
 
     Raises:
         ValueError: an unknown kind, or eps with a process that leaves no signal at T - 1.
@@ -52,7 +51,7 @@ def check_predicts(process: Modal, predicts: str) -> None:
     if predicts == "eps" and process.zero_terminal_snr:
         raise ValueError(
             "predicts is 'eps', and the schedule leaves no signal at t = T - 1: x_t is the noise"
-            " itself there, and says nothing about the data; predict 'v' or 'x0'"
+            " itself there, and eps does not determine the data; predict 'v' or 'x0'"
         )
 
 
@@ -123,9 +122,7 @@ def learned_log_variance(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
     """
-    check_float("interpolation", interpolation)
-    check_times("t", t, interpolation.shape[0])
-    check_times("s", s, interpolation.shape[0])
+    check_images("interpolation", interpolation, t=t, s=s)
     return interpolate(interpolation, *variance_range(process, t, s))
 
 

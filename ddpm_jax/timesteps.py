@@ -1,11 +1,11 @@
 r"""How the time of each training example is drawn.
 
 A single-time estimate of a sum over the chain, sum_t L_t, is L_t / p_t with t drawn from p. For
-uniform t that is T L_t; whoever draws from another p multiplies the loss by the weight
+uniform t that is T L_t; for another p the loss is multiplied by the weight
 
     w_t = 1 / (T p_t)
 
-and has the mean over uniform t still. All draws here are unbiased; they differ in variance:
+and its mean is still that over uniform t. All draws here are unbiased; they differ in variance:
 
     uniform      every example by itself
     stratified   uniform, and a batch spread evenly over the chain
@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.arrays import on_every_device
 from ddpm_jax.checks import check_count, check_float, check_key, check_times
 
 __all__ = [
@@ -88,7 +88,7 @@ def importance(
     """Times drawn from `probabilities`, and the weights 1 / (T p_t) that make up for it.
 
     mean(weight * L_t) estimates the mean of L over uniform t without bias, whatever p is, as long
-    as it is above 0 where L is not 0. As in `stratified`, one offset serves the whole batch:
+    as it is above 0 where L is not 0. As in `stratified`, one offset is drawn for the whole batch:
     example i gets the time at (offset + i / batch) mod 1 of the way up the cumulated p, so every
     example's t is distributed as p and the batch holds each t batch * p_t times, rounded up or
     down.
@@ -124,7 +124,7 @@ def importance(
         raise ValueError(
             f"probabilities has shape {probabilities.shape}; it has to be a vector, one for each t"
         )
-    p = _whole(probabilities.astype(jnp.float32))
+    p = on_every_device(probabilities.astype(jnp.float32))
     total = jnp.sum(p)
     valid = jnp.all(p >= 0.0) & (total > 0.0) & jnp.isfinite(total)
     p = jnp.where(valid, p / total, 1.0 / p.size)
@@ -186,9 +186,9 @@ def update_history(
     if losses.ndim != 1:
         raise ValueError(f"losses has shape {losses.shape}; it has to be a vector, one per example")
     check_times("t", t, losses.shape[0])
-    kept, counts = _whole(history.losses), _whole(history.counts)
-    t, losses = _whole(t), _whole(losses.astype(kept.dtype))
-    num_steps, length = kept.shape
+    rings, counts = on_every_device(history.losses), on_every_device(history.counts)
+    t, losses = on_every_device(t), on_every_device(losses.astype(rings.dtype))
+    num_steps, length = rings.shape
 
     # Sorted by t, and in order for each t; what is ignored goes to a row that is not there.
     known = jnp.isfinite(losses) & (t >= 0) & (t < num_steps)
@@ -201,8 +201,8 @@ def update_history(
     # rings at most one loss: nothing depends on the order in which a device writes.
     stays = rank >= arrived.at[row].get(mode="clip") - length
     place = (counts.at[row].get(mode="clip") + rank) % length
-    kept = kept.at[jnp.where(stays, row, num_steps), place].set(losses, mode="drop")
-    return LossHistory(kept, counts + arrived)
+    rings = rings.at[jnp.where(stays, row, num_steps), place].set(losses, mode="drop")
+    return LossHistory(rings, counts + arrived)
 
 
 def probabilities(history: LossHistory, *, uniform_share: float = 1e-3) -> Float[Array, " T"]:
@@ -228,14 +228,6 @@ def probabilities(history: LossHistory, *, uniform_share: float = 1e-3) -> Float
     full = jnp.all(history.counts >= losses.shape[1]) & (largest > 0.0)
     p = jnp.where(full, size / jnp.where(full, jnp.sum(size), 1.0), 1.0 / num_steps)
     return (1.0 - uniform_share) * p + uniform_share / num_steps
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    """All of `x` on every device; only an explicit mesh has to be told."""
-    sharding = jax.typeof(x).sharding
-    if all(axis is None for axis in sharding.spec):
-        return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def _check(key: jax.Array | None, **counts: int) -> None:

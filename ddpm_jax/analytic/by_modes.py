@@ -1,4 +1,4 @@
-r"""Mixtures of Gaussians under a process of many modes, whose noise knows nothing of their axes.
+r"""Mixtures of Gaussians under a process of many modes, which are not the mixtures' axes.
 
 In modes, where a process is a pair (a, b) for each of them, component k of the data is
 x_0 = m_k + R_k u, with u ~ N(0, I) and a root R_k of its covariance, and x_t is
@@ -30,13 +30,13 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.analytic.mixtures import Mixture
 from ddpm_jax.arrays import einsum, flat, per_example
-from ddpm_jax.processes import Spectral
+from ddpm_jax.processes import Modal
 
-__all__ = ["Seen", "roots_by_modes", "seen", "unknown_variance"]
+__all__ = ["ByComponent", "by_component", "roots_by_modes", "unknown_variance"]
 
 
-class Seen(NamedTuple):
-    """What x_t says within each component, by modes."""
+class ByComponent(NamedTuple):
+    """Moments given x_t within each component, by modes."""
 
     log_joint: Float[Array, "batch K"]
     """log P(component k) + log q(x_t | component k)."""
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     score: Float[Array, "batch K d"]
 
 
-def seen(data: Mixture, process: Spectral, x_t: jax.Array, t: jax.Array) -> Seen:
+def by_component(data: Mixture, process: Modal, x_t: jax.Array, t: jax.Array) -> ByComponent:
     """Eq. (2), for float32 `x_t` `[batch, ...]`."""
 
     def each_mode(values: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ def seen(data: Mixture, process: Spectral, x_t: jax.Array, t: jax.Array) -> Seen
     variances = jnp.square(jnp.diagonal(upper, axis1=-2, axis2=-1))  # of w, each given those before
     exponents = jnp.square(w[..., 0]) + jnp.log(2.0 * math.pi * variances)
     log_joint = data.log_weights[None] - 0.5 * jnp.sum(exponents, axis=-1)
-    return Seen(log_joint, eps, x0, a * eps - b * x0, score)
+    return ByComponent(log_joint, eps, x0, a * eps - b * x0, score)
 
 
 def unknown_variance(root: Float[Array, "d d"], ratio: Float[Array, "T d"]) -> Float[Array, "T d"]:
@@ -89,7 +89,7 @@ def unknown_variance(root: Float[Array, "d d"], ratio: Float[Array, "T d"]) -> F
 
 
 def roots_by_modes(
-    data: Mixture, process: Spectral, shape: tuple[int, ...]
+    data: Mixture, process: Modal, shape: tuple[int, ...]
 ) -> tuple[Float[Array, "K d"], Float[Array, "K d d"]]:
     """m_k and R_k of eq. (1), for examples of `shape`."""
 
@@ -102,7 +102,7 @@ def roots_by_modes(
 
 
 def _qr(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each example; JAX's own knows nothing of a batch on an explicit mesh."""
+    """Of each example; JAX's own cannot split a batch over an explicit mesh."""
     sharding = jax.typeof(matrices).sharding
     if sharding.mesh.empty:
         return jnp.linalg.qr(matrices)

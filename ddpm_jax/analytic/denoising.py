@@ -22,15 +22,15 @@ https://doi.org/10.1198/jasa.2011.tm11181). Each row of (3) is computed as it st
 another, so it holds at both ends of the chain, on a chain that ends in nothing but noise (a = 0)
 and for data without variance (lambda = 0), where conversions divide by a or b.
 
-A process of many modes has an a and a b for each, which no eigenbasis of the data survives: what
-takes the place of (1) to (3) there, and what it costs, is told in `by_modes`.
+A process of many modes has an a and a b for each, and its modes are not the eigenbasis of the data:
+`by_modes` has what takes the place of (1) to (3) there, and its cost.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.analytic.by_modes import seen
+from ddpm_jax.analytic.by_modes import by_component
 from ddpm_jax.analytic.mixtures import (
     Mixture,
     check_dimensions,
@@ -41,10 +41,8 @@ from ddpm_jax.analytic.mixtures import (
 from ddpm_jax.arrays import einsum
 from ddpm_jax.checks import check_float, check_kind, check_quantity, check_times
 from ddpm_jax.forward import Predicts, Quantity
-from ddpm_jax.processes import Modal, Spectral
-from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.processes.modal import Modal, check_modal
 from ddpm_jax.samplers import Predict
-from ddpm_jax.schedules import Schedule
 
 __all__ = ["denoise", "log_density", "predictor"]
 
@@ -78,11 +76,11 @@ def denoise(
     """
     _check_noised(data, process, x_t, t)
     check_quantity("target", target)
-    if isinstance(process, Spectral):
+    if process.signal(t).ndim > 1:
         x = x_t.astype(jnp.float32)
-        by_component = seen(data, process, x, t)
-        shares = jax.nn.softmax(by_component.log_joint, axis=-1)
-        modes = einsum("bk,bkd->bd", shares, getattr(by_component, target))
+        components = by_component(data, process, x, t)
+        shares = jax.nn.softmax(components.log_joint, axis=-1)
+        modes = einsum("bk,bkd->bd", shares, getattr(components, target))
         return process.basis.to_data(modes.reshape(x_t.shape)).astype(x_t.dtype)
     y, total_variance = _noised(data, process, x_t, t)
     a, b = process.signal(t)[:, None, None], process.noise(t)[:, None, None]
@@ -105,7 +103,7 @@ def predictor(data: Mixture, process: Modal, *, predicts: Predicts) -> Predict:
     """`(x_t, t) -> prediction`, a perfect network: what samplers and `bits_per_dim` call.
 
     Build it on the process that a network would be trained on. Where a sampler runs on a
-    respaced schedule it tells its network the times of the original one, and so it does here.
+    respaced schedule it calls its network with the times of the original one, and this one, too.
 
     Raises:
         ValueError: an unknown `predicts`.
@@ -137,18 +135,18 @@ def log_density(
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
     """
     _check_noised(data, process, x_t, t)
-    if isinstance(process, Spectral):
-        joint = seen(data, process, x_t.astype(jnp.float32), t).log_joint
+    if process.signal(t).ndim > 1:
+        joint = by_component(data, process, x_t.astype(jnp.float32), t).log_joint
     else:
         joint = log_joint(data, *_noised(data, process, x_t, t))
     return jax.nn.logsumexp(joint, axis=-1).astype(x_t.dtype)
 
 
 def _noised(
-    data: Mixture, schedule: Schedule, x_t: jax.Array, t: jax.Array
+    data: Mixture, process: Modal, x_t: jax.Array, t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     flat = x_t.reshape(x_t.shape[0], data.means.shape[1]).astype(jnp.float32)
-    return in_eigenbases(data, flat, schedule.signal(t), schedule.noise_variance(t))
+    return in_eigenbases(data, flat, process.signal(t), process.noise_variance(t))
 
 
 def _check_noised(data: Mixture, process: Modal, x_t: jax.Array, t: jax.Array) -> None:

@@ -12,8 +12,7 @@ from ddpm_jax.analytic.mixtures import Mixture, check_one_component
 from ddpm_jax.arrays import einsum
 from ddpm_jax.gaussians import kl_to_standard_normal
 from ddpm_jax.losses import kl_weight
-from ddpm_jax.processes import Modal, Spectral
-from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.processes.modal import Modal, check_modal
 
 __all__ = ["ElboTerms", "elbo_terms"]
 
@@ -62,14 +61,16 @@ def elbo_terms(data: Mixture, process: Modal, *, shape: tuple[int, ...] | None =
         data, "the ELBO of a mixture", "losses.vlb_terms with a predictor gives it draw by draw"
     )
     t = jnp.arange(process.num_steps, dtype=jnp.int32)
-    shape = _shape_of_one(data, process, shape)
+    prior_variance, missing = process.prior(1)
+    modes = prior_variance.shape[1:]
+    shape = _shape_of_one(data, modes, shape)
 
     def each_mode(values: jax.Array) -> jax.Array:
         column = values.reshape(values.shape + (1,) * (1 + len(shape) - values.ndim))
         return jnp.broadcast_to(column, (len(values), *shape)).reshape(len(values), -1)
 
     a2, b2 = each_mode(process.signal_variance(t)), each_mode(process.noise_variance(t))
-    if isinstance(process, Spectral):
+    if modes:
         (means,), (root,) = roots_by_modes(data, process, shape)
         variances = jnp.sum(jnp.square(root), axis=1)
         ratio = each_mode(process.signal(t)) / each_mode(process.noise(t))
@@ -79,7 +80,7 @@ def elbo_terms(data: Mixture, process: Modal, *, shape: tuple[int, ...] | None =
         (variances,) = data.variances
         unknown = variances[None] * b2 / (a2 * variances[None] + b2)
 
-    prior_variance, missing = (each_mode(values) for values in process.prior(1))
+    prior_variance, missing = each_mode(prior_variance), each_mode(missing)
     power = jnp.square(means) + variances  # E[x_0^2]
     prior = jnp.sum(
         kl_to_standard_normal(jnp.zeros_like(missing), missing)
@@ -93,19 +94,12 @@ def elbo_terms(data: Mixture, process: Modal, *, shape: tuple[int, ...] | None =
     return ElboTerms(total, prior, jnp.sum(kl), decoder, jnp.append(decoder, kl))
 
 
-def _shape_of_one(data: Mixture, process: Modal, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+def _shape_of_one(
+    data: Mixture, modes: tuple[int, ...], shape: tuple[int, ...] | None
+) -> tuple[int, ...]:
     dimensions = data.means.shape[1]
-    if not isinstance(process, Spectral):
+    if not modes:
         return (dimensions,)
-    modes = process.log_prior_variance.shape
-    if process.conditioned:
-        examples, *rest = modes
-        if examples != 1:
-            raise ValueError(
-                f"process has tables for {examples} examples; their ELBO is no single number"
-                " (make it with the condition of one)"
-            )
-        modes = tuple(rest)
     shape = modes if shape is None else tuple(shape)
     if math.prod(shape) != dimensions:
         raise ValueError(

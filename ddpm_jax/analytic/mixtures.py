@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from numpy.typing import ArrayLike
 
 from ddpm_jax.arrays import einsum
-from ddpm_jax.checks import check_key
+from ddpm_jax.checks import check_covariance, check_float32_range, check_key
 
 __all__ = [
     "Estimate",
@@ -215,18 +215,7 @@ def _from_parts(
 
 def _eigenbasis(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, none negative, and eigenvectors of a covariance."""
-    tolerance = 1e-6 * np.abs(matrix).max()  # what float32 arithmetic may have left of symmetry
-    asymmetry = np.abs(matrix - matrix.T)
-    if asymmetry.max() > tolerance:
-        i, j = np.unravel_index(np.argmax(asymmetry), matrix.shape)
-        raise ValueError(
-            f"{name} is not symmetric: [{i}, {j}] is {matrix[i, j]:g}, [{j}, {i}] {matrix[j, i]:g}"
-        )
-    eigenvalues, eigenvectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
-    if eigenvalues[0] < -tolerance:
-        raise ValueError(
-            f"{name} has the eigenvalue {eigenvalues[0]:g}; a covariance has none below 0"
-        )
+    eigenvalues, eigenvectors = check_covariance(name, matrix)
     # What eigh leaves of a zero: its sign and size are rounding.
     rounding = len(matrix) * np.finfo(np.float64).eps * eigenvalues[-1]
     return np.where(eigenvalues > rounding, eigenvalues, 0.0), eigenvectors
@@ -236,10 +225,7 @@ def _float64(name: str, values: ArrayLike, shape: str, rank: int) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != rank or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; it has to be {shape}, not empty")
-    outside = ~(np.abs(array) <= np.finfo(np.float32).max)
-    if outside.any():
-        index = ", ".join(map(str, np.argwhere(outside)[0]))
-        raise ValueError(f"{name}[{index}] is {array[outside][0]:g}; float32 has to hold it")
+    check_float32_range(name, array)
     return array
 
 

@@ -1,29 +1,38 @@
 """What the subcommands' argument parsing has in common."""
 
 import contextlib
+import dataclasses
 import io
-import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, Member
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import Experiment, Sampling, sampling_of
-from ddpm_jax.terminal import escape
+from ddpm_jax.experiment import Experiment, RunDirectory
+from ddpm_jax.terminal import complain, escape
 
 __all__ = [
+    "DEFAULTS",
     "EXECUTED",
+    "ParamsName",
     "check_at_least",
+    "check_label",
     "check_seed",
+    "own_modules",
     "parse_config",
+    "parse_for_run",
     "parse_options",
-    "sampling_from",
+    "replace_members",
 ]
 
+ParamsName = Literal["ema", "raw"]
+DEFAULTS = Config()
+"""Whose members stand in the help of commands that are given no run."""
 _MOST_NAMES = 12
 """A sentence names at most so many classes."""
 EXECUTED = (
@@ -66,6 +75,7 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
     else:
         path, overrides = arguments[0], list(arguments[1:])
         default = configs.load(path)
+    default, overrides = replace_members(default, overrides, *own_modules(default))
     config = parse_options(
         Config,
         f"ddpm-jax {command} {path}",
@@ -76,10 +86,10 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
     return configs.checked(config, Config)
 
 
-def check_at_least(asked: Any, least: int, *names: str) -> None:
+def check_at_least(options: Any, least: int, *names: str) -> None:
     """Raises UserError if an option of one of these names was given and is less."""
     for name in names:
-        value = getattr(asked, name)
+        value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be {least} or more")
 
@@ -90,30 +100,125 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed is {seed}; it has to be in [0, 2^32)")
 
 
-def sampling_from(options: Any, experiment: Experiment) -> Sampling:
-    """How the run samples by itself, with what was given on the command line in its place.
+def replace_members(config: Any, arguments: Sequence[str], *modules: str) -> tuple[Any, list[str]]:
+    """Takes `--sampler ddim` out of the arguments, and puts that member into the config.
+
+    What members of a family have in common stays; other fields take their defaults. What follows,
+    as `--sampler.eta 0.2`, is left to `parse_options`.
 
     Args:
-        options: with some attributes of the names of `Sampling`; None says nothing. `label` is
-            text, the name of a class or its number.
-        experiment: the run's.
+        config: a dataclass with members, or a member.
+        arguments: of the command line.
+        modules: that may define members, beside this package.
 
     Raises:
-        UserError: no images can be drawn so.
+        ConfigError: no member of this name, or none is named.
     """
-    how = sampling_of(experiment.config.evaluation)
-    given = {name: getattr(options, name, None) for name in how._fields}
-    label, num_steps = given.pop("label"), experiment.process.num_steps
-    how = how._replace(**{name: value for name, value in given.items() if value is not None})
-    if how.steps is not None and not 1 <= how.steps <= num_steps:
-        raise UserError(f"--steps is {how.steps}; the chain has 1 to T = {num_steps}")
-    if not math.isfinite(how.guidance):
-        raise UserError(f"--guidance is {how.guidance}; it has to be finite")
-    has_classes = experiment.config.model.classes > 0
-    for name, used in (("label", label is not None), ("guidance", how.guidance != 1.0)):
-        if used and not has_classes:
-            raise UserError(f"--{name} is for runs with classes; this one has none")
-    return how if label is None else how._replace(label=_label(label, experiment.spec))
+    families = configs.families(type(config))
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        dotted = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or dotted not in families:
+            rest.append(argument)
+            continue
+        family = families[dotted]
+        if not equals:
+            if not waiting or waiting[0].startswith("-"):
+                names = ", ".join(map(configs.member_name, configs.members(family, *modules)))
+                raise configs.ConfigError(f"{name} needs one of {names}")
+            value = waiting.pop(0)
+        kind = configs.find_member(family, value, name, *modules)
+        config = _with_member(config, dotted.split("."), kind, family)
+    return config, rest
+
+
+def _with_member(config: Any, path: Sequence[str], kind: type[Member], family: type[Member]) -> Any:
+    """`config` with a member of another class; fields without a default are `tyro.MISSING`."""
+    name, *inner = path
+    old = getattr(config, name)
+    if inner:
+        new = _with_member(old, inner, kind, family)
+    elif type(old) is kind:
+        return config
+    else:
+        common = {field.name: getattr(old, field.name) for field in dataclasses.fields(family)}
+        defaults = {field.name: configs.default_of(field) for field in dataclasses.fields(kind)}
+        new = _assembled(kind, defaults | common)
+    return _assembled(type(config), vars(config) | {name: new})
+
+
+def _assembled(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass that may be incomplete: `tyro.MISSING` stands where an option is required."""
+    made: Any = object.__new__(kind)  # __init__ may check types
+    for name, value in values.items():
+        empty = value is dataclasses.MISSING
+        object.__setattr__(made, name, tyro.MISSING if empty else value)
+    return made
+
+
+def parse_for_run(
+    options: type, prog: str, arguments: Sequence[str], *, for_training: bool = False
+) -> tuple[Any, Config]:
+    """The options of a command that reads a run, and the run's config with them.
+
+    A field of the options that a config has, too, such as `sampler`, begins with the run's own
+    member: `--sampler.steps 50` changes a field of it, `--sampler ddim` takes another one.
+
+    Args:
+        options: a dataclass with a positional `run`.
+        prog: for messages.
+        arguments: of the command line.
+        for_training: see `RunDirectory.read_config`.
+
+    Raises:
+        UserError: no run there, or an option that is wrong.
+    """
+    run = _run_in(arguments)
+    if run is None or {"-h", "--help"} & set(arguments):
+        return parse_options(options, prog, arguments), DEFAULTS  # which ends with a message
+    config = RunDirectory(run).read_config(for_training=for_training, report=complain)
+    names = {field.name for field in dataclasses.fields(options)}
+    shared = [field.name for field in dataclasses.fields(Config) if field.name in names]
+    default = _assembled(
+        options,
+        {field.name: field.default for field in dataclasses.fields(options)}
+        | {name: getattr(config, name) for name in shared}
+        | {"run": run},
+    )
+    default, rest = replace_members(default, arguments, *own_modules(config))
+    parsed = parse_options(options, prog, rest, default=default)
+    changed = {name: getattr(parsed, name) for name in shared}
+    return parsed, dataclasses.replace(config, **changed)
+
+
+def _run_in(arguments: Sequence[str]) -> Path | None:
+    """The run directory among the arguments: the first that is one, else the first name."""
+    names = [Path(argument) for argument in arguments if not argument.startswith("-")]
+    return next(
+        (name for name in names if (name / "config.json").exists()), next(iter(names), None)
+    )
+
+
+def own_modules(config: Config) -> list[str]:
+    """Modules that define members of a config, beside this package."""
+    names = {type(member).__module__ for _, member in configs.members_of(config)}
+    return sorted(name for name in names if not name.startswith("ddpm_jax."))
+
+
+def check_label(text: str | None, experiment: Experiment) -> int | None:
+    """The class that `--label` names, of a run that has classes.
+
+    Raises:
+        UserError: a run without classes, or another class than it was trained on.
+    """
+    if text is None:
+        return None
+    if not experiment.config.network.classes:
+        raise UserError("--label is for runs with classes; this one has none")
+    return _label(text, experiment.spec)
 
 
 def _label(text: str, spec: ImageSpec) -> int:

@@ -1,4 +1,4 @@
-"""`ddpm-jax data prepare NAME` and `ddpm-jax data inception WEIGHTS.pth WEIGHTS.npz`."""
+"""`ddpm-jax data`: convert public files of images, prepare data sets, convert Inception-v3."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,12 +8,20 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import parse_options
-from ddpm_jax.data import prepared_directory
+from ddpm_jax.cli.arguments import DEFAULTS, parse_options
+from ddpm_jax.config import Preparation
+from ddpm_jax.data import OnBadImage, prepared_directory
+from ddpm_jax.data.convert import Format
+from ddpm_jax.data.convert import convert as convert_images
 from ddpm_jax.errors import UserError
 from ddpm_jax.terminal import say
 
 __all__ = ["run"]
+
+_USAGE = (
+    "ddpm-jax data convert FORMAT SOURCE NPZ | ddpm-jax data prepare NAME | ddpm-jax data inception"
+    " PTH NPZ"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +29,40 @@ class Prepare:
     """Prepares a data set of TensorFlow Datasets as array_record, downloading it if need be."""
 
     name: tyro.conf.Positional[str]
-    """As data.name has it: fashion_mnist, cifar10, downsampled_imagenet/64x64."""
+    """As TensorFlow Datasets names it: fashion_mnist, cifar10, downsampled_imagenet/64x64."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A folder of files that were downloaded by hand, in place of a download."""
     dir: str | None = None
     """Where prepared data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
     overwrite: bool = False
     """Make it anew if it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How images are read, as the fields of a config's `data` have it."""
+
+    on_bad_image: OnBadImage = "stop"
+    """What to do with a file of a folder that cannot be decoded."""
+    memory_gb: float = 4.0
+    """The pixels of a split may need so many gigabytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Converts public files of images into an .npz that --data archive --data.path TARGET reads."""
+
+    format: tyro.conf.Positional[Format]
+    """mnist and fashion_mnist are IDX files, cifar10 is the binary version, folder holds images."""
+    source: tyro.conf.Positional[Path]
+    """The folder, or cifar-10-binary.tar.gz."""
+    target: tyro.conf.Positional[Path]
+    """The file to write; it ends in .npz."""
+    overwrite: bool = False
+    """Replace the target if it exists."""
+    preparation: Preparation = DEFAULTS.preparation
+    """What is done to each image before it is written, without crops and flips."""
+    data: Reading = Reading()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +81,9 @@ def run(arguments: Sequence[str], console: Console) -> None:
     """Writes a data set, or a file of weights."""
     match list(arguments):
         case ["-h" | "--help"]:
-            say(console, "usage: ddpm-jax data prepare NAME | ddpm-jax data inception PTH NPZ")
+            say(console, f"usage: {_USAGE}")
+        case ["convert", *rest]:
+            _convert(parse_options(Convert, "ddpm-jax data convert", rest), console)
         case ["prepare", *rest]:
             _prepare(parse_options(Prepare, "ddpm-jax data prepare", rest), console)
         case ["inception", *rest]:
@@ -54,25 +91,37 @@ def run(arguments: Sequence[str], console: Console) -> None:
         case _:
             given = repr(arguments[0]) if arguments else "nothing"
             raise UserError(
-                f"ddpm-jax data wants prepare or inception, not {given}: ddpm-jax data prepare"
-                " cifar10"
+                f"ddpm-jax data wants convert, prepare or inception, not {given}: {_USAGE}"
             )
 
 
-def _prepare(asked: Prepare, console: Console) -> None:
+def _convert(options: Convert, console: Console) -> None:
+    sentence = convert_images(
+        options.format,
+        options.source,
+        options.target,
+        preparation=options.preparation.make(),
+        on_bad_image=options.data.on_bad_image,
+        memory_gb=options.data.memory_gb,
+        overwrite=options.overwrite,
+    )
+    say(console, sentence)
+
+
+def _prepare(options: Prepare, console: Console) -> None:
     from ddpm_jax.data.prepare import prepare
 
-    written = prepare(
-        asked.name,
-        prepared_directory(asked.dir),
-        source=asked.source,
-        overwrite=asked.overwrite,
-        tell=lambda sentence: say(console, sentence),
+    folder = prepare(
+        options.name,
+        prepared_directory(options.dir),
+        source=options.source,
+        overwrite=options.overwrite,
+        report=lambda sentence: say(console, sentence),
     )
-    say(console, f"{asked.name} is in {written}")
+    say(console, f"{options.name} is in {folder}")
 
 
-def _inception(asked: Inception, console: Console) -> None:
+def _inception(options: Inception, console: Console) -> None:
     from ddpm_jax.evaluation.inception_weights import convert
 
-    say(console, convert(asked.weights, asked.target, other_weights=asked.other_weights))
+    say(console, convert(options.weights, options.target, other_weights=options.other_weights))

@@ -16,8 +16,8 @@ from ddpm_jax import terminal
 from ddpm_jax.cli.main import EXIT_DISK, EXIT_SIGNAL, EXIT_USAGE
 from ddpm_jax.cli.platforms import ignore_absent_accelerators
 from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import lost
-from ddpm_jax.parallel.hosts import LostError
+from ddpm_jax.parallel import watchdog
+from ddpm_jax.parallel.hosts import HostLossError
 from ddpm_jax.training import DivergenceError, InterruptedTraining, SaveError
 
 __all__ = ["dispatch", "load"]
@@ -47,8 +47,8 @@ def dispatch(module: ModuleType, arguments: Sequence[str]) -> int:
         return _fail(str(error), EXIT_DIVERGED)
     except InterruptedTraining as error:
         return _fail(str(error), EXIT_SIGNAL + error.signal_number)
-    except LostError as error:
-        return _fail(str(error), lost.EXIT_LOST)
+    except HostLossError as error:
+        return _fail(str(error), watchdog.EXIT_HOST_LOSS)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_SIGNAL + signal.SIGINT)
     except Exception:
@@ -62,7 +62,7 @@ def dispatch(module: ModuleType, arguments: Sequence[str]) -> int:
 def _fail(sentence: str, code: int) -> int:
     several = jax.distributed.is_initialized()
     if several:
-        lost.last_word()
+        watchdog.claim_exit()
     terminal.complain(sentence)
     if several:
         _leave(code)

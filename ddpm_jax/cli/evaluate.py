@@ -10,17 +10,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax.cli.arguments import check_at_least, check_seed, parse_options, sampling_from
-from ddpm_jax.cli.restored import DataPlace, restore_run
-from ddpm_jax.cli.results import likelihood_table
-from ddpm_jax.config import SamplerName
+from ddpm_jax.cli.arguments import DEFAULTS, check_at_least, check_seed, parse_for_run
+from ddpm_jax.config import Data, Evaluation, Sampler
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import strip_times
-from ddpm_jax.evaluation.plots import plot_training
-from ddpm_jax.experiment import Experiment, RunDirectory
-from ddpm_jax.experiment.assess import Asked, assess
-from ddpm_jax.samplers import Spacing
-from ddpm_jax.terminal import cell, say
+from ddpm_jax.evaluation.pictures import plot_training
+from ddpm_jax.experiment import Experiment, RunDirectory, alone, restore_run
+from ddpm_jax.experiment.evaluate import EvaluationOptions, evaluate
+from ddpm_jax.terminal import cell, complain, say
 
 __all__ = ["run"]
 
@@ -37,24 +34,19 @@ class Arguments:
     params: Literal["both", "ema", "raw"] = "both"
     """The moving average of the parameters, the raw ones, or one after the other."""
     sigma_rel: float | None = None
-    """In their place an average of this relative width, of a run with train.post_hoc_ema."""
+    """In their place an average of this relative width, of a run with averages PostHocEMA."""
     skip_missing_snapshots: bool = False
     """Makes that average of the snapshots that are sound, where others are missing or damaged."""
     num: int | None = None
     """Samples for the metrics, 0 for none; by default as many as there are training images, at most
     10,000."""
-    sampler: SamplerName | None = None
-    """By default that of the run's config, and so are steps, spacing and guidance."""
-    steps: int | None = None
-    spacing: Spacing | None = None
-    guidance: float | None = None
+    sampler: Sampler = DEFAULTS.sampler
+    """--sampler ddim takes another one; by default it is that of the run."""
     seed: int = 0
     """Of the samples."""
-    likelihood_times: int | None = None
-    """ELBO terms of each held-out image; by default as the run's config says."""
-    batch_size: int | None = None
-    """Images at once, over all devices, for the likelihood, samples and metrics; by default
-    evaluation.batch_size of the run. Results do not depend on it but for rounding."""
+    evaluation: Evaluation = DEFAULTS.evaluation
+    """What is measured of held-out images; by default what the run's config says. Its batch size is
+    that of samples and metrics, too; results do not depend on it but for rounding."""
     classifier: Path | None = None
     """The classifier.npz of another evaluation on these images, in place of one of its own."""
     inception: Path | None = None
@@ -62,45 +54,47 @@ class Arguments:
     pt_inception-2015-12-05-6726825d.pth, or what `ddpm-jax data inception` made of it."""
     other_weights: bool = False
     """Take another file of such weights, too; its numbers are then named after it."""
-    data: DataPlace = dataclasses.field(default_factory=DataPlace)
+    data: Data = DEFAULTS.data
+    """Where the run's data set is now."""
     out: Path | None = None
     """A folder for pictures and results.json; by default evaluation/ in the run."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures, draws and prints; goes on with an evaluation that was interrupted."""
-    asked: Arguments = parse_options(Arguments, "ddpm-jax evaluate", arguments)
-    check_at_least(asked, 0, "num")
-    if asked.num == 1:
+    options: Arguments
+    options, config = parse_for_run(Arguments, "ddpm-jax evaluate", arguments)
+    check_at_least(options, 0, "num")
+    if options.num == 1:
         raise UserError("--num is 1; a spread takes at least 2 samples")
-    check_at_least(asked, 1, "batch_size")
-    check_seed(asked.seed)
+    check_seed(options.seed)
+    directory = RunDirectory(options.run)
     restored = restore_run(
-        asked.run,
-        data=asked.data,
-        sigma_rel=asked.sigma_rel,
-        likelihood_times=asked.likelihood_times,
-        skip_missing_snapshots=asked.skip_missing_snapshots,
+        directory,
+        alone(config),
+        report=complain,
+        sigma_rel=options.sigma_rel,
+        skip_missing_snapshots=options.skip_missing_snapshots,
     )
-    experiment = _with_batch_size(restored.experiment, asked.batch_size)
-    names = ("ema", "raw") if asked.params == "both" else (asked.params,)
+    experiment = restored.experiment
+    names = ("ema", "raw") if options.params == "both" else (options.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
-    directory = RunDirectory(asked.run)
     lines = directory.read_metrics()  # a damaged one is known before hours of work
-    folder = asked.out or directory.evaluation / f"step_{restored.step:07d}"
-    results = assess(
+    folder = options.out or directory.evaluation / f"step_{restored.step:07d}"
+    results = evaluate(
         experiment,
         params or restored.params,
         folder,
-        _asked(asked, experiment),
+        _options(options, experiment),
         functools.partial(say, console),
     )
     if lines:
         plot_training(folder / "training.png", lines, title=experiment.images.name)
-    for name, found in results["params"].items():
-        summary = {"step": restored.step, **results["baselines"], **found["likelihood"]}
-        console.print(likelihood_table(summary, params=name))
-    console.print(_per_time_table(results))
+    for name, values in results["params"].items():
+        summary = {"step": restored.step, **results["baselines"], **values["results"]}
+        console.print(options.evaluation.table(summary, params=name))
+    if all(values["per_time"] is not None for values in results["params"].values()):
+        console.print(_per_time_table(results))
     if "no_metrics" in results:
         say(console, results["no_metrics"])
     else:
@@ -111,25 +105,15 @@ def run(arguments: Sequence[str], console: Console) -> None:
     say(console, f"results and pictures   {folder}")
 
 
-def _with_batch_size(experiment: Experiment, batch_size: int | None) -> Experiment:
-    """As if the run's config had this evaluation.batch_size."""
-    if batch_size is None:
-        return experiment
-    evaluation = dataclasses.replace(experiment.config.evaluation, batch_size=batch_size)
-    config = dataclasses.replace(experiment.config, evaluation=evaluation)
-    return dataclasses.replace(experiment, config=config)
-
-
-def _asked(asked: Arguments, experiment: Experiment) -> Asked:
-    how = sampling_from(asked, experiment)
+def _options(options: Arguments, experiment: Experiment) -> EvaluationOptions:
     inception = None
-    if asked.inception is not None:
+    if options.inception is not None:
         inception = functools.partial(
-            _inception, asked.inception, experiment, other_weights=asked.other_weights
+            _inception, options.inception, experiment, other_weights=options.other_weights
         )
-    num = min(len(experiment.images.train), _MOST_SAMPLES) if asked.num is None else asked.num
-    batch_size = experiment.config.evaluation.batch_size
-    return Asked(num, how, asked.seed, batch_size, asked.classifier, inception)
+    num = min(len(experiment.images.train), _MOST_SAMPLES) if options.num is None else options.num
+    sampler, evaluation = experiment.config.sampler, experiment.config.evaluation
+    return EvaluationOptions(num, sampler, options.seed, evaluation, options.classifier, inception)
 
 
 def _inception(path: Path, experiment: Experiment, *, other_weights: bool) -> Any:
@@ -143,14 +127,14 @@ def _inception(path: Path, experiment: Experiment, *, other_weights: bool) -> An
 
 def _per_time_table(results: dict[str, Any]) -> Table:
     """Some of the terms; all of them are in results.json."""
-    columns = [found["per_time"] for found in results["params"].values()]
+    columns = [values["per_time"] for values in results["params"].values()]
     table = Table(title="terms of the ELBO, bits/dim")
     table.add_column("t", justify="right")
     for name in results["params"]:
         table.add_column(name, justify="right")
-    asked = [t for t, images in enumerate(columns[0]["images"]) if images]
-    for place in strip_times(len(asked), _SHOWN_TIMES):
-        t = asked[place]
+    times = [t for t, images in enumerate(columns[0]["images"]) if images]
+    for place in strip_times(len(times), _SHOWN_TIMES):
+        t = times[place]
         table.add_row(str(t), *(_term(terms, t) for terms in columns))
     return table
 
@@ -165,7 +149,7 @@ def _metrics_table(results: dict[str, Any]) -> Table:
     how = results["sampling"]
     table = Table(
         title=cell(
-            f"{results['dataset']}, {how['images']} samples by {how['sampler']}"
+            f"{results['dataset']}, {how['images']} samples by {how['class'].rpartition(':')[2]}"
             f" in {how['steps'] or 'all'} steps"
         ),
         caption=f"held out: {results['held_out_images']} held-out images in place of samples;"
@@ -174,7 +158,7 @@ def _metrics_table(results: dict[str, Any]) -> Table:
     table.add_column("metric")
     for heading in (*results["params"], "held out", "halves"):
         table.add_column(heading, justify="right", no_wrap=True)
-    columns = [found["metrics"] for found in results["params"].values()]
+    columns = [values["metrics"] for values in results["params"].values()]
     for row in zip(*columns, strict=True):
         values = [_number(score["value"], score["spread"]) for score in row]
         floors = [_number(row[0][floor]) for floor in ("held_out", "halves")]
@@ -190,8 +174,8 @@ def _number(value: float | None, spread: float | None = None) -> str:
 
 def _neighbours(results: dict[str, Any]) -> list[str]:
     lines = []
-    for name, found in results["params"].items():
-        near = found["nearest_training_image"]
+    for name, values in results["params"].items():
+        near = values["nearest_training_image"]
         lines.append(
             f"nearest training image, root mean square over pixels, median: {near['samples']:.3g}"
             f" grey levels from samples ({name}), {near['held_out']:.3g} from held-out images"

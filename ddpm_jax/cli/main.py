@@ -15,9 +15,10 @@ __all__ = ["COMMANDS", "EXIT_DISK", "EXIT_SIGNAL", "EXIT_USAGE", "main", "quiet_
 
 COMMANDS = {
     "train": "train a config, or go on with it, then evaluate and draw",
-    "data": "prepare a data set of TensorFlow Datasets",
+    "data": "convert public files of images, or prepare a data set of TensorFlow Datasets",
     "sample": "draw images from a run",
     "evaluate": "bits per dimension of a run on held-out images, beside baselines",
+    "list": "what a config can choose from: families, members, their fields",
     "replay": "one step of a run once more: which examples and parameters were bad in it",
     "inspect": "the network of a config as a table: shapes, parameters, FLOPs",
     "plan": "memory, traffic and time of a config on a pod, before the pod is rented",

@@ -46,7 +46,7 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Compiles, and prints tables; needs no dataset and no accelerator."""
-    asked, rest = parse_options(
+    options, rest = parse_options(
         Arguments,
         "ddpm-jax plan CONFIG",
         arguments,
@@ -55,25 +55,27 @@ def run(arguments: Sequence[str], console: Console) -> None:
     )
     config = parse_config("plan", rest)
     config = validate(config)
-    if not asked.topology:
+    if not options.topology:
         raise UserError("--topology is missing; say for what to plan, such as --topology v5e:4x4")
-    topologies = [parse(name, asked.slices) for name in asked.topology]
-    if asked.json is not None and not asked.json.parent.is_dir():
-        raise UserError(f"--json is {str(asked.json)!r}; there is no folder {asked.json.parent}")
-    found = plans(
+    topologies = [parse(name, options.slices) for name in options.topology]
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(
+            f"--json is {str(options.json)!r}; there is no folder {options.json.parent}"
+        )
+    results = plans(
         [(config, topology) for topology in topologies],
-        advise=asked.advise,
-        largest_batch=asked.largest_batch,
-        thorough=asked.thorough,
+        advise=options.advise,
+        largest_batch=options.largest_batch,
+        thorough=options.thorough,
         say=lambda what: say(console, what),
     )
-    if asked.json is not None:
-        written = {"config": to_json(config), "thorough": asked.thorough, "plans": found}
-        with whole_file(asked.json) as file:
+    if options.json is not None:
+        written = {"config": to_json(config), "thorough": options.thorough, "plans": results}
+        with whole_file(options.json) as file:
             file.write((json.dumps(written, indent=1, allow_nan=False) + "\n").encode())
-    console.print(plans_table(found))
-    for plan in found:
+    console.print(plans_table(results))
+    for plan in results:
         if plan["collectives"]:
             console.print(collectives_table(plan))
-    for sentence in sentences(found):
+    for sentence in sentences(results):
         say(console, sentence)

@@ -48,28 +48,28 @@ def collectives_table(plan: Plan) -> Table:
 
 def sentences(plans: Sequence[Plan]) -> list[str]:
     """What a plan comes to."""
-    said = []
+    lines = []
     for plan in plans:
         name, over = plan["topology"], plan["needed_bytes"] - plan["usable_bytes"]
         if plan["fits"]:
-            said.append(f"{name}: fits, with {size(-over)} to spare on each device")
+            lines.append(f"{name}: fits, with {size(-over)} to spare on each device")
         elif plan["needed_bytes"]:
-            said.append(f"{name}: does not fit, by {size(over)} on each device")
+            lines.append(f"{name}: does not fit, by {size(over)} on each device")
         else:
-            said.append(f"{name}: does not fit; the compiler does not say by how much")
+            lines.append(f"{name}: does not fit; the compiler does not say by how much")
         if plan.get("would_fit"):
-            for found in plan["would_fit"]:
-                said.append(f"  it would with {found['change']}, {size(found['needed_bytes'])}")
+            for result in plan["would_fit"]:
+                lines.append(f"  it would with {result['change']}, {size(result['needed_bytes'])}")
         elif "would_fit" in plan:
-            said.append("  and no rematerialization, fsdp or accumulation tried makes it fit")
+            lines.append("  and no rematerialization, fsdp or accumulation tried makes it fit")
         if "largest_batch" in plan:
-            said.append("  " + _largest(plan["largest_batch"]))
+            lines.append("  " + _largest(plan["largest_batch"]))
     if any(plan["fits"] for plan in plans):
-        said.append(
+        lines.append(
             "The times are the least that published peak rates allow for what the compiler counts:"
             " no step is faster, and real ones are slower"
         )
-    return said
+    return lines
 
 
 def size(count: int | float) -> str:
@@ -80,11 +80,11 @@ def size(count: int | float) -> str:
     return f"{count:.0f} B"
 
 
-def _largest(found: dict[str, int | None] | None) -> str:
-    if found is None:
+def _largest(result: dict[str, int | None] | None) -> str:
+    if result is None:
         return "no batch fits, not even one image on each device"
-    less = f"; {found['fails']:,} does not" if found["fails"] else ""
-    return f"the largest batch seen to fit is {found['fits']:,}{less}"
+    less = f"; {result['fails']:,} does not" if result["fails"] else ""
+    return f"the largest batch seen to fit is {result['fits']:,}{less}"
 
 
 def _seconds(value: int | float) -> str:

@@ -1,6 +1,5 @@
 """`ddpm-jax train CONFIG [overrides]`."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from rich.console import Console
 from ddpm_jax import training
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.cli.main import quiet_interrupts
-from ddpm_jax.cli.results import print_results
 from ddpm_jax.experiment import RunDirectory, train
-from ddpm_jax.parallel import hosts, lost
+from ddpm_jax.parallel import hosts, watchdog
 from ddpm_jax.terminal import say
 
 __all__ = ["run"]
@@ -22,15 +20,15 @@ def run(arguments: Sequence[str], console: Console) -> None:
     """Trains, evaluates, and says where everything is."""
     with quiet_interrupts():
         config = parse_config("train", arguments)
-    if config.hosts.detect or (config.hosts.count or 1) > 1:
-        lost.listen()
-    hosts.join(**dataclasses.asdict(config.hosts))  # before anything is asked of JAX
+    if config.hosts.several:
+        watchdog.install()
+    config.hosts.join()  # before anything is asked of JAX
     _keep_compiled_programs(config.compilation_cache)
     directory = RunDirectory(config.workdir)
     if not hosts.is_first():
         console = Console(quiet=True)
     try:
-        results = train(config, console)
+        results = train(config, console=console)
     except KeyboardInterrupt:
         say(console, "the same command goes on from the last checkpoint")
         raise
@@ -49,14 +47,15 @@ def run(arguments: Sequence[str], console: Console) -> None:
             f" {directory.path} --step {error.step}` tells what was bad. The same command would"
             " repeat it: lower --optimizer.learning-rate, with another --workdir",
         ) from None
-    print_results(console, results)
+    console.print(config.evaluation.table(results))
     say(console, f"pictures   {directory.pictures}")
     say(console, f"metrics    {directory.metrics}")
-    say(console, f"curves     tensorboard --logdir {directory.tensorboard}")
+    if directory.tensorboard.is_dir():
+        say(console, f"curves     tensorboard --logdir {directory.tensorboard}")
 
 
 def _keep_compiled_programs(directory: str | None) -> None:
-    """In a folder of the user's, unless JAX was told of one already."""
+    """Has JAX store compiled programs in this folder, unless it has one already."""
     if directory is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))

@@ -1,28 +1,27 @@
-"""The configuration of an experiment: its fields, what they have to be, and its files."""
+"""The configuration of an experiment: a member of each family of choices, and the run.
 
-from ddpm_jax.config.fields import Affects as Affects
-from ddpm_jax.config.fields import Config as Config
-from ddpm_jax.config.fields import ConfigError as ConfigError
-from ddpm_jax.config.fields import DataConfig as DataConfig
-from ddpm_jax.config.fields import EvaluationConfig as EvaluationConfig
-from ddpm_jax.config.fields import HostsConfig as HostsConfig
-from ddpm_jax.config.fields import MeshConfig as MeshConfig
-from ddpm_jax.config.fields import ModelConfig as ModelConfig
-from ddpm_jax.config.fields import OptimizerConfig as OptimizerConfig
-from ddpm_jax.config.fields import ProcessConfig as ProcessConfig
-from ddpm_jax.config.fields import SamplerName as SamplerName
-from ddpm_jax.config.fields import ScheduleConfig as ScheduleConfig
-from ddpm_jax.config.fields import TrainConfig as TrainConfig
-from ddpm_jax.config.rules import make_preparation as make_preparation
-from ddpm_jax.config.rules import make_schedule as make_schedule
-from ddpm_jax.config.rules import validate as validate
-from ddpm_jax.config.stored import Difference as Difference
-from ddpm_jax.config.stored import affects as affects
-from ddpm_jax.config.stored import differences as differences
-from ddpm_jax.config.stored import flat as flat
-from ddpm_jax.config.stored import from_json as from_json
-from ddpm_jax.config.stored import load as load
-from ddpm_jax.config.stored import to_json as to_json
-from ddpm_jax.config.values import checked as checked
-from ddpm_jax.config.values import effects as effects
-from ddpm_jax.config.values import shown as shown
+Each family has a module: its base, which says what a member's `make` gets and returns, and the
+members of this package. A config file may define its own.
+"""
+
+from ddpm_jax.config.averages import *
+from ddpm_jax.config.base import *
+from ddpm_jax.config.catalogue import *
+from ddpm_jax.config.config import *
+from ddpm_jax.config.data import *
+from ddpm_jax.config.evaluation import *
+from ddpm_jax.config.file import *
+from ddpm_jax.config.logger import *
+from ddpm_jax.config.mesh import *
+from ddpm_jax.config.network import *
+from ddpm_jax.config.objective import *
+from ddpm_jax.config.optimizer import *
+from ddpm_jax.config.process import *
+from ddpm_jax.config.sampler import *
+from ddpm_jax.config.schedule import *
+from ddpm_jax.config.source import *
+from ddpm_jax.config.stored import *
+from ddpm_jax.config.values import *
+from ddpm_jax.data import ImageSpec as ImageSpec
+from ddpm_jax.training.objective import LossTerms as LossTerms
+from ddpm_jax.training.objective import TimeLaw as TimeLaw

@@ -1,160 +1,228 @@
-"""A configuration from a Python file, and to and from JSON."""
+"""A configuration to and from JSON: the format of RUN/config.json and of each checkpoint.
+
+    {"format": 1, "source": {"name": "own_network.py", "sha256": "..."} or null,
+     "data": {"class": "ddpm_jax.config.data:Digits", "on_bad_image": "stop", ...},
+     "network": {"class": "config.py:TinyMLP", "width": 128, ...}, ..., "seed": 0, ...}
+
+It has all fields, and the class of each member: one of this package, or one of the run's own copy
+of its config file. This is a promise: later versions read format 1. A field that they add takes
+its default.
+"""
 
 import contextlib
 import dataclasses
-import importlib.util
+import importlib
 import inspect
 import json
-import os
-import re
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ddpm_jax.config import fields
-from ddpm_jax.config.fields import Affects, Config, ConfigError
-from ddpm_jax.config.values import checked, effects, from_plain, nearest, shown
-from ddpm_jax.errors import UserError
+from ddpm_jax.config.base import Affects, ConfigError, Member, default_of
+from ddpm_jax.config.config import Config
+from ddpm_jax.config.source import OWN, PACKAGE, Source, class_text, execute, source_of
+from ddpm_jax.config.values import effects, from_plain, nearest, shown
 
-__all__ = ["Difference", "affects", "differences", "flat", "from_json", "load", "to_json"]
+__all__ = [
+    "Difference",
+    "UnknownClassError",
+    "differences",
+    "flat",
+    "from_json",
+    "from_message",
+    "plain",
+    "to_json",
+    "to_message",
+]
+
+FORMAT = 1
 
 
-def load(path: str | os.PathLike[str]) -> Config:
-    """The `get_config()` of the Python file at `path`, which is executed with your rights.
+class UnknownClassError(ConfigError):
+    """A stored config has a member of a class that is not there."""
 
-    Each value is of its field's type, or becomes it (see `ddpm_jax.config.values`); `validate`
-    checks the rest.
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Nested plain values, as `json.loads` returns them: lists in place of tuples."""
+    source = source_of(config)
+    values = {
+        "format": FORMAT,
+        "source": None if source is None else {"name": source.name, "sha256": source.sha256},
+        **plain(config),
+    }
+    return json.loads(json.dumps(values))
+
+
+def plain(values: Any) -> dict[str, Any]:
+    """A config or a member as nested plain values; each member has its class."""
+    result: dict[str, Any] = {"class": class_text(values)} if isinstance(values, Member) else {}
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        result[field.name] = plain(value) if dataclasses.is_dataclass(value) else value
+    return result
+
+
+def from_json(
+    values: Any,
+    *,
+    copy: Path | None = None,
+    own: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Config:
+    """The inverse of `to_json`.
+
+    Args:
+        values: the stored config.
+        copy: the run's copy of its config file, which is executed if a class of it is needed.
+        own: such classes by their names, in place of the copy.
+        report: gets a line before the copy is executed, and one for each field that takes its
+            default.
 
     Raises:
-        ConfigError: no such file, an error in executing it, no get_config that returns a Config, or
-            a value of another type.
+        UnknownClassError: a class that is missing.
+        ConfigError: another format, a field that this version does not know, a value that is not of
+            its field's type, or a copy that has changed.
     """
-    path = Path(path)
-    name = f"the config {str(path)!r}"
-    if "\0" in str(path) or not path.is_file():
-        what = "is no file" if "\0" not in str(path) and path.exists() else "does not exist"
-        raise ConfigError(f"{name} {what}; configs/ holds some")
-    spec = importlib.util.spec_from_file_location(f"ddpm_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{name} is not a Python file; its name has to end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass of the file looks for its types
-    try:
-        spec.loader.exec_module(module)
-        config = _get_config(module)()
-        if not isinstance(config, Config):
-            forgotten = "; it may lack a `return`" if config is None else ""
-            raise ConfigError(
-                f"get_config() returns a {type(config).__name__}; it has to return a"
-                f" ddpm_jax.config.Config{forgotten}"
+    if not isinstance(values, dict):
+        raise ConfigError(f"the stored config is {shown(values)}; it has to be an object")
+    if (number := values.get("format")) != FORMAT:
+        what = f"is of format {shown(number)}"
+        if number is None:
+            what = "has no format: an older version wrote it"
+        raise ConfigError(f"the stored config {what}; this version of ddpm_jax reads {FORMAT}")
+
+    def find_class(text: str, family: type, name: str) -> type:
+        place, _, kind = text.partition(":")
+        known: Mapping[str, Any] = {}
+        where = "this version of ddpm_jax"
+        if place == OWN and own is not None:
+            known, where = own, "the config"
+        elif place == OWN:
+            known = vars(_own_module(copy, values.get("source"), f"{name} {kind}", report))
+            where = str(copy)
+        elif f"{place}.".startswith(PACKAGE):
+            with contextlib.suppress(ImportError):
+                known = vars(importlib.import_module(place))
+        member: Any = known.get(kind)
+        is_member = isinstance(member, type) and issubclass(member, family)
+        if not is_member or inspect.isabstract(member):
+            names = [key for key, value in known.items() if isinstance(value, type)]
+            raise UnknownClassError(
+                f"{name} is {shown(text)}, a class that {where} does not have{nearest(kind, names)}"
             )
-        typed: Config = checked(config, Config)
-    except UserError as error:
-        raise ConfigError(f"{name}{_place(error, str(spec.origin))}: {error}") from error
-    except (Exception, SystemExit) as error:
-        place = _place(error, str(spec.origin))
-        raise ConfigError(f"{name} fails{place} with {_reason(error)}") from error
-    return typed
+        result: type = member
+        return result
+
+    fields = {name: value for name, value in values.items() if name not in ("format", "source")}
+    return from_plain(fields, Config, find_class=find_class, report=report)
 
 
-def _get_config(module: ModuleType) -> Callable[[], Any]:
-    """The function of this name in a config file.
+def to_message(config: Config) -> dict[str, Any]:
+    """`to_json` and the config file that defines members of `config`, for another process."""
+    source = source_of(config)
+    content = None if source is None else source.content.decode("latin-1")
+    return {"config": to_json(config), "content": content}
 
-    Raises:
-        ConfigError: there is none, or it needs arguments.
-    """
-    wanted = "it has to define a function get_config() that returns a ddpm_jax.config.Config"
-    if not hasattr(module, "get_config"):
-        near = nearest("get_config", vars(module))
-        raise ConfigError(f"AttributeError: it has no get_config{near}; {wanted}")
-    get_config = module.get_config
-    if not callable(get_config) or inspect.iscoroutinefunction(get_config):
-        raise ConfigError(f"get_config is {shown(get_config)}; {wanted}")
-    try:
-        signature = inspect.signature(get_config)
-    except ValueError:  # of a function that does not tell its arguments
-        return get_config
-    try:
-        signature.bind()
-    except TypeError as error:
+
+def from_message(message: dict[str, Any]) -> Config:
+    """The inverse of `to_message`; executes the config file if there is one."""
+    values, content = message["config"], message["content"]
+    if content is None:
+        return from_json(values)
+    source = Source(values["source"]["name"], content.encode("latin-1"))
+    return from_json(values, own=vars(execute(source, source.name)))
+
+
+def _own_module(
+    copy: Path | None, stored: Any, what: str, report: Callable[[str], None]
+) -> ModuleType:
+    """The copy as a module; executes it unless a file with the same content was executed before."""
+    if copy is None or not copy.is_file() or not isinstance(stored, dict):
+        raise ConfigError(f"{what} is a class of the run's {OWN}, which is not there")
+    source = Source(str(stored.get("name")), copy.read_bytes())
+    if source.sha256 != stored.get("sha256"):
         raise ConfigError(
-            f"get_config{signature} needs arguments ({error}); it is called without any"
-        ) from None
-    return get_config
-
-
-def _place(error: BaseException, path: str) -> str:
-    """The line of the config file that fails, and that of another file in which it does."""
-    if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        where = "" if error.filename == path else f" of {error.filename}"
-        return f" in line {error.lineno}{where}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == path]
-    return f" in line {lines[-1]}" if lines else ""
-
-
-def _reason(error: BaseException) -> str:
-    """Its type and its text, in one line."""
-    text = ""
-    with contextlib.suppress(Exception):  # of a class whose text cannot be made
-        text = str(error.msg if isinstance(error, SyntaxError) else error)
-    sentence = f"{type(error).__name__}: {' '.join(text.split())}"
-    if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
-        kind = getattr(fields, found[1], None)
-        if dataclasses.is_dataclass(kind) and "Did you mean" not in text:
-            sentence += nearest(found[2], [field.name for field in dataclasses.fields(kind)])
-    return sentence
+            f"{str(copy)!r} is not as it was when training began, by its sha256; bring it back:"
+            f" {what} is defined in it"
+        )
+    name = f"ddpm_jax_config_{source.sha256[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    report(f"executing {copy}, the run's copy of {source.name}, which defines {what}")
+    try:
+        return execute(source, str(copy))
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{str(copy)!r} fails with {type(error).__name__}: {error}; {what} is defined in it"
+        ) from error
 
 
 class Difference(NamedTuple):
-    """A field of two configs, by its dotted name, and its two values."""
+    """A field of two configs, by its dotted name; its two values; what it affects."""
 
     field: str
     first: Any
     second: Any
+    affects: Affects
 
 
-def differences(first: Config, second: Config) -> list[Difference]:
-    """The fields in which two configs differ, in the order of their declaration."""
-    flat_first, flat_second = flat(to_json(first)), flat(to_json(second))
-    return [
-        Difference(field, value, flat_second[field])
-        for field, value in flat_first.items()
-        if value != flat_second[field]
-    ]
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], config: Config
+) -> list[Difference]:
+    """The fields in which two stored configs differ, in the order of their declaration.
 
+    If the classes of a member differ, its fields are left out. A field that one config lacks has
+    the default of its class.
 
-def affects(difference: Difference) -> Affects:
-    """What a difference changes, as its field declares."""
-    return effects()[difference.field]
-
-
-def to_json(config: Config) -> dict[str, Any]:
-    """Nested plain values, as `json.dumps` likes them and as they come back from it."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
-
-
-def from_json(values: dict[str, Any]) -> Config:
-    """The inverse of `to_json`.
-
-    Raises:
-        ConfigError: a field that this version does not know, or one that it misses, or a value that
-            is not of its field's type.
+    Args:
+        first: as `to_json` returns it; nothing is executed.
+        second: the same.
+        config: one of the two, or another with the same classes, which say what a field affects.
     """
-    config: Config = from_plain(values, Config)
-    return config
+    known = effects(config)
+    here, there = flat(first), flat(second)
+    result: list[Difference] = []
+    for field in {**here, **there}:
+        # Its own name, and those of the members that it is in.
+        parts = field.split(".")
+        names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        if any(other.field in names for other in result):
+            continue  # of a member of another class
+        default = _default_of(config, field)
+        pair = here.get(field, default), there.get(field, default)
+        if pair[0] != pair[1]:
+            affects = next((known[name] for name in names if name in known), Affects.MODEL)
+            result.append(Difference(field, *pair, affects))
+    return result
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What `to_json` returns, by dotted names."""
-    plain: dict[str, Any] = {}
+def _default_of(config: Config, field: str) -> Any:
+    """The default of a field as `flat` has it; None without one."""
+    *path, name = field.split(".")
+    value: Any = config
+    for part in path:
+        value = getattr(value, part, None)
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    default = next((default_of(item) for item in fields if item.name == name), None)
+    if isinstance(default, Member):
+        return type(default).__name__
+    if default is dataclasses.MISSING:
+        return None
+    return list(default) if isinstance(default, tuple) else default
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The result of `to_json` by dotted names; the name of a member has its class."""
+    names: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            plain |= flat(value, f"{prefix}{name}.")
+        if not prefix and name in ("format", "source"):
+            continue
+        if name == "class":
+            names[prefix.removesuffix(".")] = str(value).rpartition(":")[2]
+        elif isinstance(value, Mapping):
+            names |= flat(value, f"{prefix}{name}.")
         else:
-            plain[prefix + name] = value
-    return plain
+            names[prefix + name] = value
+    return names

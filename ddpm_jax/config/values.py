@@ -1,27 +1,28 @@
-"""Values against the annotations of their fields: one check of whatever brings a configuration.
+"""The check of values against the annotations of their fields.
 
-Config files, the command line, stored configs and configs that a script builds all come by here.
-What a field may hold is its annotation: int, float, bool, str, `Literal`, `X | None`, a tuple of
-these, or another dataclass.
+It is the same for config files, the command line, stored configs and configs that a script builds.
+An annotation is int, float, bool, str, a `Literal`, `X | None`, a tuple of these, a member of a
+family (`config.base`), or another dataclass. A `Bound` in it restricts the values.
 """
 
 import ast
 import contextlib
 import dataclasses
 import difflib
-import functools
+import inspect
 import math
 import os
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, NoReturn, Union
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-from ddpm_jax.config.fields import Affects, Config, ConfigError
+from ddpm_jax.config.base import Affects, Bound, ConfigError, Member, article, default_of
 
 __all__ = ["checked", "effects", "from_plain", "nearest", "shown"]
 
+_Note = TypeVar("_Note", Affects, Bound)
 _MOST_SHOWN = 80
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _MOST_SHOWN
@@ -29,24 +30,31 @@ _NOUNS = {int: "integer", float: "number", str: "text"}
 
 
 def checked(value: Any, kind: Any, name: str = "") -> Any:
-    """A dataclass `kind` with the values of `value`, each as its field has it.
+    """A dataclass `kind` with the values of `value`, each of the type of its field.
 
     An int of a float field becomes a float, a list a tuple, a scalar of NumPy one of Python; a
     dataclass of a subclass without fields of its own becomes one of `kind`.
 
     Args:
         value: a dataclass of any values.
-        kind: what it has to be.
-        name: of the field that it is, with dots; empty for the whole config.
+        kind: the class that it has to be of.
+        name: of its field, with dots; empty for the whole config.
 
     Raises:
-        ConfigError: with the field, its value, what it has to be, and the nearest of that.
+        ConfigError: with the field, its value, what it has to be, and a similar value that works.
     """
     if not isinstance(value, kind):
-        what = f"the class {value.__name__}" if isinstance(value, type) else _type_of(value)
-        wanted = _article(kind.__name__)
-        raise ConfigError(f"{name or 'the config'} is {what}; it has to be {wanted}")
-    fields, prefix = _annotations(kind), f"{name}." if name else ""
+        if isinstance(value, type):
+            what = f"the class {value.__name__}{' itself' if issubclass(value, kind) else ''}"
+        else:
+            what = "None" if value is None else article(type(value).__name__)
+        raise ConfigError(
+            f"{name or 'the config'} is {what}; it has to be {article(kind.__name__)}"
+        )
+    if issubclass(kind, Member):
+        kind = type(value)
+        _check_decorated(kind, name)
+    fields, prefix = annotations(kind, name), f"{name}." if name else ""
     own = {field.name for field in dataclasses.fields(value)} | vars(value).keys()
     for extra in sorted(own - fields.keys()):
         raise ConfigError(f"{prefix}{extra} is no field of {kind.__name__}{nearest(extra, fields)}")
@@ -60,36 +68,71 @@ def checked(value: Any, kind: Any, name: str = "") -> Any:
     )
 
 
-def from_plain(values: Any, kind: Any, name: str = "") -> Any:
-    """A dataclass `kind` with the values of a JSON object, which has exactly its fields.
+def from_plain(
+    values: Any,
+    kind: Any,
+    name: str = "",
+    *,
+    find_class: Callable[[str, type, str], type],
+    report: Callable[[str], None],
+) -> Any:
+    """A dataclass `kind` with the values of a JSON object.
+
+    Args:
+        values: by the names of fields; a member also has "class".
+        kind: the class that it has to be of.
+        name: as in `checked`.
+        find_class: `(text, family, name) -> class` of a member.
+        report: gets a line for each field that is absent and takes its default.
 
     Raises:
-        ConfigError: as `checked`; or a field that this version does not know, or one that it
-            misses.
+        ConfigError: as `checked`; a field that this version does not know; or one that is absent
+            and has no default.
     """
+    where, prefix = name or "the stored config", f"{name}." if name else ""
     if not isinstance(values, dict):
-        where = name or "the stored config"
         raise ConfigError(f"{where} is {shown(values)}; it has to be an object with fields")
-    fields, prefix = _annotations(kind), f"{name}." if name else ""
-    for field in sorted(fields.keys() ^ values.keys()):
-        what = "misses" if field in fields else "has an unknown"
-        near = "" if field in fields else nearest(field, fields)
+    if issubclass(kind, Member):
+        if not isinstance(values.get("class"), str):
+            raise ConfigError(f"{where} has no class, which says what {article(kind.__name__)} is")
+        kind = find_class(values["class"], kind, name)
+        values = {field: value for field, value in values.items() if field != "class"}
+    fields = annotations(kind, name)
+    for field in sorted(values.keys() - fields.keys()):
         raise ConfigError(
-            f"the stored config {what} field {prefix}{field}{near}; another version wrote it"
+            f"the stored config has an unknown field {prefix}{field}{nearest(field, fields)};"
+            " another version wrote it"
         )
-    return kind(
-        **{
-            field: (from_plain if dataclasses.is_dataclass(hint) else _value)(
-                values[field], hint, prefix + field
+    given = {}
+    for field in dataclasses.fields(kind):
+        hint, place = fields[field.name], prefix + field.name
+        if field.name in values:
+            value = values[field.name]
+            given[field.name] = (
+                from_plain(value, hint, place, find_class=find_class, report=report)
+                if dataclasses.is_dataclass(hint)
+                else _value(value, hint, place)
             )
-            for field, hint in fields.items()
-        }
-    )
+        elif (default := default_of(field)) is dataclasses.MISSING:
+            raise ConfigError(f"the stored config has no {place}, and it has no default")
+        else:
+            what = type(default).__name__ if isinstance(default, Member) else shown(default)
+            report(f"the stored config has no {place}; it takes its default, {what}")
+    return kind(**given)
 
 
-def effects() -> dict[str, Affects]:
-    """What each field of a Config affects, by its name with dots."""
-    return dict(_effects(Config, ""))
+def effects(value: Any, prefix: str = "", family: Affects | None = None) -> dict[str, Affects]:
+    """What each field of a config affects, by its name with dots; for a member also its class."""
+    result: dict[str, Affects] = {}
+    for name, hint in annotations(type(value)).items():
+        inner = getattr(value, name)
+        is_member = isinstance(inner, Member)
+        own = inner.affects if is_member else next(_notes(hint, Affects), family)
+        if own is not None:
+            result[prefix + name] = own
+        if dataclasses.is_dataclass(inner):
+            result |= effects(inner, f"{prefix}{name}.", own)
+    return result
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -99,7 +142,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """What `repr` says, in one short line, whatever `value` is."""
+    """The `repr` of any value, in one short line."""
     try:
         text = " ".join(_REPR.repr(value).split())
     except Exception:  # of a class that is none of ours, or of an integer of 10,000 digits
@@ -117,30 +160,32 @@ class _MisfitError(Exception):
 
 def _value(value: Any, hint: Any, name: str) -> Any:
     try:
-        return _converted(value, hint)
-    except _MisfitError as error:
-        misfit = error
-    _refuse(misfit, name)
+        converted = _converted(value, hint)
+    except _MisfitError as misfit:
+        raise ConfigError(
+            f"{name}{misfit.place} is {shown(misfit.value)}; it has to be {_wanted(misfit)}"
+        ) from None
+    for bound in (*_notes(hint, Bound), _FINITE):
+        if not bound.holds(converted):
+            raise ConfigError(
+                f"{name} is {str(converted) or repr(converted)}; it has to be {bound.wanted}"
+            )
+    return converted
 
 
-def _refuse(misfit: _MisfitError, name: str) -> NoReturn:
-    near = ""
-    for candidate in _candidates(misfit.value, misfit.hint):
-        with contextlib.suppress(_MisfitError):
-            near = f"; did you mean {_converted(candidate, misfit.hint)!r}?"
-            break
+def _wanted(misfit: _MisfitError) -> str:
+    """What the value has to be, and a similar one that works."""
     wanted = _described(misfit.hint)
     if (kind := type(_plain(misfit.value))) in _arms(misfit.hint):
         wanted += _BOUNDS.get(kind, "")
-    raise ConfigError(f"{name}{misfit.place} is {shown(misfit.value)}; it has to be {wanted}{near}")
+    for candidate in _candidates(misfit.value, misfit.hint):
+        with contextlib.suppress(_MisfitError):
+            return f"{wanted}; did you mean {_converted(candidate, misfit.hint)!r}?"
+    return wanted
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`value` as `hint` says.
-
-    Raises:
-        _MisfitError: it is nothing of the kind.
-    """
+    """`value` as a value of the type `hint`; raises _MisfitError if it is none."""
     if typing.get_origin(hint) is Annotated:
         return _converted(value, typing.get_args(hint)[0])
     if len(arms := _arms(hint)) > 1:
@@ -148,7 +193,7 @@ def _converted(value: Any, hint: Any) -> Any:
             try:
                 return _converted(value, arm)
             except _MisfitError as error:
-                if error.place:  # it is this arm that was meant
+                if error.place:  # an item does not fit: the tuple itself does
                     raise
         raise _MisfitError(value, hint)
     if typing.get_origin(hint) is tuple:
@@ -171,15 +216,15 @@ def _as_tuple(value: Any, hint: Any) -> tuple[Any, ...]:
     items = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or JAX
     if not isinstance(items, list | tuple):
         raise _MisfitError(value, hint)
-    inner = typing.get_args(hint)
-    if inner[-1:] == (...,):
-        inner = inner[:1] * len(items)
-    if len(inner) != len(items):
+    hints = typing.get_args(hint)
+    if hints[-1:] == (...,):
+        hints = hints[:1] * len(items)
+    if len(hints) != len(items):
         raise _MisfitError(value, hint)
     converted = []
-    for index, (item, item_hint) in enumerate(zip(items, inner, strict=True)):
+    for index, item in enumerate(items):
         try:
-            converted.append(_converted(item, item_hint))
+            converted.append(_converted(item, hints[index]))
         except _MisfitError as error:
             raise _MisfitError(error.value, error.hint, f"[{index}]{error.place}") from None
     return tuple(converted)
@@ -200,7 +245,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_file_name(value: str) -> bool:
-    """Whether a file can be called so: most texts are names of files, and others are no worse."""
+    """Whether a file can have this name: what all text of a config has to be, path or not."""
     try:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -214,12 +259,12 @@ _FITS = {
     bool: lambda value: True,
     type(None): lambda value: True,
 }
-"""Which values of a type fields take."""
+"""The values that a field of each type takes."""
 _BOUNDS = {int: " below 2^63", str: " that can be the name of a file"}
 
 
 def _candidates(value: Any, hint: Any) -> Iterator[Any]:
-    """What may have been meant, the likeliest first."""
+    """Values that may be meant, the likeliest first."""
     value = _plain(value)
     if isinstance(value, str) and len(value) <= _MOST_SHOWN:
         for arm in _arms(hint):
@@ -240,20 +285,64 @@ def _candidates(value: Any, hint: Any) -> Iterator[Any]:
     yield (value,)
 
 
-def _effects(kind: type, prefix: str) -> Iterator[tuple[str, Affects]]:
-    for name, hint in _annotations(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _effects(typing.cast("type", hint), f"{prefix}{name}.")
-        else:
-            notes = getattr(hint, "__metadata__", ())
-            yield from ((prefix + name, note) for note in notes if isinstance(note, Affects))
+def _notes(hint: Any, kind: type[_Note]) -> Iterator[_Note]:
+    return (note for note in getattr(hint, "__metadata__", ()) if isinstance(note, kind))
 
 
-@functools.cache
-def _annotations(kind: type) -> dict[str, Any]:
-    """Of each field of a dataclass."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+_FINITE = Bound(_is_finite, "finite")
+
+
+def annotations(kind: type, name: str = "") -> dict[str, Any]:
+    """The annotation of each field of a dataclass.
+
+    Raises:
+        ConfigError: a class of the user has one that is not supported.
+    """
+    try:
+        hints = typing.get_type_hints(kind, include_extras=True)
+    except Exception as error:  # annotations of a user may raise anything
+        raise ConfigError(
+            f"{name or kind.__name__}: {kind.__name__} has an annotation that fails"
+            f" with {type(error).__name__}: {error}"
+        ) from error
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    for field, hint in fields.items():
+        if not _is_supported(hint):
+            raise ConfigError(
+                f"{name}.{field} of {kind.__name__} is annotated {shown(hint)}; a field has to be"
+                " int, float, bool, str, a Literal, X | None, a tuple of these, or a member"
+            )
+    return fields
+
+
+def _is_supported(hint: Any, *, nested: bool = True) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        return _is_supported(typing.get_args(hint)[0], nested=nested)
+    if dataclasses.is_dataclass(hint):
+        return nested
+    if len(arms := _arms(hint)) > 1:
+        return all(_is_supported(arm, nested=False) for arm in arms)
+    if typing.get_origin(hint) is tuple:
+        items = (item for item in typing.get_args(hint) if item is not ...)
+        return all(_is_supported(item, nested=False) for item in items)
+    return typing.get_origin(hint) is Literal or hint in _FITS
+
+
+def _check_decorated(kind: type, name: str) -> None:
+    """Raises ConfigError for a class with annotations that are not fields."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for attribute, hint in inspect.get_annotations(kind).items():
+        if attribute not in fields and "ClassVar" not in str(hint):
+            raise ConfigError(
+                f"{name} is {article(kind.__name__)}, whose {attribute} is no field yet; put"
+                " @dataclasses.dataclass(frozen=True) above the class"
+            )
 
 
 def _arms(hint: Any) -> tuple[Any, ...]:
@@ -280,12 +369,4 @@ def _described(hint: Any, *, plural: bool = False) -> str:
     noun = _NOUNS.get(hint, getattr(hint, "__name__", str(hint)))
     if plural:
         return f"{noun}s"
-    return noun if hint is str else _article(noun)
-
-
-def _type_of(value: Any) -> str:
-    return "None" if value is None else _article(type(value).__name__)
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+    return noun if hint is str else article(noun)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddpm_jax.data.images import DataError, check_images, check_labels
-from ddpm_jax.data.preparation import Preparation, first_line
+from ddpm_jax.data.preparation import STORED, Preparation, first_line
 from ddpm_jax.data.source import Arrays, ImageSet
 from ddpm_jax.npz import Header, NpzReader, open_npz
 
@@ -32,7 +32,7 @@ _MOST_NAMES = 2**26
 
 
 def read_archive(
-    path: pathlib.Path, *, preparation: Preparation, memory_gb: float = 4.0
+    path: pathlib.Path, *, preparation: Preparation = STORED, memory_gb: float = 4.0
 ) -> ImageSet:
     """The images in the archive at `path`.
 
@@ -75,7 +75,7 @@ def read_archive(
     )
 
 
-def archive_shape(path: pathlib.Path, *, preparation: Preparation) -> tuple[int, int, int]:
+def archive_shape(path: pathlib.Path, *, preparation: Preparation = STORED) -> tuple[int, int, int]:
     """(height, width, channel) of its prepared images, by the headers alone.
 
     Raises:
@@ -90,15 +90,19 @@ def archive_shape(path: pathlib.Path, *, preparation: Preparation) -> tuple[int,
 def archive_levels(path: pathlib.Path) -> int:
     """The number of grey levels of its images, which are not read."""
     with _opened(path) as reader:
-        return _levels(path, reader, Preparation())
+        return _levels(path, reader, STORED)
 
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[NpzReader]:
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
-        folder = f"; of a folder of images data.name is 'folder:{path}'" if path.is_dir() else ""
-        raise DataError(f"archive {str(path)!r} {what}; data.name is 'npz:PATH'{folder}")
+        folder = (
+            f"; images in it are read with --data folder --data.path {path}"
+            if path.is_dir()
+            else ""
+        )
+        raise DataError(f"archive {str(path)!r} {what}{folder}")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip file, or not all of one")
@@ -156,7 +160,7 @@ def _check_memory(
         raise DataError(
             f"{name} of {str(path)!r} need {needed / 1e9:.3g} GB of memory, and data.memory_gb is"
             f" {memory_gb:g}; --data.memory-gb {math.ceil(needed / 1e9)} would do, or images in a"
-            " folder (folder:PATH), which are read as they are needed"
+            " folder (--data folder), which are read as they are needed"
         )
 
 

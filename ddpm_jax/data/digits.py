@@ -2,22 +2,37 @@
 
 import numpy as np
 
-from ddpm_jax.data.preparation import Preparation
+from ddpm_jax.data.images import DataError
+from ddpm_jax.data.preparation import STORED, Preparation
 from ddpm_jax.data.source import Arrays, ImageSet
 
-__all__ = ["DIGITS_LEVELS", "DIGITS_SHAPE", "read_digits"]
+__all__ = ["DIGITS_LEVELS", "digits_shape", "read_digits"]
 
 DIGITS_LEVELS = 17
-DIGITS_SHAPE = (8, 8, 1)
+_SHAPE = (8, 8, 1)
 _TRAIN = 1437
 """Digits to train on; the other 360 of 1,797 are held out."""
 _SPLIT_SEED = 0
 
 
-def read_digits(preparation: Preparation) -> ImageSet:
-    """All 1,797 of them, in one fixed random split."""
+def read_digits(preparation: Preparation = STORED) -> ImageSet:
+    """All 1,797 of them, 8x8, 17 grey levels, in one fixed random split of 1,437 and 360.
+
+    It is the split of all numbers that this project publishes. The data do not say who wrote a
+    digit, so a writer's digits are in both parts.
+
+    Raises:
+        DataError: a preparation that digits cannot have, see `digits_shape`.
+
+    Example:
+        >>> from ddpm_jax.data import read_digits
+        >>> digits = read_digits()
+        >>> len(digits.train), len(digits.held_out), digits.image_shape, digits.levels
+        (1437, 360, (8, 8, 1), 17)
+    """
     from sklearn.datasets import load_digits
 
+    digits_shape(preparation)
     digits = load_digits()
     images = preparation.of_array(digits.images[..., None].astype(np.uint8))  # whole, 0 to 16
     labels = digits.target.astype(np.int64)
@@ -34,3 +49,17 @@ def read_digits(preparation: Preparation) -> ImageSet:
         classes=tuple(str(digit) for digit in range(10)),
         preparation=str(preparation),
     )
+
+
+def digits_shape(preparation: Preparation) -> tuple[int, int, int]:
+    """(height, width, channel) of the prepared digits.
+
+    Raises:
+        DataError: a preparation that is for images with 256 levels, or a border that is too small.
+    """
+    if preparation.size is not None or preparation.grey:
+        raise DataError(
+            f"preparation.size is {preparation.size} and preparation.grey {preparation.grey};"
+            " digits have 17 grey levels, and only images of 256 are resized or made grey"
+        )
+    return preparation.shape_of(_SHAPE)

@@ -1,13 +1,14 @@
-"""Images that are kept as PNG, JPEG and the like, and decoded when they are asked for.
+"""Images that are stored as PNG, JPEG and the like, and decoded when they are used.
 
-Decoding is where damage shows. One image that cannot be decoded ends the run with a sentence that
-names it, or, with `on_bad_image="skip"`, is left out: of a set that is read into memory for good,
-so that it has fewer images; of one that is read as it goes the next good one stands in its place,
-since a set of millions is not looked through beforehand. Either way it is counted and told.
+Damage shows when an image is decoded. An image that cannot be decoded ends the run with a sentence
+that names it. With `on_bad_image="skip"` it is left out, counted and reported: a set that is read
+into memory then has fewer images; in one that is decoded during training the next good image takes
+its place, since a set of millions is not decoded beforehand.
 """
 
 import concurrent.futures
 import dataclasses
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -18,20 +19,20 @@ from jaxtyping import Integer
 
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.preparation import BadImageError, Preparation, decode
-from ddpm_jax.data.source import Arrays, Examples, spread
+from ddpm_jax.data.source import Arrays, CentreCropped, Examples, ImageSet, Source, spread
 
 __all__ = ["Encoded", "OnBadImage", "Record", "Records", "read_all"]
 
 OnBadImage = Literal["stop", "skip"]
 
 _AT_ONCE = 1000
-"""Records asked for at a time when all are read."""
+"""Records in one read when all are read."""
 _SIZES, _SAMPLE, _AT_MOST = 20_000, 64, 2**20
 """Of a fingerprint: files whose size is in it, records whose bytes are, and bytes of each."""
 
 
 class Record(NamedTuple):
-    """One image as it is kept."""
+    """One stored image."""
 
     encoded: bytes | OSError
     """Or why it cannot be read."""
@@ -48,7 +49,7 @@ class Records(Protocol):
         """Those at these indices."""
 
     def where(self, index: int) -> str:
-        """How a person finds one: its path, or its number in its data set."""
+        """Where it is, for people: its path, or its number in its data set."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,9 +88,9 @@ class Encoded:
         return _stacked(examples, self)
 
     def update_digest(self, digest: Any) -> None:
-        """Adds to a hash what tells these images from others: see `ImageSet.fingerprint`.
+        """Adds what identifies these images to a hash: see `ImageSet.fingerprint`.
 
-        Encoded bytes, which do not depend on who decodes them.
+        It is the encoded bytes, which do not depend on the decoder.
         """
         count = len(self)
         if self.labels is not None:
@@ -106,15 +107,15 @@ class Encoded:
     def decoded(
         self, indices: Sequence[int]
     ) -> list[tuple[np.ndarray, int | None] | BadImageError]:
-        """Image and label of each; in place of one to be skipped, why it is.
+        """Image and label of each; the error in place of one to be skipped.
 
         Raises:
             BadImageError: one cannot be used, and is not to be skipped.
         """
-        found: list[tuple[np.ndarray, int | None] | BadImageError] = []
+        results: list[tuple[np.ndarray, int | None] | BadImageError] = []
         for index, record in zip(indices, self.records.read(indices), strict=True):
             try:
-                found.append((self._pixels(record), record.label))
+                results.append((self._pixels(record), record.label))
             except BadImageError as error:
                 sentence = f"{self.records.where(index)} {error}"
                 if self.on_bad_image == "stop":
@@ -124,8 +125,8 @@ class Encoded:
                     ) from error
                 with self._lock:
                     self.skipped[self.records.where(index)] = str(error)
-                found.append(BadImageError(sentence))
-        return found
+                results.append(BadImageError(sentence))
+        return results
 
     def _pixels(self, record: Record) -> np.ndarray:
         if isinstance(record.encoded, OSError):
@@ -135,7 +136,7 @@ class Encoded:
             height, width = pixels.shape[:2]
             raise BadImageError(
                 f"is {height}x{width}, and others are {self.image_shape[0]}x{self.image_shape[1]};"
-                " --data.size makes them alike"
+                " --preparation.size makes them alike"
             )
         return pixels
 
@@ -200,3 +201,41 @@ def _stacked(examples: list[tuple[np.ndarray, int | None]], source: Encoded) -> 
         images[place] = pixels
     labels = np.array([label for _, label in examples], np.int32) if source.labelled else None
     return Examples(images, labels)
+
+
+def with_crop_and_memory(
+    images: ImageSet, *, crop: int | None = None, memory_gb: float = 4.0
+) -> ImageSet:
+    """The images, the held-out ones cropped in the middle, decoded now if they are few.
+
+    Args:
+        images: as one of the readers opens them.
+        crop: side of the squares that training sees, each at random.
+        memory_gb: a split of at most so many gigabytes of pixels is decoded once, into memory; a
+            larger one as it is read.
+
+    Raises:
+        DataError: an image that cannot be decoded.
+    """
+    train, held_out = (
+        _read_if_small(source, memory_gb, f"{images.name}, {split}")
+        for source, split in zip((images.train, images.held_out), images.splits, strict=True)
+    )
+    preparation = images.preparation
+    if crop is not None:
+        preparation = f"{preparation}, centre crop to {crop}x{crop}"
+    return dataclasses.replace(
+        images,
+        train=train,
+        held_out=held_out if crop is None else CentreCropped(held_out, crop),
+        classes=images.classes if train.labelled and held_out.labelled else None,
+        preparation=preparation,
+        crop=crop,
+    )
+
+
+def _read_if_small(source: Source, memory_gb: float, name: str) -> Source:
+    size = len(source) * math.prod(source.image_shape)
+    if isinstance(source, Encoded) and size <= memory_gb * 1e9:
+        return read_all(source, name)
+    return source

@@ -31,7 +31,7 @@ from typing import NoReturn
 
 from ddpm_jax.data.encoded import Encoded, OnBadImage, Record
 from ddpm_jax.data.images import DataError
-from ddpm_jax.data.preparation import BadImageError, Preparation, decode
+from ddpm_jax.data.preparation import STORED, BadImageError, Preparation, decode
 from ddpm_jax.data.source import ImageSet
 
 __all__ = ["read_folder"]
@@ -73,7 +73,10 @@ class _Files:
 
 
 def read_folder(
-    root: pathlib.Path, *, preparation: Preparation, on_bad_image: OnBadImage
+    root: pathlib.Path,
+    *,
+    preparation: Preparation = STORED,
+    on_bad_image: OnBadImage = "stop",
 ) -> ImageSet:
     """The images below `root`, not yet decoded; three channels unless they become grey.
 
@@ -83,8 +86,10 @@ def read_folder(
     """
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
-        file = f"; of an archive data.name is 'npz:{root}'" if root.is_file() else ""
-        raise DataError(f"folder {str(root)!r} {what}; data.name is 'folder:PATH'{file}")
+        file = (
+            f"; an archive is read with --data archive --data.path {root}" if root.is_file() else ""
+        )
+        raise DataError(f"folder {str(root)!r} {what}{file}")
     splits = _splits(root)
     if splits is not None:
         training, held_out, *unused = splits
@@ -206,7 +211,7 @@ def _walk(top: pathlib.Path) -> Iterator[pathlib.Path]:
     while tops:
         links: list[pathlib.Path] = []
         for place, folders, names in (
-            found for top in tops for found in os.walk(top, onerror=_raise)
+            entry for top in tops for entry in os.walk(top, onerror=_raise)
         ):
             parent = pathlib.Path(place)
             status = parent.stat()

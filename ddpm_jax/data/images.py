@@ -1,4 +1,4 @@
-"""What a set of images is, and how grey levels become numbers a network sees.
+"""Checks of images and labels, and the conversion of grey levels to numbers for a network.
 
 On the host images are uint8 `[n, height, width, channel]`, values 0 to levels - 1: 256 levels for
 8-bit pictures, 17 for scikit-learn's digits. They stay uint8 until they are inside the compiled
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class DataError(UserError):
-    """Data that cannot be used, told in one sentence: what, its value, and what would do."""
+    """Data that cannot be used; the sentence has the argument, its value, and what would do."""
 
 
 def check_images(name: str, images: np.ndarray, levels: int = 256) -> None:

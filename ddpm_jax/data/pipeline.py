@@ -123,7 +123,7 @@ def make_iterator(
 
     Raises:
         DataError: an argument outside its range, by name; labels of a source that has none. Later,
-            when a batch is asked for: an image that cannot be used.
+            when a batch is made: an image that cannot be used.
 
     Example:
         >>> import numpy as np
@@ -155,7 +155,7 @@ def make_iterator(
     if crop is not None:
         check_crop(crop, source.image_shape)
     if with_labels and not source.labelled:
-        raise DataError("the data set has no labels, and the network is to be told classes")
+        raise DataError("the data set has no labels, and the network takes classes")
     return BatchIterator(
         _Batches(source, batch_size, seed, flip, crop, with_labels, process_index, process_count)
     )

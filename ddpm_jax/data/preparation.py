@@ -10,7 +10,7 @@ import PIL.ImageOps
 
 from ddpm_jax.data.images import DataError
 
-__all__ = ["BadImageError", "Preparation", "decode"]
+__all__ = ["STORED", "BadImageError", "Preparation", "decode", "first_line"]
 
 _MOST_PIXELS = 89_478_485
 """A picture of more is refused before it is decoded: Pillow's own limit, 0.27 GB of colours."""
@@ -50,7 +50,7 @@ class Preparation:
         for name in ("size", "pad"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise DataError(f"data.{name} is {value}; it has to be 1 or more")
+                raise DataError(f"preparation.{name} is {value}; it has to be 1 or more")
 
     def __str__(self) -> str:
         done = ["grey"] if self.grey else []
@@ -74,12 +74,13 @@ class Preparation:
             height = width = self.size
         if height is None or width is None:
             raise DataError(
-                f"images have the shape {stored}, no one size; --data.size 64 makes them 64x64"
+                f"images have the shape {stored}, no one size; --preparation.size 64 makes them"
+                " 64x64"
             )
         if self.pad is not None:
             if max(height, width) > self.pad:
                 raise DataError(
-                    f"data.pad is {self.pad}; images of {height}x{width} have no place in it"
+                    f"preparation.pad is {self.pad}; images of {height}x{width} have no place in it"
                 )
             height = width = self.pad
         return height, width, 1 if self.grey else channels
@@ -100,8 +101,8 @@ class Preparation:
             return pixels
         if max(picture.size) > self.pad:
             raise BadImageError(
-                f"is {picture.height}x{picture.width}, and data.pad {self.pad}; --data.size makes"
-                " it smaller"
+                f"is {picture.height}x{picture.width}, and preparation.pad {self.pad};"
+                " --preparation.size makes it smaller"
             )
         return _bordered(pixels, self.pad)
 
@@ -111,6 +112,10 @@ class Preparation:
             flat = images.squeeze(-1) if images.shape[-1] == 1 else images
             return np.stack([self.of_picture(PIL.Image.fromarray(image)) for image in flat])
         return images if self.pad is None else _bordered(images, self.pad)
+
+
+STORED = Preparation()
+"""Leaves images as they are stored."""
 
 
 def decode(encoded: bytes, channels: int) -> PIL.Image.Image:
@@ -170,8 +175,9 @@ def _kind(picture: PIL.Image.Image) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without a stop."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
+    """What an exception says in its first line that is not empty, without a stop."""
+    lines = (line.strip().rstrip(".: ") for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 def _resized(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:

@@ -1,12 +1,13 @@
 """Reads an image data set that TensorFlow Datasets prepared, without TensorFlow.
 
 Records come through array_record, and PNG or JPEG bytes are decoded by Pillow, so that pixels do
-not depend on whether OpenCV is there. A data set is known by its files; its own code, which may
-download, is not asked here (`ddpm_jax.data.prepare` asks it).
+not depend on whether OpenCV is there. Only the files of a data set
+are read; its own code, which may download, runs in `ddpm_jax.data.prepare` only.
 """
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -16,10 +17,16 @@ import numpy as np
 
 from ddpm_jax.data.encoded import Encoded, OnBadImage, Record
 from ddpm_jax.data.images import DataError
-from ddpm_jax.data.preparation import BadImageError, Preparation, decode, first_line
+from ddpm_jax.data.preparation import (
+    STORED,
+    BadImageError,
+    Preparation,
+    decode,
+    first_line,
+)
 from ddpm_jax.data.source import ImageSet
 
-__all__ = ["declared_shape", "read_prepared"]
+__all__ = ["declared_shape", "nearest_names", "prepared_directory", "read_prepared"]
 
 _TENTHS = ("train[10%:]", "train[:10%]")
 """Of a data set of one split. Its records are in the order of a hash of their names, unless its
@@ -34,7 +41,7 @@ class _TfdsRecords:
     directory: pathlib.Path
     split: str
     source: Any
-    """Of tfds: a sequence that can be asked for many at once, in one round trip."""
+    """A sequence of tfds, which reads many records in one round trip."""
     labelled: bool
 
     def __len__(self) -> int:
@@ -61,15 +68,16 @@ def read_prepared(
     name: str,
     directory: pathlib.Path,
     *,
-    preparation: Preparation,
-    on_bad_image: OnBadImage,
-    own: str | None = None,
+    preparation: Preparation = STORED,
+    on_bad_image: OnBadImage = "stop",
 ) -> ImageSet:
-    """The data set `name` prepared below `directory`, not yet decoded; see `ddpm_jax.data.load`.
+    """The data set `name` prepared below `directory`, not yet decoded.
 
-    `own` is what the user may have meant, if there is no such data set.
+    Raises:
+        DataError: an unknown name, or a data set that is not there, is not array_record, or has no
+            images of one size.
     """
-    builder = _open(name, directory, own)
+    builder = _open(name, directory)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     parts = _parts(f"data set {name!r} in {directory}", splits)
     channels, classes = _check_features(f"data set {name!r} in {directory}", builder.info.features)
@@ -92,17 +100,15 @@ def read_prepared(
     )
 
 
-def declared_shape(
-    name: str, directory: pathlib.Path, own: str | None = None
-) -> tuple[int | None, int | None, int]:
+def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int | None, int]:
     """(height, width, channel) as the data set declares them; it need not be prepared.
 
-    Where it declares no size, a name like `downsampled_imagenet/64x64` tells it.
+    If it declares no size, a name like `downsampled_imagenet/64x64` has it.
     """
     import tensorflow_datasets as tfds
 
     try:
-        builder = _open(name, directory, own)
+        builder = _open(name, directory)
     except DataError as error:
         try:
             builder = tfds.builder(name, data_dir=str(directory))
@@ -115,7 +121,7 @@ def declared_shape(
     return height, width, channel
 
 
-def _open(name: str, directory: pathlib.Path, own: str | None) -> Any:
+def _open(name: str, directory: pathlib.Path) -> Any:
     """The reader of a prepared data set, or the sentence that says how to prepare it."""
     import tensorflow_datasets as tfds  # half a second, spared to those who read digits
 
@@ -126,22 +132,22 @@ def _open(name: str, directory: pathlib.Path, own: str | None) -> Any:
         pass
     except Exception as error:  # whatever damaged files or a name it cannot parse raise in tfds
         place = directory / bare
-        if bare and place.exists() and (own is None or any(place.glob("**/dataset_info.json"))):
+        if re.fullmatch(r"\w+", bare) and place.exists():
             raise DataError(
                 f"data set {name!r} in {directory} cannot be opened ({first_line(error)}); if its"
                 f" files are damaged, {_how_to_prepare(name, directory, True)}"
             ) from error
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    known = tfds.list_builders(with_community_datasets=False)
     if bare in known:
         raise DataError(
             f"data set {name!r} is not in {directory}; {_how_to_prepare(name, directory)}"
-            + (f"; of your own images data.name is {own!r}" if own else "")
         )
-    near = repr(own) if own else " or ".join(map(repr, nearest_names(bare, known)))
+    near = " or ".join(map(repr, nearest_names(bare, known)))
     raise DataError(
         f"data set {name!r} is not in {directory} and TensorFlow Datasets has none of that name;"
-        + (f" did you mean {near}," if near else " 'digits' is built in,")
-        + " or is it one of your own, elsewhere (--data.dir or TFDS_DATA_DIR)?"
+        + (f" did you mean {near}," if near else "")
+        + " or is it one of your own, elsewhere (--data.dir or TFDS_DATA_DIR)? Images in a folder"
+        " are read with --data folder --data.path PATH, an .npz file with --data archive"
     )
 
 
@@ -231,3 +237,9 @@ def _how_to_prepare(name: str, directory: pathlib.Path, overwrite: bool = False)
     command = f"ddpm-jax data prepare {name} --dir {directory}"
     command += " --overwrite" if overwrite else ""
     return f"prepare it with `{command}`, or say where it is with --data.dir or TFDS_DATA_DIR"
+
+
+def prepared_directory(given: str | None) -> pathlib.Path:
+    """Where prepared data sets are, by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    place = given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(place).expanduser()

@@ -1,8 +1,8 @@
-"""The contract of everything that images come from, and what a set of images is.
+"""The contract of sources of images, and sets of images.
 
-A source knows how many images it has, what shape they are, and hands out any of them by index, as
-uint8 `[n, height, width, channel]`, with their labels if it has some. Where they are kept, as
-arrays in memory, as files in a folder or as records of a data set, is nobody else's business.
+A source has a number of images of one shape, and returns any of them by index, as uint8
+`[n, height, width, channel]`, with their labels if it has some. They may be arrays in memory, files
+in a folder or records of a data set.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ class Arrays:
         return len(self.images)
 
     def update_digest(self, digest: Any) -> None:
-        """Adds to a hash what tells these images from others: see `ImageSet.fingerprint`."""
+        """Adds what identifies these images to a hash: see `ImageSet.fingerprint`."""
         if self.origin is not None:
             self.origin.update_digest(digest)
             return
@@ -178,7 +178,7 @@ class CentreCropped:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """What a network and a sampler need to know of a data set, without its images."""
+    """The facts about a data set that a network and a sampler need, without its images."""
 
     name: str
     shape: tuple[int, int, int]
@@ -188,7 +188,7 @@ class ImageSpec:
     classes: tuple[str, ...] | None = None
     """Name of each class; None without labels."""
     class_counts: tuple[int, ...] | None = None
-    """Training images of each class; None without labels, or where nobody counted."""
+    """Training images of each class; None without labels, or if they were not counted."""
 
     @property
     def num_classes(self) -> int:
@@ -220,7 +220,7 @@ class ImageSet:
 
     name: str
     train: Source
-    """As they are kept; what is trained on is cropped at random if `crop` says so."""
+    """Before any crop; training crops them at random if `crop` is set."""
     held_out: Source
     levels: int = 256
     """Number of grey levels: values are 0 to levels - 1."""
@@ -267,7 +267,7 @@ class ImageSet:
 
     @property
     def spec(self) -> ImageSpec:
-        """What remains of the set where its images are not at hand."""
+        """The facts about the set that do not need its images."""
         counts = self.class_counts
         return ImageSpec(self.name, self.image_shape, self.levels, self.classes, counts)
 
@@ -287,16 +287,16 @@ class ImageSet:
     def fingerprint(self) -> str:
         """The sha256 of what identifies the images, wherever they are and whatever they are called.
 
-        It is of the number of images, their shape, grey levels, preparation and labels, and which
-        are held out. Of the images it has all pixels of arrays of up to 128 MB, and of larger ones
-        so many bytes of images that are spread evenly. Of files and records it has the sizes of up
-        to 20,000 files and the bytes of 64 files or records of each part, spread evenly, so that
-        it does not depend on whether they were decoded into memory. A change that leaves all these
-        as they are is not seen. Names of classes and files have no say, but their order has.
+        It covers the number of images, their shape, grey levels, preparation and labels, and which
+        are held out. Of arrays it covers all pixels up to 128 MB, and of larger ones as many bytes
+        of images that are spread evenly. Of files and records it covers the sizes of up to 20,000
+        files and the bytes of 64 files or records of each part, spread evenly, so that it does not
+        depend on whether they were decoded into memory. It misses changes of anything else. Names
+        of classes and files do not count, but their order does.
 
         Example:
-            >>> from ddpm_jax.data import load
-            >>> load("digits").fingerprint == load("digits", crop=6).fingerprint
+            >>> from ddpm_jax.data import Preparation, read_digits
+            >>> read_digits().fingerprint == read_digits(Preparation(pad=10)).fingerprint
             False
         """
         digest = hashlib.sha256()
@@ -314,7 +314,7 @@ class ImageSet:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """One sentence: which splits and classes were found, and how many images they have."""
+        """One sentence with the splits, the classes, and how many images they have."""
         (train, held_out), parts = self.splits, []
         parts.append(f"{len(self.train):,} images to train on ({train!r})")
         parts.append(f"{len(self.held_out):,} held out ({held_out!r})")
@@ -359,7 +359,7 @@ def check_crop(side: int, image_shape: tuple[int, int, int]) -> None:
     height, width, _ = image_shape
     if not 1 <= side <= min(height, width):
         raise DataError(
-            f"data.crop is {side}; of images of {height}x{width} it can leave 1 to"
+            f"preparation.crop is {side}; of images of {height}x{width} it can leave 1 to"
             f" {min(height, width)} pixels"
         )
 

@@ -3,14 +3,13 @@
 Inception knows photographs of 299x299 pixels; for digits of 8x8 its features say little, and its
 weights may not be at hand. A classifier of the data set's own classes is a feature space in which
 the same distances can be taken. They compare two sets of images in *this* space and are no FID: a
-number goes with the classifier that it was measured in, told by the sha256 of its weights.
+number goes with the classifier that it was measured in, known by the sha256 of its weights.
 
 Three convolutions, each at half the resolution of the one before, mean and maximum over positions,
 and a dense layer whose activations are the features; the logits follow from these by a linear map.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,8 @@ from ddpm_jax.data import (
     to_model_range,
 )
 from ddpm_jax.data.preparation import first_line
-from ddpm_jax.evaluation.features import FeatureNetwork, Features
-from ddpm_jax.evaluation.guards import EvaluationError
-from ddpm_jax.files import whole_file
-from ddpm_jax.npz import open_npz
+from ddpm_jax.evaluation.features import EvaluationError, FeatureNetwork, Features
+from ddpm_jax.npz import arrays_digest, load_npz, save_npz
 
 __all__ = [
     "FEATURES",
@@ -113,20 +110,16 @@ def train_classifier(images: ImageSet, key: Key[Array, ""]) -> Any:
 
 
 def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
-    """What `train_classifier` found, as a feature space of pictures with 256 levels.
+    """Parameters of `train_classifier` as a feature space of pictures with 256 levels.
 
     Raises:
         EvaluationError: parameters of another classifier, or not finite; images without labels.
     """
     flat = _flat(params)
     _check(images, flat)
-    digest = hashlib.sha256()
-    for name, values in flat.items():
-        digest.update(name.encode())
-        digest.update(values.tobytes())
     return FeatureNetwork(
         name=f"{images.name} classifier",
-        identity=digest.hexdigest(),
+        identity=arrays_digest(flat),
         dim=FEATURES,
         classes=images.num_classes,
         apply=jax.tree_util.Partial(_compiled(Classifier(images.num_classes)), params),
@@ -159,9 +152,7 @@ def save_classifier(path: Path, params: Any, *, images: str = "") -> None:
         params: of a `Classifier`.
         images: what it was trained on, in any words that `load_classifier` compares.
     """
-    flat = _flat(params) | {"images": np.array(images)}
-    with whole_file(path) as file:
-        np.savez(file, allow_pickle=False, **flat, sha256=np.array(_digest(flat)))
+    save_npz(path, _flat(params) | {"images": np.array(images)})
 
 
 def load_classifier(path: Path, *, images: str | None = None) -> Any:
@@ -176,10 +167,7 @@ def load_classifier(path: Path, *, images: str | None = None) -> Any:
     """
     where = f"the classifier {str(path)!r}"
     try:
-        with open_npz(path, most_bytes=_MOST_BYTES) as archive:
-            stored = {name: archive.read(name) for name in sorted(archive.names)}
-        stated = stored.pop("sha256", np.array("absent")).item()
-        found = _digest(stored)
+        stored, intact = load_npz(path, most_bytes=_MOST_BYTES)
         trained_on = stored.pop("images", np.array("")).item()
         params = unflatten_dict(stored, sep="/")
     except FileNotFoundError:
@@ -189,7 +177,7 @@ def load_classifier(path: Path, *, images: str | None = None) -> Any:
             f"{where} cannot be read ({first_line(error)}); it has to be a classifier.npz that"
             " ddpm-jax evaluate wrote"
         ) from error
-    if stated != found:
+    if not intact:
         raise EvaluationError(
             f"{where} is not as it was written: it does not have the sha256 that it states; take"
             " one that ddpm-jax evaluate wrote"
@@ -209,9 +197,9 @@ def _check(images: ImageSet, flat: Mapping[str, np.ndarray]) -> None:
         raise EvaluationError(refused)
     x = jax.ShapeDtypeStruct((1, *images.image_shape), jnp.float32)
     expected = jax.eval_shape(Classifier(images.num_classes).init, jax.random.key(0), x)
-    wanted, found = _kinds(flatten_dict(expected, sep="/")), _kinds(flat)
-    for name in sorted(wanted.keys() | found.keys()):
-        here, there = found.get(name, "absent"), wanted.get(name, "absent")
+    wanted, given = _kinds(flatten_dict(expected, sep="/")), _kinds(flat)
+    for name in sorted(wanted.keys() | given.keys()):
+        here, there = given.get(name, "absent"), wanted.get(name, "absent")
         if here != there:
             raise EvaluationError(f"{refused}: {name} is {here} in it, and has to be {there}")
         if not np.isfinite(flat[name]).all():
@@ -221,15 +209,6 @@ def _check(images: ImageSet, flat: Mapping[str, np.ndarray]) -> None:
 def _kinds(flat: Mapping[str, Any]) -> dict[str, str]:
     """Dtype and shape of each array."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in flat.items()}
-
-
-def _digest(flat: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, kind in sorted(_kinds(flat).items()):
-        digest.update(f"{name} {kind};".encode())
-        digest.update(np.ascontiguousarray(flat[name]).tobytes())
-    return digest.hexdigest()
 
 
 def _flat(params: Any) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ are zero come out of the computation as about 1e-16 of the largest, of either si
 import numpy as np
 from jaxtyping import Float
 
-from ddpm_jax.evaluation.guards import EvaluationError, check_same_dim
+from ddpm_jax.evaluation.features import EvaluationError, check_same_dim
 from ddpm_jax.evaluation.moments import Moments, covariance
 
 __all__ = ["frechet_distance", "frechet_distance_of_gaussians"]
@@ -114,5 +114,5 @@ def _factor(name: str, matrix: np.ndarray) -> np.ndarray:
             f"{name} is no covariance: scaled to unit variances it has the eigenvalue"
             f" {eigenvalues[0]:.3g}, and none may be negative"
         )
-    kept = eigenvalues > zero
-    return deviations[:, None] * vectors[:, kept] * np.sqrt(eigenvalues[kept])
+    positive = eigenvalues > zero
+    return deviations[:, None] * vectors[:, positive] * np.sqrt(eigenvalues[positive])

@@ -7,12 +7,11 @@ SHA-256 is compared before a byte of it is read as anything else.
 
 `convert` writes the same tensors, under the same names and in the same layout, to an `.npz`, with
 the SHA-256 of the file that they came from and one of themselves, which is compared at each load.
-It tells damage, and alterations by who does not mean to deceive.
+That detects damage and accidental edits, not tampering.
 """
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +26,8 @@ from ddpm_jax.data.preparation import first_line
 from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.evaluation.torch_weights import MOST_BYTES, WeightsError, read_state_dict
-from ddpm_jax.files import check_size, whole_file
-from ddpm_jax.npz import open_npz
+from ddpm_jax.files import check_size
+from ddpm_jax.npz import arrays_digest, load_npz, save_npz
 
 __all__ = ["PUBLIC_SHA256", "convert", "expected_shapes", "inception_network", "to_variables"]
 
@@ -36,8 +35,8 @@ PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b
 """Its beginning is in the file's name, as torch.hub wants it. All of it is from public projects
 that pin the file by it and agree; HyperGAN's documentation is one of them."""
 
-_ABOUT = "about"
-"""The one entry of an `.npz` that is no tensor: JSON, in UTF-8."""
+_SOURCE = "source"
+"""The array of an `.npz` that is no tensor: the SHA-256 of the file that the tensors came from."""
 
 _BIAS = "fc.bias"
 """A tensor of the file that the network does not use: see `inception` about the logits."""
@@ -84,7 +83,7 @@ def inception_network(
     """
     weights = _read(path, other_weights=other_weights)
     variables = jax.device_put(to_variables(weights.tensors), sharding)
-    about = f"{_digest(weights.tensors)} {inception.PREPARATION}"
+    about = f"{arrays_digest(weights.tensors)} {inception.PREPARATION}"
     return FeatureNetwork(
         name=_name(weights.source),
         identity=hashlib.sha256(about.encode()).hexdigest(),
@@ -109,12 +108,8 @@ def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
     if not target.parent.is_dir():
         raise WeightsError(f"the target is {target}; there is no folder {target.parent}")
     weights = _read(source, other_weights=other_weights)
-    about = {"source": weights.source, "tensors": _digest(weights.tensors)}
-    coded = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    arrays: dict[str, Any] = {_ABOUT: coded, **weights.tensors}
     try:
-        with whole_file(target) as file:
-            np.savez(file, **arrays)
+        save_npz(target, {**weights.tensors, _SOURCE: np.array(weights.source)})
     except OSError as error:
         raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
     return f"{target}: {_name(weights.source)}, {len(weights.tensors)} tensors of {source}"
@@ -174,13 +169,11 @@ def _read(path: Path, *, other_weights: bool) -> Weights:
 
 
 def _read_converted(path: Path) -> Weights:
-    """What `convert` wrote, if nobody has changed it since."""
+    """The file that `convert` wrote, if it is unchanged."""
     try:
-        with open_npz(path, most_bytes=MOST_BYTES) as archive:
-            tensors = {name: archive.read(name) for name in sorted(archive.names)}
-        about = json.loads(tensors.pop(_ABOUT).tobytes())
-        source, digest = about["source"], about["tensors"]
-        if not re.fullmatch("[0-9a-f]{64}", source):
+        tensors, intact = load_npz(path, most_bytes=MOST_BYTES)
+        source = tensors.pop(_SOURCE, np.array("")).item()
+        if not (isinstance(source, str) and re.fullmatch("[0-9a-f]{64}", source)):
             raise ValueError("it does not state the SHA-256 of its source")
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
@@ -188,7 +181,7 @@ def _read_converted(path: Path) -> Weights:
         raise WeightsError(
             f"{path} is no converted Inception-v3, or damaged: {first_line(error)}"
         ) from error
-    if _digest(tensors) != digest:
+    if not intact:
         raise WeightsError(
             f"{path} is not as it was written: its tensors do not have the SHA-256 that it states;"
             " convert the weights again"
@@ -201,10 +194,10 @@ def _check(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     expected = expected_shapes()
     for name in sorted(expected.keys() | tensors.keys()):
         wanted = f"float32{list(expected[name])}" if name in expected else "absent"
-        found = f"{tensors[name].dtype}{list(tensors[name].shape)}" if name in tensors else "absent"
-        if found != wanted:
+        given = f"{tensors[name].dtype}{list(tensors[name].shape)}" if name in tensors else "absent"
+        if given != wanted:
             raise WeightsError(
-                f"{path} is of another network: {name[:80]} is {found} there, and {wanted} in"
+                f"{path} is of another network: {name[:80]} is {given} there, and {wanted} in"
                 " Inception-v3"
             )
 
@@ -218,13 +211,3 @@ def _sha256(path: Path) -> str:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is no file of weights: {error}") from error
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, dtypes, shapes and values, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {tensor.dtype.str} {tensor.shape};".encode())
-        digest.update(tensor.data)
-    return digest.hexdigest()

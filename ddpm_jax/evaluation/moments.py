@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ddpm_jax.evaluation.guards import EvaluationError, check_features, check_same_dim
+from ddpm_jax.evaluation.features import EvaluationError, check_features, check_same_dim
 
 __all__ = ["Moments", "covariance", "merge", "moments_of"]
 

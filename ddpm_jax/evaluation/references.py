@@ -1,7 +1,13 @@
-"""Statistics of a data set that samples are compared with, and what they were computed from."""
+"""Statistics of a data set that samples are compared with, what they were computed from, and files.
+
+A file of a reference is an `.npz` with the sha256 of all that is in it (see `ddpm_jax.npz`).
+Nothing is pickled. Equal references make equal bytes.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +15,29 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from ddpm_jax.evaluation.guards import EvaluationError
+from ddpm_jax.data.preparation import first_line
+from ddpm_jax.evaluation.features import EvaluationError
 from ddpm_jax.evaluation.moments import Moments, merge, moments_of
 from ddpm_jax.evaluation.streaming import features_of
+from ddpm_jax.npz import load_npz, save_npz
 
-__all__ = ["Provenance", "Reference", "check_same", "check_same_features", "make_reference"]
+__all__ = [
+    "Provenance",
+    "Reference",
+    "check_same",
+    "load_reference",
+    "make_reference",
+    "save_reference",
+]
 
-_OF_FEATURES = ("network", "network_sha256", "preprocessing")
+_FORMAT = 2
+_HALVES = ("even", "odd")
+_NAMES = {
+    *("format", "provenance", "features"),
+    *(f"{half}_{part}" for half in _HALVES for part in ("rows", "mean", "scatter")),
+}
+_MOST_BYTES = 2**30
+"""Of all arrays together: 10,000 features of 2048 numbers and their two moments are 0.15 of it."""
 
 
 class Provenance(NamedTuple):
@@ -43,7 +65,7 @@ class Reference(NamedTuple):
     halves: tuple[Moments, Moments]
     """Of every other image, the first among them, and of the others: how far the data set is from
     itself. Together they are `moments`."""
-    features: Float[np.ndarray, "kept dim"] | None = None
+    features: Float[np.ndarray, "some dim"] | None = None
     """float32, of the first images: for the kernel distance, precision and recall."""
 
 
@@ -73,7 +95,8 @@ def make_reference(
         EvaluationError, DataError: as `features_of` and `moments_of`; or less than two images.
     """
     digest = hashlib.sha256()
-    count, kept = 0, []
+    count = 0
+    pooled: list[np.ndarray] = []
     halves: list[Moments | None] = [None, None]
 
     def hashed() -> Iterator[np.ndarray]:
@@ -85,43 +108,116 @@ def make_reference(
             digest.update(np.ascontiguousarray(batch).data)
             count += len(batch)
 
-    seen = 0
+    start = 0
     for features in features_of(apply, hashed(), mesh, batch_size):
         for parity in (0, 1):
-            rows, so_far = features.pooled[(parity - seen) % 2 :: 2], halves[parity]
+            rows, so_far = features.pooled[(parity - start) % 2 :: 2], halves[parity]
             if len(rows):
                 part = moments_of(rows)
                 halves[parity] = part if so_far is None else merge(so_far, part)
-        kept.append(features.pooled[: max(0, keep_features - seen)].astype(np.float32))
-        seen += len(features.pooled)
+        pooled.append(features.pooled[: max(0, keep_features - start)].astype(np.float32))
+        start += len(features.pooled)
     even, odd = halves
     if even is None or odd is None:
         raise EvaluationError(f"images has {count}; statistics are of at least two images")
     provenance = Provenance(
         dataset, split, count, digest.hexdigest(), preprocessing, network, network_sha256
     )
-    rows = np.concatenate(kept) if keep_features else None
+    rows = np.concatenate(pooled) if keep_features else None
     return Reference(provenance, merge(even, odd), (even, odd), rows)
-
-
-def check_same_features(a: Provenance, b: Provenance) -> None:
-    """Raises EvaluationError unless features of `a` and `b` can be compared with one another.
-
-    That is, unless one network saw both, prepared in one way.
-    """
-    _check_fields(a, b, _OF_FEATURES)
 
 
 def check_same(a: Provenance, b: Provenance) -> None:
     """Raises EvaluationError, with the first field that differs, unless the two are the same."""
-    _check_fields(a, b, Provenance._fields)
-
-
-def _check_fields(a: Provenance, b: Provenance, fields: Iterable[str]) -> None:
-    for field in fields:
-        of_a, of_b = getattr(a, field), getattr(b, field)
+    for field, of_a, of_b in zip(Provenance._fields, a, b, strict=True):
         if of_a != of_b:
             raise EvaluationError(
                 f"{field} is {of_a!r} of some statistics and {of_b!r} of others; they can only be"
                 " compared or mixed if it is the same"
             )
+
+
+def save_reference(path: Path, reference: Reference) -> None:
+    """Writes `reference` to `path`, all of it or nothing.
+
+    Raises:
+        EvaluationError: `path` does not end in .npz.
+        OSError: the disk refuses; what was at `path` is still there.
+    """
+    if path.suffix != ".npz":
+        raise EvaluationError(f"path is {path}; it has to end in .npz")
+    save_npz(path, _arrays(reference))
+
+
+def load_reference(path: Path) -> Reference:
+    """Reads what `save_reference` wrote.
+
+    Raises:
+        EvaluationError: it is missing, damaged or altered, or of another version.
+    """
+    try:
+        arrays, intact = load_npz(path, most_bytes=_MOST_BYTES)
+    except FileNotFoundError:
+        raise EvaluationError(f"{path} is missing; it has to be a file of statistics") from None
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # damage shows as whatever zipfile or numpy raises
+        raise EvaluationError(
+            f"{path} is damaged or no file of statistics ({first_line(error)}); make it anew"
+        ) from error
+    version = arrays.get("format", np.array("absent"))
+    if version.shape != () or version.item() != _FORMAT:
+        raise EvaluationError(
+            f"{path} is of another version of ddpm_jax: its format is {str(version)[:80]}, and"
+            f" {_FORMAT} is read here"
+        )
+    if not intact:
+        raise EvaluationError(f"{path} has been altered: it does not have its own sha256")
+    try:
+        return _reference(arrays)
+    except Exception as error:  # its own sha256 can be computed by anyone
+        raise EvaluationError(
+            f"{path} is no file of statistics ({first_line(error)}); make it anew"
+        ) from error
+
+
+def _reference(arrays: Mapping[str, np.ndarray]) -> Reference:
+    """From the arrays of a file; ValueError, KeyError or TypeError if they are no reference."""
+    if unknown := arrays.keys() - _NAMES:
+        raise ValueError(f"{min(unknown)[:80]!r} is none of its arrays")
+    halves = []
+    for half in _HALVES:
+        rows, mean, scatter = (arrays[f"{half}_{part}"] for part in ("rows", "mean", "scatter"))
+        dim = mean.size
+        shapes = rows.shape, mean.shape, scatter.shape
+        if rows.dtype.kind != "i" or shapes != ((), (dim,), (dim, dim)):
+            raise ValueError(f"the moments {half!r} have other shapes than moments have")
+        if {mean.dtype, scatter.dtype} != {np.dtype(np.float64)}:
+            raise ValueError(f"the moments {half!r} are not float64")
+        halves.append(Moments(int(rows), mean, scatter))
+    even, odd = halves
+    features = arrays.get("features")
+    if features is not None and (features.dtype.kind, features.shape[1:]) != ("f", even.mean.shape):
+        raise ValueError(f"features have dtype {features.dtype} and shape {features.shape}")
+    provenance = Provenance(**json.loads(str(arrays["provenance"])))
+    for field, kind in Provenance.__annotations__.items():
+        if type(getattr(provenance, field)) is not kind:
+            raise ValueError(f"{field} of its provenance is no {kind.__name__}")
+    return Reference(provenance, merge(even, odd), (even, odd), features)
+
+
+def _arrays(reference: Reference) -> dict[str, np.ndarray]:
+    """What the file holds, by name."""
+    arrays = {
+        "format": np.array(_FORMAT, np.int64),
+        "provenance": np.array(json.dumps(reference.provenance._asdict())),
+    }
+    for half, moments in zip(_HALVES, reference.halves, strict=True):
+        arrays |= {
+            f"{half}_rows": np.array(moments.rows, np.int64),
+            f"{half}_mean": moments.mean,
+            f"{half}_scatter": moments.scatter,
+        }
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    return arrays

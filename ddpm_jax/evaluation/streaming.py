@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.data import check_images
-from ddpm_jax.evaluation.guards import EvaluationError, check_at_least
+from ddpm_jax.evaluation.features import EvaluationError, check_at_least
 from ddpm_jax.parallel import replicated, split_by_batch
 
 __all__ = ["features_of"]
 
 Features = TypeVar("Features")
-"""What a network says of a batch: arrays whose leading axis is the batch."""
+"""The output of a network for a batch: arrays whose leading axis is the batch."""
 
 
 def features_of(
@@ -25,13 +25,13 @@ def features_of(
     mesh: Mesh,
     batch_size: int,
 ) -> Iterator[Features]:
-    """What `apply` says of all images, batch by batch, as arrays on the host.
+    """`apply(images)` of all images, batch by batch, as arrays on the host.
 
     Images are gathered into batches of `batch_size`, rounded up to a multiple of the devices; the
-    last one is filled up with its own images, and what is said of those is cut off. So one compiled
-    call serves all, and other images of that shape later on. Each batch is split over the whole
-    mesh; its results, batch x dim and batch x classes numbers, are gathered by every process, and
-    nothing else is.
+    last one is filled up with copies of its own images, whose features are cut off. So one compiled
+    call serves all batches, and later ones of other images of that shape. Each batch is split over
+    the whole mesh; only its results, batch x dim and batch x classes numbers, are gathered by every
+    process.
 
     Args:
         apply: uint8 `[batch, height, width, channel]` -> arrays of leading axis batch, such as
@@ -59,9 +59,9 @@ def _features(
     for batch in _regrouped(images, size):
         count = len(batch)
         filled = jax.device_put(batch[np.arange(size) % count], split_by_batch(mesh))
-        told: Any = jax.device_get(call(network, filled))
-        _check_told(told, size)
-        yield jax.tree.map(functools.partial(_first, count), told)
+        features: Any = jax.device_get(call(network, filled))
+        _check_rows(features, size)
+        yield jax.tree.map(functools.partial(_first, count), features)
 
 
 @functools.cache
@@ -80,27 +80,27 @@ def _first(count: int, rows: np.ndarray) -> np.ndarray:
 
 
 def _regrouped(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same images, `size` at a time; at the end, what is left."""
-    held: list[np.ndarray] = []
+    """The same images, `size` at a time; at the end, the rest."""
+    waiting: list[np.ndarray] = []
     for batch in images:
         check_images("images", batch)
-        if held and batch.shape[1:] != held[0].shape[1:]:
+        if waiting and batch.shape[1:] != waiting[0].shape[1:]:
             raise EvaluationError(
-                f"images of shape {batch.shape[1:]} follow some of {held[0].shape[1:]}; all have to"
-                " be of one shape"
+                f"images of shape {batch.shape[1:]} follow some of {waiting[0].shape[1:]}; all have"
+                " to be of one shape"
             )
-        held.append(batch)
-        if sum(map(len, held)) >= size:
-            joined = np.concatenate(held)
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= size:
+            joined = np.concatenate(waiting)
             whole = len(joined) // size * size
             yield from np.split(joined[:whole], whole // size)
-            held = [joined[whole:]]
-    if held and sum(map(len, held)):
-        yield np.concatenate(held)
+            waiting = [joined[whole:]]
+    if waiting and sum(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
-def _check_told(told: Any, size: int) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(told):
+def _check_rows(features: Any, size: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(features):
         if leaf.shape[:1] != (size,):
             raise EvaluationError(
                 f"apply(images){jax.tree_util.keystr(path)} has shape {leaf.shape}; it has to have"

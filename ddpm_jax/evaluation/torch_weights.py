@@ -53,7 +53,7 @@ _DTYPES: dict[str, np.dtype] = {
 
 
 class WeightsError(UserError):
-    """A file of weights that cannot be used, told in one sentence."""
+    """A file of weights that cannot be used."""
 
 
 class _Global(NamedTuple):

@@ -1,8 +1,8 @@
 """What a run records of its data set in `images.json`, so that sampling needs no images.
 
 It is written once, when the run begins: shape, grey levels and classes of the images, and, for a
-process that follows from them, their spectrum. The counts and a fingerprint of the content tell
-whether a data set that is found later, here or elsewhere and under whatever path, is the same one.
+process that follows from them, what it has measured. The counts and a fingerprint of the content
+tell whether a data set that is found later, here or elsewhere, is the same one.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import numpy as np
 
 from ddpm_jax.data import ImageSet, ImageSpec
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.directory import RunDirectoryError, write_json
+from ddpm_jax.experiment.experiment import Experiment
+from ddpm_jax.experiment.run_directory import RunDirectoryError, write_json
 from ddpm_jax.files import json_digest, read_json
 
 __all__ = ["DataRecord", "check_same_data", "read_data_record", "record_of", "write_data_record"]
@@ -29,9 +29,8 @@ class DataRecord:
     held_out_images: int
     fingerprint: str
     """Of the content, `ImageSet.fingerprint`."""
-    spectrum: np.ndarray | None = None
-    """Variance of the training images in each cosine mode, `[height, width, channel]`, for a
-    process that follows from it."""
+    measured: np.ndarray | None = None
+    """What the process has measured of the training images, see `config.Process.measure`."""
 
 
 def record_of(experiment: Experiment) -> DataRecord:
@@ -42,14 +41,14 @@ def record_of(experiment: Experiment) -> DataRecord:
         train_images=len(images.train),
         held_out_images=len(images.held_out),
         fingerprint=images.fingerprint,
-        spectrum=experiment.spectrum,
+        measured=experiment.measured,
     )
 
 
 def write_data_record(path: Path, record: DataRecord) -> None:
     """All of it or nothing."""
-    spectrum = None if record.spectrum is None else np.asarray(record.spectrum, np.float64).tolist()
-    values = {**dataclasses.asdict(record), "spectrum": spectrum}
+    measured = None if record.measured is None else np.asarray(record.measured, np.float64).tolist()
+    values = {**dataclasses.asdict(record), "measured": measured}
     write_json(path, {**values, "sha256": json_digest(values)})
 
 
@@ -76,7 +75,7 @@ def read_data_record(path: Path) -> DataRecord | None:
 
 
 def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
-    """Raises UserError unless `images` are those of the record, wherever they are kept."""
+    """Raises UserError unless `images` are those of the record, wherever they are."""
     differences = [
         f"{name} {there} then and {here} now"
         for name, there, here in (
@@ -92,12 +91,12 @@ def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
     if differences:
         raise UserError(
             f"the data set {images.name!r} is not the one that the run {str(run)!r} was begun with"
-            f" ({'; '.join(differences)}); --data.name and --data.dir say where the right one is"
+            f" ({'; '.join(differences)}); --data and its fields say where the right one is"
         )
 
 
 def _from_plain(values: dict[str, Any]) -> DataRecord:
-    spec, spectrum = dict(values["spec"]), values["spectrum"]
+    spec, measured = dict(values["spec"]), values["measured"]
     height, width, channel = spec["shape"]
     return DataRecord(
         spec=ImageSpec(
@@ -112,5 +111,5 @@ def _from_plain(values: dict[str, Any]) -> DataRecord:
         train_images=int(values["train_images"]),
         held_out_images=int(values["held_out_images"]),
         fingerprint=str(values["fingerprint"]),
-        spectrum=None if spectrum is None else np.array(spectrum, np.float64),
+        measured=None if measured is None else np.array(measured, np.float64),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax import training
 from ddpm_jax.data import Examples
-from ddpm_jax.experiment.build import (
+from ddpm_jax.experiment.experiment import (
     Experiment,
     initial_state,
     lower_step,
@@ -16,7 +16,7 @@ from ddpm_jax.experiment.build import (
     make_form,
     make_objective,
 )
-from ddpm_jax.experiment.directory import RunDirectory, RunDirectoryError
+from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.training.objective import draw
 
 __all__ = ["Replayed", "replay"]

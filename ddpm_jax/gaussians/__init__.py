@@ -2,7 +2,7 @@
 
 Three kinds of covariance, each in a module of its own:
 
-    diagonal      one value per element; who calls sums over the dimensions it means
+    diagonal      one value per element; the caller sums over dimensions
     full          Cholesky factors [..., d, d]; one value per Gaussian
     discretized   a Gaussian cut into the bins of grey levels; one value per element
 

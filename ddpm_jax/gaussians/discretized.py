@@ -1,6 +1,6 @@
 r"""Likelihoods of grey levels: a Gaussian cut into bins, in nats.
 
-The probability of one bin is a difference, Phi(upper) - Phi(lower), that float32 does not survive
+The probability of one bin is a difference, Phi(upper) - Phi(lower), that cancels in float32
 as it stands. Let c be the distance of the bin's centre from the mean, a = c - delta that of its
 nearer edge and b = c + delta that of the farther one, in deviations, and Q(z) = 1 - Phi(z).
 
@@ -27,7 +27,7 @@ from jax.scipy.special import erfc
 from jaxtyping import Array, Float
 
 from ddpm_jax.checks import check_count, check_float, check_level_range, check_same_shape
-from ddpm_jax.gaussians.rounding import LOG_TWO_PI, half_square, widened
+from ddpm_jax.gaussians.diagonal import LOG_TWO_PI, half_square, widened_together
 
 __all__ = ["discretized_log_likelihood"]
 
@@ -80,7 +80,7 @@ def discretized_log_likelihood(
     if not 2 <= levels <= 65536:
         raise ValueError(f"levels is {levels}; there are at least 2 grey levels, at most 65536")
     check_level_range("x", x)
-    dtype, arrays = widened(x, mean, standard_deviation)
+    dtype, arrays = widened_together(x, mean, standard_deviation)
     return _log_probability(levels, *arrays).astype(dtype)
 
 
@@ -103,7 +103,7 @@ def _value_and_slopes(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log P and its derivatives in mean and deviation; the module's head has the formulas."""
     half_bin = 1.0 / (levels - 1)
-    # x sits on a grid of spacing 2 h, so a quarter of that tells the outer levels apart safely.
+    # x sits on a grid of spacing 2 h, so a quarter of that separates the outer levels safely.
     at_bottom, at_top = x < -1.0 + 0.5 * half_bin, x > 1.0 - 0.5 * half_bin
     is_open = at_bottom | at_top
     # Outer bins look outwards, as if their far edge were at infinity.

@@ -1,4 +1,4 @@
-"""Gaussians with full covariance, told by Cholesky factors, in nats: one value per Gaussian.
+"""Gaussians with full covariance, given by Cholesky factors, in nats: one value per Gaussian.
 
 A covariance is given by its lower-triangular factor L with a positive diagonal, covariance =
 L L^T, as `jnp.linalg.cholesky` returns it; what stands above the diagonal is not read. Leading
@@ -12,7 +12,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ddpm_jax.checks import check_float, check_same_shape
-from ddpm_jax.gaussians.rounding import LOG_TWO_PI, excess_minus_log, half_square, widened
+from ddpm_jax.gaussians.diagonal import LOG_TWO_PI, excess_minus_log, half_square, widened_together
 
 __all__ = ["entropy_full", "kl_full", "log_density_full"]
 
@@ -49,7 +49,7 @@ def kl_full(
     _check_factor("cholesky_q", cholesky_q, "mean_q", mean_q)
     check_same_shape("mean_p", mean_p, "mean_q", mean_q)
     _check_factor("cholesky_p", cholesky_p, "mean_q", mean_q)
-    dtype, arrays = widened(mean_q, cholesky_q, mean_p, cholesky_p)
+    dtype, arrays = widened_together(mean_q, cholesky_q, mean_p, cholesky_p)
     wide_q, factor_q, wide_p, factor_p = arrays
 
     # M - I = L_p^{-1} (L_q - L_p) and not M: the difference of close factors is exact.
@@ -73,7 +73,7 @@ def entropy_full(cholesky: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]
     check_float("cholesky", cholesky)
     if cholesky.ndim < 2 or cholesky.shape[-1] != cholesky.shape[-2]:
         raise ValueError(f"cholesky has shape {cholesky.shape}; it has to be [..., d, d]")
-    dtype, (factor,) = widened(cholesky)
+    dtype, (factor,) = widened_together(cholesky)
     entropy = jnp.sum(jnp.log(_diagonal(factor)) + 0.5 * (LOG_TWO_PI + 1.0), axis=-1)
     return entropy.astype(dtype)
 
@@ -93,7 +93,7 @@ def log_density_full(
     _check_vector("x", x)
     check_same_shape("mean", mean, "x", x)
     _check_factor("cholesky", cholesky, "x", x)
-    dtype, (wide_x, wide_mean, factor) = widened(x, mean, cholesky)
+    dtype, (wide_x, wide_mean, factor) = widened_together(x, mean, cholesky)
     volume = jnp.sum(jnp.log(_diagonal(factor)) + 0.5 * LOG_TWO_PI, axis=-1)
     return (-_half_squared_length(factor, wide_x - wide_mean) - volume).astype(dtype)
 

@@ -1,12 +1,12 @@
 """Bits per dimension: the whole chain, chosen times, and the probability flow."""
 
-from ddpm_jax.likelihood.chain import BitsPerDim as BitsPerDim
-from ddpm_jax.likelihood.chain import bits_per_dim as bits_per_dim
 from ddpm_jax.likelihood.estimate import BitsEstimate as BitsEstimate
 from ddpm_jax.likelihood.estimate import estimate_bits_per_dim as estimate_bits_per_dim
+from ddpm_jax.likelihood.exact import BitsAtTimes as BitsAtTimes
+from ddpm_jax.likelihood.exact import BitsPerDim as BitsPerDim
+from ddpm_jax.likelihood.exact import bits_at_times as bits_at_times
+from ddpm_jax.likelihood.exact import bits_per_dim as bits_per_dim
+from ddpm_jax.likelihood.exact import spread_times as spread_times
 from ddpm_jax.likelihood.flow import FlowLikelihood as FlowLikelihood
 from ddpm_jax.likelihood.flow import dequantize as dequantize
 from ddpm_jax.likelihood.flow import flow_bits_per_dim as flow_bits_per_dim
-from ddpm_jax.likelihood.times import BitsAtTimes as BitsAtTimes
-from ddpm_jax.likelihood.times import bits_at_times as bits_at_times
-from ddpm_jax.likelihood.times import spread_times as spread_times

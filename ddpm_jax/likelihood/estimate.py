@@ -1,4 +1,4 @@
-"""Bits per dimension from few times of each example, and how far off that may be."""
+"""Bits per dimension from few times of each example, with the standard error."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.arrays import widened
-from ddpm_jax.checks import check_count, check_float, check_key, check_level_range
+from ddpm_jax.checks import check_count, check_float, check_key
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts
-from ddpm_jax.likelihood.chain import check_chunk, in_chunks, terms_at
+from ddpm_jax.likelihood.exact import check_chunk, checked_data, in_chunks, terms_at
 from ddpm_jax.losses import prior_term
-from ddpm_jax.losses.elbo import nats_per_bit_dim
+from ddpm_jax.losses.elbo import bits_per_nat
 from ddpm_jax.processes import Modal
-from ddpm_jax.reverse import Variance, check_predicts
+from ddpm_jax.reverse import Variance
 from ddpm_jax.timesteps import importance
 
 __all__ = ["BitsEstimate", "estimate_bits_per_dim"]
@@ -43,7 +42,7 @@ def estimate_bits_per_dim(
     chunk: int = 1,
     variance: Variance = "small",
 ) -> BitsEstimate:
-    """What `bits_per_dim` would say, from `num_times` of the T terms of each example.
+    """An estimate of `bits_per_dim` from `num_times` of the T terms of each example.
 
         prior + mean over i of L_{t_i} / p_{t_i}
 
@@ -68,12 +67,8 @@ def estimate_bits_per_dim(
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
             eps with a schedule of zero terminal SNR, `num_times` below 2 or `chunk` below 1.
     """
-    check_float("x0", x0)
+    x0 = checked_data(process, x0, predicts=predicts, levels=levels)
     check_key("key", key)
-    check_predicts(process, predicts)
-    if levels is not None:
-        check_level_range("x0", x0)
-    x0 = widened(x0)
     check_count("num_times", num_times)
     if num_times < 2:
         raise ValueError(f"num_times is {num_times}; a standard error takes at least 2 draws")
@@ -88,7 +83,7 @@ def estimate_bits_per_dim(
         )
 
     check_chunk(chunk)
-    to_bits = 1.0 / nats_per_bit_dim(x0)
+    to_bits = bits_per_nat(x0)
 
     def run(key: Array, x0: Array, probabilities: Array) -> BitsEstimate:
         def draw(index: Array) -> tuple[Array, Array, Array]:

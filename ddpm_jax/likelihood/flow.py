@@ -21,7 +21,7 @@ usual ones, the last steps of a chain span decades of sigma and the divergence f
 there, which no coarse rule integrates; phi ends at pi / 2, v_hat is of the size of the data all
 the way, and a schedule that leaves no signal at all is no exception.
 
-A network knows integer times only, so the grid is fixed and Heun's method, of second order, is
+A network takes integer times only, so the grid is fixed and Heun's method, of second order, is
 the solver. The first piece, from the data at phi = 0, where no network was trained, to the first
 time has a rule of its own. v_hat = -tan(phi) (score + x) is odd in phi, so the integral is half
 of phi times the slope at its end, up to phi^4 for a density that is smooth on that scale.
@@ -34,7 +34,7 @@ solvers need it, and lets the errors along the way average out.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ from ddpm_jax.checks import (
 )
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
-from ddpm_jax.losses.elbo import nats_per_bit_dim
+from ddpm_jax.losses.elbo import bits_per_nat
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 
@@ -59,7 +59,7 @@ __all__ = ["FlowLikelihood", "dequantize", "flow_bits_per_dim"]
 
 
 class FlowLikelihood(NamedTuple):
-    """What the probability flow says of each example."""
+    """Likelihood of each example by the probability flow."""
 
     bits_per_dim: Float[Array, " batch"]
     """Minus the log likelihood: of grey levels an upper bound, of continuous data a density."""
@@ -145,69 +145,18 @@ def flow_bits_per_dim(
     if levels is not None:
         check_level_range("x0", x0)
 
-    to_bits = 1.0 / nats_per_bit_dim(x0)
+    to_bits = bits_per_nat(x0)
+
+    def slopes(key: Array, y: Array, time: Array) -> tuple[Array, Array]:
+        return _slopes(process, predict, key, y, time, predicts=predicts, num_probes=num_probes)
 
     def run(key: Array, x0: Array, times: Array) -> FlowLikelihood:
-        key_bins, key_first, key_start, key_end = jax.random.split(key, 4)
+        key_bins, *keys = jax.random.split(key, 4)
         x = widened(x0) if levels is None else dequantize(key_bins, widened(x0), levels)
-
-        def slopes(key: Array, y: Array, time: Array) -> tuple[Array, Array]:
-            """v_hat / r by modes, and an estimate of each mode's own part of the divergence."""
-            t = each(time)
-
-            def v_hat(y: Array) -> Array:
-                r = per_example(jnp.sqrt(process.power(t)), y)
-                x = process.basis.to_data(r * y)
-                prediction = predict(x, process.network_time(t))
-                check_result("predict", prediction, x.shape)
-                v = convert(process, prediction, x, t, source=predicts, target="v")
-                return process.basis.to_modes(v) / r
-
-            def probe(key: Array) -> tuple[Array, Array]:
-                signs = jax.random.rademacher(key, y.shape, y.dtype)
-                v, along = jax.jvp(v_hat, (y,), (signs,))
-                return v, signs * along
-
-            keys = jax.random.split(jax.random.fold_in(key, time), num_probes)
-            v, divergence = jax.vmap(probe)(keys)
-            return v[0], jnp.mean(divergence, axis=0)
-
-        def angle(t: Array) -> Array:
-            return per_example(jnp.arctan2(process.noise(t), process.signal(t)), x)
-
-        def turn_between(s: Array, t: Array) -> Array:
-            """phi_t - phi_s by its sine and cosine, which keep the digits of a short turn."""
-            (a_s, b_s), (a_t, b_t) = ((process.signal(i), process.noise(i)) for i in (s, t))
-            sine = -a_s * b_t * jnp.expm1(0.5 * process.log_snr_difference(t, s))
-            return per_example(jnp.arctan2(sine, a_s * a_t + b_s * b_t), x)
-
-        def each(t: Array) -> Array:
-            return jnp.broadcast_to(t, x.shape[:1])
-
-        def step(
-            state: tuple[Array, Array], ends: tuple[Array, Array]
-        ) -> tuple[tuple[Array, Array], None]:
-            (y, integral), (s, t) = state, ends
-            turn = turn_between(each(s), each(t))
-            v_s, divergence_s = slopes(key_start, y, s)
-            v_t, divergence_t = slopes(key_end, y + turn * v_s, t)
-            y = y + 0.5 * turn * (v_s + v_t)
-            grown = 0.5 * turn * (divergence_s + divergence_t)
-            return (y, integral + jnp.sum(grown, axis=data_axes(y))), None
-
         rising = times[::-1]
-        y, first = process.basis.to_modes(x), rising[0]
-        v, divergence = slopes(key_first, y, first)
-        half_turn = 0.5 * angle(each(first))
-        state = y + half_turn * v, jnp.sum(half_turn * divergence, axis=data_axes(y))
-        (y, integral), _ = jax.lax.scan(step, state, (rising[:-1], rising[1:]))
-
-        dimensions = math.prod(x.shape[1:])
-        # y_T in standard deviations of the prior: x_T = r y_T has its variance.
-        power, (prior_variance, _) = process.power(each(rising[-1])), process.prior(x.shape[0])
-        scale = jnp.broadcast_to(per_example(jnp.sqrt(power / prior_variance), y), y.shape)
-        log_prior = jnp.sum(jnp.log(scale) - 0.5 * jnp.square(scale * y), axis=data_axes(y))
-        log_density = log_prior - 0.5 * dimensions * math.log(2.0 * math.pi) + integral
+        y, integral = _follow(process, slopes, keys, x, rising)
+        power = process.power(_each(rising[-1], x))
+        log_density = _log_prior(process, y, power) + integral
         log_density = jnp.where(jnp.all(jnp.diff(rising) > 0), log_density, jnp.nan)
         bits = -log_density * to_bits
         if levels is not None:
@@ -216,6 +165,82 @@ def flow_bits_per_dim(
         return FlowLikelihood(bits, log_density, x_T)
 
     return call_compiled(run, key, x0, times)
+
+
+def _follow(
+    process: Modal, slopes: Callable[..., Any], keys: list[Array], x: Array, times: Array
+) -> tuple[Array, Array]:
+    """y_T by modes, and the integral in eq. (3), along the rising `times`."""
+    key_first, key_start, key_end = keys
+
+    def step(
+        state: tuple[Array, Array], ends: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
+        (y, integral), (s, t) = state, ends
+        turn = _turn(process, _each(s, x), _each(t, x), x)
+        v_s, divergence_s = slopes(key_start, y, s)
+        v_t, divergence_t = slopes(key_end, y + turn * v_s, t)
+        y = y + 0.5 * turn * (v_s + v_t)
+        added = 0.5 * turn * (divergence_s + divergence_t)
+        return (y, integral + jnp.sum(added, axis=data_axes(y))), None
+
+    y, first = process.basis.to_modes(x), times[0]
+    v, divergence = slopes(key_first, y, first)
+    t = _each(first, x)
+    half_turn = 0.5 * per_example(jnp.arctan2(process.noise(t), process.signal(t)), x)
+    state = y + half_turn * v, jnp.sum(half_turn * divergence, axis=data_axes(y))
+    return jax.lax.scan(step, state, (times[:-1], times[1:]))[0]
+
+
+def _slopes(
+    process: Modal,
+    predict: Callable[[Array, Array], Array],
+    key: Array,
+    y: Array,
+    time: Array,
+    *,
+    predicts: Predicts,
+    num_probes: int,
+) -> tuple[Array, Array]:
+    """v_hat / r by modes, and an estimate of each mode's own part of the divergence."""
+    t = _each(time, y)
+
+    def v_hat(y: Array) -> Array:
+        r = per_example(jnp.sqrt(process.power(t)), y)
+        x = process.basis.to_data(r * y)
+        prediction = predict(x, process.network_time(t))
+        check_result("predict", prediction, x.shape)
+        v = convert(process, prediction, x, t, source=predicts, target="v")
+        return process.basis.to_modes(v) / r
+
+    def probe(key: Array) -> tuple[Array, Array]:
+        signs = jax.random.rademacher(key, y.shape, y.dtype)
+        v, along = jax.jvp(v_hat, (y,), (signs,))
+        return v, signs * along
+
+    keys = jax.random.split(jax.random.fold_in(key, time), num_probes)
+    v, divergence = jax.vmap(probe)(keys)
+    return v[0], jnp.mean(divergence, axis=0)
+
+
+def _turn(process: Modal, s: Array, t: Array, like: Array) -> Array:
+    """phi_t - phi_s by its sine and cosine, which keep the digits of a short turn."""
+    (a_s, b_s), (a_t, b_t) = ((process.signal(i), process.noise(i)) for i in (s, t))
+    sine = -a_s * b_t * jnp.expm1(0.5 * process.log_snr_difference(t, s))
+    return per_example(jnp.arctan2(sine, a_s * a_t + b_s * b_t), like)
+
+
+def _log_prior(process: Modal, y: Array, power: Array) -> Array:
+    """log p(y_T): x_T = r y_T is the prior's, whose deviation y_T is measured in."""
+    prior_variance, _ = process.prior(y.shape[0])
+    scale = jnp.broadcast_to(per_example(jnp.sqrt(power / prior_variance), y), y.shape)
+    log_prior = jnp.sum(jnp.log(scale) - 0.5 * jnp.square(scale * y), axis=data_axes(y))
+    return log_prior - 0.5 * math.prod(y.shape[1:]) * math.log(2.0 * math.pi)
+
+
+def _each(t: Array, x: Array) -> Array:
+    """A scalar time for each example."""
+    return jnp.broadcast_to(t, x.shape[:1])
 
 
 def _bin_width(levels: int) -> float:

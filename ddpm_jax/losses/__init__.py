@@ -11,5 +11,6 @@ from ddpm_jax.losses.weighted import error_weight as error_weight
 from ddpm_jax.losses.weighted import min_snr as min_snr
 from ddpm_jax.losses.weighted import p2 as p2
 from ddpm_jax.losses.weighted import simple_loss as simple_loss
+from ddpm_jax.losses.weighted import target as target
 from ddpm_jax.losses.weighted import truncated_snr as truncated_snr
 from ddpm_jax.losses.weighted import weighted_loss as weighted_loss

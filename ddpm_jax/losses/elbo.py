@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import data_axes, per_example, split_as, widened
-from ddpm_jax.checks import check_choice, check_float, check_same_shape, check_times, check_vector
+from ddpm_jax.checks import check_choice, check_float, check_images, check_same_shape, check_vector
 from ddpm_jax.forward import Predicts, convert
 from ddpm_jax.gaussians import (
     discretized_log_likelihood,
@@ -44,8 +44,7 @@ from ddpm_jax.gaussians import (
     log_density_diagonal,
 )
 from ddpm_jax.losses.weighted import simple_loss
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.processes.modal import Modal, check_modal
 from ddpm_jax.reverse import (
     Variance,
     check_predicts,
@@ -54,6 +53,7 @@ from ddpm_jax.reverse import (
 )
 
 __all__ = [
+    "bits_per_nat",
     "elbo_loss",
     "hybrid_loss",
     "kl_weight",
@@ -129,17 +129,16 @@ def vlb_terms(
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
             eps with a schedule of zero terminal SNR, or an interpolation that is missing or idle.
     """
-    check_float("x0", x0)
+    check_images("x0", x0, t=t)
     check_same_shape("prediction", prediction, "x0", x0)
     check_same_shape("x_t", x_t, "x0", x0)
-    check_times("t", t, x0.shape[0])
     check_predicts(process, predicts)
     check_choice("variance", variance, ("small", "large", "learned_range"))
     _check_interpolation(variance, interpolation, x0)
     prediction, x0, x_t = widened(prediction), widened(x0), widened(x_t)
     t = split_as(t, x0)
 
-    # Where the decoder is meant, the KL's terms are those of t = 1: inf would turn gradients NaN.
+    # At t = 0 the decoder is chosen, and the KL, which is inf there, would turn gradients NaN.
     step = jnp.maximum(t, 1)
     target = convert(process, x0, x_t, t, source="x0", target=predicts)
     error = process.basis.to_modes(target - prediction)
@@ -148,41 +147,78 @@ def vlb_terms(
     if variance == "small":
         kl = per_example(weight, error) * jnp.square(error)
     else:
-        # A step on which SNR stays adds nothing, and the way back is known: it costs nothing.
-        stays = process.log_snr_difference(step, step - 1) == 0.0
-        weight, still = jnp.where(stays, 1.0, weight), per_example(stays, x0)
-        difference = -_fill(process.log_noise_difference(step, step - 1), x0)
-        if interpolation is not None:
-            difference = widened(interpolation) * difference
-        # A term that the last line does not choose must not overflow: 0 times inf in its gradient
-        # is NaN, and an interpolation may be far outside [0, 1].
-        difference = jnp.where(is_decoder | still, 0.0, difference)
-        scale = per_example(jnp.sqrt(2.0 * weight), x0) * jnp.exp(0.5 * difference)
-        kl = jnp.where(still, 0.0, kl_standardized(scale * error, difference))
+        kl = _generic_kl(process, error, weight, step, interpolation, is_decoder)
     kl = jnp.sum(kl, axis=data_axes(x0))
-
-    # Likewise t = 0 for the decoder: x0_hat of pure noise can overflow.
-    first = jnp.zeros_like(t)
-    x0_hat = convert(process, prediction, x_t, first, source=predicts, target="x0")
-    small, large = variance_range(process, first, first - 1)
-    mean = x0_hat
-    if levels is None:  # a density is the same in all coordinates
-        x0, mean = process.basis.to_modes(x0), process.basis.to_modes(x0_hat)
-    else:
-        small, large = process.basis.diagonal(small), process.basis.diagonal(large)
-    if interpolation is None:
-        decoder_variance = _fill(large, x0)
-        deviation = jnp.sqrt(decoder_variance)
-    else:
-        log_variance = jnp.where(is_decoder, interpolate(interpolation, small, large), 0.0)
-        decoder_variance, deviation = jnp.exp(log_variance), jnp.exp(0.5 * log_variance)
-    if levels is None:
-        log_likelihood = log_density_diagonal(x0, mean, decoder_variance)
-    else:
-        log_likelihood = discretized_log_likelihood(x0, mean, deviation, levels=levels)
+    log_likelihood = _decoder(
+        process,
+        prediction,
+        x0,
+        x_t,
+        jnp.zeros_like(t),  # at t > 0 the KL is chosen, and x0_hat of pure noise can overflow
+        predicts=predicts,
+        levels=levels,
+        interpolation=interpolation,
+        is_decoder=is_decoder,
+    )
     decoder = -jnp.sum(log_likelihood, axis=data_axes(x0))
-
     return jnp.where(t == 0, decoder, kl)
+
+
+def _generic_kl(
+    process: Modal,
+    error: Array,
+    weight: Array,
+    t: Array,
+    interpolation: Array | None,
+    is_decoder: Array,
+) -> Array:
+    """KL_t of each mode with a large or a learned variance: the last equations of the module."""
+    # A step on which SNR stays adds nothing, and the way back is known: it costs nothing.
+    stays = process.log_snr_difference(t, t - 1) == 0.0
+    weight, still = jnp.where(stays, 1.0, weight), per_example(stays, error)
+    d = -_fill(process.log_noise_difference(t, t - 1), error)
+    if interpolation is not None:
+        d = widened(interpolation) * d
+    # An interpolation may be far outside [0, 1]; where no KL is made of it, it must not overflow,
+    # because 0 times inf in its gradient is NaN.
+    d = jnp.where(is_decoder | still, 0.0, d)
+    scale = per_example(jnp.sqrt(2.0 * weight), error) * jnp.exp(0.5 * d)
+    return jnp.where(still, 0.0, kl_standardized(scale * error, d))
+
+
+def _decoder(
+    process: Modal,
+    prediction: Array,
+    x0: Array,
+    x_t: Array,
+    t: Array,
+    *,
+    predicts: Predicts,
+    levels: int | None,
+    interpolation: Array | None,
+    is_decoder: Array,
+) -> Array:
+    """log p(x_0 | x_t) of each value, for t = 0."""
+    x0_hat = convert(process, prediction, x_t, t, source=predicts, target="x0")
+    small, large = variance_range(process, t, t - 1)
+    if levels is None:  # a density is the same in all coordinates
+        x0, x0_hat = process.basis.to_modes(x0), process.basis.to_modes(x0_hat)
+        variance, _ = _decoder_variance(small, large, interpolation, is_decoder, x0)
+        return log_density_diagonal(x0, x0_hat, variance)
+    small, large = process.basis.diagonal(small), process.basis.diagonal(large)
+    _, deviation = _decoder_variance(small, large, interpolation, is_decoder, x0)
+    return discretized_log_likelihood(x0, x0_hat, deviation, levels=levels)
+
+
+def _decoder_variance(
+    small: Array, large: Array, interpolation: Array | None, is_decoder: Array, like: Array
+) -> tuple[Array, Array]:
+    """Variance and deviation of the decoder; learned ones are 1 where the KL is chosen."""
+    if interpolation is None:
+        variance = _fill(large, like)
+        return variance, jnp.sqrt(variance)
+    log_variance = jnp.where(is_decoder, interpolate(interpolation, small, large), 0.0)
+    return jnp.exp(log_variance), jnp.exp(0.5 * log_variance)
 
 
 def prior_term(process: Modal, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
@@ -312,3 +348,8 @@ def nats_per_bit_dim(x0: Array) -> float:
     if not dimensions:
         raise ValueError(f"x0 has shape {x0.shape}; bits per dimension need at least one dimension")
     return dimensions * math.log(2.0)
+
+
+def bits_per_nat(x0: Array) -> float:
+    """Bits per dimension in one nat, 1 / `nats_per_bit_dim`."""
+    return 1.0 / nats_per_bit_dim(x0)

@@ -5,8 +5,8 @@ levels of signal a and noise b alone (`forward`, eq. 1 and 4; a^2 + b^2 = 1 for 
 
     |x_0 - x0_hat|^2 = |eps - eps_hat|^2 / SNR_t = b_t^2 / (a_t^2 + b_t^2)^2 |v - v_hat|^2
 
-So a weighting is said once, as the factor w(t) on |x_0 - x0_hat|^2, and `error_weight` tells what
-that is for each kind of prediction. Published ones, in these terms:
+So a weighting is one function, the factor w(t) on |x_0 - x0_hat|^2, and `error_weight` converts it
+for each kind of prediction. Published ones, in these terms:
 
     constant       SNR^1, 1 or SNR + 1: weight one on the error of eps, of x0 or of v
     min_snr        min(SNR, gamma)         Hang et al. 2023, https://arxiv.org/abs/2303.09556
@@ -20,17 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import data_axes, per_example, widened
-from ddpm_jax.checks import (
-    check_float,
-    check_kind,
-    check_result,
-    check_same_shape,
-    check_times,
-    check_vector,
-)
+from ddpm_jax.checks import check_images, check_kind, check_result, check_same_shape, check_vector
 from ddpm_jax.forward import Predicts
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 
 __all__ = [
@@ -40,6 +32,7 @@ __all__ = [
     "min_snr",
     "p2",
     "simple_loss",
+    "target",
     "truncated_snr",
     "weighted_loss",
 ]
@@ -105,6 +98,39 @@ def weighted_loss(
     error = process.basis.to_modes(_error(process, prediction, x0, t, eps, predicts))
     weight = error_weight(process, t, predicts=predicts, weighting=weighting)
     return jnp.mean(per_example(weight, error) * jnp.square(error), axis=data_axes(error))
+
+
+def target(
+    process: Modal,
+    x0: Float[Array, "batch *data"],
+    t: Int[Array, " batch"],
+    eps: Float[Array, "batch *data"],
+    *,
+    predicts: Predicts,
+) -> Float[Array, "batch *data"]:
+    """What a network should predict at q_sample(process, x0, t, eps): eps, x0, or v (`forward`).
+
+    Args:
+        process: a schedule, or another process of modes.
+        x0: data.
+        t: times in [0, T).
+        eps: the noise that was added.
+        predicts: which of the three.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name, or eps with a
+            schedule of zero terminal SNR.
+    """
+    check_images("x0", x0, t=t)
+    check_same_shape("eps", eps, "x0", x0)
+    check_predicts(process, predicts)
+    match predicts:
+        case "eps":
+            return eps
+        case "x0":
+            return x0
+        case "v":
+            return mix(process, (process.signal(t), eps), (-process.noise(t), x0))
 
 
 def error_weight(
@@ -195,20 +221,10 @@ def _error(
     process: Modal, prediction: Array, x0: Array, t: Array, eps: Array, predicts: Predicts
 ) -> Array:
     """Target minus prediction, in the quantity that is predicted."""
-    check_float("x0", x0)
+    check_images("x0", x0, t=t)
     check_same_shape("prediction", prediction, "x0", x0)
     check_same_shape("eps", eps, "x0", x0)
-    check_times("t", t, x0.shape[0])
-    check_predicts(process, predicts)
-    prediction, x0, eps = widened(prediction), widened(x0), widened(eps)
-    match predicts:
-        case "eps":
-            target = eps
-        case "x0":
-            target = x0
-        case "v":
-            target = mix(process, (process.signal(t), eps), (-process.noise(t), x0))
-    return target - prediction
+    return target(process, widened(x0), t, widened(eps), predicts=predicts) - widened(prediction)
 
 
 def _check_positive(name: str, value: float) -> None:

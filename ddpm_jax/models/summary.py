@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.models.interface import init_params
 
 __all__ = ["Layer", "layer_table"]
 
@@ -46,7 +46,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     with nn.intercept_methods(record):
         output = jax.eval_shape(model.apply, variables, x_t, t)
     params, (output, *_) = variables["params"], jax.tree.leaves(output)
-    rows = [_row(module, params[module.name], *call) for module, *call in calls]
+    rows = [_row(module, params.get(module.name, {}), *call) for module, *call in calls]
     return [*rows, _row(model, params, (x_t, t), {}, output)._replace(name="total")]
 
 

@@ -12,7 +12,7 @@ https://arxiv.org/abs/2207.12598).
 import math
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ from ddpm_jax.models.layers import (
     split_like,
 )
 
-__all__ = ["AttentionKernel", "Remat", "UNet", "init_params", "sinusoidal_embedding"]
+__all__ = ["AttentionKernel", "Remat", "UNet", "sinusoidal_embedding"]
 
 Remat = Literal["none", "attention", "convolutions", "blocks"]
 """What the backward pass computes again instead of keeping it; each saves more memory."""
@@ -58,7 +58,7 @@ def sinusoidal_embedding(t: Int[Array, " batch"], width: int) -> Float[Array, "b
 class UNet(nn.Module):
     """`model.apply(variables, x_t, t) -> prediction`, float32 and shaped as `x_t`.
 
-    With `num_classes` it may be told a class for each example, `apply(..., labels=labels)`.
+    With `num_classes` it takes a class for each example, `apply(..., labels=labels)`.
 
     With `learned_variance` it returns a pair, `(prediction, interpolation)`, both shaped so: see
     `ddpm_jax.reverse.learned_log_variance`.
@@ -77,13 +77,13 @@ class UNet(nn.Module):
         norm_groups: groups of each group norm; divides every level's width.
         dtype: of the computation inside; parameters are float32 whatever it is.
         learned_variance: whether there is the second output; at first it is 0, the small variance.
-        num_classes: classes that it can be told; 0 for none.
+        num_classes: classes that it takes; 0 for none.
         remat: what the backward pass computes again: "none"; "attention", all of its blocks;
             "convolutions", all blocks but the outputs of their convolutions; "blocks", all blocks.
             Parameters and results are the same.
 
-    Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.experiment`
-    checks it before anything is built.
+    Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.config.UNet` checks
+    it before anything is built.
     """
 
     channels: int = 128
@@ -237,16 +237,6 @@ class SelfAttention(nn.Module):
         h = h.reshape(batch, height * width, channels)
         h = _dense(channels, self.dtype, "output", init=_zeros)(h)
         return x + h.reshape(x.shape)
-
-
-def init_params(model: nn.Module, key: Key[Array, ""], image_shape: Sequence[int]) -> Any:
-    """The variables of `model` for images of one shape, each in a box with its axes' names.
-
-    Pure, so that `jit` with output shardings can bear them sharded. `flax.core.meta.unbox` takes
-    them out of their boxes: what is trained, stored and given to `model.apply` is without.
-    """
-    x_t, t = jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)
-    return model.init(key, x_t, t)
 
 
 def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:

@@ -5,8 +5,8 @@ whether it is written for the whole batch or for one device's part, so a form sa
 how a gradient is taken over the mesh, how a host's images become the step's batch, and how the step
 is compiled.
 
-    jit         The step sees the whole batch and all parameters. The compiler finds out what is
-                summed over devices, and where, but for what is said below of bfloat16. The default.
+    jit         The step sees the whole batch and all parameters. The compiler decides what
+                is summed over devices, and where; bfloat16 is an exception, see below. The default.
     shard_map   The gradient sees one device's part. Parameters that are split are gathered before
                 it, and gradients are averaged after it, where this module says and in its dtype.
                 Everything else is as under jit.
@@ -33,9 +33,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel.mesh import AXES, BATCH, replicated, split_by_batch
 
-__all__ = ["Form", "FormName", "Gradient", "Reduction", "make_form", "one_device"]
+__all__ = [
+    "Form",
+    "Gradient",
+    "Reduction",
+    "jit_form",
+    "one_device",
+    "pmap_form",
+    "shard_map_form",
+]
 
-FormName = Literal["jit", "shard_map", "pmap"]
 Reduction = Literal["float32", "bfloat16"]
 Gradient = Callable[[Any, Any, Any], tuple[Any, Any]]
 """`(params, batch, drawn) -> (values [batch], gradient)`, a mean over the examples. The batch and
@@ -52,63 +59,18 @@ class Form(NamedTuple):
     """From the gradient of some examples to that of the whole batch, in the step's own view: of
     the batch it has what the step sees, what was drawn and the values are those of all examples."""
     batch_size: Callable[[jax.Array], int]
-    """Of the whole batch, told by what the step sees of it."""
+    """Of the whole batch, from the part that the step sees."""
     place: Callable[[Any], Any]
     """A process's share of a batch, a pytree of arrays, as its part of what the step takes."""
     abstract_batch: Callable[[Any], Any]
-    """The same for a whole batch, told by `jax.ShapeDtypeStruct`s."""
+    """The same for a whole batch of `jax.ShapeDtypeStruct`s."""
     lower: Callable[[Callable[..., Any], Any, Any], jax.stages.Lowered]
     """`(step, state, batch)`, arrays or what stands for them; compile it, and it is the step.
     The state is donated."""
 
 
-def make_form(
-    name: FormName,
-    mesh: Mesh,
-    state: Any,
-    reduction: Reduction = "float32",
-    *,
-    compute: Reduction = "float32",
-) -> Form:
-    """The form called `name`.
-
-    Args:
-        name: see above.
-        mesh: the devices.
-        state: the sharding of each of the state's arrays; its `params` are what is split.
-        reduction: in which dtype gradients are averaged over devices.
-        compute: in which dtype the network computes, and its weight gradients are.
-
-    Raises:
-        UserError: "pmap" on a mesh that splits parameters, or with several processes.
-    """
-    if name == "jit" and (compute, reduction) == ("bfloat16", "float32"):
-        name = "shard_map"
-    form = _make_form(name, mesh, state, reduction)
-    return form if mesh.size > 1 else form._replace(spread=lambda gradient: gradient)
-
-
-def _make_form(name: FormName, mesh: Mesh, state: Any, reduction: Reduction) -> Form:
-    if name == "jit":
-        return _jit(mesh, state)
-    if name == "shard_map":
-        return _shard_map(mesh, state, reduction)
-    if mesh.shape["fsdp"] > 1:
-        raise UserError(
-            f"the form 'pmap' keeps all parameters on each device, and mesh.fsdp is"
-            f" {mesh.shape['fsdp']}; take 'jit' or 'shard_map'"
-        )
-    processes = len({device.process_index for device in mesh.devices.flat})
-    if processes > 1:
-        raise UserError(
-            f"mesh.form is 'pmap', which runs in one process, and here are {processes}; take 'jit'"
-            " or 'shard_map'"
-        )
-    return _pmap(mesh, reduction)
-
-
 def one_device() -> Form:
-    """The step as it is written, for whoever compiles and places things on their own."""
+    """The step as it is written, without a mesh: the caller compiles it and places arrays."""
     return Form(
         spread=lambda gradient: gradient,
         batch_size=_leading,
@@ -116,6 +78,44 @@ def one_device() -> Form:
         abstract_batch=lambda batch: batch,
         lower=lambda step, state, batch: jax.jit(step, donate_argnums=0).lower(state, batch),
     )
+
+
+def jit_form(
+    mesh: Mesh, state: Any, reduction: Reduction = "float32", *, compute: Reduction = "float32"
+) -> Form:
+    """The form "jit".
+
+    Args:
+        mesh: the devices.
+        state: the sharding of each of the state's arrays; its `params` are what is split.
+        reduction: in which dtype gradients are averaged over devices.
+        compute: in which dtype the network computes, and its weight gradients are.
+    """
+    if (compute, reduction) == ("bfloat16", "float32"):
+        return shard_map_form(mesh, state, reduction)
+    return _unless_alone(_jit(mesh, state), mesh)
+
+
+def shard_map_form(mesh: Mesh, state: Any, reduction: Reduction = "float32") -> Form:
+    """The form "shard_map"; arguments as of `jit_form`."""
+    specs = jax.tree.map(lambda sharding: sharding.spec, state.params)
+
+    def spread(gradient: Gradient) -> Gradient:
+        def of_one_device(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
+            values, grads = gradient(jax.tree.map(_gathered, params, specs), images, drawn)
+            narrow = functools.partial(_mean, mesh=mesh, reduction=reduction)
+            return values, jax.tree.map(narrow, grads, specs)
+
+        return jax.shard_map(
+            of_one_device, mesh=mesh, in_specs=(specs, BATCH, BATCH), out_specs=(BATCH, specs)
+        )
+
+    return _unless_alone(_jit(mesh, state)._replace(spread=spread), mesh)
+
+
+def _unless_alone(form: Form, mesh: Mesh) -> Form:
+    """One device has nothing to average over."""
+    return form if mesh.size > 1 else form._replace(spread=lambda gradient: gradient)
 
 
 def _jit(mesh: Mesh, state: Any) -> Form:
@@ -143,23 +143,23 @@ def _jit(mesh: Mesh, state: Any) -> Form:
     )
 
 
-def _shard_map(mesh: Mesh, state: Any, reduction: Reduction) -> Form:
-    specs = jax.tree.map(lambda sharding: sharding.spec, state.params)
+def pmap_form(mesh: Mesh, reduction: Reduction = "float32") -> Form:
+    """The form "pmap".
 
-    def spread(gradient: Gradient) -> Gradient:
-        def of_one_device(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
-            values, grads = gradient(jax.tree.map(_gathered, params, specs), images, drawn)
-            narrow = functools.partial(_mean, mesh=mesh, reduction=reduction)
-            return values, jax.tree.map(narrow, grads, specs)
-
-        return jax.shard_map(
-            of_one_device, mesh=mesh, in_specs=(specs, BATCH, BATCH), out_specs=(BATCH, specs)
+    Raises:
+        UserError: a mesh that splits parameters, or several processes.
+    """
+    if mesh.shape["fsdp"] > 1:
+        raise UserError(
+            f"the form 'pmap' keeps all parameters on each device, and mesh.fsdp is"
+            f" {mesh.shape['fsdp']}; take 'jit' or 'shard_map'"
         )
-
-    return _jit(mesh, state)._replace(spread=spread)
-
-
-def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
+    processes = len({device.process_index for device in mesh.devices.flat})
+    if processes > 1:
+        raise UserError(
+            f"mesh is pmap, which runs in one process, and here are {processes}; take jit or"
+            " shard-map"
+        )
     devices = list(mesh.devices.flat)
 
     def spread(gradient: Gradient) -> Gradient:
@@ -192,7 +192,7 @@ def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
             whole,
         )
 
-    return Form(
+    form = Form(
         spread=spread,
         batch_size=lambda batch: _leading(batch) * len(devices),
         place=place,
@@ -206,6 +206,7 @@ def _pmap(mesh: Mesh, reduction: Reduction) -> Form:
             devices=devices,
         ).lower(*args),
     )
+    return _unless_alone(form, mesh)
 
 
 def _leading(batch: Any) -> int:

@@ -1,8 +1,7 @@
 """Several processes that run one program, each with its own devices: how they meet and wait.
 
-All of it is JAX's own: `jax.distributed` finds the processes, watches their heartbeats and carries
-the barriers; nothing here talks to another host by itself. A process that runs alone needs none of
-it, and every function says so by returning at once.
+JAX does all of it: `jax.distributed` finds the processes, watches their heartbeats and provides the
+barriers. In a process that runs alone every function returns at once.
 """
 
 import contextlib
@@ -18,10 +17,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import lost
+from ddpm_jax.parallel import watchdog
 
 __all__ = [
-    "LostError",
+    "HostLossError",
     "agreed",
     "alone",
     "barrier",
@@ -41,10 +40,10 @@ _GATHERED = itertools.count()
 _STATUS = re.compile(
     "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
 )
-"""So begin errors of collectives and barriers, whatever their type; not that the memory is full."""
+"""How errors of collectives and barriers begin, of any type; RESOURCE_EXHAUSTED is none."""
 
 
-class LostError(RuntimeError):
+class HostLossError(RuntimeError):
     """Another process of the run ended or cannot be reached."""
 
 
@@ -57,7 +56,7 @@ def join(
     heartbeat_seconds: int = 10,
     start_seconds: int = 300,
 ) -> None:
-    """Joins the processes of one run; has to come before anything else is asked of JAX.
+    """Joins the processes of one run; has to come before any other use of JAX.
 
     Either JAX detects the others, as it can under SLURM and on Cloud TPUs, or all three of
     `coordinator`, `count` and `index` are given, or this process is alone.
@@ -73,9 +72,9 @@ def join(
     Raises:
         UserError: values that do not go together, or the others cannot be found or reached.
     """
-    told = {"coordinator": coordinator, "count": count, "index": index}
-    missing = [f"hosts.{name}" for name, value in told.items() if value is None]
-    if missing and len(missing) < len(told):
+    given = {"coordinator": coordinator, "count": count, "index": index}
+    missing = [f"hosts.{name}" for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
         raise UserError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; coordinator,"
             " count and index of the hosts go together"
@@ -104,9 +103,9 @@ def join(
             shutdown_timeout_seconds=heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        found = coordinator or "a cluster that JAX can detect"
-        raise UserError(f"the processes of this run did not meet at {found}: {error}") from error
-    lost.met.set()
+        place = coordinator or "a cluster that JAX can detect"
+        raise UserError(f"the processes of this run did not meet at {place}: {error}") from error
+    watchdog.all_joined.set()
 
 
 def alone() -> bool:
@@ -122,14 +121,14 @@ def is_first() -> bool:
 def barrier(name: str) -> None:
     """Waits until all processes are here; each name serves once.
 
-    It asks no device, so nothing has to be compiled for it and nobody has to hurry.
+    It uses no device, so nothing is compiled for it and processes may come late.
     """
     if not alone():
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * _PATIENCE)
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every process has for `value`, plain enough for JSON, in their order."""
+    """The `value` of every process, plain enough for JSON, in their order."""
     if alone():
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -142,7 +141,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def agreed(value: Any) -> Any:
-    """What process 0 has for `value`, plain enough for JSON, on all of them."""
+    """The `value` of process 0, plain enough for JSON, in all of them."""
     return gathered(value)[0]
 
 
@@ -154,7 +153,7 @@ def together() -> Iterator[None]:
 
     Raises:
         UserError: or an OSError, where the body raised it.
-        LostError: in the other processes, with its sentence.
+        HostLossError: in the other processes, with its sentence.
     """
     refused: UserError | OSError | None = None
     try:
@@ -168,15 +167,15 @@ def together() -> Iterator[None]:
         raise refused
     for index, sentence in enumerate(sentences):
         if sentence is not None:
-            raise LostError(f"process {index} of the run does not go on: {sentence}")
+            raise HostLossError(f"process {index} of the run does not go on: {sentence}")
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Tells errors of JAX that come of the loss of another process from all others.
+    """Raises LostError for errors of JAX that are due to the loss of another process.
 
     Raises:
-        LostError: in place of such an error.
+        HostLossError: in place of such an error.
     """
     try:
         yield
@@ -184,15 +183,16 @@ def watched() -> Iterator[None]:
         if alone() or not _STATUS.match(str(error)):
             raise
         first_line = str(error).splitlines()[0][:200]
-        raise LostError(
-            f"another process of the run died or cannot be reached ({first_line}); {lost.ONWARDS}"
+        raise HostLossError(
+            f"another process of the run died or cannot be reached ({first_line});"
+            f" {watchdog.RESUME}"
         ) from error
 
 
 def leave() -> None:
-    """Ends the run as one of several processes that all end it: nobody takes it for a loss.
+    """Ends the run as one of several processes that all end it, so that none counts as lost.
 
-    Others are waited for, for the seconds of a heartbeat at most.
+    Waits for the others, for the seconds of a heartbeat at most.
     """
     if jax.distributed.is_initialized():
         # If one does not come, this process ends all the same.

@@ -1,9 +1,9 @@
 """The device mesh and where things live on it.
 
-Two axes. "data" shares the batch out, and every device along it holds the same parameters; "fsdp"
-shares out the batch as well *and* the parameters, with all that goes with them. Hosts and slices
-are no axes of their own: their devices are in the mesh, and where there are several slices, "data"
-runs across them, since it has the least to say.
+The mesh has two axes. "data" shares the batch out, and every device along it holds the same
+parameters; "fsdp" shares out the batch *and* the parameters, with their averages and the state of
+the optimizer. Hosts and slices are not axes: their devices are in the mesh, and if there are
+several slices, "data" runs across them, since it sends the least.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
 
     Args:
         data: devices along "data"; -1 takes as many as there are for this `fsdp`.
-        fsdp: devices along "fsdp"; neighbours, as they have the most to say to each other.
+        fsdp: devices along "fsdp"; neighbours, as they send each other the most.
         devices: all there are, if not given.
 
     Raises:

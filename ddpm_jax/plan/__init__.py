@@ -1,5 +1,5 @@
-"""What a config needs of machines that are not rented yet: compiled ahead of time, and read."""
+"""What a config needs of machines that are not rented yet, from programs compiled ahead of time."""
 
-from ddpm_jax.plan.ask import plans as plans
+from ddpm_jax.plan.requests import plans as plans
 from ddpm_jax.plan.topologies import Topology as Topology
 from ddpm_jax.plan.topologies import parse as parse

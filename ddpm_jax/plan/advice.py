@@ -1,26 +1,24 @@
-"""What would make a step fit into memory, and how large a batch does.
+"""Changes that make a step fit into memory, and the largest batch that fits.
 
-Every answer is a program that was compiled. Compiling takes a minute or so, so they are looked for
-with few: of each kind of change the one that saves most comes first, and if that is not enough, the
-milder ones are not tried.
+Each candidate is compiled, which takes about a minute, so both searches compile few. Of each kind
+of change the one that saves most is tried first; if it does not fit, milder ones are not tried.
 """
 
 import dataclasses
 import math
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ddpm_jax.config import Config, ModelConfig
+from ddpm_jax.config import Config
 
 __all__ = ["Change", "Largest", "apply", "changes", "largest", "mildest"]
 
 MOST_PARTS = 16
-"""Of a batch that is accumulated."""
+"""Into which a batch is split for accumulation."""
 
 
 class Change(NamedTuple):
-    """Fields of a config by their dotted names, and other values for them."""
+    """Dotted names of fields, with new values."""
 
     fields: tuple[tuple[str, Any], ...]
 
@@ -29,14 +27,14 @@ class Change(NamedTuple):
 
 
 def changes(config: Config, devices: int) -> list[list[Change]]:
-    """What there is to change, kind by kind, and in each from what saves least to what saves most.
+    """Changes that save memory, by kind; each kind from what saves least to what saves most.
 
     Args:
-        config: whose own values are not among them.
+        config: where the changes start; its own values are not among them.
         devices: of the mesh.
     """
     kinds = [
-        [Change((("model.remat", policy),)) for policy in _more_remat(config)],
+        [Change(((f"network.{field}", value),)) for field, value in config.network.smaller()],
         [
             Change((("mesh.data", devices // fsdp), ("mesh.fsdp", fsdp)))
             for fsdp in _doublings(config.mesh.fsdp, devices)
@@ -52,7 +50,7 @@ def changes(config: Config, devices: int) -> list[list[Change]]:
 
 
 def apply(config: Config, change: Change) -> Config:
-    """`config` with other values."""
+    """`config` with the values of `change`."""
     for dotted, value in change.fields:
         room, field = dotted.split(".")
         inner = dataclasses.replace(getattr(config, room), **{field: value})
@@ -61,13 +59,13 @@ def apply(config: Config, change: Change) -> Config:
 
 
 def mildest(kinds: Sequence[Sequence[Change]], fits: Callable[[Change], bool]) -> list[Change]:
-    """Of each kind the first change that fits; of none alone, the most of all kinds together.
+    """The first change of each kind that fits; if none does, the last ones of all kinds together.
 
     Args:
         kinds: each from what saves least to what saves most.
-        fits: compiles.
+        fits: compiles, and says whether the step fits.
     """
-    found = []
+    solutions = []
     for kind in kinds:
         if not fits(kind[-1]):
             continue
@@ -75,34 +73,34 @@ def mildest(kinds: Sequence[Sequence[Change]], fits: Callable[[Change], bool]) -
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(kind[middle]) else (middle, high)
-        found.append(kind[high])
-    if not found and len(kinds) > 1:
+        solutions.append(kind[high])
+    if not solutions and len(kinds) > 1:
         everything = Change(tuple(field for kind in kinds for field in kind[-1].fields))
-        found = [everything] if fits(everything) else []
-    return found
+        solutions = [everything] if fits(everything) else []
+    return solutions
 
 
 class Largest(NamedTuple):
-    """A count that fits, and the least that was seen not to."""
+    """The largest count that was seen to fit, and the least that was seen not to."""
 
     fits: int
     fails: int | None
-    """None where the search ended before one was found."""
+    """None where the search ended before there was one."""
 
 
 def largest(
     needed: Callable[[int], tuple[bool, int]], usable: int, start: int, *, tries: int = 8
 ) -> Largest | None:
-    """The largest count whose need is at most `usable`, to one part in sixteen; None if 1 is not.
+    """The largest count that fits into `usable`, to one part in sixteen; None if 1 does not.
 
-    Memory grows nearly in a line with the batch. Two counts give the line, the next one tried is
-    where it reaches `usable`, and so on between what fits and what does not.
+    Memory grows almost linearly with the batch: the next count is where the line through two known
+    ones reaches `usable`, always between the largest that fits and the least that does not.
 
     Args:
-        needed: compiles; whether a count fits, and the bytes that it needs, 0 if unknown.
+        needed: compiles; returns whether a count fits, and the bytes it needs, 0 if unknown.
         usable: bytes.
-        start: where to begin.
-        tries: compilations at most.
+        start: the first count.
+        tries: the largest number of compilations.
     """
     known: dict[int, int] = {}
     low, high, count = 0, None, max(start, 1)
@@ -124,7 +122,7 @@ def largest(
 
 
 def _next(known: dict[int, int], usable: int, low: int, high: int | None, *, halve: bool) -> int:
-    """Where the line through two counts near the border reaches it, inside what is open."""
+    """Where the line through two known counts reaches `usable`, between `low` and `high`."""
     least, most = low + 1, math.inf if high is None else high - 1
     guess = 2 * low if high is None else (low + high) // 2
     points = sorted(known)
@@ -138,12 +136,6 @@ def _next(known: dict[int, int], usable: int, low: int, high: int | None, *, hal
         if slope > 0.0:
             guess = math.floor(first + (usable - known[first]) / slope)
     return int(max(least, min(guess, most)))
-
-
-def _more_remat(config: Config) -> list[str]:
-    """The policies after the one there is; they are declared in the order of what they save."""
-    known = typing.get_args(typing.get_type_hints(ModelConfig)["remat"])
-    return list(known[known.index(config.model.remat) + 1 :])
 
 
 def _doublings(value: int, most: int) -> list[int]:

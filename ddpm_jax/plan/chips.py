@@ -1,7 +1,6 @@
-"""What the makers publish of their chips, and what the compiler lets a program have of each.
+"""What makers publish of their chips, and the memory that the compiler lets a program use.
 
-Rates are peaks per chip. Nothing here was measured, so a time that follows from it is one that no
-run goes below.
+Rates are peaks per chip, not measurements: times computed from them are lower bounds.
 """
 
 from typing import NamedTuple
@@ -17,31 +16,31 @@ class Chip(NamedTuple):
 
     name: str
     platform: str
-    """Whose compiler it is: "tpu" or "cuda"."""
+    """Of its compiler: "tpu" or "cuda"."""
     dimensions: int
     """Of the network inside a slice; 0 for a switch."""
     largest_slice: int
     """Chips."""
     devices: int
-    """What the compiler sees of one chip: its cores, where each is a device of its own."""
+    """Devices of one chip in the compiler: its cores, if each is a device of its own."""
     bfloat16_flops: float
     """FLOP/s of matrix products."""
     float32_flops: float
     """The same for float32 arrays at JAX's default precision."""
     hbm_bytes: int
     usable_bytes: int
-    """Of a chip's memory, what a program of JAX can have."""
+    """The part of a chip's memory that a program of JAX can use."""
     hbm_bandwidth: float
     """Bytes/s."""
     link_bandwidth: float
     """Bytes/s that one chip can send over all its links together; makers publish twice that."""
     network_bandwidth: float | None
-    """Bytes/s that one chip can send out of its slice or host; None where nobody says."""
+    """Bytes/s that one chip can send out of its slice or host; None if it is not published."""
 
 
-# A TPU multiplies float32 arrays in bfloat16 unless it is told otherwise
+# A TPU multiplies float32 arrays in bfloat16 by default
 # (https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision), at the same rate.
-# What is usable is what the compiler says in its error for a program that is too large.
+# Usable bytes are those that the compiler names in its error for a program that is too large.
 _V4 = Chip(
     # https://cloud.google.com/tpu/docs/v4: 275 TFLOPs, 32 GiB at 1200 GBps, 4096 chips. Six links
     # of 50 GB/s each way: Jouppi et al. 2023, table 4 (https://arxiv.org/abs/2304.01433).

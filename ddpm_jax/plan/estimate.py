@@ -1,11 +1,11 @@
-"""What one train step takes of each device: memory by kind, work, traffic, and the time of these.
+"""What one train step needs on each device: memory by kind, FLOPs, traffic, and a bound of time.
 
     t >= max(FLOPs / peak, bytes / memory bandwidth, bytes sent / link bandwidth)
 
-The rates are what the makers publish and the rest is what the compiler says of the very program
-that would run, so a step takes longer than this and not less. Of the model's FLOPs,
-3 x forward x batch, it is the share of the peak that would be reached in that time (Chowdhery et
-al. 2022, appendix B, https://arxiv.org/abs/2204.02311).
+Makers publish the rates; the compiler states the rest, of the program that would run. This is a
+lower bound: a step takes longer. Utilization is the share of the peak that the model's FLOPs,
+3 x forward x batch, would reach in that time (Chowdhery et al. 2022, appendix B,
+https://arxiv.org/abs/2204.02311).
 """
 
 import math
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, ImageSpec
 from ddpm_jax.experiment import Experiment, lower_step, make_form
 from ddpm_jax.plan import hlo
 from ddpm_jax.plan.chips import Chip
-from ddpm_jax.plan.lower import forward_flops, planned, step_flops
+from ddpm_jax.plan.lower import abstract_experiment, forward_flops, step_flops
 from ddpm_jax.plan.topologies import Topology
 
 __all__ = ["Estimate", "Memory", "Roofline", "estimate", "roofline", "too_much"]
@@ -35,11 +35,11 @@ class Memory(NamedTuple):
     """Outputs that are written where arguments were."""
     temporaries: int
     peak: int
-    """The most at any time, of all kinds: it is no sum of them."""
+    """The most at any time, of all kinds together: not the sum of the others."""
 
 
 class Roofline(NamedTuple):
-    """Seconds that one step takes at least, for each thing that limits it."""
+    """Lower bounds of the seconds of a step, one for each resource."""
 
     compute: float
     memory: float
@@ -48,39 +48,39 @@ class Roofline(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
+        """The largest of them."""
         return max(self)
 
     @property
     def limit(self) -> str:
-        """What takes the longest."""
+        """The resource that takes the longest."""
         return self._fields[self.index(self.seconds)]
 
 
 class Estimate(NamedTuple):
-    """All of it, for one config on one topology."""
+    """The needs of one config on one topology."""
 
     mesh: dict[str, int]
     batch: int
     """Images in a step, over all devices."""
     needed_bytes: int
-    """On each device: the peak, or what the compiler said where that was too much for it."""
+    """On each device: the peak, or the bytes in the compiler's error if it refused the program."""
     usable_bytes: int
     compile_seconds: float
     memory: Memory | None = None
-    """None where the compiler gave up."""
+    """None if the compiler refused the program."""
     flops: float = 0.0
-    """Of one device, as the compiler counts or as they were traced, whichever are more."""
+    """Of one device: the larger of the count of the compiler and that of the trace."""
     bytes_accessed: float = 0.0
-    """Of one device's memory."""
+    """Of one device."""
     bytes_counted: bool = True
-    """False where the compiler does not say: then all that is in memory, read and written once."""
+    """False if the compiler gives no count: then the bytes in memory, temporaries twice."""
     model_flops: float = 0.0
     """Of all devices together."""
     collectives: tuple[hlo.Collective, ...] = ()
     roofline: Roofline | None = None
     utilization: float = 0.0
-    """Of the peak, by the model's FLOPs in the time of the roofline."""
+    """The share of the peak that the model's FLOPs reach in the time of the roofline."""
 
     @property
     def devices(self) -> int:
@@ -89,7 +89,7 @@ class Estimate(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the step has enough memory."""
+        """Whether the memory suffices."""
         return self.memory is not None and self.needed_bytes <= self.usable_bytes
 
     @property
@@ -102,19 +102,18 @@ def estimate(
     config: Config,
     topology: Topology,
     devices: Sequence[Any],
-    shape: tuple[int, int, int],
-    levels: int,
+    spec: ImageSpec,
 ) -> Estimate:
     """Compiles the train step for `devices` and reads the program.
 
     Raises:
         UserError: a config that cannot work, or not on so many devices.
     """
-    experiment = planned(config, devices, shape, levels)
+    experiment = abstract_experiment(config, devices, spec)
     chip, mesh = topology.chip, experiment.mesh
     lowered = lower_step(experiment, make_form(experiment))
     start = time.perf_counter()
-    told: dict[str, Any] = {
+    common: dict[str, Any] = {
         "mesh": {str(name): size for name, size in mesh.shape.items()},
         "batch": config.train.batch_size,
         "usable_bytes": chip.usable_bytes // chip.devices,
@@ -126,19 +125,19 @@ def estimate(
         if needed is None:
             raise
         took = time.perf_counter() - start
-        return Estimate(needed_bytes=needed, compile_seconds=took, **told)
+        return Estimate(needed_bytes=needed, compile_seconds=took, **common)
     took = time.perf_counter() - start
     memory = _memory(compiled)
     flops, accessed, counted = _work(experiment, compiled, memory)
     collectives = hlo.collectives(
         compiled.as_text() or "",
-        told["mesh"],
+        common["mesh"],
         slice_of=[_slice_of(device, topology) for device in mesh.devices.flat],
         across="data" if topology.slices > 1 and chip.platform == "tpu" else None,
     )
-    found = roofline(chip, config.model.dtype, flops, accessed, collectives)
+    limits = roofline(chip, config.network.compute_dtype, flops, accessed, collectives)
     model = 3.0 * config.train.batch_size * forward_flops(experiment)
-    peak = _peak(chip, config.model.dtype) * mesh.size
+    peak = _peak(chip, config.network.compute_dtype) * mesh.size
     return Estimate(
         needed_bytes=memory.peak,
         compile_seconds=took,
@@ -148,9 +147,9 @@ def estimate(
         bytes_counted=counted,
         model_flops=model,
         collectives=tuple(collectives),
-        roofline=found,
-        utilization=model / (found.seconds * peak),
-        **told,
+        roofline=limits,
+        utilization=model / (limits.seconds * peak),
+        **common,
     )
 
 
@@ -165,7 +164,7 @@ def roofline(
 
     Args:
         chip: whose rates are published.
-        dtype: of the network's computation.
+        dtype: in which the network computes.
         flops: of one device.
         accessed: bytes that it reads and writes.
         collectives: what it sends.
@@ -186,13 +185,13 @@ def _peak(chip: Chip, dtype: str) -> float:
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
-    found: Any = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     return Memory(
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes,
-        aliased=found.alias_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        peak=found.peak_memory_in_bytes,
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes,
     )
 
 
@@ -201,7 +200,7 @@ def _work(
 ) -> tuple[float, float, bool]:
     """FLOPs and bytes of one device, and whether the compiler counted the bytes.
 
-    It counts a loop's body once. What the trace has more of FLOPs, there is more of bytes.
+    It counts a loop's body once. If the trace has more FLOPs, bytes are scaled by the same ratio.
     """
     traced = step_flops(experiment) / experiment.mesh.size
     cost: Any = compiled.cost_analysis() or {}
@@ -222,12 +221,12 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def too_much(message: str) -> int | None:
-    """The bytes that a TPU's compiler wanted, in the error that says it cannot have them."""
+    """The bytes that a program needs by the error of a TPU's compiler; None for another error."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     size = r"([\d.]+)([KMGT]?)"
     patterns = (rf"Used {size} of", rf"memory required .*?\({size}i?B?\)", rf"allocate {size}i?B?")
     for pattern in patterns:
-        if found := re.search(pattern, message):
-            return math.ceil(float(found[1]) * _UNITS[found[2]])
+        if match := re.search(pattern, message):
+            return math.ceil(float(match[1]) * _UNITS[match[2]])
     return 0

@@ -1,9 +1,8 @@
 """Floating-point operations of a function, counted from what JAX traces.
 
-Compilers count a loop's body once, and some count nothing at all. Here a scan counts as often as it
-runs, and what is computed again in a backward pass counts again. Products of matrices and
-convolutions are counted, two operations for each product that is added, and nothing else: that is
-what peak rates are of.
+Compilers count a loop's body once, and some count nothing. Here a scan counts as often as it runs,
+and what a backward pass computes again counts again. Only products of matrices and convolutions
+count, as peak rates do, with two operations for each product that is added.
 """
 
 import math
@@ -17,7 +16,7 @@ __all__ = ["count_flops"]
 
 
 def count_flops(function: Any, *arguments: Any) -> int:
-    """Of one call; arguments are arrays or what stands for them.
+    """FLOPs of one call; arguments are arrays or their shapes.
 
     Example:
         >>> import jax
@@ -53,7 +52,7 @@ def _of_equation(equation: Any) -> int:
 
 
 def _of_convolution(equation: Any) -> int:
-    """Every product of a kernel's number and an image's; those with padding and holes are none."""
+    """Two for each product of numbers of the kernel and the image; padding and holes are none."""
     params = equation.params
     image, kernel = (variable.aval for variable in equation.invars)
     out, numbers = equation.outvars[0].aval, params["dimension_numbers"]
@@ -77,7 +76,7 @@ def _of_convolution(equation: Any) -> int:
 def _meetings(
     image: int, kernel: int, out: int, *, stride: int, low: int, dilation: int, kernel_dilation: int
 ) -> int:
-    """Along one axis: how many pairs of output and kernel place meet a number of the image."""
+    """Along one axis, the pairs of output and kernel place that meet a number of the image."""
     count = 0
     for place in range(kernel):
         for start in range(out):

@@ -1,12 +1,12 @@
-"""Who takes part in a collective: the four ways in which HLO says it, and the axes of a mesh.
+"""The devices of a collective in the four notations of HLO, and the axes of a mesh.
 
     {{0,1},{2,3}}                             the devices of each group
     [2,4]<=[4,2]T(1,0)                        0, 1, ... as [4, 2], transposed, two groups of four
     mesh['data'=4,'fsdp'=2] {'fsdp'}          along some axes of a mesh of devices 0, 1, ...
     mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}    of devices in another order
 
-and of a permutation its pairs, which are those who talk to each other. Devices are counted in the
-order of the mesh that the program was compiled for.
+and the pairs of a permutation. Devices are numbered in the order of the mesh that the program was
+compiled for.
 """
 
 import math
@@ -26,23 +26,23 @@ _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 def of(line: str, devices: int) -> list[list[int]]:
-    """The groups of the collective in a line of HLO; all devices are one if it does not say."""
+    """The groups of the collective in a line of HLO; all devices are one group if it has none."""
     if pairs := _PAIRS.search(line):
         return _listed(pairs[1])
-    found = _GROUPS.search(line)
-    if found is None or found["list"] == "{}":
+    match = _GROUPS.search(line)
+    if match is None or match["list"] == "{}":
         return [list(range(devices))]
-    if found["list"]:
-        return _listed(found["list"])
-    return (_iota(found["iota"]) if found["iota"] else _meshed(found["mesh"])).tolist()
+    if match["list"]:
+        return _listed(match["list"])
+    return (_iota(match["iota"]) if match["iota"] else _meshed(match["mesh"])).tolist()
 
 
 def axis_of(
     members: Sequence[Sequence[int]], mesh: Mapping[str, int], *, pairs: bool = False
 ) -> str:
-    """Along which axes of the mesh the groups lie: "data", "fsdp", "data+fsdp", or "other".
+    """The axes of the mesh along which the groups lie: "data", "fsdp", "data+fsdp", or "other".
 
-    Groups are "other" unless they are all along their axes, but for the `pairs` of a permutation.
+    Groups that do not cover their axes are "other", except the `pairs` of a permutation.
 
     Example:
         >>> from ddpm_jax.plan.groups import axis_of

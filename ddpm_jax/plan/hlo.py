@@ -1,13 +1,13 @@
-"""What devices say to each other in one step, read from the program that the compiler made.
+"""The collectives of one step, read from the program that the compiler made.
 
-Collectives are anywhere: in the entry computation, in the body of a loop, in a fusion. Each counts
-as often as it runs. A TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and of a
-slice of it, and an asynchronous collective as several fusions that hold it each; either is counted
-once, as what it is. Where there are several slices, the program is that of one: its collectives are
-among its own devices, and what crosses over to other slices is sent and received by the host.
+They may be in the entry computation, in the body of a loop or in a fusion, and each counts as often
+as it runs. A TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and a slice of it,
+and an asynchronous collective as several fusions that all contain it; both count once. With several
+slices, the program is that of one slice: its collectives are among its own devices, and the host
+sends and receives what goes to other slices.
 
-Bytes are those of the whole: of an all-reduce what is reduced, of an all-gather what comes out, of
-a reduce-scatter and of an all-to-all what goes in, on one device, without the padding of layouts.
+Bytes are those of the whole array on one device, without the padding of layouts: the input of an
+all-reduce, reduce-scatter or all-to-all, and the output of an all-gather.
 """
 
 import collections
@@ -26,9 +26,9 @@ class Collective(NamedTuple):
     """All collectives of one kind, dtype and group."""
 
     kind: str
-    """As HLO calls it: all-reduce, all-gather, reduce-scatter, all-to-all, collective-permute."""
+    """Its name in HLO: all-reduce, all-gather, reduce-scatter, all-to-all, collective-permute."""
     dtype: str
-    """As HLO calls it: f32, bf16, u8."""
+    """Its name in HLO: f32, bf16, u8."""
     axis: str
     """Of the mesh, along which its devices lie; several joined by "+", or "other"."""
     devices: int
@@ -44,10 +44,10 @@ class Collective(NamedTuple):
 
     @property
     def link_bytes(self) -> float:
-        """What a device has to send at least to others of its slice.
+        """The least that a device has to send to others of its slice.
 
-        Of n devices around a ring, 2 (n - 1) / n of an array that is reduced for all, and half of
-        that if it is only gathered or scattered.
+        In a ring of n devices that is 2 (n - 1) / n of the array for an all-reduce, and half of it
+        if the array is only gathered or scattered.
         """
         if self.kind == "collective-permute":
             return float(self.bytes) if self.slices == 1 else 0.0
@@ -55,7 +55,7 @@ class Collective(NamedTuple):
 
     @property
     def network_bytes(self) -> float:
-        """What a device has to send at least out of its slice, whose devices share that work."""
+        """The least that a device has to send out of its slice, whose devices share that work."""
         if self.kind == "collective-permute":
             return float(self.bytes) if self.slices > 1 else 0.0
         return self.bytes * _share(self.kind, self.slices) * self.slices / self.devices
@@ -77,22 +77,22 @@ def collectives(
         across: the axis that runs across slices, if the program is one of several TPU slices.
     """
     slices = 1 if slice_of is None else len(set(slice_of))
-    if across is not None:  # the devices that the program speaks of are those of one slice
+    if across is not None:  # the devices of the program are those of one slice
         mesh, slice_of = {**mesh, across: mesh[across] // slices}, None
     devices = math.prod(mesh.values())
     total: dict[tuple[str, str, str, int, int], list[int]] = collections.defaultdict(lambda: [0, 0])
     uncounted = set()
-    for found, running in _found(text):
-        if found.leaves:
+    for occurrence, running in _occurrences(text):
+        if occurrence.leaves:
             axis, size, spread = across or "other", slices, slices
         else:
-            members = groups.of(found.line, devices)
+            members = groups.of(occurrence.line, devices)
             size = max(map(len, members))
-            axis = groups.axis_of(members, mesh, pairs=found.kind == "collective-permute")
+            axis = groups.axis_of(members, mesh, pairs=occurrence.kind == "collective-permute")
             places = slice_of or [0] * devices
             spread = max(len({places[device] for device in group}) for group in members)
-        for dtype, count in found.bytes_by_dtype(size).items() if size > 1 else ():
-            key = found.kind, dtype, axis, size, spread
+        for dtype, count in occurrence.bytes_by_dtype(size).items() if size > 1 else ():
+            key = occurrence.kind, dtype, axis, size, spread
             total[key][0] += running.runs * count
             total[key][1] += running.runs
             if not running.known:
@@ -104,7 +104,7 @@ def collectives(
     return sorted(rows, key=lambda row: (-row.bytes, row))
 
 
-class _Found(NamedTuple):
+class _Occurrence(NamedTuple):
     kind: str
     type: str
     line: str
@@ -115,12 +115,12 @@ class _Found(NamedTuple):
 
     def bytes_by_dtype(self, size: int) -> dict[str, int]:
         shapes = list(_shapes(self.type))
-        if self.leaves:  # what is sent, and what it takes to wait for it
+        if self.leaves:  # the array that is sent, and what waits for it
             shapes = shapes[:1]
         elif self.inputs and len(shapes) >= 2 * self.inputs:
-            # What goes in, what comes out, and semaphores. It may also be only what comes out.
+            # Inputs, outputs and semaphores; or the outputs alone.
             shapes = shapes[self.inputs : 2 * self.inputs]
-        # Of a scatter, what comes out is a part; of what is gathered among slices, what is sent is.
+        # The output of a scatter is a part; so is what a gather among slices sends.
         in_parts = self.kind == ("all-gather" if self.leaves else "reduce-scatter")
         total: dict[str, int] = collections.defaultdict(int)
         for dtype, count in shapes:
@@ -134,7 +134,7 @@ _PARTS = re.compile(r"channel_id=\d+|chain_id=\"\d+\"|replica_groups=\S+|op_name
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
-def _found(text: str) -> Iterator[tuple[_Found, Running]]:
+def _occurrences(text: str) -> Iterator[tuple[_Occurrence, Running]]:
     """Every collective once, and where it is."""
     seen: set[str] = set()
     for running in instructions(text):
@@ -142,18 +142,18 @@ def _found(text: str) -> Iterator[tuple[_Found, Running]]:
         kind = opcode.removesuffix("-start")
         if kind in _KINDS and not running.fused:
             inputs = 0 if kind == opcode else _operands(line, opcode)
-            yield _Found(kind, type_, line, inputs), running
+            yield _Occurrence(kind, type_, line, inputs), running
         elif opcode == "fusion" and "calls=%all-reduce-scatter" in line:
             inner = next(row for row in running.inside if row.opcode == "all-reduce")
             seen.add(_identity(inner.type, inner.line))
-            yield _Found("reduce-scatter", type_, inner.line), running
+            yield _Occurrence("reduce-scatter", type_, inner.line), running
         elif kind in _KINDS and _identity(type_, line) not in seen:
             seen.add(_identity(type_, line))
-            yield _Found(kind, type_, line), running
+            yield _Occurrence(kind, type_, line), running
         elif opcode == "send" and (sent := _TRANSFER.search(line)):
             name = sent[1].lower().replace("_", "-")
             kind = name if name in _KINDS else "collective-permute"
-            yield _Found(kind, type_, line, leaves=True), running
+            yield _Occurrence(kind, type_, line, leaves=True), running
 
 
 def _operands(line: str, opcode: str) -> int:
@@ -161,7 +161,7 @@ def _operands(line: str, opcode: str) -> int:
 
 
 def _identity(type_: str, line: str) -> str:
-    """What the parts of one collective have in common that is in several fusions."""
+    """Equal for all parts of one collective that is in several fusions."""
     return f"{list(_shapes(type_))} {_PARTS.findall(line)}"
 
 

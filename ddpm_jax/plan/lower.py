@@ -1,6 +1,6 @@
-"""From a config to its train step, lowered for devices that need not be there.
+"""From a config to its train step, lowered for devices that need not exist here.
 
-Nothing is allocated and no images are read: of the state, the batch and the data there are shapes.
+Nothing is allocated and no images are read: the state, the batch and the data are shapes.
 """
 
 from collections.abc import Sequence
@@ -8,63 +8,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import Config
-from ddpm_jax.data import Examples, ImageSpec, image_levels
+from ddpm_jax.data import Examples, ImageSpec
 from ddpm_jax.experiment import Experiment
 from ddpm_jax.plan.flops import count_flops
 from ddpm_jax.training import TrainState, make_gradient
 from ddpm_jax.training.objective import draw
 
-__all__ = ["forward_flops", "images_of", "lower_step", "planned", "step_flops"]
+__all__ = ["abstract_experiment", "forward_flops", "lower_step", "step_flops"]
 
 
-def images_of(config: Config) -> tuple[tuple[int, int, int], int]:
-    """(height, width, channel) and the number of grey levels; the images need not be there.
-
-    Raises:
-        UserError: an unknown name, or images that the network's levels do not divide.
-    """
-    shape = experiments.image_shape_of(config)
-    experiments.check_image_size(config, shape)
-    return shape, image_levels(config.data.name, config.data.dir)
-
-
-def planned(
-    config: Config, devices: Sequence[Any], shape: tuple[int, int, int], levels: int
-) -> Experiment:
+def abstract_experiment(config: Config, devices: Sequence[Any], spec: ImageSpec) -> Experiment:
     """The experiment on a mesh of `devices`, without images.
 
     Args:
         config: checked here.
         devices: of `ddpm_jax.plan.topologies`, or real ones.
-        shape: (height, width, channel) of the images.
-        levels: of grey.
+        spec: of the images, see `experiment.image_spec_of`.
 
     Raises:
         UserError: a config that cannot work, or not on so many devices.
     """
-    classes = tuple(map(str, range(config.model.classes))) or None
-    spec = ImageSpec(config.data.name, shape, levels, classes)
     experiments.check_batch(config, devices)
-    flat = np.ones(shape)  # any spectrum does: it changes numbers, and no program
-    return experiments.build(config, spec=spec, spectrum=flat, devices=devices)
+    measured = config.process.placeholder(spec.shape)  # its values do not change the program
+    return experiments.build(config, spec=spec, measured=measured, devices=devices)
 
 
-def lower_step(
-    config: Config, devices: Sequence[Any], shape: tuple[int, int, int], levels: int
-) -> jax.stages.Lowered:
-    """The train step that `ddpm-jax train` would run; see `planned`."""
-    experiment = planned(config, devices, shape, levels)
+def lower_step(config: Config, devices: Sequence[Any], spec: ImageSpec) -> jax.stages.Lowered:
+    """The train step that `ddpm-jax train` would run; see `abstract_experiment`."""
+    experiment = abstract_experiment(config, devices, spec)
     return experiments.lower_step(experiment, experiments.make_form(experiment))
 
 
 def step_flops(experiment: Experiment) -> int:
-    """Of the whole step, over all devices, with what is computed again.
+    """FLOPs of the gradient of a step, over all devices, with what is computed again.
 
-    It is the gradient that multiplies matrices; the rest of a step is little beside it.
+    The rest of a step multiplies no matrices.
     """
     train = experiment.config.train
     objective = experiments.make_objective(experiment, train=True)
@@ -79,7 +60,7 @@ def step_flops(experiment: Experiment) -> int:
 
 
 def forward_flops(experiment: Experiment) -> int:
-    """Of the network, for one image."""
+    """FLOPs of the network, for one image."""
     params = experiment.abstract_state.params
     x_t = jax.ShapeDtypeStruct((1, *experiment.spec.shape), jnp.float32)
-    return count_flops(experiment.model.apply, params, x_t, jax.ShapeDtypeStruct((1,), jnp.int32))
+    return count_flops(experiment.apply, params, x_t, jax.ShapeDtypeStruct((1,), jnp.int32))

@@ -6,9 +6,9 @@ from typing import Any
 
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import image_spec_of
 from ddpm_jax.plan import advice
 from ddpm_jax.plan.estimate import Estimate, estimate
-from ddpm_jax.plan.lower import images_of
 from ddpm_jax.plan.topologies import Topology
 
 __all__ = ["make_plan"]
@@ -23,26 +23,26 @@ def make_plan(
     largest_batch: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Compiles `config` for `devices`, and variants of it if they are asked for.
+    """Compiles `config` for `devices`, and variants of it for advice and the largest batch.
 
     Args:
         config: of a training run.
         topology: what the devices are.
         devices: of `topologies.devices`.
-        advise: look for what would make it fit, if it does not.
+        advise: look for changes that make the step fit, if it does not.
         largest_batch: look for the largest batch that fits.
-        say: told before each compilation.
+        say: gets a line before each compilation.
 
     Raises:
         UserError: a config that cannot work, or not on so many devices.
     """
-    shape, levels = images_of(config)
+    spec = image_spec_of(config)
     known: dict[Config, Estimate] = {}
 
     def look(changed: Config, what: str) -> Estimate:
         if changed not in known:
             say(what)
-            known[changed] = estimate(changed, topology, devices, shape, levels)
+            known[changed] = estimate(changed, topology, devices, spec)
         return known[changed]
 
     first = look(config, f"compiling for {topology}")
@@ -56,13 +56,13 @@ def make_plan(
                 return False
 
         size = first.devices
-        found = advice.mildest(advice.changes(config, size), fits)
+        solutions = advice.mildest(advice.changes(config, size), fits)
         plan["would_fit"] = [
             {
                 "change": str(change),
                 "needed_bytes": look(advice.apply(config, change), "").needed_bytes,
             }
-            for change in found
+            for change in solutions
         ]
     if largest_batch:
         plan["largest_batch"] = _largest_batch(config, first, look)
@@ -77,36 +77,36 @@ def _largest_batch(
 
     def needed(count: int) -> tuple[bool, int]:
         train = dataclasses.replace(config.train, batch_size=count * unit)
-        found = look(
+        result = look(
             dataclasses.replace(config, train=train), f"compiling with a batch of {count * unit}"
         )
-        return found.fits, found.needed_bytes
+        return result.fits, result.needed_bytes
 
-    found = advice.largest(needed, first.usable_bytes, max(first.batch // unit, 1))
-    if found is None:
+    count = advice.largest(needed, first.usable_bytes, max(first.batch // unit, 1))
+    if count is None:
         return None
-    return {"fits": found.fits * unit, "fails": found.fails and found.fails * unit}
+    return {"fits": count.fits * unit, "fails": count.fails and count.fails * unit}
 
 
-def _plain(topology: Topology, found: Estimate) -> dict[str, Any]:
+def _plain(topology: Topology, result: Estimate) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "topology": str(topology),
         "chip": topology.chip.name,
         "chips": topology.chips,
         "devices": topology.devices,
         "slices": topology.slices,
-        "fits": found.fits,
-        **found._asdict(),
-        "intensity": found.intensity,
+        "fits": result.fits,
+        **result._asdict(),
+        "intensity": result.intensity,
     }
     plan["collectives"] = [
         row._asdict() | {"link_bytes": row.link_bytes, "network_bytes": row.network_bytes}
-        for row in found.collectives
+        for row in result.collectives
     ]
-    if found.memory is not None and found.roofline is not None:
-        plan["memory"] = found.memory._asdict()
-        plan["roofline"] = found.roofline._asdict() | {
-            "seconds": found.roofline.seconds,
-            "limit": found.roofline.limit,
+    if result.memory is not None and result.roofline is not None:
+        plan["memory"] = result.memory._asdict()
+        plan["roofline"] = result.roofline._asdict() | {
+            "seconds": result.roofline.seconds,
+            "limit": result.roofline.limit,
         }
     return plan

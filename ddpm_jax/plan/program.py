@@ -16,7 +16,7 @@ class Instruction(NamedTuple):
     """One line."""
 
     type: str
-    """Of what it makes."""
+    """Of its result."""
     opcode: str
     line: str
 
@@ -32,11 +32,11 @@ class Running(NamedTuple):
     fused: bool
     """Whether it is a part of a fusion."""
     inside: tuple[Instruction, ...] = ()
-    """Of a fusion or call: what it does, in turn."""
+    """The instructions of a fusion or call, in their order."""
 
 
 def instructions(text: str) -> Iterator[Running]:
-    """All instructions of a program that run, those of fusions and loops after what calls them."""
+    """All instructions that run; those of fusions and loops follow the one that calls them."""
     computations, entry = _computations(text)
 
     def walk(name: str, runs: int, known: bool, fused: bool) -> Iterator[Running]:
@@ -77,7 +77,7 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _end_of_type(line: str, start: int) -> int:
-    """Where a type ends that begins at `start`: at a space that is in no parenthesis."""
+    """Where the type that begins at `start` ends: at a space outside of parentheses."""
     depth = 0
     for index in range(start, len(line)):
         depth += (line[index] in "({[") - (line[index] in ")}]")
@@ -87,7 +87,7 @@ def _end_of_type(line: str, start: int) -> int:
 
 
 def _called(line: str) -> dict[str, list[str]]:
-    """The computations that an instruction runs, by what it calls them."""
+    """The computations that an instruction runs, by its name for them."""
     return {
         key: [name.strip().lstrip("%") for name in value.strip("{}").split(",")]
         for key, value in _CALLED.findall(line)
@@ -95,9 +95,9 @@ def _called(line: str) -> dict[str, list[str]]:
 
 
 def _trip_count(line: str, computations: dict[str, list[Instruction]]) -> int | None:
-    """How often a loop runs: the compiler says, or the condition does if it counts up from 0."""
-    if told := _TRIPS.search(line):
-        return int(told[1])
+    """How often a loop runs, by the compiler's note or by its condition if it counts up from 0."""
+    if count := _TRIPS.search(line):
+        return int(count[1])
     rows = list(computations[_called(line)["condition"][0]])
     for fusion in [row for row in rows if row.opcode == "fusion"]:
         rows += computations[_called(fusion.line)["calls"][0]]

@@ -1,8 +1,8 @@
-"""Names of machines, such as v5e:16x16, and their devices, none of which has to be there.
+"""Names of machines, such as v5e:16x16, and devices of them to compile for, without the hardware.
 
-A TPU compiler wants a number of environment variables set before JAX is imported, or it looks for a
-TPU and tells all about it. Devices are therefore made in a process of their own: `environment` is
-what it is started with, and `ddpm_jax.plan.worker` what it runs.
+A TPU compiler looks for a TPU and logs a lot unless environment variables are set before JAX is
+imported. A process of its own therefore makes the devices: `ddpm_jax.plan.worker`, which is
+started with `environment`.
 """
 
 import difflib
@@ -21,7 +21,7 @@ __all__ = ["Topology", "TopologyError", "check_compiler", "devices", "environmen
 
 
 class TopologyError(UserError):
-    """No machine of that name, or nothing here that compiles for it."""
+    """No machine of that name, or no compiler for it is installed."""
 
 
 class Topology(NamedTuple):
@@ -53,14 +53,14 @@ class Topology(NamedTuple):
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """What a name stands for: v5e:4x4, 2xv5e:4x4 for two slices of that, h100:8 for GPUs.
+    """The topology of a name: v5e:4x4, 2xv5e:4x4 for two slices of that, h100:8 for GPUs.
 
     Args:
         name: as above.
-        slices: how many of them, if the name does not say.
+        slices: how many slices, if the name does not say.
 
     Raises:
-        TopologyError: with a name that would do.
+        TopologyError: no such topology; the sentence has a name that works.
 
     Example:
         >>> from ddpm_jax.plan.topologies import parse
@@ -69,16 +69,16 @@ def parse(name: str, slices: int = 1) -> Topology:
         >>> str(parse("h100:16"))
         '2xh100:8'
     """
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z0-9]+):(\d+(?:x\d+)*)", name)
-    if found is None or found[2] not in CHIPS:
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z0-9]+):(\d+(?:x\d+)*)", name)
+    if match is None or match[2] not in CHIPS:
         raise TopologyError(f"--topology is {name!r}; {_right_names(name)}")
-    told, chip = int(found[1] or 1), CHIPS[found[2]]
-    shape = tuple(map(int, found[3].split("x")))
-    if slices < 1 or told < 1 or min(shape) < 1:
+    prefix, chip = int(match[1] or 1), CHIPS[match[2]]
+    shape = tuple(map(int, match[3].split("x")))
+    if slices < 1 or prefix < 1 or min(shape) < 1:
         raise TopologyError(f"--topology is {name!r}, --slices {slices}; counts are 1 or more")
-    if told > 1 and slices > 1:
+    if prefix > 1 and slices > 1:
         raise TopologyError(f"--topology is {name!r} and --slices {slices}; say it once")
-    count = max(told, slices)
+    count = max(prefix, slices)
     if chip.dimensions == 0:
         return _hosts(name, chip, shape, count)
     if len(shape) != chip.dimensions:
@@ -98,18 +98,18 @@ def parse(name: str, slices: int = 1) -> Topology:
 def environment(
     topology: Topology, outer: Mapping[str, str], *, thorough: bool = False
 ) -> dict[str, str]:
-    """The environment of a process that compiles for `topology`, made of that of this one.
+    """The environment of a process that compiles for `topology`, from that of this one.
 
-    What would change how a program is compiled is left out, so that a plan is the same everywhere.
+    Variables that change how a program is compiled are left out: plans are the same everywhere.
 
     Args:
-        topology: whose compiler is wanted.
+        topology: to compile for.
         outer: the environment of this process.
-        thorough: optimize as a run would, in minutes where it otherwise is one.
+        thorough: optimize as a run does, which takes minutes in place of one.
     """
     prefixes = ("JAX_", "XLA_", "TPU_", "LIBTPU_", "CLOUD_TPU_", "MEGASCALE_")
     inner = {name: value for name, value in outer.items() if not name.startswith(prefixes)}
-    # Where this package is, and then what the process that asks had.
+    # This package first, then the folders of this process.
     home = str(Path(__file__).parents[2])
     inner["PYTHONPATH"] = os.pathsep.join(filter(None, [home, outer.get("PYTHONPATH")]))
     inner["JAX_PLATFORMS"] = "cpu"
@@ -124,14 +124,14 @@ def environment(
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
     if not thorough:
-        # Both, or the compiler refuses programs that fit: told to fit memory more than to optimize,
-        # it expects a program to need a third more than it does at last.
+        # Both: with the first alone the compiler refuses programs that fit, since it expects them
+        # to need a third more memory than they do in the end.
         inner |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_MEMORY_FITTING_LEVEL": "O0"}
     return inner
 
 
 def check_compiler(topology: Topology) -> None:
-    """Raises TopologyError unless what compiles for `topology` is installed; imports nothing."""
+    """Raises TopologyError unless a compiler for `topology` is installed; imports nothing."""
     wanted, extra = {
         "tpu": (("libtpu",), "plan"),
         "cuda": (("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "plan-cuda"),
@@ -185,12 +185,12 @@ def _hosts(name: str, chip: Chip, shape: tuple[int, ...], count: int) -> Topolog
 
 
 def _right_names(name: str) -> str:
-    """What the name could have been: a count in place of a shape, or another way to say a chip."""
+    """What the name may mean: a count in place of a shape, or another name of a chip."""
     known = "names are like v5e:4x4, 2xv5e:16x16 (two slices), v5p:4x4x8, h100:8"
-    found = re.fullmatch(r"(v\d\w*?|tpu7x|h100)(?:litepod)?[-_]?(\d+)?(?:[-:].*)?", name.lower())
+    match = re.fullmatch(r"(v\d\w*?|tpu7x|h100)(?:litepod)?[-_]?(\d+)?(?:[-:].*)?", name.lower())
     heads = difflib.get_close_matches(re.split(r"[-:]", name.lower())[0], CHIPS, 1, 0.3)
-    if found is not None and found[1] + "e" in CHIPS and "lite" in name:
-        heads = [found[1] + "e"]
+    if match is not None and match[1] + "e" in CHIPS and "lite" in name:
+        heads = [match[1] + "e"]
     count = re.search(r"[-:](\d+)$", name)
     if not heads:
         return f"chips are {', '.join(CHIPS)}, and {known}"
@@ -204,7 +204,7 @@ def _right_names(name: str) -> str:
 
 
 def _nearly_square(count: int, dimensions: int) -> list[int]:
-    """Sides of `dimensions` whose product is `count`, as alike as they can be, the least first."""
+    """Sides of `dimensions` whose product is `count`, as equal as possible, the least first."""
     sides: list[int] = []
     for left in range(dimensions, 1, -1):
         side = next(s for s in range(round(count ** (1 / left)), 0, -1) if count % s == 0)

@@ -1,29 +1,29 @@
 """A process that compiles for one topology: `python -m ddpm_jax.plan.worker`.
 
-It is started by `ddpm_jax.plan.ask` in the environment of `topologies.environment`, not by hand;
-`ddpm_jax.plan.children` tells how the two speak.
+`ddpm_jax.plan.requests` starts it in the environment of `topologies.environment`, not by hand;
+`ddpm_jax.plan.subprocesses` describes the messages.
 """
 
 from typing import Any
 
-from ddpm_jax.plan.children import Say, answer_question
+from ddpm_jax.plan.subprocesses import Say, serve
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Answers one question."""
-    answer_question(_plan)
+    serve(_plan)
 
 
 def _plan(question: dict[str, Any], say: Say) -> dict[str, Any]:
-    from ddpm_jax.config import from_json
+    from ddpm_jax.config import from_message
     from ddpm_jax.plan import topologies
     from ddpm_jax.plan.plan import make_plan
 
     topology = topologies.parse(question["topology"])
     return make_plan(
-        from_json(question["config"]),
+        from_message(question["config"]),
         topology,
         topologies.devices(topology),
         advise=question["advise"],

@@ -10,27 +10,24 @@ r"""Forward processes beyond isotropy: what still holds for which chain x_t = f(
                                                another law
     anything else                              `custom_chain`: the loop, and nothing more
 
-`litmus` says which of these a step makes.
+`ddpm_jax.litmus` says which of these a step makes.
 """
 
 from ddpm_jax.processes.affine import AffineChain as AffineChain
 from ddpm_jax.processes.affine import affine_chain as affine_chain
+from ddpm_jax.processes.chain import Chain as Chain
+from ddpm_jax.processes.chain import NoClosedForm as NoClosedForm
 from ddpm_jax.processes.constructors import blurring as blurring
 from ddpm_jax.processes.constructors import correlated as correlated
 from ddpm_jax.processes.constructors import equal_snr as equal_snr
 from ddpm_jax.processes.constructors import isotropic as isotropic
-from ddpm_jax.processes.contract import Chain as Chain
-from ddpm_jax.processes.contract import Modal as Modal
-from ddpm_jax.processes.contract import NoClosedForm as NoClosedForm
-from ddpm_jax.processes.contract import Process as Process
 from ddpm_jax.processes.custom import CustomChain as CustomChain
 from ddpm_jax.processes.custom import check_step as check_step
 from ddpm_jax.processes.custom import custom_chain as custom_chain
 from ddpm_jax.processes.gamma import GammaChain as GammaChain
 from ddpm_jax.processes.gamma import gamma as gamma
-from ddpm_jax.processes.litmus import Evidence as Evidence
-from ddpm_jax.processes.litmus import Verdict as Verdict
-from ddpm_jax.processes.litmus import litmus as litmus
+from ddpm_jax.processes.modal import Modal as Modal
+from ddpm_jax.processes.modal import Process as Process
 from ddpm_jax.processes.per_pixel import per_pixel as per_pixel
 from ddpm_jax.processes.spectral import Spectral as Spectral
 from ddpm_jax.processes.spectral import spectral as spectral

@@ -19,7 +19,7 @@ https://arxiv.org/abs/1905.13002). Then, for any s < t, with (A, b, Q) the steps
 (4) is Gaussian conditioning with the covariance in Joseph's form, a sum of squares that rounding
 leaves positive semi-definite. (5) is half the squared Mahalanobis length of the difference of the
 two means in the covariance that they share: the chain rule of the KL, applied to (x_s, x_t), gives
-it as what x_t tells less of x_0 than x_s does, and no posterior has to be inverted. With
+it as the information on x_0 that x_s has and x_t has not; no posterior has to be inverted. With
 A = sqrt(1 - beta) I it is (SNR_s - SNR_t) / 2 |d|^2, the shortcut of the isotropic chain.
 
 (3) does not divide M_t by M_s, which may be singular. Steps are composed over windows, in a
@@ -40,10 +40,18 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from ddpm_jax.arrays import Value, einsum, flat, register_with_nnx, rows, split_as, widened
-from ddpm_jax.checks import check_float, check_same_shape, check_times, check_vector
+from ddpm_jax.checks import (
+    check_covariance,
+    check_draw,
+    check_float,
+    check_float32_range,
+    check_images,
+    check_same_shape,
+    check_times,
+    check_vector,
+)
 from ddpm_jax.processes.affine_tables import ROUNDING, Affine, Tables, act, build
-from ddpm_jax.processes.contract import NoClosedForm
-from ddpm_jax.processes.guards import check_draw, check_images
+from ddpm_jax.processes.chain import NoClosedForm
 from ddpm_jax.processes.roots import root_of_product
 
 __all__ = ["AffineChain", "affine_chain"]
@@ -52,8 +60,12 @@ __all__ = ["AffineChain", "affine_chain"]
 class AffineChain(NamedTuple):
     """The tables of one chain, a frozen pytree. Make one with `affine_chain`, which checks.
 
+    It has no modes: its matrices need not commute, and its posteriors have full covariances.
+    `q_posterior` and `posterior_kl` take the place of what needs modes.
+
     Times are int32 `[batch]`, -1 <= s < t < T; one outside of that gives NaN. Images are
-    `[batch, ...]` with d values each, any float dtype, which the result keeps.
+    `[batch, ...]` with d values each, any float dtype, which the result keeps. An argument of the
+    wrong dtype or shape is a TypeError or a ValueError that names it.
     """
 
     tables: Tables
@@ -67,14 +79,6 @@ class AffineChain(NamedTuple):
         return self.tables.marginals.shift.shape[-2] - 1
 
     @property
-    def without_modes(self) -> str:
-        """Why there are none, as the second half of a sentence."""
-        return (
-            "its matrices need not commute, and its posteriors have full covariances;"
-            " q_posterior and its posterior_kl are what it has"
-        )
-
-    @property
     def dimensions(self) -> int:
         """d, values per example."""
         return self.tables.marginals.shift.shape[-1]
@@ -85,11 +89,7 @@ class AffineChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """x_t given x_0 in one expression, eq. (2), with standard normal `eps`.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        """
+        """x_t given x_0 in one expression, eq. (2), with standard normal `eps`."""
         self._check("x0", x0, t=t)
         check_same_shape("eps", eps, "x0", x0)
         return _apply(_look_up(self.tables.marginals, t + 1), x0, eps)
@@ -100,11 +100,7 @@ class AffineChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """One step, x_{t-1} to x_t: A_t x_{t-1} + b_t + Q_t^{1/2} eps.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        """
+        """One step, x_{t-1} to x_t: A_t x_{t-1} + b_t + Q_t^{1/2} eps."""
         self._check("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
         beyond = self.tables.windows.shift.shape[-2]
@@ -123,7 +119,6 @@ class AffineChain(NamedTuple):
         One composition and one singular value decomposition, O(d^3), per example.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
             NoClosedForm: the chain was made without its transitions.
         """
         self._check("x_s", x_s, t=t, s=s)
@@ -144,7 +139,6 @@ class AffineChain(NamedTuple):
         of float32 times the square root of C_t's condition.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
             NoClosedForm: the chain was made without its transitions.
         """
         self._check("x0", x0, t=t, s=s)
@@ -182,9 +176,6 @@ class AffineChain(NamedTuple):
         directions that have noise, the two Gaussians lie on different planes, and the KL is inf;
         at `s = -1`, where nothing has noise, it is inf unless `x0_hat` is `x0`. Within the planes
         it is finite. What float32 rounding may leave of a difference counts as none.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         """
         self._check("x0", x0, t=t, s=s)
         check_same_shape("x0_hat", x0_hat, "x0", x0)
@@ -192,8 +183,8 @@ class AffineChain(NamedTuple):
         difference = wide - split_as(flat(x0_hat), wide)
         rounded = rows(self.tables.snr[0], s + 1) - rows(self.tables.snr[0], t + 1)
         left_over = rows(self.tables.snr[1], s + 1) - rows(self.tables.snr[1], t + 1)
-        lost = (rounded + left_over).astype(difference.dtype)
-        kl = 0.5 * jnp.sum(difference * act(lost, difference), axis=-1)
+        snr_difference = (rounded + left_over).astype(difference.dtype)
+        kl = 0.5 * jnp.sum(difference * act(snr_difference, difference), axis=-1)
 
         noiseless = rows(self.tables.noiseless, s + 1)
         rounding = ROUNDING * self.dimensions
@@ -204,11 +195,7 @@ class AffineChain(NamedTuple):
     def draw_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """White noise of `shape` = `[batch, ...]` for `q_sample`; the same law at every `t`.
-
-        Raises:
-            TypeError, ValueError: `key` is no typed key, or a shape that does not fit.
-        """
+        """White noise of `shape` = `[batch, ...]` for `q_sample`; the same law at every `t`."""
         check_draw(key, shape, t=t)
         self._check_shape("shape is", shape)
         return jax.random.normal(key, shape, jnp.float32)
@@ -222,13 +209,9 @@ class AffineChain(NamedTuple):
     def marginal(
         self, t: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch d d"], Float[Array, "batch d"], Float[Array, "batch d d"]]:
-        """M, m and C of q(x_t | x_0) = N(M x_0 + m, C), of flattened data.
-
-        Raises:
-            TypeError, ValueError: `t` of the wrong dtype or shape.
-        """
+        """M, m and C of q(x_t | x_0) = N(M x_0 + m, C), of flattened data."""
         check_vector("t", t)
-        return _told(_look_up(self.tables.marginals, t + 1))
+        return _moments(_look_up(self.tables.marginals, t + 1))
 
     def transition(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
@@ -236,12 +219,11 @@ class AffineChain(NamedTuple):
         """A, b and Q of q(x_t | x_s) = N(A x_s + b, Q), eq. (3), of flattened data.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
             NoClosedForm: the chain was made without its transitions.
         """
         check_vector("t", t)
         check_times("s", s, t.shape[0])
-        return _told(self._between("transition", t, s))
+        return _moments(self._between("transition", t, s))
 
     def _between(self, what: str, t: Array, s: Array) -> Affine:
         """The steps s + 1 to t in one, `root` [batch, d, 2 d]; NaN unless -1 <= s < t < T."""
@@ -254,7 +236,7 @@ class AffineChain(NamedTuple):
         t, s = t.astype(jnp.int32), s.astype(jnp.int32)
         inside = (s >= -1) & (s < t) & (t < T)
         first, last = s + 1, t
-        # The highest bit in which two times differ tells the border that lies between them.
+        # The highest bit in which two times differ gives the border that lies between them.
         level = 32 - jax.lax.clz(jnp.bitwise_xor(first, last))
         identity = jnp.where(level == 0, size - 1, level * T + first)
         before = _look_up(self.tables.windows, jnp.where(inside, identity, size))
@@ -298,7 +280,7 @@ def affine_chain(
         A: `[T, d, d]`, any matrices, singular ones too.
         b: `[T, d]`.
         Q: `[T, d, d]`, covariances: symmetric, positive semi-definite, zeros too.
-        transitions: whether q(x_t | x_s) and q(x_s | x_t, x_0) will be asked for.
+        transitions: whether to make the table for q(x_t | x_s) and q(x_s | x_t, x_0).
 
     Raises:
         ValueError: shapes that do not fit, a value that is not finite or that float32 does not
@@ -324,7 +306,10 @@ def affine_chain(
         return AffineChain(tables._replace(snr=whole))
     host = {name: np.asarray(value, dtype=np.float64) for name, value in given.items()}
     _check_shapes(host)
-    _check_values(host)
+    for name, values in host.items():
+        check_float32_range(name, values)
+    for t, covariance in enumerate(host["Q"]):
+        check_covariance(f"Q[{t}]", covariance)
     # Now, and not when a function that is being traced around this will run.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         tables = _compiled_build(*host.values(), transitions=transitions)
@@ -352,7 +337,7 @@ def _mean(step: Affine, x: jax.Array) -> jax.Array:
     return act(step.matrix, x) + step.shift.astype(x.dtype)
 
 
-def _told(step: Affine) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _moments(step: Affine) -> tuple[jax.Array, jax.Array, jax.Array]:
     return step.matrix, step.shift, einsum("bik,bjk->bij", step.root, step.root)
 
 
@@ -377,28 +362,6 @@ def _check_shapes(arrays: dict[str, jax.Array] | dict[str, np.ndarray]) -> None:
                 f"{name} has shape {arrays[name].shape}; with A of shape {shape} it has to be"
                 f" {expected}"
             )
-
-
-def _check_values(arrays: dict[str, np.ndarray]) -> None:
-    for name, array in arrays.items():
-        outside = ~(np.abs(array) <= np.finfo(np.float32).max)
-        if outside.any():
-            index = ", ".join(map(str, np.argwhere(outside)[0]))
-            raise ValueError(f"{name}[{index}] is {array[outside][0]:g}; float32 has to hold it")
-    Q = arrays["Q"]
-    tolerance = 1e-6 * np.abs(Q).max(axis=(1, 2))  # what float32 arithmetic may have left
-    asymmetry = np.abs(Q - Q.mT)
-    for t in np.flatnonzero(asymmetry.max(axis=(1, 2)) > tolerance):
-        i, j = np.unravel_index(np.argmax(asymmetry[t]), asymmetry[t].shape)
-        raise ValueError(
-            f"Q[{t}] is not symmetric: [{i}, {j}] is {Q[t, i, j]:g}, [{j}, {i}] {Q[t, j, i]:g}"
-        )
-    eigenvalues = np.linalg.eigvalsh(Q)[:, 0]
-    for t in np.flatnonzero(eigenvalues < -tolerance):
-        raise ValueError(
-            f"Q[{t}], the covariance of step t = {t}, has the eigenvalue {eigenvalues[t]:g}; a"
-            " covariance has none below 0"
-        )
 
 
 def _check_float32(tables: Tables) -> None:

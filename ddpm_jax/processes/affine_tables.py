@@ -12,7 +12,7 @@ from ddpm_jax.processes.roots import factor, roots
 __all__ = ["ROUNDING", "Affine", "Tables", "act", "build"]
 
 ROUNDING = 4.0 * float(jnp.finfo(jnp.float32).eps)
-"""What float32 may leave of nothing, relative to the largest number around."""
+"""What float32 rounding may leave of 0, relative to the largest number around."""
 
 
 class Affine(NamedTuple):
@@ -27,7 +27,7 @@ class Affine(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What is looked up, by its row."""
+    """The tables of a chain, looked up by row."""
 
     marginals: Affine
     """q(x_t | x_0) for t = -1, which is the identity, to T - 1: `[T + 1, ...]`."""
@@ -42,7 +42,7 @@ class Tables(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """Steps told by their covariance, which is what eq. (1) composes."""
+    """Steps by their covariance, which eq. (1) composes."""
 
     matrix: jax.Array
     shift: jax.Array

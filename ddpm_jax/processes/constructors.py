@@ -1,4 +1,4 @@
-r"""Modal processes from what a paper says of them.
+r"""Modal processes of published papers.
 
 All start from a `Schedule`, whose a^2 = alpha_bar and b^2 = 1 - alpha_bar they bend mode by mode:
 
@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
-from ddpm_jax.processes.contract import check_schedule
+from ddpm_jax.checks import check_covariance
 from ddpm_jax.processes.spectral import Spectral, build, check_even
-from ddpm_jax.schedules import Schedule
-from ddpm_jax.schedules.tables import on_host
+from ddpm_jax.schedules.tables import Schedule, check_schedule, on_host
 
 __all__ = ["blurring", "correlated", "equal_snr", "isotropic"]
 
@@ -27,7 +26,7 @@ __all__ = ["blurring", "correlated", "equal_snr", "isotropic"]
 def isotropic(schedule: Schedule) -> Schedule:
     """The process of one mode that all pixels share: DDPM's, which is the schedule itself.
 
-    Here so that a program which chooses its process by name has a name for this one.
+    So that every process has a constructor here.
 
     Raises:
         TypeError: `schedule` is none.
@@ -53,7 +52,7 @@ def correlated(
     Lambda^(1/2) eps that was added, the error is one in the norm of Lambda^-1.
 
     A singular covariance gives modes without noise: nothing there is ever hidden, and a density, a
-    score and a KL do not exist. It is refused, unless `floor` says how much noise such modes get.
+    score and a KL do not exist. It is refused, unless `floor` gives such modes some noise.
 
     Args:
         schedule: alpha_bar.
@@ -95,7 +94,7 @@ def correlated(
             )
         check_even("spectrum", eigenvalues[None], basis)
     eigenvalues = _regular(eigenvalues, floor)
-    log_alpha_bar = _column(on_host(schedule.log_alpha_bar), eigenvalues.ndim)
+    log_alpha_bar = _column(on_host(schedule.log_alpha_bar_parts), eigenvalues.ndim)
     log_noise = _column(_log_noise(schedule), eigenvalues.ndim)
     log_eigenvalues = np.log(eigenvalues)
     return build(
@@ -113,7 +112,7 @@ def equal_snr(
     *,
     floor: float | None = None,
 ) -> Spectral:
-    """Noise with the data's own spectrum, so that it drowns all modes at the same time.
+    """Noise with the data's own spectrum, which hides all modes at the same time.
 
     Under white noise the fine detail of natural images, whose spectrum falls with frequency, is
     gone long before their outline; here the power of the data over that of the noise is SNR(t) of
@@ -186,7 +185,7 @@ def blurring(
     early = np.log1p((1.0 - min_scale) * np.expm1(-np.minimum(z, 1.0)))
     log_rest = math.log1p(-min_scale) if min_scale < 1.0 else -math.inf
     log_scale = np.where(z < 1.0, early, np.logaddexp(log_rest - z, math.log(min_scale)))
-    log_alpha_bar = _column(on_host(schedule.log_alpha_bar), rank)
+    log_alpha_bar = _column(on_host(schedule.log_alpha_bar_parts), rank)
     log_noise = _column(_log_noise(schedule), rank)
     return build(
         log_alpha_bar + 2.0 * log_scale,
@@ -198,7 +197,7 @@ def blurring(
 
 def _log_noise(schedule: Schedule) -> np.ndarray:
     """log(1 - alpha_bar) `[T]`; 0 where no signal is left, and both other logarithms are -inf."""
-    log_alpha_bar, log_noise = on_host(schedule.log_alpha_bar), np.zeros(schedule.num_steps)
+    log_alpha_bar, log_noise = on_host(schedule.log_alpha_bar_parts), np.zeros(schedule.num_steps)
     loud = np.isfinite(log_alpha_bar)
     np.subtract(log_alpha_bar, schedule.mean_log_snr(), out=log_noise, where=loud)
     return log_noise
@@ -218,21 +217,9 @@ def _eigenbasis(
     shape = (len(matrix),) if shape is None else tuple(shape)
     if not np.isfinite(matrix).all():
         raise ValueError("covariance is not finite")
-    tolerance = 1e-6 * np.abs(matrix).max()  # what float32 arithmetic may have left of symmetry
-    asymmetry = np.abs(matrix - matrix.T)
-    if asymmetry.max() > tolerance:
-        i, j = np.unravel_index(np.argmax(asymmetry), matrix.shape)
-        raise ValueError(
-            f"covariance is not symmetric: [{i}, {j}] is {matrix[i, j]:g}, [{j}, {i}]"
-            f" {matrix[j, i]:g}"
-        )
-    eigenvalues, eigenvectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
-    if eigenvalues[0] < -tolerance:
-        raise ValueError(
-            f"covariance has the eigenvalue {eigenvalues[0]:g}; it has to be positive semi-definite"
-        )
+    eigenvalues, eigenvectors = check_covariance("covariance", matrix)
     basis = bases.orthonormal(eigenvectors.T, shape)
-    return np.maximum(eigenvalues, 0.0).reshape(shape), basis
+    return eigenvalues.reshape(shape), basis
 
 
 def _regular(eigenvalues: np.ndarray, floor: float | None) -> np.ndarray:

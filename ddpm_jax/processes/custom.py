@@ -1,8 +1,8 @@
-"""A chain told by its step alone: there is the loop, and nothing else.
+"""A chain given by its step alone: it can be walked, and has no closed forms.
 
 A step is a pure function `step(x_prev, eps, t) -> x_t` of one sample, its standard normal noise and
-the time, a scalar int32 that may be traced. Nothing is known of what many steps do, so every
-expression that would skip some raises `NoClosedForm`. `litmus` finds out whether there is one.
+the time, a scalar int32 that may be traced. Nothing is known of many steps at once, so
+every closed form raises `NoClosedForm`. `ddpm_jax.litmus` looks for one.
 """
 
 import dataclasses
@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import per_example, split_as
-from ddpm_jax.checks import check_count, check_same_shape
-from ddpm_jax.processes.contract import NoClosedForm
-from ddpm_jax.processes.guards import check_draw, check_images
+from ddpm_jax.checks import check_count, check_draw, check_images, check_same_shape
+from ddpm_jax.processes.chain import NoClosedForm
 
 __all__ = ["CustomChain", "Step", "check_step", "custom_chain"]
 
@@ -41,11 +40,6 @@ class CustomChain:
     num_steps: int
     """T."""
 
-    @property
-    def without_modes(self) -> str:
-        """Why there are none, as the second half of a sentence."""
-        return "it is told by its step alone; q_chain walks it, and litmus looks for more"
-
     def q_step(
         self,
         x_prev: Float[Array, "batch *data"],
@@ -64,17 +58,13 @@ class CustomChain:
         eps, t = split_as(eps, x_prev).astype(x_prev.dtype), split_as(t, x_prev)
         x_t = jax.vmap(functools.partial(_call, self.step))(x_prev, eps, t)
         inside = (t >= 0) & (t < self.num_steps)
-        # NaN and not a choice: what a step does with a time that is none of its own is its affair.
+        # NaN by a sum and not by a choice: a step may do anything at times outside of its chain.
         return x_t + per_example(jnp.where(inside, 0.0, jnp.nan), x_t)
 
     def draw_step_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """Standard normal noise of `shape` = `[batch, ...]` for `q_step`.
-
-        Raises:
-            TypeError, ValueError: `key` is no typed key, or `t` of the wrong dtype or shape.
-        """
+        """Standard normal noise of `shape` = `[batch, ...]` for `q_step`."""
         check_draw(key, shape, t=t)
         return jax.random.normal(key, shape, jnp.float32)
 
@@ -104,7 +94,7 @@ def custom_chain(
         step: a pure function `(x_prev, eps, t) -> x_t` of one sample.
         num_steps: T, at least 1.
         shape: that of a sample, without the batch. Given, the step is checked now (see
-            `check_step`); else what shows while tracing is found when the step is first used.
+            `check_step`); else errors of tracing are raised when the step is first used.
 
     Raises:
         TypeError, ValueError: `num_steps` below 1, or a step that is not what it has to be.
@@ -133,7 +123,7 @@ def check_step(step: Step, shape: tuple[int, ...]) -> None:
     """Raises TypeError or ValueError unless `step` is a pure function of its three arguments.
 
     It is traced and run twice on the same sample of `shape`, float32, at t = 0, and the results
-    have to agree in every bit. A state that changes without any effect on these is not seen.
+    have to agree in every bit. A state that changes without any effect on these goes undetected.
     """
     _check_signature(step)
     # jit keeps what it traced first; only the function inside shows what Python does next time.
@@ -146,7 +136,7 @@ def check_step(step: Step, shape: tuple[int, ...]) -> None:
             once, again = (np.asarray(run(x_prev, eps, t)) for run in (first, second))
         except jax.errors.UnexpectedTracerError:
             raise ValueError(
-                "step uses an array of an earlier call, which it kept outside of itself: it has to"
+                "step uses an array of an earlier call, stored outside of itself: it has to"
                 " be a pure function of (x_prev, eps, t)"
             ) from None
     if not np.array_equal(once, again, equal_nan=True):
@@ -159,7 +149,7 @@ def check_step(step: Step, shape: tuple[int, ...]) -> None:
 
 
 def _compiled(step: Step) -> Step:
-    """`step`, to be traced anew: jit knows a function by what it is, and this one is new."""
+    """`step` in a new function, which jit traces anew."""
     return jax.jit(lambda x_prev, eps, t: _call(step, x_prev, eps, t))
 
 
@@ -170,7 +160,7 @@ def _call(step: Step, x_prev: Array, eps: Array, t: Array) -> Array:
     except _UNTRACEABLE as error:
         what = str(error).splitlines()[0]
         raise TypeError(
-            "step cannot be traced: it asks for the value of an array, by float(), if, while,"
+            "step cannot be traced: it needs the value of an array, by float(), if, while,"
             " range() or NumPy; use jax.numpy, jnp.where and jax.lax instead, on t too"
             f" ({type(error).__name__}: {what})"
         ) from error
@@ -210,12 +200,12 @@ def _check_signature(step: Step) -> None:
         raise TypeError(
             f"step cannot be called as step(x_prev, eps, t), with three arguments: {error}"
         ) from None
-    except ValueError:  # a builtin, which tells nothing of its arguments
+    except ValueError:  # a builtin without a signature
         return
 
 
 def _no_closed_form(what: str) -> NoClosedForm:
     return NoClosedForm(
-        f"a custom chain has no expression for {what}: it is told by its step alone; q_chain walks"
-        " it, and litmus looks for more"
+        f"a custom chain has no closed form of {what}: it is given by its step alone; q_chain walks"
+        " it, and ddpm_jax.litmus looks for a closed form"
     )

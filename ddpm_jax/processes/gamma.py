@@ -1,4 +1,4 @@
-r"""Noise that is no Gaussian and still has its shortcut: the chain of gamma noise.
+r"""A chain of noise that is not Gaussian and still has a shortcut: gamma noise.
 
 Nachmani et al. 2021, Denoising Diffusion Gamma Models (https://arxiv.org/abs/2110.05948), with
 the betas of a schedule and one scale theta_0:
@@ -20,14 +20,14 @@ deviation the noise is eps = (G_t - k_bar_t) / sqrt(k_bar_t), of mean 0 and vari
     (4)  q(x_s | x_t, x_0): G_s = B G_t,  B ~ Beta(k_bar_s, k_bar_t - k_bar_s)
 
 (4) holds because of two independent gammas of one scale the share of the first is independent of
-their sum (Lukacs 1955): x_t and x_0 tell G_t, and B says how it is split. With
+their sum (Lukacs 1955): x_t and x_0 determine G_t, and B how it is split. With
 r = SNR_t / SNR_s = E B and kappa = 1 / k_bar_t = SNR_t theta_0^2,
 
     (5)  E[x_s | x_t, x_0]   = the Gaussian chain's, with the same weights of x_0 and x_t
          Var[x_s | x_t, x_0] = the Gaussian chain's times (G_t / k_bar_t)^2 / (1 + kappa)
 
 What does not hold: the posterior is a beta law whose variance depends on x_t, so the KL shortcut,
-and with it `vlb_terms` and bits per dimension, say nothing about this chain. As theta_0 goes to 0
+and with it `vlb_terms` and bits per dimension, do not hold for this chain. As theta_0 goes to 0
 all of it becomes the Gaussian chain, theta_0^2 SNR_t being how far it is from it; the paper's
 theta_0 is 0.001.
 """
@@ -39,17 +39,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.arrays import Value, on_every_device, per_example, register_with_nnx, widened
-from ddpm_jax.checks import check_key, check_same_shape, check_scalar
-from ddpm_jax.processes.contract import check_schedule
-from ddpm_jax.processes.guards import check_draw, check_images
-from ddpm_jax.processes.weights import (
+from ddpm_jax.checks import check_draw, check_images, check_key, check_same_shape, check_scalar
+from ddpm_jax.processes.modal import (
     mix,
     one_minus_snr_ratio,
     posterior_weights,
     step_weights,
     transition_weights,
 )
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules.tables import Schedule, check_schedule
 
 __all__ = ["GammaChain", "gamma"]
 
@@ -60,12 +58,16 @@ LARGE_SHAPE = 1e4
 class GammaChain(NamedTuple):
     """A schedule and the scale of its gamma noise, a frozen pytree. Make one with `gamma`.
 
+    It has no modes, because its noise is not Gaussian. Its schedule has the same mean and variance
+    at every step and takes its place in what needs no more.
+
     Times are int32 `[batch]`, -1 <= s < t < T; one outside of that gives NaN. Images are
-    `[batch, ...]`, any float dtype, which the result keeps; noise is drawn in float32.
+    `[batch, ...]`, any float dtype, which the result keeps; noise is drawn in float32. An argument
+    of the wrong dtype or shape is a TypeError or a ValueError that names it.
     """
 
     schedule: Schedule
-    """The Gaussian chain of the same first two moments: what `simple_loss` and friends take."""
+    """The Gaussian chain of the same first two moments, for `simple_loss` and its like."""
     theta_0: Float[Array, ""]
 
     __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # type: ignore[misc]
@@ -75,25 +77,13 @@ class GammaChain(NamedTuple):
         """T."""
         return self.schedule.num_steps
 
-    @property
-    def without_modes(self) -> str:
-        """Why there are none, as the second half of a sentence."""
-        return (
-            "its noise is no Gaussian; its schedule has the same mean and variance at every step,"
-            " and serves what asks for no more"
-        )
-
     def q_sample(
         self,
         x0: Float[Array, "batch *data"],
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """x_t given x_0 in one expression, eq. (2), with `eps` from `draw_noise`.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        """
+        """x_t given x_0 in one expression, eq. (2), with `eps` from `draw_noise`."""
         check_images("x0", x0, t=t)
         check_same_shape("eps", eps, "x0", x0)
         return self._weigh(self.schedule.signal(t), x0, self.schedule.noise(t), eps)
@@ -104,11 +94,7 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """One step, x_{t-1} to x_t, with `eps` from `draw_step_noise`.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        """
+        """One step, x_{t-1} to x_t, with `eps` from `draw_step_noise`."""
         check_images("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
         keep, add = step_weights(self.schedule, t)
@@ -121,11 +107,7 @@ class GammaChain(NamedTuple):
         s: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """x_t given x_s in one expression, eq. (3), with `eps` from `draw_transition_noise`.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
-        """
+        """x_t given x_s in one expression, eq. (3), with `eps` from `draw_transition_noise`."""
         check_images("x_s", x_s, t=t, s=s)
         check_same_shape("eps", eps, "x_s", x_s)
         keep, add = transition_weights(self.schedule, t, s)
@@ -143,9 +125,6 @@ class GammaChain(NamedTuple):
         Each element is theta_s times a beta variable, shifted: see `posterior_sample` for draws.
         `s = -1` stands for the data: the mean is then `x0` and the variance 0. NaN where `x_t` is
         below what the chain can reach from `x0`, by more than the rounding of its dtype.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         """
         mean, share, parts = self._posterior(x0, x_t, t, s)
         gaussian = parts.variance_s * parts.one_minus_ratio
@@ -160,12 +139,7 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         s: Int[Array, " batch"],
     ) -> Float[Array, "batch *data"]:
-        """x_s drawn from q(x_s | x_t, x_0), eq. (4): the share of G_t that had come by s.
-
-        Raises:
-            TypeError, ValueError: `key` is no typed key, or an argument of the wrong dtype or
-                shape, by name.
-        """
+        """x_s drawn from q(x_s | x_t, x_0), eq. (4): the share of G_t that had come by s."""
         check_key("key", key)
         mean, share, parts = self._posterior(x0, x_t, t, s)
         # What is drawn on an explicit mesh is whole on every device, and so is what it is made of.
@@ -200,11 +174,7 @@ class GammaChain(NamedTuple):
     def draw_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """eps of `shape` = `[batch, ...]` for `q_sample`: Gamma(k_bar_t), standardized.
-
-        Raises:
-            TypeError, ValueError: `key` is no typed key, or `t` of the wrong dtype or shape.
-        """
+        """eps of `shape` = `[batch, ...]` for `q_sample`: Gamma(k_bar_t), standardized."""
         check_draw(key, shape, t=t)
         return self._draw(key, shape, t, jnp.full_like(t, -1))
 
@@ -252,11 +222,11 @@ class GammaChain(NamedTuple):
 
         # G_t / k_bar_t = 1 + sqrt(kappa) eps, in units in which x_t is what was rounded.
         kappa = self._kappa(t)
-        kept = per_example(schedule.signal(t), x0) * x0
+        signal = per_example(schedule.signal(t), x0) * x0
         per_deviation = per_example(jnp.sqrt(kappa / schedule.noise_variance(t)), x0)
-        share = 1.0 + per_deviation * (x_t - kept)
+        share = 1.0 + per_deviation * (x_t - signal)
         epsilon = float(jnp.finfo(x_t.dtype).eps)
-        rounding = 4.0 * epsilon * (1.0 + per_deviation * (jnp.abs(x_t) + jnp.abs(kept)))
+        rounding = 4.0 * epsilon * (1.0 + per_deviation * (jnp.abs(x_t) + jnp.abs(signal)))
         share = jnp.where(share >= -rounding, jnp.maximum(share, 0.0), jnp.nan)
         mean = jnp.where(jnp.isnan(share), jnp.nan, mean)
         return mean, share, _Posterior(kappa, one_minus_ratio, schedule.noise_variance(s))

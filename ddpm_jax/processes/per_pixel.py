@@ -132,7 +132,7 @@ def _fixed(log_snr: np.ndarray, variance: Numbers) -> Spectral:
 def _conditioned(log_snr: Array, variance: Array, examples: int) -> Spectral:
     num_steps = log_snr.shape[1]
     check_num_steps(num_steps)
-    # A network may speak in bfloat16, in which neighbouring times are one.
+    # A network may compute in bfloat16, in which neighbouring times are equal.
     log_snr, variance = widened(log_snr), widened(variance)
     log_signal = -jax.nn.softplus(-log_snr)
     log_noise = -jax.nn.softplus(log_snr) + jnp.log(variance)[:, None]

@@ -3,8 +3,8 @@ r"""A process of many modes: linear, Gaussian, and diagonal in one orthonormal b
     x_t = B^T (a_t * B x_0 + b_t * B eps)          a, b per mode, eps white
 
 Mode k is a chain of its own, x_t = a_{t,k} x_0 + b_{t,k} eps. All that is known of one scalar chain
-(`ddpm_jax.forward`) is therefore known of each mode, and none of it asks that a^2 + b^2 be 1. What
-makes a pair of tables a chain is that no step takes noise away: the transition from s to t adds
+(`ddpm_jax.forward`) is therefore known of each mode, and none of it needs a^2 + b^2 = 1. What
+makes a pair of tables a chain is that no step removes noise: the transition from s to t adds
 
     b_t^2 - (a_t / a_s)^2 b_s^2 = b_t^2 (1 - SNR_t / SNR_s) >= 0       SNR = a^2 / b^2
 
@@ -22,12 +22,11 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
-from ddpm_jax.arrays import Value
+from ddpm_jax.arrays import Value, rows
 from ddpm_jax.schedules.tables import (
     check_num_steps,
     difference,
     look_up,
-    network_time,
     on_host,
     two_parts,
 )
@@ -56,7 +55,7 @@ class Spectral(Value):
     log_prior_variance: Float[Array, "*modes"]
     """log of the variance of p(x_{T-1}), whose mean is 0, in each mode."""
     network_times: Int[Array, " T"]
-    """The time that a network is told at t: t itself, unless times were left out."""
+    """The time that a network gets at t: t itself, unless times were left out."""
     basis: bases.Basis
     """Where the modes are."""
     zero_terminal_snr: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -138,8 +137,8 @@ class Spectral(Value):
         return self._difference(self.log_noise_variance, t, s, before=-jnp.inf)
 
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """What a network is told at `t`."""
-        return network_time(self.network_times, t)
+        """`network_times[t]`."""
+        return rows(self.network_times, t, mode="clip")
 
     def prior(
         self, batch: int
@@ -218,8 +217,8 @@ def spectral(
     Example:
         >>> import numpy as np
         >>> from ddpm_jax import processes
-        >>> kept = np.linspace(0.9, 0.1, 9)[:, None] ** np.array([1.0, 2.0])  # two pixels
-        >>> processes.spectral(kept, 1.0 - kept).num_steps
+        >>> power = np.linspace(0.9, 0.1, 9)[:, None] ** np.array([1.0, 2.0])  # two pixels
+        >>> processes.spectral(power, 1.0 - power).num_steps
         9
     """
     log_signal = _log("signal_variance", signal_variance)
@@ -335,15 +334,15 @@ def _log(name: str, values: ArrayLike) -> np.ndarray:
     table = np.asarray(values, np.float64)
     if table.size == 0 or not (table >= 0.0).all():
         raise ValueError(f"{name} is empty, negative or NaN somewhere; variances are not")
-    with np.errstate(divide="ignore"):  # 0 is judged where it is known whether it may be
+    with np.errstate(divide="ignore"):  # `check_values` refuses 0 where it may not be
         return np.asarray(np.log(table))  # of a single number NumPy makes no array
 
 
 def _by_example(table: Array, *times: Array) -> list[Array]:
     """Each of `times` as `[examples, rows of each]`: rows of one example are neighbours.
 
-    They are split over the devices as the examples of `table` are; only an explicit mesh has to be
-    told, and times that were made there are whole on every device.
+    They are split over the devices as the examples of `table` are; only an explicit mesh needs it,
+    and times that were made there are whole on every device.
     """
     examples, sharding = table.shape[0], jax.typeof(table).sharding
     split = []

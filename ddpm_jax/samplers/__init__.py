@@ -2,12 +2,12 @@
 
     ancestral           the chain run backwards, with its noise
     ddim                the same with less noise, or none; ddim_inversion goes back up
-    dpm_solver_pp       second order for the price of first, with noise or without
+    dpm_solver_pp       second order at the cost of first, with noise or without
     heun                second order, two calls of the network a step
     probability_flow    up to fourth order, one call a step
 
-`guidance` makes a network that wants something of one that does not, `inpaint` a sampler that keeps
-what is known of one that does not: any of them goes with any other.
+`guidance` makes a guided network of another, `inpaint` a sampler that keeps known pixels of
+another: any of them goes with any other.
 """
 
 from ddpm_jax.samplers import guidance as guidance

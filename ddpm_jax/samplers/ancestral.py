@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_choice
 from ddpm_jax.forward import Predicts, q_posterior
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import (
     Variance,
     check_predicts,
@@ -47,7 +46,7 @@ def ancestral(
         predict: `(x_t, t) -> prediction`, or the pair (prediction, interpolation) for
             "learned_range".
         predicts: what `predict` returns.
-        variance: where the variance of p comes from; `ddpm_jax.reverse` tells the three.
+        variance: where the variance of p comes from; see `ddpm_jax.reverse`.
         threshold: what keeps x0_hat inside at each step; None leaves it as it is.
 
     Raises:

@@ -11,8 +11,7 @@ from ddpm_jax.arrays import fold_in, normal, root, split
 from ddpm_jax.checks import check_float, check_keys, check_result
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix, one_minus_snr_ratio
+from ddpm_jax.processes.modal import Modal, mix, one_minus_snr_ratio
 from ddpm_jax.samplers.thresholds import Threshold
 
 __all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample"]
@@ -20,20 +19,20 @@ __all__ = ["Predict", "Sampler", "SamplerState", "Samples", "StepInfo", "sample"
 Predict = Callable[[Array, Array], Any]
 """A network with its parameters bound: `(x_t, t) -> prediction`, t int32 `[batch]`.
 
-It is told `process.network_time(t)`. A network that learned its variance returns the pair
-(prediction, interpolation), which `ancestral` with `variance="learned_range"` wants.
+Samplers call it with `process.network_time(t)`. A network that learned its variance returns the
+pair (prediction, interpolation), for `ancestral` with `variance="learned_range"`.
 """
 
 
 class SamplerState(NamedTuple):
-    """Where a sampler stands: the current images, and what a multistep method remembers."""
+    """The current images, and what a multistep method remembers of earlier steps."""
 
     x_t: Float[Array, "batch *data"]
     memory: Any = ()
 
 
 class StepInfo(NamedTuple):
-    """What one step reports: the images it moved to and the data it believed in."""
+    """What one step reports: the images it moved to, and the data that it estimated."""
 
     x_s: Float[Array, "batch *data"]
     x0_hat: Float[Array, "batch *data"]
@@ -54,11 +53,11 @@ class Sampler(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The finished images, and what was kept of the steps that led there."""
+    """The finished images, and what `keep` returned at each step."""
 
     x0: Float[Array, "batch *data"]
     trajectory: Any
-    """What `keep` returned, stacked over the steps; None if nothing was to be kept."""
+    """The results of `keep`, stacked over the steps; None without `keep`."""
 
 
 def sample(
@@ -87,7 +86,7 @@ def sample(
         shape: `[batch, ...]` of the images.
         times: falling times in [0, T); `time_grid` makes them. Where they do not fall, x0 is NaN.
         start: images at times[0] in the place of the prior's noise, shaped `shape`: what
-            `ddim_inversion` found, or `q_sample` of an image that is to be changed. The samples
+            `ddim_inversion` returned, or `q_sample` of an image that is to be changed. The samples
             have its dtype.
         keep: what to keep of each step's StepInfo: `lambda info: info` for all of it,
             `lambda info: info.x_s[:8]` for the way of eight images.
@@ -113,10 +112,10 @@ def sample(
             state, info = sampler.step(fold_in(steps_key, t), state, t, s)
             return state, None if keep is None else keep(info)
 
-        state, kept = jax.lax.scan(
+        state, trajectory = jax.lax.scan(
             step, sampler.init(init_key, shape, start), (times, following(times))
         )
-        return Samples(nan_unless_falling(state.x_t, times), kept)
+        return Samples(nan_unless_falling(state.x_t, times), trajectory)
 
     return call_compiled(run, key, times, start)
 
@@ -136,7 +135,7 @@ def check_steps(times: Array) -> None:
 
 
 def nan_unless_falling(x: Array, times: Array) -> Array:
-    """`x`, or NaN: nothing else would tell the images of a grid in the wrong order."""
+    """`x`, or NaN: images of times in the wrong order would look like others."""
     return jnp.where(jnp.all(times[1:] < times[:-1]), x, jnp.nan)
 
 
@@ -180,7 +179,7 @@ def predict_x0(
     predicts: Predicts,
     threshold: Threshold | None,
 ) -> Array:
-    """x0_hat at one time `t` `[batch]`, kept where `threshold` wants it."""
+    """x0_hat at one time `t` `[batch]`, after `threshold`."""
     prediction = predict(x_t, process.network_time(t))
     return x0_of_prediction(process, prediction, x_t, t, predicts=predicts, threshold=threshold)
 

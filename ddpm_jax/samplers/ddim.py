@@ -8,8 +8,7 @@ from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_float, check_scalar
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import Predicts, convert
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,
@@ -97,19 +96,20 @@ def ddim_inversion(
     predicts: Predicts = "eps",
     iterations: int = 1,
 ) -> Float[Array, "batch *data"]:
-    """The x at times[0] from which deterministic DDIM comes down on `x0`, as one compiled scan.
+    """The x at times[0] from which deterministic DDIM arrives at `x0`, as one compiled scan.
 
-    The step of `ddim` from t to s, with nothing cut off, read the other way round (Song et al.
-    2021, eq. 14): given x_s it is an equation for x_t,
+    The step of `ddim` from t to s without a threshold, inverted (Song et al. 2021, eq. 14): given
+    x_s it is an equation for x_t,
 
         x_t = (a_t / a_s) x_s + b_t (1 - exp(-h)) eps_hat(x_t, t),    a_s / a_t b_t / b_s = exp(h),
 
-    solved by going round it from x_t = x_s (Pan et al. 2023, https://arxiv.org/abs/2309.04907).
-    Once round is the usual explicit inversion, whose error falls as the step; each further round
-    divides what is left by a factor that grows as the steps get shorter. For an exact denoiser of
-    Gaussian data, going round always converges. `sample(ddim(...), start=...)` of the result at
-    the same `times`, without a threshold, is `x0` again. From a time that has no signal the step
-    is x_s = a_s x0_hat + (b_s / b_t) x_t instead, solved for x_t.
+    solved by fixed-point iteration from x_t = x_s (Pan et al. 2023,
+    https://arxiv.org/abs/2309.04907). One iteration is the usual explicit inversion, whose error
+    falls as the step; each further one divides the error by a factor that grows as the steps get
+    shorter. For an exact denoiser of Gaussian data, the iteration always converges.
+    `sample(ddim(...), start=...)` of the result at the same `times`, without a threshold, is `x0`
+    again. From a time that has no signal the step is x_s = a_s x0_hat + (b_s / b_t) x_t instead,
+    solved for x_t.
 
     Args:
         process: a schedule, or another process of modes.
@@ -118,7 +118,7 @@ def ddim_inversion(
         times: the falling times that the sampler will visit. Where they do not fall, the result
             is NaN.
         predicts: what `predict` returns.
-        iterations: how often to go round, at least 1; each calls `predict` once.
+        iterations: at least 1; each calls `predict` once.
 
     Raises:
         TypeError, ValueError: `x0` not floating point, `times` no vector of integers, `iterations`
@@ -137,7 +137,7 @@ def ddim_inversion(
             a_s, b_s = process.signal(s), process.noise(s)
             silent = jnp.isinf(h) & per_example(s >= 0, h)
 
-            def go_round(_: Array, x_t: Array) -> Array:
+            def iterate(_: Array, x_t: Array) -> Array:
                 x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=None)
                 eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
                 weight_x_s, weight_eps = process.signal(t) / a_s, -process.noise(t) * jnp.expm1(-h)
@@ -151,7 +151,7 @@ def ddim_inversion(
                     (jnp.where(silent, -a_s * louder, 0.0), x0_hat),
                 )
 
-            return jax.lax.fori_loop(0, iterations, go_round, x_s), None
+            return jax.lax.fori_loop(0, iterations, iterate, x_s), None
 
         x_T, _ = jax.lax.scan(step, x0, (times[::-1], following(times)[::-1]))
         return nan_unless_falling(x_T, times)

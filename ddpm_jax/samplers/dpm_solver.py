@@ -1,4 +1,4 @@
-r"""DPM-Solver++ (2M): two steps' beliefs about the data for the price of one.
+r"""DPM-Solver++ (2M): second order at one call of the network a step.
 
 With lambda = log(a / b) = log SNR / 2 and h = lambda_s - lambda_t, the flow along a constant
 x0_hat has a closed form, `base.exponential_step`, and so has the reverse diffusion: it is
@@ -19,8 +19,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.arrays import normal
 from ddpm_jax.forward import Predicts, q_posterior
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,

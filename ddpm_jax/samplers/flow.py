@@ -8,7 +8,7 @@ https://arxiv.org/abs/2206.00364):
 
 Euler's step in sigma is DDIM's: x_s = a_s x0_hat + b_s eps_hat. Both solvers here are that step and
 a correction made of differences of eps_hat, which vanishes on the step out of pure noise, where
-sigma is infinite. A network knows integer times alone, so a solver whose stages fall between the
+sigma is infinite. A network takes integer times alone, so a solver whose stages fall between the
 times of the grid (Runge-Kutta of order 4, or one that chooses its steps) cannot be used with it.
 Heun's second stage falls on s, so it has none on the step onto the data, at s = -1. A multistep
 method has no stages: sigma = 0 is a place like another for the polynomial through its past.
@@ -23,8 +23,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.arrays import per_example
 from ddpm_jax.forward import Predicts, convert
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
     Predict,
@@ -43,7 +42,7 @@ from ddpm_jax.samplers.thresholds import Threshold, static_threshold
 __all__ = ["heun", "probability_flow"]
 
 _FARTHEST = 20.0
-"""Of lambda: where sigma is e^20 times as large, it is infinite as far as float32 can tell."""
+"""Of lambda: where sigma is e^20 times as large, it is infinite to float32."""
 
 _LARGEST_GROWTH = 32.0
 """By how much a correction may enlarge errors of eps_hat, per length of the step in sigma. Even
@@ -75,7 +74,7 @@ def heun(
     """
     check_predicts(process, predicts)
 
-    def believe(x_t: Array, t: Array) -> tuple[Array, Array]:
+    def estimate(x_t: Array, t: Array) -> tuple[Array, Array]:
         x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=threshold)
         return x0_hat, convert(process, x0_hat, x_t, t, source="x0", target="eps")
 
@@ -85,9 +84,9 @@ def heun(
         del key  # nothing is drawn
         x_t = state.x_t
         t, s = both_times(x_t, t, s)
-        x0_hat, eps_hat = believe(x_t, t)
+        x0_hat, eps_hat = estimate(x_t, t)
         euler = exponential_step(process, x0_hat, x_t, t, s)
-        _, eps_hat_s = believe(euler, jnp.maximum(s, 0))  # its weight is 0 at s = -1
+        _, eps_hat_s = estimate(euler, jnp.maximum(s, 0))  # its weight is 0 at s = -1
         # a_s sigma_t = b_s exp(h), so a_s (sigma_s - sigma_t) = -b_s (exp(h) - 1).
         weight = -0.5 * process.noise(s) * jnp.expm1(_finite_step(process, t, s))
         x_s = euler + mix(process, (weight, eps_hat_s - eps_hat))
@@ -97,7 +96,7 @@ def heun(
 
 
 class Past(NamedTuple):
-    """What the steps before have seen, the latest first."""
+    """eps_hat of earlier steps, and how far back they are in h; the latest first."""
 
     eps_hats: tuple[Float[Array, "batch *data"], ...]
     """By modes, each of which has a sigma of its own."""
@@ -168,13 +167,13 @@ def probability_flow(
         if threshold is not None:
             x_s = jnp.where(onto_data, threshold(x_s), x_s)
         x0_hat = jnp.where(onto_data, x_s, x0_hat)
-        seen = Past(
+        present = Past(
             (eps_hat, *past.eps_hats)[: order - 1],
             (h, *(h + distance for distance in past.distances))[: order - 1],
         )
         # Where sigma stays, the next eps_hat takes the place of this one.
         past = jax.tree.map(
-            lambda new, old: jnp.where(per_example(h == 0.0, new), old, new), seen, past
+            lambda new, old: jnp.where(per_example(h == 0.0, new), old, new), present, past
         )
         return SamplerState(x_s, past), StepInfo(x_s, x0_hat)
 

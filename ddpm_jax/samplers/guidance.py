@@ -1,7 +1,7 @@
 """Guidance: functions that make another `predict` of one, so that any sampler takes any of them.
 
-`predict(x_t, t)` is told network times, and so is what is made of it here: a guided network is a
-network, and knows nothing of the times that a sampler left out.
+`predict(x_t, t)` takes network times, and so does what is made of it here: a guided network is a
+network like another, whatever times a sampler leaves out.
 """
 
 import math
@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax.arrays import data_axes, per_example
-from ddpm_jax.checks import check_float, check_result, check_scalar, check_times
+from ddpm_jax.checks import check_images, check_result, check_scalar
 from ddpm_jax.forward import Predicts
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.weights import mix
+from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import Predict
 
@@ -72,19 +71,18 @@ def classifier_free(
         raise ValueError(f"rescale is {rescale}; it has to be in [0, 1]")
 
     def predict(x_t: Array, t: Array) -> Array | tuple[Array, Array]:
-        check_float("x_t", x_t)
-        check_times("t", t, x_t.shape[0])
+        check_images("x_t", x_t, t=t)
         with_condition, rest = _split(conditional(x_t, t))
         without, _ = _split(unconditional(x_t, t))
         check_result("conditional", with_condition, x_t.shape)
         check_result("unconditional", without, x_t.shape)
         guided = without + scale * (with_condition - without)
         if rescale > 0.0:
-            wanted, has = (
+            target, std = (
                 jnp.std(value, axis=data_axes(value)) for value in (with_condition, guided)
             )
-            # Nothing that varies has no contrast to take back.
-            factor = jnp.where(has > 0.0, wanted / jnp.where(has > 0.0, has, 1.0), 1.0)
+            # An image without contrast has none to take back.
+            factor = jnp.where(std > 0.0, target / jnp.where(std > 0.0, std, 1.0), 1.0)
             guided = per_example(1.0 + rescale * (factor - 1.0), guided) * guided
         if interval is not None:
             inside = jnp.where((interval[0] <= t) & (t <= interval[1]), 1.0, 0.0)
@@ -109,8 +107,8 @@ def classifier(
 
         eps_hat - b g        x0_hat + (b^2 / a) g        v_hat - (a^2 + b^2) (b / a) g
 
-    in each mode; a^2 + b^2 = 1 for a schedule. Where no signal is left, a = 0, x_t says nothing of
-    y, and nothing is added.
+    in each mode; a^2 + b^2 = 1 for a schedule. Where no signal is left, a = 0, x_t is
+    independent of y, and nothing is added.
 
     Args:
         process: what the times of `predict` are times of: the process of the network, or one
@@ -134,8 +132,7 @@ def classifier(
     _check_scale(scale)
 
     def guided(x_t: Array, t: Array) -> Array | tuple[Array, Array]:
-        check_float("x_t", x_t)
-        check_times("t", t, x_t.shape[0])
+        check_images("x_t", x_t, t=t)
         prediction, rest = _split(predict(x_t, t))
         check_result("predict", prediction, x_t.shape)
 
@@ -157,7 +154,7 @@ def classifier(
 
 
 def _index_of_network_time(process: Modal, t: Array) -> Array:
-    """The index at which a schedule tells the network `t`; T, which looks up NaN, if there is none.
+    """The index whose network time is `t`; T, which looks up NaN, if there is none.
 
     network_times rise, so it is the number of those below.
     """
@@ -168,7 +165,7 @@ def _index_of_network_time(process: Modal, t: Array) -> Array:
 
 
 def _split(output: Array | tuple[Array, Array]) -> tuple[Array, Array | None]:
-    """A prediction, and what a network that learned its variance says beside it."""
+    """A prediction, and the interpolation of a network that learned its variance, or None."""
     return output if isinstance(output, tuple) else (output, None)
 
 

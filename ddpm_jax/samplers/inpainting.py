@@ -1,4 +1,4 @@
-"""RePaint: what is known of an image is put in at every step, and the sampler fills the rest."""
+"""RePaint: known pixels are put in at every step, and the sampler fills in the rest."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,7 @@ from jaxtyping import Array, Bool, Float
 from ddpm_jax.arrays import normal, per_example, split
 from ddpm_jax.checks import check_float
 from ddpm_jax.forward import q_sample, q_transition
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.processes.modal import Modal, check_modal
 from ddpm_jax.samplers.base import Sampler, SamplerState, StepInfo, both_times
 
 __all__ = ["inpaint"]
@@ -44,7 +43,7 @@ def inpaint(
         resamplings: how many times each step is taken, at least 1.
 
     Returns:
-        A Sampler for images shaped as `known`. Its x0_hat is what `sampler` believed.
+        A Sampler for images shaped as `known`. Its x0_hat is that of `sampler`.
 
     Raises:
         TypeError, ValueError: `known` not floating point, `mask` not bool or of another shape,
@@ -54,8 +53,8 @@ def inpaint(
     check_modal("process", process)
     check_float("known", known)
     if not (hasattr(mask, "dtype") and mask.dtype == jnp.bool_):
-        said = getattr(mask, "dtype", type(mask).__name__)
-        raise TypeError(f"mask is a {said}; it has to be an array of bool, True where it is known")
+        kind = getattr(mask, "dtype", type(mask).__name__)
+        raise TypeError(f"mask is a {kind}; it has to be an array of bool, True where it is known")
     if mask.shape != known.shape:
         raise ValueError(f"mask has shape {mask.shape}; it has to be that of known, {known.shape}")
     if resamplings < 1:

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ddpm_jax.checks import check_choice, check_count
-from ddpm_jax.processes import Modal
-from ddpm_jax.processes.contract import check_modal
+from ddpm_jax.processes.modal import Modal, check_modal
 
 __all__ = ["Spacing", "time_grid"]
 
@@ -76,11 +75,11 @@ def _even_in_log_snr(process: Modal, num_steps: int) -> np.ndarray:
         return np.array([T - 1])
     if process.zero_terminal_snr:
         T, num_steps, log_snr = T - 1, num_steps - 1, log_snr[:-1]
-    wanted = np.linspace(log_snr[0], log_snr[-1], num_steps)
+    targets = np.linspace(log_snr[0], log_snr[-1], num_steps)
     if num_steps == 1:
-        wanted = log_snr[-1:]
+        targets = log_snr[-1:]
     halfway = 0.5 * (log_snr[1:] + log_snr[:-1])
-    nearest = np.searchsorted(-halfway, -wanted)
+    nearest = np.searchsorted(-halfway, -targets)
     # Where log SNR falls fast, several share a nearest time: later ones move up to the next free
     # time, and all stay early enough to leave room for those that follow.
     index = np.arange(num_steps)

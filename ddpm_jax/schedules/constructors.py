@@ -1,4 +1,4 @@
-"""Schedules from a formula, and from tables that somebody has already.
+"""Schedules from a formula, or from given tables.
 
 Every constructor works in float64 on the host and refuses arguments that make no chain.
 """
@@ -161,7 +161,7 @@ def linear_log_snr(num_steps: int, log_snr_max: float = 7.0, log_snr_min: float 
     The KL terms of the ELBO then all carry the same weight on the squared error of eps, because
     that weight depends on the step in log SNR alone (Kingma et al. 2021, eq. 14,
     https://arxiv.org/abs/2107.00630). `log_snr_max` is best set from the data's grid: noise far
-    below the spacing of the grey levels is paid for in KL terms and buys nothing.
+    below the spacing of the grey levels only adds to the KL terms.
 
     Args:
         num_steps: T, at least 2.
@@ -190,7 +190,7 @@ def from_betas(betas: np.ndarray) -> Schedule:
     The last may be exactly 1: a chain that leaves no signal.
 
     Raises:
-        ValueError: not one-dimensional, T below 2, or a beta outside (0, 1), told by its index.
+        ValueError: not one-dimensional, T below 2, or a beta outside (0, 1), by index.
 
     Example:
         >>> import numpy as np

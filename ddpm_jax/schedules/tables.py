@@ -1,7 +1,7 @@
 r"""A schedule's tables, and how they are read.
 
 A schedule of T steps is the chain q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) of
-Ho et al. 2020 (https://arxiv.org/abs/2006.11239, eq. 2), told by its tables. Times run from
+Ho et al. 2020 (https://arxiv.org/abs/2006.11239, eq. 2), given by its tables. Times run from
 t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands for the data themselves.
 
     alpha_bar_t = prod_{i <= t} (1 - beta_i)
@@ -9,12 +9,13 @@ t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands for the data th
 
 Tables are built on the host in float64 from log(alpha_bar), which keeps full relative precision
 at both ends, and are stored in float32. Differences of two logarithms, which every posterior and
-every ELBO weight is made of, would lose most of their digits in float32 between neighbouring
+every ELBO weight contains, would lose most of their digits in float32 between neighbouring
 times. The two log tables therefore carry a second float32 table, the part that rounding took
 away, and `log_snr_difference` and `log_alpha_bar_difference` use both.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ __all__ = [
     "Schedule",
     "build",
     "check_num_steps",
+    "check_schedule",
     "difference",
     "look_up",
-    "network_time",
     "on_host",
     "two_parts",
 ]
@@ -67,13 +68,13 @@ class Schedule(Value):
     alpha_bar: Float[Array, " T"]
     """Signal power left at t, prod(1 - beta)."""
     one_minus_alpha_bar: Float[Array, " T"]
-    """Noise power at t; kept apart because 1 - alpha_bar cancels near t = 0."""
-    log_alpha_bar: Float[Array, "2 T"]
+    """Noise power at t; a table of its own because 1 - alpha_bar cancels near t = 0."""
+    log_alpha_bar_parts: Float[Array, "2 T"]
     """log(alpha_bar): row 0 rounded to float32, row 1 what the rounding left over."""
     log_snr_parts: Float[Array, "2 T"]
     """log(alpha_bar / (1 - alpha_bar)), in the same two parts."""
     network_times: Int[Array, " T"]
-    """The time that a network is told at t: t itself, unless the schedule was `respaced`."""
+    """The time that a network gets at t: t itself, unless the schedule was `respaced`."""
     zero_terminal_snr: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether no signal at all is left at T - 1. A network cannot predict eps then."""
 
@@ -81,6 +82,11 @@ class Schedule(Value):
     def num_steps(self) -> int:
         """T."""
         return self.betas.shape[-1]
+
+    @property
+    def log_alpha_bar(self) -> Float[Array, " T"]:
+        """log(alpha_bar), natural logarithm."""
+        return self.log_alpha_bar_parts[0]
 
     @property
     def log_snr(self) -> Float[Array, " T"]:
@@ -147,8 +153,8 @@ class Schedule(Value):
         return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
 
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """What a network is told at `t`: the time of the schedule that it was trained with."""
-        return network_time(self.network_times, t)
+        """The time that a network gets at `t`: that of the schedule that it was trained with."""
+        return rows(self.network_times, t, mode="clip")
 
     def log_snr_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
@@ -160,7 +166,7 @@ class Schedule(Value):
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
         """log alpha_bar(t) - log alpha_bar(s), to float32's full precision."""
-        return difference(self.log_alpha_bar, t, s, before=0.0)
+        return difference(self.log_alpha_bar_parts, t, s, before=0.0)
 
     def log_noise_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
@@ -179,7 +185,7 @@ def build(
     log_snr: np.ndarray | None = None,
     network_times: np.ndarray | None = None,
 ) -> Schedule:
-    """All tables from log(alpha_bar) in float64; tables that are given are kept as they are.
+    """All tables from log(alpha_bar) in float64; given tables are taken as they are.
 
     -inf at the end is a chain that leaves no signal.
 
@@ -199,7 +205,7 @@ def build(
         betas=_float32(betas),
         alpha_bar=_float32(np.exp(log_alpha_bar)),
         one_minus_alpha_bar=_float32(one_minus_alpha_bar),
-        log_alpha_bar=two_parts(log_alpha_bar),
+        log_alpha_bar_parts=two_parts(log_alpha_bar),
         log_snr_parts=two_parts(log_snr),
         network_times=jnp.asarray(network_times.astype(np.int32)),
         zero_terminal_snr=zero_terminal_snr,
@@ -227,6 +233,15 @@ def check_num_steps(num_steps: int) -> None:
         raise ValueError(f"num_steps is {num_steps}; a schedule has at least T = 2 steps")
 
 
+def check_schedule(schedule: Any) -> None:
+    """Raises TypeError unless `schedule` is one, and not another process."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedule is a {type(schedule).__name__}; it has to be a Schedule"
+            " (ddpm_jax.schedules makes them)"
+        )
+
+
 def _check_float32(
     betas: np.ndarray, one_minus_alpha_bar: np.ndarray, zero_terminal_snr: bool
 ) -> None:
@@ -251,7 +266,7 @@ def two_parts(table: np.ndarray) -> jax.Array:
 
 
 def look_up(table: Float[Array, "T *modes"], t: Array, *, before: float) -> Array:
-    """`table[t]`; `before` at t = -1; NaN, which nobody overlooks, outside [-1, T)."""
+    """`table[t]`; `before` at t = -1; NaN outside [-1, T)."""
     modes = (1,) * (table.ndim - 1)
     return jnp.where((t == -1).reshape(t.shape + modes), jnp.float32(before), rows(table, t))
 
@@ -261,11 +276,6 @@ def difference(parts: Float[Array, "2 T *modes"], t: Array, s: Array, *, before:
     rounded_t, left_over_t = look_up(parts[0], t, before=before), look_up(parts[1], t, before=0.0)
     rounded_s, left_over_s = look_up(parts[0], s, before=before), look_up(parts[1], s, before=0.0)
     return (rounded_t - rounded_s) + (left_over_t - left_over_s)
-
-
-def network_time(network_times: Int[Array, " T"], t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-    """What a network is told at `t`."""
-    return rows(network_times, t, mode="clip")
 
 
 def _float32(table: np.ndarray) -> jax.Array:

@@ -16,8 +16,8 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The schedule bent so that no signal is left at T - 1 (Lin et al. 2023, algorithm 1).
 
     sqrt(alpha_bar) is shifted and scaled: the first stays, the last becomes 0
-    (https://arxiv.org/abs/2305.08891). A network for it predicts x0 or v: pure noise at T - 1 says
-    nothing about the data, so eps would be known there and x0_hat = 0 / 0.
+    (https://arxiv.org/abs/2305.08891). A network for it predicts x0 or v: at T - 1 x_t is
+    pure noise, so eps would be x_t itself there and x0_hat = 0 / 0.
 
     Raises:
         TypeError: the schedule is traced.
@@ -27,7 +27,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         >>> float(schedules.zero_terminal_snr(schedules.linear(1000)).alpha_bar[-1])
         0.0
     """
-    log_signal = 0.5 * on_host(schedule.log_alpha_bar)
+    log_signal = 0.5 * on_host(schedule.log_alpha_bar_parts)
     first, last = log_signal[0], log_signal[-1]
     if np.isneginf(last):
         return schedule
@@ -76,9 +76,10 @@ def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Sche
 def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) -> Schedule:
     """The chain that visits `times` only, with its true betas (Nichol & Dhariwal 2021, eq. 19).
 
-    alpha_bar at the kept times stays, beta_i = 1 - alpha_bar_i / alpha_bar_{i-1} over what is
-    kept, and `network_times` remembers what the network is told. Everything that takes a schedule
-    takes this one: its ELBO is that of the shorter chain, for the best denoiser a looser bound.
+    alpha_bar at these times stays, beta_i = 1 - alpha_bar_i / alpha_bar_{i-1} from each of them to
+    the next, and `network_times` has the times that the network was trained with. Everything that
+    takes a schedule takes this one: its ELBO is that of the shorter chain, for the best denoiser a
+    looser bound.
 
     Args:
         schedule: the chain, itself respaced or not.
@@ -110,7 +111,7 @@ def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) 
             f"times[{index}] is {times[index]} after {times[index - 1]}; times have to rise"
         )
     return build(
-        on_host(schedule.log_alpha_bar)[times],
+        on_host(schedule.log_alpha_bar_parts)[times],
         log_snr=on_host(schedule.log_snr_parts)[times],
         network_times=np.asarray(schedule.network_times)[times],
     )

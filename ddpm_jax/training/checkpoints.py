@@ -1,10 +1,9 @@
 """Checkpoints: the train state and the data iterator's state together, saved in the background.
 
-Orbax writes and reads the files. What is above it is here: each checkpoint has a manifest and is
-sound only if it agrees with it; a damaged one is passed over for the newest sound one, with a
-sentence; and older ones are deleted after, never before, the newer one has its manifest. (Orbax's
-own manager deletes at its commit, takes an empty folder for the latest step, and gives flipped
-bits back.)
+Orbax writes and reads the files. This module adds manifests: a checkpoint is sound only if it
+agrees with its manifest. `restore` skips a damaged one, with a sentence, and takes the newest sound
+one. Older ones are deleted only after the newer one has its manifest. (Orbax's own manager deletes
+at its commit, takes an empty folder for the latest step, and returns flipped bits.)
 """
 
 import json
@@ -41,7 +40,7 @@ _METRIC = "held_out_loss"
 
 
 class Choice(NamedTuple):
-    """What `newest_sound` found."""
+    """The result of `newest_sound`."""
 
     step: int | None
     """None if nothing has been saved yet."""
@@ -50,7 +49,7 @@ class Choice(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found."""
+    """The result of `Checkpoints.restore`."""
 
     step: int
     state: TrainState
@@ -58,13 +57,13 @@ class Restored(NamedTuple):
     refused: dict[int, str]
     """For each later step that is not sound, the sentence that says why."""
     notes: dict[str, Any]
-    """What was saved as such."""
+    """As they were saved."""
 
 
 def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
-    """The newest checkpoint that agrees with its manifest; only reads files, of no other process.
+    """The newest checkpoint that agrees with its manifest; only reads files.
 
-    A run of several processes calls it in the first and tells the others the step.
+    A run of several processes calls it in the first, which sends the step to the others.
 
     Args:
         directory: of the checkpoints; it may be missing.
@@ -86,7 +85,7 @@ def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
             unfinished += isinstance(error, UnfinishedError)
         else:
             return Choice(step, refused)
-    # A run that was killed during its first save has this one folder, and has lost nothing.
+    # A run that was killed during its first save has only this folder, and loses nothing.
     if refused and not len(refused) == unfinished == 1:
         raise CheckpointError(
             f"no checkpoint in {directory} is sound: {'; '.join(refused.values())}"
@@ -158,7 +157,7 @@ class Checkpoints:
             step: steps done.
             state: all of it is saved.
             data_state: of the data iterator, JSON values.
-            held_out_loss: by which the best are kept.
+            held_out_loss: ranks checkpoints for `keep_best`.
             notes: more plain values for the manifest, which `restore` gives back.
             report: how the save gets on, see `Saver.save`.
 
@@ -222,10 +221,9 @@ class Checkpoints:
     ) -> Restored | None:
         """The checkpoint of `step`, or the newest sound one; None if there is none yet.
 
-        Without a step, damaged checkpoints are passed over, and moved aside unless this is for
-        reading only; what `refused` says belongs on the screen. In a run of several processes, the
-        first calls `newest_sound` and `move_aside`; all are told the step, and give it with
-        `verify=False`.
+        Without a step, damaged checkpoints are skipped, and moved aside unless `read_only`; show
+        the sentences in `refused` to the user. In a run of several processes, the first calls
+        `newest_sound` and `move_aside`; then all restore its step with `verify=False`.
 
         Args:
             like: a state, or its shapes with shardings; what is restored is laid out like it.
@@ -286,15 +284,15 @@ class Checkpoints:
         return Restored(step, state, restored.data, refused, stored.notes)
 
     def _prune(self) -> None:
-        """Keeps the newest and the best, of those with a manifest; others it leaves alone."""
+        """Deletes all but the newest and the best of those with a manifest; leaves others alone."""
         try:
             folders = step_folders(self.directory)
         except CheckpointError:
-            return  # the next save will say it
+            return  # the next save will raise it
         losses = {
-            step: _loss(found)
+            step: _loss(content)
             for step, folder in folders.items()
-            if (found := _manifest(folder, step))
+            if (content := _manifest(folder, step))
         }
         latest = sorted(losses)[-self._keep_latest :]
         best = sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best]
@@ -304,14 +302,13 @@ class Checkpoints:
 
 def newest_manifest(directory: Path) -> manifest.Manifest | None:
     """Of the newest checkpoint that has one; no other file is read."""
-    for step, folder in sorted(step_folders(directory).items(), reverse=True):
-        if found := _manifest(folder, step):
-            return found
-    return None
+    folders = sorted(step_folders(directory).items(), reverse=True)
+    manifests = (_manifest(folder, step) for step, folder in folders)
+    return next(filter(None, manifests), None)
 
 
 def _loss(stored: manifest.Manifest) -> float:
-    """The held-out loss of a checkpoint; infinite if its manifest says none that has an order."""
+    """The held-out loss of a checkpoint; infinite if its manifest has none, or NaN."""
     loss = stored.notes.get(_METRIC)
     return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
 

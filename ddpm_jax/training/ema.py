@@ -1,7 +1,7 @@
 r"""Averages of the parameters over the course of training.
 
-Two profiles over time. The usual one decays by a constant factor; how long it should be is to be
-known beforehand. The power function of Karras et al. 2024 (https://arxiv.org/abs/2312.02696,
+There are two profiles over time. The usual one decays by a constant factor, and its length has to
+be chosen before training. The power function of Karras et al. 2024 (https://arxiv.org/abs/2312.02696,
 section 3.1) is as long as training is: with theta(tau) the parameters after step tau,
 
     (1)  average_gamma(t) = (gamma + 1) / t^(gamma + 1) * integral_0^t tau^gamma theta(tau) dtau
@@ -12,18 +12,18 @@ section 3.1) is as long as training is: with theta(tau) the parameters after ste
 sigma_rel is the standard deviation of the profile in (1) in units of t. (2) is (1) exactly if theta
 is constant within each step.
 
-Snapshots of a few such averages tell, after training, what the average with any other sigma_rel at
-any earlier time would have been (their appendix C): the profile that is asked for is approximated
-by a weighted sum of those that were stored, in least squares over time, and the same weights are
-given to the snapshots. With p_i the profile in (1) that ends at t_i, and 0 after it,
+Snapshots of a few such averages give, after training, the average with any other sigma_rel at any
+earlier time (their appendix C): a weighted sum of the stored profiles approximates the wanted one
+in least squares over time, and the same weights are used for the snapshots. With p_i the profile in
+(1) that ends at t_i, and 0 after it,
 
     (4)  integral p_i p_j dtau
          = (gamma_i + 1) (gamma_j + 1) / (gamma_i + gamma_j + 1) / m
            * (m / t_i)^(gamma_i + 1) (m / t_j)^(gamma_j + 1),   m = min(t_i, t_j)
 
-Their weights are free; ours sum to one, as the profiles do, so that what does not change while
-training is averaged to itself. Without it the part of a parameter that is constant is off by a
-factor, and where the parameters have moved little since they were drawn that error is the larger.
+Their weights are free; ours sum to one, as the profiles do, so that the average of a constant is
+itself. Otherwise the constant part of a parameter is off by a factor, and where the parameters have
+moved little since they were drawn that error is the larger one.
 """
 
 import functools
@@ -141,13 +141,13 @@ def post_hoc_weights(
         raise ValueError(
             f"time is {time}; it has to be in [1, {times.max():g}], not after the last snapshot"
         )
-    # In units of each profile's own norm. Snapshots that follow closely are all but parallel:
-    # directions that rounding cannot tell from nothing are left alone.
+    # In units of each profile's own norm. Snapshots that follow closely are almost parallel:
+    # directions that are lost in rounding are left out.
     gram = _products(times[:, None], gammas[:, None], times, gammas)
     scale = 1.0 / np.sqrt(np.diagonal(gram))
     values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
-    kept = values > 1e-14 * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
+    large = values > 1e-14 * values[-1]
+    values, vectors = values[large], vectors[:, large]
     right = np.stack([_products(times, gammas, time, gamma) * scale, scale], axis=1)
     free, toward_one = (vectors @ (vectors.T @ right / values[:, None]) * scale[:, None]).T
     return free + (1.0 - free.sum()) / toward_one.sum() * toward_one
@@ -156,8 +156,8 @@ def post_hoc_weights(
 def reconstruct(snapshots: Iterable[Any], weights: Float64[np.ndarray, " snapshots"]) -> Any:
     """The sum of `weights` times `snapshots`, trees of arrays that are all alike.
 
-    Snapshots are taken one by one and let go, so an iterator that reads them from disk keeps no
-    more than two trees alive: the sum, and the one that is added. Sums are of the snapshots' dtype
+    Snapshots are taken and freed one by one, so an iterator that reads them from disk keeps at most
+    two trees alive: the sum, and the one that is added. Sums are of the snapshots' dtype
     and stay where the first of them is: magnitudes of weights add up to 2 for widths between those
     stored and wider ones, and to some 10 for narrower ones, so that little cancels.
 
@@ -167,7 +167,7 @@ def reconstruct(snapshots: Iterable[Any], weights: Float64[np.ndarray, " snapsho
     waiting = iter(snapshots)
     total = None
     for index, weight in enumerate(weights):
-        # Not by zip, which holds the last one while it asks for the next.
+        # Not with zip, which holds the last one while it gets the next.
         snapshot = next(waiting, None)
         if snapshot is None:
             raise ValueError(f"there are {index} snapshots; there have to be {len(weights)}")

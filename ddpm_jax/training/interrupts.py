@@ -1,15 +1,15 @@
 """SIGTERM, SIGHUP and SIGINT while training: save what is new, and leave.
 
 A scheduler that takes a machine back sends SIGTERM and waits for some seconds; a terminal that is
-closed sends SIGHUP; a person presses ctrl-C. The loop asks after each step whether to stop. As long
-as there is nothing to save, the process leaves at once. Signals that come again change nothing, but
-for a second SIGINT, which does not wait.
+closed sends SIGHUP; a person presses ctrl-C. The loop checks after each step whether to stop. While
+there is nothing to save, the process exits at once. Repeated signals change nothing, except that a
+second SIGINT does not wait.
 
-Python runs a signal's handler when the main thread is back from C++, where compiling or a long step
-may keep it for minutes. A thread reads the signals from a pipe instead, and acts at once.
+Python runs a signal's handler only when the main thread returns from C++, where compiling or a long
+step may take minutes. A thread reads the signals from a pipe instead, and acts at once.
 
-Several processes have to stop after the same step, whichever of them was told: JAX's coordination
-service passes SIGTERM on and names the step (`reached_preemption_sync_point`).
+Several processes have to stop after the same step, whichever of them got the signal: JAX's
+coordination service passes SIGTERM on and names the step (`reached_preemption_sync_point`).
 """
 
 import os
@@ -21,7 +21,7 @@ from typing import Any
 
 from jax.experimental import multihost_utils
 
-from ddpm_jax.parallel import hosts, lost
+from ddpm_jax.parallel import hosts, watchdog
 from ddpm_jax.terminal import complain
 
 __all__ = ["InterruptedTraining", "Interrupts"]
@@ -29,11 +29,11 @@ __all__ = ["InterruptedTraining", "Interrupts"]
 _EXIT_SIGNAL = 128
 """Plus the signal's number."""
 _PATIENCE = 2.0
-"""Seconds for last words, which a terminal or a pipe may keep from coming out."""
+"""Seconds for last words, since a terminal or a pipe may block."""
 
 
 class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
-    """Training was asked to stop, and its last step is saved."""
+    """A signal stopped training, and its last step is saved."""
 
     def __init__(self, step: int, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; step {step} is saved")
@@ -42,16 +42,16 @@ class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Interrupts:
-    """Catches the three signals while the context lasts, but for those that are ignored (nohup).
+    """Catches the three signals inside the context, except those that are ignored (nohup).
 
-    Signals reach the main thread only: elsewhere it catches nothing. Once a signal has come, all of
-    them are ignored after the context: the process is about to end, with an exit code that tells of
-    the first.
+    Signals reach the main thread only: in other threads it catches nothing. After a signal all of
+    them are ignored once the context ends: the process is about to end, with the exit code of the
+    first signal.
 
     Attributes:
-        say: takes the sentences for the log.
-        close: called before the process leaves at once; restores the terminal.
-        steps: how many the run has.
+        say: gets the sentences for the log.
+        close: called before the process exits at once; restores the terminal.
+        steps: the steps of the run.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return self
         caught = [signal.SIGINT, signal.SIGHUP]
-        if self._alone:  # else SIGTERM belongs to JAX, which tells the other processes
+        if self._alone:  # else JAX handles SIGTERM and passes it on
             caught.append(signal.SIGTERM)
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -103,14 +103,14 @@ class Interrupts:
             self._nothing_to_save = None
 
     def saved(self, sentence: str) -> None:
-        """There is nothing to save any more, as `sentence` says; leaves if it was asked to."""
+        """Nothing is left to save, for the reason `sentence`; exits if there was a signal."""
         with self._lock:
             self._nothing_to_save = sentence
         if self._received is not None and self._alone:
             self._leave(self._received, sentence)
 
     def received(self, step: int) -> int | None:
-        """The signal to stop for after `step`; asked once after each step, by every process."""
+        """The signal to stop for after `step`; every process calls this once after each step."""
         self._step = step
         if self._alone:
             return self._received
@@ -147,9 +147,9 @@ class Interrupts:
             )
 
     def _leave(self, number: int, sentence: str) -> None:
-        """At once, whatever the main thread does; the kernel lets go of locks and files."""
+        """Exits at once, whatever the main thread does; the kernel frees locks and files."""
         if not self._alone:
-            lost.last_word()
+            watchdog.claim_exit()
 
         def last_words() -> None:
             self.close()

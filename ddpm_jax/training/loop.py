@@ -1,4 +1,4 @@
-"""The host's side of training: feed the step, and never wait for the device without need."""
+"""The training loop on the host, which does not wait for the device without need."""
 
 import collections
 import math
@@ -16,9 +16,9 @@ __all__ = ["DivergenceError", "Hooks", "fit"]
 
 _AHEAD = 3
 """Steps that may be dispatched and not yet computed: enough that the device never waits for the
-host, and few enough that what is logged is news and the batches in line do not fill its memory."""
+host, and few enough that logs are recent and queued batches do not fill its memory."""
 _LONG = 2.0
-"""Seconds of a step that takes so long that one in line will do: a signal waits for all of them."""
+"""Steps that take longer are dispatched one ahead: a signal waits for all that are dispatched."""
 
 
 class DivergenceError(RuntimeError):
@@ -34,9 +34,9 @@ class Hooks(Protocol):
     """What happens around the steps. Steps are counted from 1."""
 
     def advance(self, step: int, waited: float) -> None:
-        """A step was dispatched (and perhaps not yet computed).
+        """A step was dispatched, and may not be computed yet.
 
-        For its batch the device waited so many seconds, at most.
+        The device waited at most `waited` seconds for its batch.
         """
 
     def log(self, step: int, metrics: StepMetrics) -> None:
@@ -51,8 +51,8 @@ class Hooks(Protocol):
     def save(self, step: int, state: TrainState, *, due: bool, leaving: bool) -> None:
         """`state` is finite, and everything up to `step` is logged and drawn.
 
-        `due` says that it is a step at which every run saves. `leaving` says that the run was asked
-        to stop after it: it has to be on the disk when this returns.
+        `due`: the step is one at which every run saves. `leaving`: the run stops after it, so it
+        has to be on the disk when this returns.
         """
 
 
@@ -73,13 +73,13 @@ def fit(
 ) -> TrainState:
     """Trains from step `start` to step `steps` and returns the last state.
 
-    Metrics are copied to the host while later steps run, and told when those are on their way.
-    Before a picture, a snapshot or a save they are waited for: a state with a NaN in its past is
-    never handed on. A save comes last, so that a run resumed from it misses nothing. The last step
+    Metrics are copied to the host while later steps run, and logged after those are dispatched.
+    Before a picture, a snapshot or a save the loop waits for them: hooks never get a state with a
+    NaN in its past. A save comes last, so that a run resumed from it misses nothing. The last step
     is always logged, drawn, kept and saved.
 
-    `interrupted` is asked after each step for the number of a signal to stop for, or None;
-    `computed` is called when the device is done with a step, at the latest before a save.
+    `interrupted` returns after each step the number of a signal to stop for, or None; `computed`
+    is called when the device is done with a step, at the latest before a save.
 
     Raises:
         DivergenceError: with the number of the step at which it was one bad step too many; that
@@ -90,7 +90,7 @@ def fit(
     ahead, begun = _AHEAD, math.inf
 
     def finish(until: int) -> None:
-        """Waits for all steps but the last `until`, and tells of those that are due."""
+        """Waits for all steps but the last `until`, and logs those that are due."""
         while len(running) > until:
             step, metrics, log_due = running.popleft()
             jax.block_until_ready(metrics)
@@ -100,11 +100,11 @@ def fit(
                 hooks.log(step, metrics)
 
     for step in range(start + 1, steps + 1):
-        asked = time.perf_counter()
+        before = time.perf_counter()
         batch = next(batches)
         # With work in line the device did not notice how long the batch took.
         idle = not running or _is_ready(running[-1][1])
-        waited = time.perf_counter() - asked if idle and step > start + 1 else 0.0
+        waited = time.perf_counter() - before if idle and step > start + 1 else 0.0
         state, metrics = train_step(state, batch)
         hooks.advance(step, waited)
         log_due, draw_due, save_due = (

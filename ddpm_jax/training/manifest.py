@@ -1,10 +1,10 @@
-"""Manifests: what a saved folder has to hold, so that damage is found before anything is read.
+"""Manifests, which list the contents of a saved folder and detect damage before it is read.
 
-Orbax gives flipped bits back silently, and its commit mark says nothing about what is in the
-files. A manifest is one JSON file in the folder that it describes: size and SHA-256 of every other
-file, the step, names, shapes and dtypes of the arrays, the run's config, and versions. It is
-written last and in one piece, so a folder without one was never finished; and it carries a digest
-of itself, so damage to the manifest is found, too.
+Orbax returns flipped bits silently, and its commit mark does not cover the contents of the files. A
+manifest is one JSON file in the folder that it describes: size and SHA-256 of every other file, the
+step, names, shapes and dtypes of the arrays, the run's config, and versions. It is written last and
+in one piece, so a folder without one is not finished; and it has a digest of itself, which detects
+damage to the manifest.
 """
 
 import errno
@@ -77,7 +77,7 @@ class Manifest(NamedTuple):
     arrays: dict[str, str]
     """`params/w -> float32[3, 5]` for each array."""
     notes: dict[str, Any]
-    """What its writer wants back: the held-out loss of a checkpoint, for one."""
+    """Other values of the writer, such as the held-out loss of a checkpoint."""
     config: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, FileRecord]
@@ -128,8 +128,8 @@ def write(
 ) -> Manifest:
     """Hashes what is in `folder` and writes its manifest, all of it or nothing.
 
-    Every file is on the disk and not only in the system's memory before the manifest is: whoever
-    finds a manifest may delete what is older.
+    Every file is on the disk, and not only in the system's memory, before the manifest is: if there
+    is a manifest, older folders may be deleted.
 
     Raises:
         OSError: the disk refuses; the folder has no manifest then.
@@ -191,7 +191,7 @@ def read(folder: Path, step: int) -> Manifest:
         damaged = True
     if damaged:
         raise DamageError(f"{folder}: {NAME} is damaged: it does not have its own sha256")
-    if type(found := body.get("format")) is not int or found != _FORMAT:
+    if type(number := body.get("format")) is not int or number != _FORMAT:
         raise DamageError(f"{folder}: {NAME} is of another version of ddpm_jax")
     manifest = _checked(folder, body)
     if manifest.step != step:
@@ -254,10 +254,12 @@ def verify(folder: Path, step: int, *, contents: bool = True) -> Manifest:
     manifest = read(folder, step)
     compare = [_compare_size, *([_compare_contents] if contents else [])]
     for look in compare:
-        found = _in_threads(
+        problems = _in_threads(
             look, [folder / name for name in manifest.files], manifest.files.values()
         )
-        bad = [f"{name} {what}" for name, what in zip(manifest.files, found, strict=True) if what]
+        bad = [
+            f"{name} {what}" for name, what in zip(manifest.files, problems, strict=True) if what
+        ]
         if bad:
             more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
             raise DamageError(f"{folder}: {', '.join(bad[:_NAMED])}{more}")
@@ -292,23 +294,23 @@ def _absent(folder: Path) -> CheckpointError:
 
 def _compare_size(path: Path, record: FileRecord) -> str:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         return "is missing" if missing else f"cannot be read ({error.strerror})"
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return "is no file"
-    if found.st_size != record.size:
-        return f"has {found.st_size} bytes in place of {record.size}"
+    if status.st_size != record.size:
+        return f"has {status.st_size} bytes in place of {record.size}"
     return ""
 
 
 def _compare_contents(path: Path, record: FileRecord) -> str:
     try:
-        found = _record(path)
+        now = _record(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return "" if found == record else "has been altered"
+    return "" if now == record else "has been altered"
 
 
 def _record(path: Path) -> FileRecord:
@@ -325,9 +327,9 @@ def _flushed_record(path: Path) -> FileRecord:
 
 def _files(folder: Path) -> list[str]:
     """All files below, largest first: they decide how long the threads take."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    found.sort(key=lambda path: (-path.stat().st_size, path))
-    names = [path.relative_to(folder).as_posix() for path in found]
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths.sort(key=lambda path: (-path.stat().st_size, path))
+    names = [path.relative_to(folder).as_posix() for path in paths]
     return [name for name in names if name not in (NAME, _PARTIAL)]
 
 

@@ -2,43 +2,29 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from ddpm_jax import timesteps
 from ddpm_jax.forward import Predicts, q_sample
-from ddpm_jax.losses import (
-    Weighting,
-    elbo_loss,
-    hybrid_loss,
-    min_snr,
-    p2,
-    simple_loss,
-    truncated_snr,
-    weighted_loss,
-)
+from ddpm_jax.losses import target
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
 
 __all__ = [
     "Drawn",
     "Labelled",
+    "LossTerms",
     "Losses",
     "Objective",
-    "ObjectiveName",
-    "Times",
-    "check_objective",
-    "deterministic",
+    "TimeLaw",
     "draw",
-    "make_objective",
+    "fixed_times",
+    "make_losses",
     "weighted_losses",
 ]
-
-ObjectiveName = Literal["simple", "elbo", "hybrid", "min_snr", "p2", "truncated_snr"]
-Times = Literal["uniform", "stratified", "importance"]
 
 
 class Drawn(NamedTuple):
@@ -67,69 +53,84 @@ Losses = Callable[[Any, Any, Drawn], Array]
 no other example."""
 
 _LABEL = 1
-"""What a dropout key is folded with for the draw that takes a label away."""
+"""Folded into a dropout key for the draw that hides a label."""
+
+
+class LossTerms(NamedTuple):
+    """The terms of the loss of a batch: the noise that was added and the output of the network."""
+
+    process: Modal
+    prediction: Float[Array, "batch *data"]
+    """The network's output at (x_t, t), which stands for `predicts`."""
+    interpolation: Float[Array, "batch *data"] | None
+    """Its second output, of a learned variance; see `reverse.learned_log_variance`."""
+    x0: Float[Array, "batch *data"]
+    x_t: Float[Array, "batch *data"]
+    t: Int[Array, " batch"]
+    eps: Float[Array, "batch *data"]
+    weight: Float[Array, " batch"]
+    """Of t, for objectives that need it; the caller of the loss multiplies by it."""
+    predicts: Predicts
+    variance: Variance
+    levels: int
+    """Grey levels of the images."""
+
+    @property
+    def target(self) -> Float[Array, "batch *data"]:
+        """The value that `prediction` should have."""
+        return target(self.process, self.x0, self.t, self.eps, predicts=self.predicts)
+
+
+class TimeLaw(NamedTuple):
+    """How t is drawn, in three pure functions.
+
+    The memory is a pytree that the law learns from the losses: a `timesteps.LossHistory` for
+    importance sampling; by default `()`.
+    """
+
+    draw: Callable[[Array, int, Any], tuple[Array, Array]]
+    """`(key, batch, memory) -> t [batch], weight [batch]`."""
+    remember: Callable[[Any, Array, Array], Any] = lambda memory, t, losses: memory
+    """`(memory, t, losses) -> memory`, after the whole batch."""
+    initial_memory: Callable[[], Any] = tuple
 
 
 class Objective(NamedTuple):
-    """What is descended, in three pure functions, so that a mesh can share out the middle one.
+    """What training minimizes: losses at times that a law draws. A mesh shares out the losses."""
 
-    The memory is a pytree of what the objective learns of itself: a `timesteps.LossHistory` where
-    times are drawn by importance, else `()`.
-    """
-
-    times: Callable[[Array, int, Any], tuple[Array, Array]]
-    """`(key, batch, memory) -> t [batch], weight [batch]`."""
+    times: TimeLaw
     losses: Losses
-    remember: Callable[[Any, Array, Array], Any]
-    """`(memory, t, losses) -> memory`, after the whole batch."""
-    initial_memory: Callable[[], Any]
 
 
-_WEIGHTINGS: dict[str, Weighting] = {
-    "min_snr": min_snr(),
-    "p2": p2(),
-    "truncated_snr": truncated_snr(),
-}
-
-
-def make_objective(
+def make_losses(
     apply: Callable[..., Any],
     process: Modal,
+    loss: Callable[[LossTerms], Array],
     *,
-    objective: ObjectiveName,
     predicts: Predicts,
     levels: int,
-    times: Times,
     variance: Variance = "small",
     label_dropout: float = 0.0,
     train: bool = True,
-) -> Objective:
-    """The objective of this name, of images x0 in [-1, 1].
-
-    "elbo" is in bits per dimension, the others are mean squared errors without a unit. A batch is
-    x0, or `Labelled`, and the network is then told the labels.
+) -> Losses:
+    """The losses of images x0 in [-1, 1]. A batch is x0, or `Labelled` for a network with classes.
 
     Args:
         apply: a network's, `(params, x_t, t, train=, keys=) -> prediction` with a key for the
-            dropout of each example; with the learned range `-> (prediction, interpolation)`, which
-            "elbo" and "hybrid" teach.
+            dropout of each example; with the learned range `-> (prediction, interpolation)`.
         process: the forward process.
-        objective: its name.
+        loss: `terms -> loss [batch]`.
         predicts: what the prediction stands for.
         levels: grey levels of the images.
-        times: how t is drawn. By importance needs a memory; the weight is then of use.
         variance: of p(x_{t-1} | x_t).
-        label_dropout: probability with which an example's label is taken away in training, so that
+        label_dropout: probability with which an example's label is hidden in training, so that
             the network learns to do without (Ho & Salimans 2022, algorithm 1).
         train: turns dropout on.
 
     Raises:
-        ValueError: a network that the process cannot have, or an objective that leaves the second
-            output untaught or wants one where there is none.
+        ValueError: a prediction that does not work with the process.
     """
     check_predicts(process, predicts)
-    check_objective(objective, variance)
-    num_steps = process.num_steps
 
     def losses(
         params: Any, batch: Float[Array, "batch *data"] | Labelled, drawn: Drawn
@@ -139,8 +140,8 @@ def make_objective(
         if isinstance(batch, Labelled):
             x0, labels = batch
             if train and label_dropout > 0.0:
-                taken = jax.vmap(functools.partial(_takes_label, rate=label_dropout))(dropout_keys)
-                labels = jnp.where(taken, -1, labels)
+                hidden = jax.vmap(functools.partial(_hides_label, rate=label_dropout))(dropout_keys)
+                labels = jnp.where(hidden, -1, labels)
             classes["labels"] = labels
         else:
             x0 = batch
@@ -150,53 +151,35 @@ def make_objective(
         network_time = process.network_time(t)
         output = apply(params, x_t, network_time, train=train, keys=dropout_keys, **classes)
         prediction, interpolation = split_output(output, variance=variance)
-        told: dict[str, Any] = {"predicts": predicts, "levels": levels}
-        match objective:
-            case "simple":
-                return simple_loss(process, prediction, x0, t, eps, predicts=predicts)
-            case "elbo":
-                told |= {"variance": variance, "interpolation": interpolation}
-                return elbo_loss(process, prediction, x0, x_t, t, **told)
-            case "hybrid":
-                return hybrid_loss(process, prediction, interpolation, x0, x_t, t, eps, **told)
-        weighting = _WEIGHTINGS[objective]
-        return weighted_loss(
-            process, prediction, x0, t, eps, predicts=predicts, weighting=weighting
+        terms = LossTerms(
+            process=process,
+            prediction=prediction,
+            interpolation=interpolation,
+            x0=x0,
+            x_t=x_t,
+            t=t,
+            eps=eps,
+            weight=drawn.weight,
+            predicts=predicts,
+            variance=variance,
+            levels=levels,
         )
+        return loss(terms)
 
-    match times:
-        case "uniform" | "stratified":
-            return deterministic(losses)._replace(
-                times=functools.partial(_evenly, times, num_steps=num_steps)
-            )
-        case "importance":
-            return Objective(
-                times=lambda key, batch, memory: timesteps.importance(
-                    key, batch, timesteps.probabilities(memory)
-                ),
-                losses=losses,
-                remember=timesteps.update_history,
-                initial_memory=lambda: timesteps.loss_history(num_steps),
-            )
+    return losses
 
 
-def deterministic(losses: Losses) -> Objective:
-    """The objective of these losses, with t = 0, no weights and no memory."""
-    return Objective(
-        times=lambda key, batch, memory: (
-            jnp.zeros(batch, jnp.int32),
-            jnp.ones(batch, jnp.float32),
-        ),
-        losses=losses,
-        remember=lambda memory, t, losses: memory,
-        initial_memory=lambda: (),
+def fixed_times(t: int = 0) -> TimeLaw:
+    """The law of one t, without weights or memory: for tests and measurements."""
+    return TimeLaw(
+        lambda key, batch, memory: (jnp.full(batch, t, jnp.int32), jnp.ones(batch, jnp.float32))
     )
 
 
 def draw(objective: Objective, key: Key[Array, ""], batch: int, memory: Any) -> Drawn:
     """What a batch of so many examples draws from `key`."""
     times_key, examples_key = jax.random.split(key)
-    t, weight = objective.times(times_key, batch, memory)
+    t, weight = objective.times.draw(times_key, batch, memory)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(examples_key, jnp.arange(batch, dtype=jnp.int32))
     return Drawn(keys, t, weight)
 
@@ -207,30 +190,10 @@ def weighted_losses(
     key: Key[Array, ""],
     batch: PyTree[Shaped[Array, "batch ..."]],
 ) -> Float[Array, " batch"]:
-    """The losses of a batch by an objective without memory, for whoever only measures."""
+    """The weighted losses of a batch by an objective without memory, to measure them."""
     drawn = draw(objective, key, jax.tree.leaves(batch)[0].shape[0], ())
     return drawn.weight * objective.losses(params, batch, drawn)
 
 
-def _takes_label(key: Array, *, rate: float) -> Array:
+def _hides_label(key: Array, *, rate: float) -> Array:
     return jax.random.bernoulli(jax.random.fold_in(key, _LABEL), rate)
-
-
-def _evenly(
-    times: Literal["uniform", "stratified"], key: Array, batch: int, memory: Any, *, num_steps: int
-) -> tuple[Array, Array]:
-    drawn = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}[times]
-    return drawn(key, batch, num_steps), jnp.ones(batch, jnp.float32)
-
-
-def check_objective(objective: ObjectiveName, variance: Variance) -> None:
-    """Raises ValueError unless the objective teaches what the variance needs."""
-    if variance == "learned_range" and objective not in ("elbo", "hybrid"):
-        raise ValueError(
-            f"objective is {objective!r}, which teaches no variance; with the learned range it is"
-            " 'hybrid' or 'elbo'"
-        )
-    if variance != "learned_range" and objective == "hybrid":
-        raise ValueError(
-            f"objective is 'hybrid' and variance is {variance!r}; it wants 'learned_range'"
-        )

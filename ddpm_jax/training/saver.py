@@ -1,9 +1,9 @@
-"""One save at a time, in the background: Orbax's files, then the manifest, then what follows it.
+"""One save at a time, in the background: Orbax's files, then the manifest, then a callback.
 
-Used by checkpoints and by snapshots. Orbax commits a folder by renaming it; a thread waits for
-that, hashes the files and writes the manifest, so that the training loop waits for neither. With
-several processes the first writes the manifest: Orbax commits after all of them have written
-their part. That thread runs no collective of the devices.
+Checkpoints and snapshots use it. Orbax commits a folder by renaming it; a thread waits for that,
+hashes the files and writes the manifest, so that the training loop waits for neither. With several
+processes the first writes the manifest: Orbax commits after all of them have written their part.
+The thread runs no collective of the devices.
 """
 
 import contextlib
@@ -46,15 +46,15 @@ _REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
 )
-"""What disks say. Orbax hands it on in the text of other errors."""
+"""Errors of disks, which Orbax repeats in the text of its own."""
 
 
 class SaveError(CheckpointError):
     """The disk refuses. Training can go on: the next save tries again.
 
     Attributes:
-        steps: which were not saved, rising: the save asked for, the one before it, or both. The
-            save asked for is under way if it is not among them.
+        steps: those that were not saved, rising: this save, the one before it, or both. This save
+            is under way if its step is not among them.
     """
 
     def __init__(self, message: str, steps: tuple[int, ...]) -> None:
@@ -119,12 +119,12 @@ class Saver:
         self._missed.pop(step, None)  # if this is another try
         if jax.process_index() == 0:
 
-            def make_way() -> None:
+            def move_aside_non_file() -> None:
                 if check is not None:
                     check()
                 _make_way(folder)
 
-            self._attempt(step, folder, make_way)
+            self._attempt(step, folder, move_aside_non_file)
         self._agree(step)
         if step not in self._missed:
             self._attempt(step, folder, lambda: self._begin(folder, items), rubbish=True)
@@ -154,14 +154,14 @@ class Saver:
         self._raise_missed()
 
     def close(self) -> None:
-        """Waits for this process's part of the last save, and lets go of Orbax's threads.
+        """Waits for this process's part of the last save, and ends Orbax's threads.
 
         Raises:
             SaveError: the last save failed.
         """
         self._join()
         if self._checkpointer is not None:
-            # What fails here was begun by a `save` that was interrupted: it has told its caller.
+            # A failure here is of a `save` that was interrupted, which has raised it already.
             with contextlib.suppress(Exception):
                 self._checkpointer.close()
             self._checkpointer = None
@@ -179,14 +179,14 @@ class Saver:
         _raise(missed)
 
     def _look_for_last(self) -> None:
-        """Somebody may have deleted the folder, or taken the disk away."""
+        """Notes a last save whose folder was deleted since, or whose disk is gone."""
         if self._last is not None:
             step, folder = self._last
             if step not in self._missed and not (folder / manifest.NAME).exists():
                 self._missed[step] = f"step {step} was saved and is gone from {folder.parent}"
 
     def _agree(self, step: int | None) -> None:
-        """What one process has missed, all have: else some would wait for others for ever."""
+        """A save that one process missed counts for all: else they wait for each other for ever."""
         if jax.process_count() == 1:
             return
         saves = (None if self._last is None else self._last[0], step)
@@ -227,7 +227,7 @@ class Saver:
                 manifest.write(folder, step=step, **manifest_values)
 
         done = self._attempt(step, folder, finish, rubbish=True)
-        with contextlib.suppress(OSError, ValueError):  # nobody reads the screen any more
+        with contextlib.suppress(OSError, ValueError):  # the terminal is closed
             report("saved" if done else "not saved")
         if done and then is not None and jax.process_index() == 0:
             then()
@@ -235,7 +235,7 @@ class Saver:
     def _attempt(
         self, step: int, folder: Path, work: Callable[[], None], *, rubbish: bool = False
     ) -> bool:
-        """Whether it worked; else notes why `step` is missed, and removes what there is of it."""
+        """Whether it worked; if not, notes why `step` is missed and removes its files."""
         try:
             work()
         except Exception as error:
@@ -254,7 +254,7 @@ def move_aside(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Deletes `folder` as far as the disk lets it; nobody finds half of it under its name."""
+    """Deletes `folder` as far as the disk allows; half of it never has its name."""
     doomed = folder.with_name(folder.name + _DELETED)
     if doomed.exists():
         shutil.rmtree(doomed, ignore_errors=True)
@@ -352,12 +352,11 @@ def _handler(tree: str, also: tuple[str, ...]) -> ocp.CompositeCheckpointHandler
 
 
 def hush_orbax() -> None:
-    """Keeps tracebacks of failed saves from the screen: what Orbax raises is said in one sentence.
+    """Keeps tracebacks of failed saves from the screen: `SaveError` reports them in one sentence.
 
-    It also prints it, in the log of each of its threads; and it abandons its other writes when one
-    fails, which then complain to asyncio, or to an event loop that is closed, at any later time.
-    So this lasts as long as the process. Calling it again does nothing, unless somebody else has
-    set `sys.unraisablehook` meanwhile.
+    Orbax also logs the error in each of its threads. When one write fails, it abandons the others,
+    which log to asyncio, or to a closed event loop, at any later time. So this lasts as long as the
+    process. A second call does nothing, unless `sys.unraisablehook` was set meanwhile.
     """
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(_is_news)  # once: a logger knows its filters
@@ -373,7 +372,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class _UnraisableHook:
-    """Leaves to the hook that was there what comes neither of Orbax nor of a closed event loop."""
+    """Passes what comes neither from Orbax nor from a closed event loop to the hook before it."""
 
     def __init__(self, others: Callable[[Any], object]) -> None:
         self._others = others
@@ -389,4 +388,4 @@ class _UnraisableHook:
 
 
 def _say_nothing(text: str) -> None:
-    """In place of a report that nobody wants."""
+    """In place of no report."""

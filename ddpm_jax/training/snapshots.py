@@ -1,11 +1,11 @@
-"""Snapshots: power-function averages of the parameters at some steps, kept for ever.
+"""Snapshots: power-function averages of the parameters at some steps, which are never deleted.
 
 Post-hoc EMA (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion
 Models", section 3.2, https://arxiv.org/abs/2312.02696) makes any other average out of these, after
-training. They are saved and verified as checkpoints are, see `ddpm_jax.training.manifest`, but none
-is ever deleted.
+training. They are saved and verified like checkpoints, see `ddpm_jax.training.manifest`.
 """
 
+import functools
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ _SIGMA_RELS = "sigma_rels"
 
 
 class Snapshot(NamedTuple):
-    """What `load_snapshot` found."""
+    """The snapshot of one step, see `load_snapshot`."""
 
     step: int
     averages: tuple[Any, ...]
@@ -62,8 +62,8 @@ def save_snapshot(
         averages: trees of parameters, float32, one for each width.
         sigma_rels: their widths.
         config: of the run, plain values, for the manifest.
-        saver: saves in the background, waiting only for what it saves already; whoever made it
-            closes it. Without one this returns when the manifest is on the disk.
+        saver: saves in the background, after its last save; the caller closes it. Without one
+            this returns when the manifest is on the disk.
 
     Raises:
         ValueError: not one width for each average, or another type than float32.
@@ -112,11 +112,11 @@ def load_snapshot(folder: Path, step: int, like: Any, *, verify: bool = True) ->
             f"step {step} has no snapshot in {folder}; there are"
             f" {sorted(manifest.step_folders(folder))}"
         )
-    found = manifest.verify(place, step, contents=verify)
-    sigma_rels = sigma_rels_of(place, found)
-    one = jax.tree.map(_as_float32, like)
-    averages = (one,) * len(sigma_rels)
-    manifest.check_like(place, found.arrays, describe(averages))
+    content = manifest.verify(place, step, contents=verify)
+    sigma_rels = sigma_rels_of(place, content)
+    in_float32 = functools.partial(ocp.utils.to_shape_dtype_struct, dtype=jnp.float32)
+    averages = (jax.tree.map(in_float32, like),) * len(sigma_rels)
+    manifest.check_like(place, content.arrays, describe(averages))
     hush_orbax()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -136,13 +136,13 @@ def list_snapshots(folder: Path) -> dict[int, tuple[float, ...]]:
     Raises:
         CheckpointError: one has a damaged manifest. An average without it would be another one.
     """
-    found = {}
+    widths = {}
     for step, place in sorted(manifest.step_folders(folder).items()):
         try:
-            found[step] = sigma_rels_of(place, manifest.read(place, step))
+            widths[step] = sigma_rels_of(place, manifest.read(place, step))
         except UnfinishedError:
             continue
-    return found
+    return widths
 
 
 def survey_snapshots(
@@ -172,7 +172,7 @@ def sigma_rels_of(place: Path, stored: manifest.Manifest) -> tuple[float, ...]:
     """The widths in the snapshot at `place`.
 
     Raises:
-        DamageError: its manifest does not say them.
+        DamageError: its manifest does not have them.
     """
     widths = stored.notes.get(_SIGMA_RELS)
     if not (
@@ -188,13 +188,9 @@ def sigma_rels_of(place: Path, stored: manifest.Manifest) -> tuple[float, ...]:
 
 
 def _is_there(place: Path, step: int, **values: Any) -> bool:
-    """Whether it is sound, and says the same of itself as the one to be saved would."""
+    """Whether it is sound and its manifest has these values."""
     try:
         stored = manifest.verify(place, step, contents=False)
     except DamageError:
         return False
     return all(getattr(stored, field) == value for field, value in values.items())
-
-
-def _as_float32(leaf: Any) -> jax.ShapeDtypeStruct:
-    return ocp.utils.to_shape_dtype_struct(leaf, dtype=jnp.float32)

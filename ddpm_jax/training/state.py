@@ -1,4 +1,4 @@
-"""The whole of a training run's state, arrays only: what a checkpoint holds and a step maps."""
+"""The state of a training run, arrays only: a checkpoint holds it and a step maps it."""
 
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
     """Moving averages of the parameters, float32."""
     opt_state: Any
     memory: Any
-    """What the objective remembers of itself, see `training.Objective`; `()` if nothing."""
+    """The memory of the law of times, see `training.TimeLaw`; `()` if it has none."""
     key: Key[Array, ""]
     """Root of all randomness in training; never changes."""
     window: Window
@@ -68,7 +68,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, with so many averages.
 
-    It is pure, so `jit` with output shardings can bear it sharded.
+    It is pure: `jit` with output shardings creates it already sharded.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ddpm_jax.parallel import Form, one_device
+from ddpm_jax.parallel import Form, Gradient, one_device
 from ddpm_jax.training import ema
-from ddpm_jax.training.gradient import make_gradient
-from ddpm_jax.training.objective import Objective, draw
+from ddpm_jax.training.objective import Drawn, Losses, Objective, draw
 from ddpm_jax.training.state import Bad, TrainState, Window
 
-__all__ = ["StepMetrics", "TrainStep", "make_train_step"]
+__all__ = ["StepMetrics", "TrainStep", "make_gradient", "make_train_step"]
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step. They stay on the device until somebody prints them."""
+    """Scalars of one step. They stay on the device until they are logged."""
 
     loss: Float[Array, ""]
     """Mean over the window since the last log; NaN if it has no good step."""
@@ -45,17 +44,17 @@ def make_train_step(
     """A pure `train_step(state, batch) -> (state, metrics)`.
 
     A step whose loss or gradient is NaN or Inf is bad. Up to `skips` of them in a row are skipped:
-    nothing but the count of steps moves on. One more, or parameters that are NaN or Inf though the
-    gradient was not, and the state says so for good: `state.bad.stop` is the number of that step.
+    only the count of steps moves on. After one more, or if the parameters become NaN or Inf with a
+    finite gradient, `state.bad.stop` is the number of that step, for good.
 
     Args:
         objective: its mean over the batch is descended.
         optimizer: an optax transformation.
         averages: the decay of each moving average of the parameters as a function of steps done.
         window_steps: steps that a log line averages; the window empties itself after as many.
-        accumulate: parts that the batch is taken in, one after the other.
-        skips: bad steps in a row that may be.
-        form: how the batch is shared by a mesh; by default it is not.
+        accumulate: parts of the batch that are computed one after the other.
+        skips: how many bad steps in a row are skipped.
+        form: how the batch is shared out over a mesh; by default over one device.
     """
     form = one_device() if form is None else form
     gradient_of = form.spread(make_gradient(objective.losses, accumulate=accumulate))
@@ -73,7 +72,7 @@ def make_train_step(
             ema.update(average, params, decay(state.step))
             for average, decay in zip(state.averages, averages, strict=True)
         )
-        memory = objective.remember(state.memory, drawn.t, losses)
+        memory = objective.times.remember(state.memory, drawn.t, losses)
         before = state.params, state.averages, state.opt_state, state.memory
         # An optimizer or an objective may compute in float64, if JAX_ENABLE_X64 is set.
         after: tuple[Any, Any, Any, Any] = jax.tree.map(
@@ -93,6 +92,40 @@ def make_train_step(
     return train_step
 
 
+def make_gradient(losses: Losses, *, accumulate: int = 1) -> Gradient:
+    """`(params, batch, drawn) -> (losses [batch], d/dparams of mean(weight * losses))`.
+
+    With `accumulate` > 1 the batch is computed in as many parts, one after the other, and their
+    gradients are averaged: the same up to rounding, with the memory of one part. Part k has the
+    examples k, k + accumulate, ...: on a mesh each device then has its share of every part, and
+    nothing moves.
+    """
+
+    def gradient(params: Any, batch: Any, drawn: Drawn) -> tuple[jax.Array, Any]:
+        def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            values = losses(params, batch, drawn)
+            return jnp.mean(drawn.weight * values), values
+
+        grads, values = jax.grad(mean_loss, has_aux=True)(params)
+        return values, grads
+
+    def accumulated(params: Any, batch: Any, drawn: Drawn) -> tuple[jax.Array, Any]:
+        def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
+            values, grads = gradient(params, *part)
+            return jax.tree.map(jnp.add, total, grads), values
+
+        parts = jax.tree.map(lambda x: _in_parts(x, accumulate), (batch, drawn))
+        total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+        mean = jax.tree.map(lambda leaf: leaf / accumulate, total)
+        return values.swapaxes(0, 1).reshape(-1), mean
+
+    return gradient if accumulate == 1 else accumulated
+
+
+def _in_parts(x: jax.Array, parts: int) -> jax.Array:
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
 def _as_before(old: Array, new: Array) -> Array:
     return new.astype(old.dtype)
 
@@ -100,7 +133,7 @@ def _as_before(old: Array, new: Array) -> Array:
 def _counted(state: TrainState, is_bad: Array, params_norm: Array, skips: int) -> Bad:
     before, done = state.bad, state.step + 1
     in_a_row = jnp.where(is_bad, before.in_a_row + 1, 0)
-    # A finite gradient can still overflow the parameters; their norm tells.
+    # A finite gradient can still overflow the parameters; their norm shows it.
     ruined = (in_a_row > skips) | ~(is_bad | jnp.isfinite(params_norm))
     return Bad(
         stop=jnp.where((before.stop == 0) & ruined, done, before.stop),

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from marks import thorough_but
-from paths import TINY
-from suites import make_small, run
-from tiny import get_config
+from paths import SCALED, TINY
+from suites import run
 
 from benchmarks import (
     columns,
@@ -31,6 +30,7 @@ from benchmarks.results import Report, Row
 from ddpm_jax import config as configs
 from ddpm_jax import schedules, training
 from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import image_spec_of, make_network
 
 FEW = ["--repeats", "4", "--seconds", "0.1"]
 ARGUMENTS = {
@@ -48,7 +48,7 @@ ARGUMENTS = {
             "--at-once",
             "65536",
             "--config",
-            TINY,
+            SCALED,
             "--chains",
             "config",
         ),
@@ -57,7 +57,7 @@ ARGUMENTS = {
     ],
     "data": [
         "--config",
-        TINY,
+        SCALED,
         "--images",
         "32",
         "--side",
@@ -69,9 +69,9 @@ ARGUMENTS = {
         "--steps",
         "3",
     ],
-    "train_step": ["--configs", TINY, "--batches", "2"],
+    "train_step": ["--configs", SCALED, "--batches", "2"],
     "peers": [
-        *("--sizes", "2x2x1", "--batches", "2", "--config", TINY, "--batch", "2"),
+        *("--sizes", "2x2x1", "--batches", "2", "--config", SCALED, "--batch", "2"),
         *("--networks", TINY, "--network-batches", "2", "--sample-batches", "2"),
         *("--sample-steps", "2", "--chain-steps", "4", "--compile", "none", "--memory", "none"),
         *("--network-repeats", "4", "--network-seconds", "0.1"),
@@ -81,9 +81,9 @@ ARGUMENTS = {
         *("--sample-steps", "2", "--chain-steps", "4"),
     ],
     "scaling": [
-        *("--topologies", "v5e:2x2", "--config", TINY, "--channels", "4"),
+        *("--topologies", "v5e:2x2", "--config", SCALED, "--channels", "4"),
         *("--batch", "2", "--fsdp", "2"),
-        *("--timed-config", TINY, "--timed-channels", "4", "--timed-batch", "8"),
+        *("--timed-config", SCALED, "--timed-channels", "4", "--timed-batch", "8"),
         *("--devices", "4", "--processes", "1", "--forms", "jit", "pmap"),
     ],
 }
@@ -91,21 +91,11 @@ ARGUMENTS = {
 
 def here(question):
     """What `overhead.ask` would hear from processes; simulated devices take their places."""
-    meshes = [configs.MeshConfig(**mesh) for mesh in question["meshes"]]
-    told = {name: question[name] for name in ("repeats", "seconds")}
-    found = machinery.measure(configs.from_json(question["config"]), meshes, **told)
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(machinery.answer(question)))
 
 
 @pytest.fixture(scope="module")
-def small_network():
-    with pytest.MonkeyPatch.context() as patch:
-        make_small(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory, small_network):
+def reports(tmp_path_factory):
     """A suite's JSON file, run once."""
     found = {}
 
@@ -211,7 +201,7 @@ def test_a_suite_draws(suite, reports):
         (["scaling", "--topologies", "v5e:8"], "--topology is 'v5e:8'"),
         (["scaling", "--timed-batch", "12"], "--timed-batch is 12; 8 devices cannot share it"),
         (["scaling", "--processes", "3"], "--timed-batch is 32; 3 devices cannot share it"),
-        (["scaling", "--timed-channels", "5"], "model.channels is 5"),
+        (["scaling", "--timed-channels", "5"], "network.channels is 5"),
         (["compare"], "compare wants two files, and got 0"),
         (["compare", "absent.json", "absent.json"], "absent.json does not exist"),
         (["compare", TINY, TINY], "is not a result of python -m benchmarks"),
@@ -367,18 +357,21 @@ def test_kl_errors_are_those_of_the_methods(reports):
 
 
 @pytest.mark.thorough
-def test_the_step_is_that_of_training(small_network):
+def test_the_step_is_that_of_training():
     """With the closed form, the loss is the library's own for this objective and these times."""
-    config = get_config()
+    config = configs.load(SCALED)
     state, images = train_step.state_and_images(config, 4, 0)
     ours = train_step.make_objective(config, "closed form")
-    theirs = training.make_objective(
-        train_step.make_model(config).apply,
-        configs.make_schedule(config.schedule),
-        objective="simple",
-        predicts="eps",
-        levels=256,
-        times="uniform",
+    schedule = configs.make_schedule(config.schedule)
+    theirs = training.Objective(
+        configs.Uniform().make(schedule.num_steps),
+        training.make_losses(
+            make_network(config, image_spec_of(config)).apply,
+            schedule,
+            configs.Simple().make(),
+            predicts="eps",
+            levels=256,
+        ),
     )
     key, x0 = jax.random.key(5), train_step.to_model_range(images, 256)
     one, other = (

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from paths import TINY
+from paths import SCALED, TINY
 from suites import run
 
 from benchmarks import memory, peer_network, peer_torch, results, timing, train_step
 from benchmarks.results import Row
-from ddpm_jax.config import Config, ModelConfig
+from ddpm_jax.config import AdamW, Config, UNet, load
 from ddpm_jax.errors import UserError
 
 ROWS = [
@@ -187,9 +187,18 @@ def test_bad_input_to_peers_is_a_sentence(arguments, sentence, capsys, tmp_path)
 
 
 def test_a_network_of_several_heads_has_no_peer():
-    config = Config(model=ModelConfig(heads=4))
-    with pytest.raises(UserError, match=r"model\.heads is 4.* compares networks with 1"):
+    config = Config(network=UNet(heads=4))
+    with pytest.raises(UserError, match=r"network\.heads is 4.* compares networks with 1"):
         peer_torch.check_network(config, (32, 32, 3))
+
+
+def test_a_network_of_another_class_and_another_optimizer_have_no_peer():
+    with pytest.raises(
+        UserError, match="network is Scaled; diffusers has a counterpart of the UNet alone"
+    ):
+        peer_torch.check_network(load(SCALED), (8, 8, 1))
+    with pytest.raises(UserError, match="optimizer is adam-w; this suite compares Adam"):
+        peer_torch.check_network(Config(optimizer=AdamW()), (32, 32, 3))
 
 
 def test_a_ratio_has_the_range_of_its_sides():

@@ -13,7 +13,7 @@ from peers import diffusers, torch
 from benchmarks import network_cases, peak_memory, peer_params, peer_torch
 from ddpm_jax import likelihood
 from ddpm_jax.config import load, make_schedule
-from ddpm_jax.experiment import make_model
+from ddpm_jax.experiment import image_spec_of, make_network
 
 LIBRARIES = peer_torch.import_libraries("peers")
 
@@ -50,7 +50,7 @@ def test_both_networks_compute_the_same(digits):
     rng = np.random.default_rng(0)
     x_t = np.float32(rng.normal(size=(3, *network_cases.shape_of(config))))
     t = np.array([0, 3, 200], np.int32)
-    ours = jax.jit(make_model(config).apply)(params, x_t, t)
+    ours = jax.jit(make_network(config, image_spec_of(config)).apply)(params, x_t, t)
     theirs = peer.forward(torch.from_numpy(np.moveaxis(x_t, -1, 1).copy()), torch.from_numpy(t))
     theirs = np.moveaxis(theirs.numpy(), 1, -1)
     assert np.abs(theirs).max() > 0.01  # nothing is zero, as it is before training
@@ -69,7 +69,9 @@ def test_a_layer_that_one_of_them_has_not_is_an_error(digits):
 def test_the_plain_loop_has_the_same_bits_per_dim(variance):
     """A chain of 8 times, the same noise at each."""
     config = load(TINY)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, variance=variance))
+    network = dataclasses.replace(config.network, variance=variance)
+    config = dataclasses.replace(config, network=network)
+    model = make_network(config, image_spec_of(config))
     params, peer = network_cases.random_params(config, 2), of(config)
     peer_params.copy_params(jax.device_get(params), peer.network, torch)
     images = peer.images(3)
@@ -78,7 +80,7 @@ def test_the_plain_loop_has_the_same_bits_per_dim(variance):
     ours = jax.jit(
         lambda params: likelihood.bits_per_dim(
             make_schedule(config.schedule),
-            functools.partial(make_model(config).apply, params),
+            functools.partial(model.apply, params),
             key,
             x0,
             predicts="eps",
@@ -126,7 +128,7 @@ def test_their_step_trains_and_averages(dtype):
     moved = [float((one - other).abs().max()) for one, other in zip(after, before, strict=True)]
     # Adam's first step moves what has a gradient by the learning rate, whatever the gradient is.
     assert max(moved) == pytest.approx(config.optimizer.learning_rate, rel=1e-2)
-    decay = config.train.ema_decay[0]
+    decay = config.averages.decays[0]
     for average, one, other in zip(peer._average, before, after, strict=True):
         np.testing.assert_allclose(average, decay * one + (1.0 - decay) * other, atol=1e-6)
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from paths import ROOT, SUPPORT
-from suites import make_small, run, timed_config
+from paths import ROOT, SCALED, SUPPORT
+from suites import run, timed_config
 
 from benchmarks import machinery, overhead, scaling
 from benchmarks.results import Row
 from ddpm_jax import config as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.plan.children import start
 from ddpm_jax.plan.topologies import TopologyError
 
 
@@ -25,7 +24,7 @@ def test_what_is_timed_where(monkeypatch):
     asked = []
 
     def instead(config, place, forms, **options):
-        asked.append((config.model.channels, str(place), forms))
+        asked.append((config.network.channels, str(place), forms))
         return []
 
     monkeypatch.setattr(overhead, "measured", instead)
@@ -36,20 +35,19 @@ def test_what_is_timed_where(monkeypatch):
         *((32, place, ("jit",)) for place in places),
     ]
     assert [
-        (mesh.form, mesh.data, mesh.fsdp)
+        (type(mesh), mesh.data, mesh.fsdp)
         for mesh in overhead.meshes(configs.Config(), overhead.Place(1, 8), ("shard_map", "pmap"))
-    ] == [("shard_map", 8, 1), ("pmap", 8, 1), ("shard_map", 2, 4)]
+    ] == [(configs.ShardMap, 8, 1), (configs.Pmap, 8, 1), (configs.ShardMap, 2, 4)]
     several = overhead.meshes(configs.Config(), overhead.Place(2, 1), ("jit", "pmap"))
-    assert [(mesh.form, mesh.data) for mesh in several] == [("jit", 2)]
+    assert [(type(mesh), mesh.data) for mesh in several] == [(configs.Jit, 2)]
 
 
 @pytest.mark.thorough
 def test_a_form_that_forgets_to_average_is_seen(monkeypatch):
-    make_small(monkeypatch)
     forms = importlib.import_module("ddpm_jax.parallel.forms")
     monkeypatch.setattr(forms, "_average", lambda grad, axes, _: jax.lax.all_gather(grad, axes)[0])
-    mesh = configs.MeshConfig(data=4, fsdp=1, form="pmap")
-    alone, wrong = machinery.measure(timed_config(), [mesh], repeats=3, seconds=0.1)
+    mesh = configs.Pmap(data=4, fsdp=1)
+    alone, wrong = machinery.measure(timed_config(SCALED), [mesh], repeats=3, seconds=0.1)
     assert alone["difference"] == 0.0
     assert wrong["difference"] > 1e-3 * wrong["moved"]
 
@@ -73,7 +71,7 @@ def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys
     assert out.count("| differs after 20 |") == 1
     assert "| topology |" not in out
     monkeypatch.undo()
-    monkeypatch.setattr("ddpm_jax.plan.ask.check_compiler", absent)
+    monkeypatch.setattr("ddpm_jax.plan.requests.check_compiler", absent)
     code, _, error = run(capsys, "scaling", "--parts", "compiled", *quick)
     assert code == 2
     assert "needs a compiler that is not installed" in error
@@ -83,7 +81,6 @@ def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys
 def test_real_processes_share_a_step(monkeypatch):
     """Two of them, and parameters that differ by rounding alone."""
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
-    monkeypatch.setattr(overhead, "start", lambda _, *how: start("mixed_machinery", *how))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     place = overhead.Place(2, 1)
@@ -101,8 +98,9 @@ def test_real_processes_share_a_step(monkeypatch):
 @pytest.mark.thorough
 def test_what_a_process_says_against_a_config_is_heard():
     config = timed_config()
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=5))
-    with pytest.raises(UserError, match=r"model\.channels is 5"):
+    network = dataclasses.replace(config.network, channels=5)
+    config = dataclasses.replace(config, network=network)
+    with pytest.raises(UserError, match=r"network\.channels is 5"):
         overhead.measured(
             config, overhead.Place(1, 2), ["jit"], repeats=3, seconds=0.1, say=lambda what: None
         )

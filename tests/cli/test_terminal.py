@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ddpm_jax import terminal
 from ddpm_jax.cli import main
-from ddpm_jax.cli.results import likelihood_table
-from ddpm_jax.evaluation.plots import plot_training
-from ddpm_jax.experiment.report import TrainingDisplay
+from ddpm_jax.config import BitsPerDim
+from ddpm_jax.evaluation.pictures import plot_training
+from ddpm_jax.experiment.display import TrainingDisplay
 
 pytestmark = pytest.mark.usefixtures("mixers")
 HOSTILE = "a\x1b]0;title\x07[red]b[/][/nothing] :smile: \u202ec\u2066 \x9b31m d\udcff\r\x7f\ne $x^$"
@@ -53,7 +53,7 @@ def test_the_name_of_a_data_set_is_text_in_tables_and_plots(tmp_path):
     results |= {"bits_per_dim": 1.25, "standard_error": 0.5, "dataset": HOSTILE}
     results |= dict.fromkeys(("images", "step", "levels", "histogram_images"), 2)
     console = Console(file=io.StringIO(), width=200)
-    console.print(likelihood_table(results | {"num_steps": 8, "num_times": 8}))
+    console.print(BitsPerDim().table(results | {"num_steps": 8, "num_times": 8}))
     assert "".join(HARMLESS.split()) in "".join(console.file.getvalue().split())
     assert "1.250 +- 0.500" in console.file.getvalue()
     plot_training(tmp_path / "a.png", [{"step": 1, "loss": 1.0}], title="[/] $x^$")

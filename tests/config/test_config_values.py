@@ -15,13 +15,14 @@ import pytest
 
 from ddpm_jax import config as configs
 from ddpm_jax.cli import main
-from ddpm_jax.config import Config, ConfigError, OptimizerConfig, TrainConfig
+from ddpm_jax.config import EMA, Archive, Config, ConfigError, Train
 
-FIELDS = configs.effects()
+BASE = Config(data=Archive("a.npz"))
+FIELDS = configs.effects(BASE)
 
 
-class Decay(enum.StrEnum):
-    SLOW = "cosine"
+class Spacing(enum.StrEnum):
+    LATE = "trailing"
 
 
 class Steps(enum.IntEnum):
@@ -29,25 +30,26 @@ class Steps(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Longer(TrainConfig):
+class Longer(Train):
     steps: int = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Stranger(TrainConfig):
+class Stranger(Train):
     stepz: int = 9
 
 
 def with_any(field, value):
-    """A Config with any value in a field, past the checks of annotations that the tests have."""
-    config = Config()
-    section, _, name = field.rpartition(".")
-    changed = copy.copy(getattr(config, section) if section else config)
-    object.__setattr__(changed, name, value)
-    if not section:
-        return changed
-    object.__setattr__(config, section, changed)
-    return config
+    """`BASE` with any value in a field, past the checks of annotations that the tests have."""
+
+    def changed(whole, path):
+        name, *inner = path
+        whole = copy.copy(whole)
+        put = changed(getattr(whole, name), inner) if inner else value
+        object.__setattr__(whole, name, put)
+        return whole
+
+    return changed(BASE, field.split("."))
 
 
 def nested(depth):
@@ -70,13 +72,17 @@ def refusal(field, value):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("optimizer.decay", "linear", "is 'linear'; it has to be one of 'constant', 'cosine'"),
-        ("optimizer.decay", "Cosine", "did you mean 'cosine'?"),
-        ("optimizer.decay", None, "is None; it has to be one of"),
-        ("evaluation.sampler", "plms", "is 'plms'; it has to be one of 'ancestral', 'ddim'"),
-        ("evaluation.sampler", "dpm-solver", "did you mean 'dpm_solver_pp'?"),
-        ("schedule.name", "cosin", "did you mean 'cosine'?"),
-        ("process.name", "blur", "did you mean 'blurring'?"),
+        ("network.dtype", "float16", "is 'float16'; it has to be one of 'float32', 'bfloat16'"),
+        ("network.dtype", "Float32", "did you mean 'float32'?"),
+        ("network.dtype", None, "is None; it has to be one of"),
+        ("network.predicts", "noise", "is 'noise'; it has to be one of 'eps'"),
+        ("network.variance", "learned-rangee", "did you mean 'learned_range'?"),
+        ("sampler.spacing", "trailng", "did you mean 'trailing'?"),
+        ("sampler.threshold", "static", "is a str; it has to be a Threshold"),
+        ("optimizer.decay", "cosine", "is a str; it has to be a Decay"),
+        ("optimizer.decay", configs.CosineDecay, "is the class CosineDecay itself; it has to be a"),
+        ("schedule", configs.CosineDecay(), "is a CosineDecay; it has to be a Schedule"),
+        ("schedule", None, "is None; it has to be a Schedule"),
         ("train.steps", 2e1, "is 20.0; it has to be an integer; did you mean 20?"),
         ("train.steps", 2.5, "is 2.5; it has to be an integer"),
         ("train.steps", "20", "is '20'; it has to be an integer; did you mean 20?"),
@@ -87,26 +93,27 @@ def refusal(field, value):
         ("train.steps", 2**40, "it has to be 1 or more, and below 2^31"),
         ("train.steps", np.array([5]), "it has to be an integer"),
         ("train.steps", nested(100_000), "it has to be an integer"),
-        ("train.ema_decay", 0.9, "is 0.9; it has to be a tuple of numbers; did you mean (0.9,)?"),
-        ("train.ema_decay", "0.9, 0.99", "did you mean (0.9, 0.99)?"),
-        ("train.ema_decay", (0.9, "x"), "[1] is 'x'; it has to be a number"),
-        ("train.ema_decay", (0.9, math.nan), "[1] is nan; it has to be a number"),
-        ("model.multipliers", (1, 2.0), "[1] is 2.0; it has to be an integer; did you mean 2?"),
+        ("averages.decays", 0.9, "is 0.9; it has to be a tuple of numbers; did you mean (0.9,)?"),
+        ("averages.decays", "0.9, 0.99", "did you mean (0.9, 0.99)?"),
+        ("averages.decays", (0.9, "x"), "[1] is 'x'; it has to be a number"),
+        ("averages.decays", (0.9, math.nan), "[1] is nan; it has to be a number"),
+        ("network.multipliers", (1, 2.0), "[1] is 2.0; it has to be an integer; did you mean 2?"),
         ("train.verify_checkpoints", 1, "has to be True or False; did you mean True?"),
         ("train.verify_checkpoints", "false", "did you mean False?"),
-        ("data.size", "64", "it has to be an integer or None; did you mean 64?"),
-        ("data.name", 3, "is 3; it has to be text"),
-        ("data.name", "a\0b", "it has to be text that can be the name of a file"),
+        ("preparation.size", "64", "it has to be an integer or None; did you mean 64?"),
+        ("data.path", 3, "is 3; it has to be text"),
+        ("data.path", "a\0b", "it has to be text that can be the name of a file"),
         ("data.memory_gb", math.nan, "is nan; it has to be a number"),
         ("data.memory_gb", math.inf, "is inf; it has to be finite"),
         ("data.memory_gb", 10**400, "it has to be a number"),
         ("workdir", "", "is ''; it has to be"),
-        ("train", TrainConfig, "is the class TrainConfig; it has to be a TrainConfig"),
-        ("train", {"steps": 3}, "is a dict; it has to be a TrainConfig"),
-        ("train", None, "is None; it has to be a TrainConfig"),
-        ("train", OptimizerConfig(), "is an OptimizerConfig; it has to be a TrainConfig"),
-        ("train", Stranger(), ".stepz is no field of TrainConfig (did you mean steps?)"),
-        ("train.stpes", 5, " is no field of TrainConfig (did you mean steps?)"),
+        ("train", Train, "is the class Train itself; it has to be a Train"),
+        ("train", {"steps": 3}, "is a dict; it has to be a Train"),
+        ("train", None, "is None; it has to be a Train"),
+        ("train", EMA(), "is an EMA; it has to be a Train"),
+        ("train", Stranger(), ".stepz is no field of Train (did you mean steps?)"),
+        ("train.stpes", 5, " is no field of Train (did you mean steps?)"),
+        ("network.chanels", 5, " is no field of UNet (did you mean channels?)"),
     ],
 )
 def test_a_value_of_another_type_is_named_with_the_nearest_right_one(field, value, said):
@@ -122,12 +129,12 @@ def test_a_value_of_another_type_is_named_with_the_nearest_right_one(field, valu
         ("optimizer.learning_rate", 1, 1.0),
         ("optimizer.learning_rate", np.float32(0.5), 0.5),
         ("optimizer.learning_rate", np.array(0.5), 0.5),
-        ("optimizer.decay", Decay.SLOW, "cosine"),
-        ("data.flip", np.bool_(True), True),
-        ("data.name", pathlib.Path("digits"), "digits"),
-        ("train.ema_decay", [0.5, 0], (0.5, 0.0)),
-        ("train.ema_decay", np.array([0.5, 0.25]), (0.5, 0.25)),
-        ("train", Longer(), TrainConfig(steps=9)),
+        ("sampler.spacing", Spacing.LATE, "trailing"),
+        ("preparation.flip", np.bool_(True), True),
+        ("data.path", pathlib.Path("digits"), "digits"),
+        ("averages.decays", [0.5, 0], (0.5, 0.0)),
+        ("averages.decays", np.array([0.5, 0.25]), (0.5, 0.25)),
+        ("train", Longer(), Train(steps=9)),
     ],
 )
 def test_what_means_the_same_becomes_what_the_field_has(field, value, same):
@@ -142,17 +149,21 @@ def test_what_means_the_same_becomes_what_the_field_has(field, value, same):
 def test_no_field_takes_what_is_nothing_of_the_kind(field):
     for value in (object(), b"1", 1j, {}, math.nan, nested(5), lambda: 1, int, "\ud800"):
         refusal(field, value)
-    stored = configs.to_json(Config())
-    section, _, name = field.rpartition(".")
-    (stored[section] if section else stored)[name] = {}
-    with pytest.raises(ConfigError, match=f"{field} is {{}}"):
-        configs.from_json(stored)
+    stored = place = configs.to_json(BASE)
+    *path, name = field.split(".")
+    for part in path:
+        place = place[part]
+    is_member = isinstance(place[name], dict)
+    for value, said in [({}, "has no class" if is_member else "is {}"), (b"1".hex, "is <")]:
+        place[name] = value
+        with pytest.raises(ConfigError, match=f"^{field} {said}"):
+            configs.from_json(stored)
 
 
 def test_random_values_are_refused_or_come_back_from_json():
     chance = random.Random(0)
     values = [
-        *(None, True, False, 0, 1, -1, 2, 0.0, 0.5, 1.5, "", "digits", "cosine", (), (1,), [0.5]),
+        *(None, True, False, 0, 1, -1, 2, 0.0, 0.5, 1.5, "", "digits", "trailing", (), (1,), [0.5]),
         *(math.inf, 10**20, "1", (None,), ("a",), np.float64(0.25), np.zeros(2)),
     ]
     accepted = 0
@@ -169,7 +180,8 @@ def test_random_values_are_refused_or_come_back_from_json():
 
 
 def test_every_field_says_what_it_affects():
-    assert FIELDS.keys() == configs.flat(configs.to_json(Config())).keys()
+    """Also which member it is."""
+    assert FIELDS.keys() == configs.flat(configs.to_json(BASE)).keys()
 
 
 FILE = """
@@ -183,14 +195,18 @@ def get_config():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("optimizer=OptimizerConfig(decay='linear')", "optimizer.decay is 'linear'"),
-        ("evaluation=EvaluationConfig(sampler='plms')", "evaluation.sampler is 'plms'"),
-        ("train=TrainConfig(steps=2e1)", "did you mean 20?"),
-        ("schedule=ScheduleConfig(name='cosin')", "did you mean 'cosine'?"),
-        ("train=TrainConfig(stepz=3)", "fails in line 5 with TypeError: "),
-        ("train=TrainConfig(stepz=3)", "steps"),
+        ("optimizer=Adam(decay='linear')", "optimizer.decay is a str; it has to be a Decay"),
+        ("sampler='plms'", "sampler is a str; it has to be a Sampler"),
+        ("sampler=DDIM(spacing='trail')", "did you mean 'trailing'?"),
+        ("optimizer=Adam(b1=1.0)", "optimizer.b1 is 1.0; it has to be in [0, 1)"),
+        ("train=Train(steps=2e1)", "did you mean 20?"),
+        ("schedule=Cosin()", "fails in line 5 with NameError: "),
+        ("train=Train(stepz=3)", "fails in line 5 with TypeError: "),
+        ("train=Train(stepz=3)", "steps"),
+        ("network=UNet(chanels=3)", "channels"),
         ("sede=3", "seed"),
-        ("data=DataConfig(name=1/0)", "fails in line 5 with ZeroDivisionError: division by zero"),
+        ("data=Folder()", "fails in line 5 with TypeError: "),
+        ("data=Folder(path=1/0)", "fails in line 5 with ZeroDivisionError: division by zero"),
     ],
 )
 @pytest.mark.usefixtures("without_annotation_checks")

@@ -17,11 +17,18 @@ from flax.core import meta
 from rich.console import Console
 
 from ddpm_jax import config, schedules, timesteps
-from ddpm_jax.cli.restored import restore_run
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import build, make_form, make_model, train
-from ddpm_jax.experiment.build import abstract_batch, make_step
-from ddpm_jax.experiment.draw import make_drawer, sampling_of
+from ddpm_jax.experiment import (
+    abstract_batch,
+    build,
+    image_spec_of,
+    load_run,
+    make_drawer,
+    make_form,
+    make_network,
+    make_step,
+    train,
+)
 
 
 @contextlib.contextmanager
@@ -64,11 +71,11 @@ def dtypes(tree):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
+@pytest.mark.parametrize("times", config.members(config.Times))
 def test_with_x64_the_state_has_the_dtypes_that_it_has_without(times, accumulate):
     whole = tiny.get_config()
-    how = dataclasses.replace(whole.train, times=times, accumulate=accumulate)
-    whole = dataclasses.replace(whole, train=how)
+    how = dataclasses.replace(whole.train, accumulate=accumulate)
+    whole = dataclasses.replace(whole, train=how, times=times())
     images = build(whole, devices=jax.devices()[:1]).images
     without = dtypes(build(whole, images=images, devices=jax.devices()[:1]).abstract_state)
     with setting("jax_enable_x64", True):
@@ -101,7 +108,7 @@ def small(workdir):
     return dataclasses.replace(
         whole,
         workdir=str(workdir),
-        mesh=config.MeshConfig(data=1),
+        mesh=config.Jit(data=1),
         schedule=dataclasses.replace(whole.schedule, num_steps=2),
         train=dataclasses.replace(steps, draw_every=1000),
         evaluation=dataclasses.replace(whole.evaluation, num_samples=2, batch_size=360),
@@ -111,19 +118,20 @@ def small(workdir):
 def go(workdir):
     """Trains, resumes from the middle and samples; parameters and images."""
     whole, console = small(workdir), Console(file=io.StringIO())
-    train(whole, console)
+    train(whole, console=console)
     (workdir / "results.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "4")
-    train(whole, console)
-    restored = restore_run(workdir)
-    drawer = make_drawer(restored.experiment, num=2, how=sampling_of(whole.evaluation))
-    images = drawer(restored.params["ema"], restored.experiment.key("samples")).images
-    return jax.tree.map(np.asarray, restored.params), images
+    train(whole, console=console)
+    run, raw = (load_run(workdir, params=name) for name in ("ema", "raw"))
+    drawer = make_drawer(run.experiment, num=2, sampler=whole.sampler)
+    images = drawer(run.params, run.experiment.key("samples")).images
+    return jax.tree.map(np.asarray, {"ema": run.params, "raw": raw.params}), images
 
 
 def gradients():
     """Of the network that such a run has, with dropout, at random parameters."""
-    network, rng = make_model(tiny.get_config()), np.random.default_rng(0)
+    whole, rng = tiny.get_config(), np.random.default_rng(0)
+    network = make_network(whole, image_spec_of(whole))
     x_t, t = rng.standard_normal((2, 8, 8, 1), np.float32), np.array([0, 7], np.int32)
     params = jax.tree.map(
         lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(leaf.dtype),

@@ -16,10 +16,9 @@ from paths import ROOT
 from rich.console import Console
 
 from ddpm_jax import experiment as experiments
-from ddpm_jax.config import MeshConfig, from_json, load, to_json, validate
+from ddpm_jax.config import Jit, from_json, load, to_json, validate
 from ddpm_jax.data import Arrays, ImageSet
-from ddpm_jax.experiment import RunDirectory, build
-from ddpm_jax.plan import lower
+from ddpm_jax.experiment import RunDirectory, build, image_spec_of
 from ddpm_jax.training import Checkpoints
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
@@ -31,12 +30,13 @@ import math, sys
 from pathlib import Path
 import jax
 from ddpm_jax.config import load
+from ddpm_jax.experiment import image_spec_of
 from ddpm_jax.plan import lower, parse, topologies
 
 devices = topologies.devices(parse(sys.argv[1]))
 for path in map(Path, sys.argv[2:]):
     config = load(path)
-    lowered = lower.lower_step(config, devices, *lower.images_of(config))
+    lowered = lower.lower_step(config, devices, image_spec_of(config))
     (state, _), _ = lowered.args_info
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     print(path.stem, count, "mhlo.num_partitions = 8" in lowered.as_text()[:200])
@@ -47,13 +47,14 @@ training = importlib.import_module("ddpm_jax.experiment.train")  # the name is a
 
 def synthetic(config, count=4, side=None):
     """Random images of the shape and number of grey levels that the data have, or of `side`."""
-    shape, levels = lower.images_of(config)
-    shape = shape if side is None else (side, side, shape[2])
-    images = np.random.default_rng(0).integers(0, levels, (count, *shape), np.uint8)
-    classes = tuple(map(str, range(config.model.classes))) or None
-    labels = None if classes is None else np.arange(count) % len(classes)
-    source = Arrays(images, labels, levels)
-    return ImageSet(config.data.name, train=source, held_out=source, levels=levels, classes=classes)
+    spec = image_spec_of(config)
+    shape = spec.shape if side is None else (side, side, spec.shape[2])
+    images = np.random.default_rng(0).integers(0, spec.levels, (count, *shape), np.uint8)
+    labels = None if spec.classes is None else np.arange(count) % spec.num_classes
+    source = Arrays(images, labels, spec.levels)
+    return ImageSet(
+        spec.name, train=source, held_out=source, levels=spec.levels, classes=spec.classes
+    )
 
 
 @each
@@ -82,19 +83,18 @@ def reduced(config, workdir):
     """What two CPU cores train in seconds; `test_it_trains_saves_and_draws` names it all."""
     replace = dataclasses.replace
     train = replace(config.train, steps=2, batch_size=2, log_every=1, save_every=2, draw_every=2)
-    evaluation = replace(
-        config.evaluation, batch_size=2, num_samples=2, sampler_steps=2, likelihood_times=2
-    )
-    model = replace(config.model, channels=8, norm_groups=4, num_blocks=1)
-    if len(model.multipliers) > 2:
-        ends = model.multipliers[0], model.multipliers[-1]
-        model = replace(model, multipliers=ends, attention_resolutions=(8,))
+    evaluation = replace(config.evaluation, batch_size=2, num_samples=2, likelihood_times=2)
+    network = replace(config.network, channels=8, norm_groups=4, num_blocks=1)
+    if len(network.multipliers) > 2:
+        ends = network.multipliers[0], network.multipliers[-1]
+        network = replace(network, multipliers=ends, attention_resolutions=(8,))
     return replace(
         config,
-        model=model,
+        network=network,
         train=train,
+        sampler=replace(config.sampler, steps=2),
         evaluation=evaluation,
-        mesh=MeshConfig(data=1),
+        mesh=Jit(data=1),
         workdir=str(workdir),
     )
 
@@ -114,17 +114,16 @@ def test_it_trains_saves_and_draws(name, tmp_path, monkeypatch):
         make_mixers(monkeypatch)
     whole = load(RECIPES[name])
     config = reduced(whole, tmp_path / "run")
-    images = synthetic(whole, side=None if len(whole.model.multipliers) <= 2 else 16)
+    images = synthetic(whole, side=None if len(whole.network.multipliers) <= 2 else 16)
     experiment, born = build(config, images=images), []
 
-    def remembered(experiment):
-        state = experiments.initial_state(experiment)
+    def remembered(experiment, *initial):
+        state = experiments.initial_state(experiment, *initial)
         born.append(jax.device_get(state.params))
         return state
 
-    monkeypatch.setattr(training, "build", lambda config, spectrum: experiment)
     monkeypatch.setattr(training, "initial_state", remembered)
-    results = experiments.train(config, Console(quiet=True))
+    results = experiments.train(config, images=images, console=Console(quiet=True))
     assert results["step"] == 2
     assert math.isfinite(results["bits_per_dim"])
     run = RunDirectory(config.workdir)

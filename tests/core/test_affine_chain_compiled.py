@@ -292,8 +292,8 @@ def wrong_q(entries):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (wrong_q({(2, 1, 1): -0.5}), r"Q\[2\], .* t = 2, has the eigenvalue -0.5;"),
-        (wrong_q({(1, 0, 1): 2.0, (1, 1, 0): 2.0}), r"Q\[1\], .* has the eigenvalue -1;"),
+        (wrong_q({(2, 1, 1): -0.5}), r"Q\[2\] has the eigenvalue -0.5;"),
+        (wrong_q({(1, 0, 1): 2.0, (1, 1, 0): 2.0}), r"Q\[1\] has the eigenvalue -1;"),
         (wrong_q({(1, 0, 1): 0.25}), r"Q\[1\] is not symmetric: \[0, 1\] is 0.25, \[1, 0\] 0"),
         (wrong_q({(3, 0, 0): np.nan}), r"Q\[3, 0, 0\] is nan"),
         (wrong_q({(3, 0, 0): 1e39}), r"Q\[3, 0, 0\] is 1e\+39; float32 has to hold it"),

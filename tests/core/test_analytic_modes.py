@@ -144,7 +144,7 @@ def test_components_are_weighed_over_all_modes_and_in_any_shape():
 
 def shared_mode(schedule):
     """The schedule's own tables as a process of many modes that has one."""
-    log_alpha_bar = np.asarray(schedule.log_alpha_bar, np.float64).sum(axis=0)
+    log_alpha_bar = np.asarray(schedule.log_alpha_bar_parts, np.float64).sum(axis=0)
     tables = np.exp(log_alpha_bar), -np.expm1(log_alpha_bar)
     return processes.spectral(
         *(table[:, None, None, None] for table in tables), prior_variance=np.ones((1, 1, 1))

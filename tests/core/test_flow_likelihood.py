@@ -72,7 +72,7 @@ def test_a_chain_that_leaves_no_signal_has_the_density_of_the_data():
     num_steps, mean, deviation = 1025, 0.3, 0.5
     schedule = schedules.zero_terminal_snr(schedules.linear(num_steps))
     x0 = mean + deviation * np.random.default_rng(0).normal(size=(32, 2))
-    alpha_bar = np.exp(np.asarray(schedule.log_alpha_bar, np.float64).sum(axis=0))
+    alpha_bar = np.exp(np.asarray(schedule.log_alpha_bar_parts, np.float64).sum(axis=0))
     predict = gaussian_denoiser(alpha_bar, mean, deviation, "v")
     found = flow_bits_per_dim(
         schedule,

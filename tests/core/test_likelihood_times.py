@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax import schedules
 from ddpm_jax.likelihood import bits_at_times, bits_per_dim, spread_times
-from ddpm_jax.likelihood.chain import terms_at
+from ddpm_jax.likelihood.exact import terms_at
 from ddpm_jax.losses import prior_term
 
 NUM_STEPS, LEVELS, BATCH = 12, 17, 5

@@ -8,8 +8,7 @@ import scipy.stats
 from jax.scipy.special import ndtr
 from zoo import ADD, KEEP, noisy, vp
 
-from ddpm_jax.processes import litmus
-from ddpm_jax.processes.litmus import moments, program
+from ddpm_jax.litmus import litmus, moments, program
 
 NARROW = ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import SCHEDULE, cases_of
+from contract import BLURRING, SCHEDULE, cases_of
 from exact import chain, float64
 from exact_modes import (
     COVARIANCE,
@@ -31,7 +31,7 @@ from fused import (
 from marks import thorough_but
 from mpmath import mp
 
-from ddpm_jax import bases, processes, q_chain, schedules
+from ddpm_jax import bases, forward, processes, q_chain, samplers, schedules
 
 SPECTRAL = NAMES[1:]
 T = 50
@@ -405,3 +405,34 @@ def test_one_shared_mode_is_the_schedule_in_every_function(name):
     expected, found = (jax.jit(case.function)(**case.arrays) for case in (one, other))
     for leaf, like in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.squeeze(leaf), like, rtol=2e-5, atol=3e-6)
+
+
+class Own:
+    """A user's class with the members of a modal process, and none of the package's."""
+
+    def __init__(self, process):
+        names = (name for name in vars(processes.Modal) if not name.startswith("_"))
+        vars(self).update({name: getattr(process, name) for name in names})
+
+
+@pytest.mark.parametrize("process", [SCHEDULE, BLURRING], ids=["one mode", "modes"])
+def test_a_class_of_a_users_own_is_a_process(process):
+    own, expected = cases_of(Own(process)), cases_of(process)
+    for name in ("q_sample", "q_posterior", "vlb_terms", "sample, ancestral", "log_density"):
+        arrays = expected[name].arrays
+        values = (jax.tree.leaves(case[name].function(**arrays)) for case in (own, expected))
+        for actual, same in zip(*values, strict=True):
+            np.testing.assert_array_equal(actual, same)
+
+
+def test_a_users_class_is_refused_by_the_member_that_it_lacks(without_annotation_checks):
+    own = Own(SCHEDULE)
+    del own.power
+    with pytest.raises(TypeError, match="process is a Own without `power`; a process of modes has"):
+        samplers.time_grid(own, 3)
+
+
+def test_a_process_may_have_a_q_sample_of_its_own():
+    own, x0, t = Own(SCHEDULE), images(np.ones(SHAPE)), jnp.array([3])
+    own.q_sample = lambda x0, t, eps: x0 + 7.0
+    np.testing.assert_array_equal(forward.q_sample(own, x0, t, x0), x0 + 7.0)

@@ -20,7 +20,9 @@ every_chain = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("table", ["betas", "alpha_bar", "one_minus_alpha_bar", "log_snr"])
+@pytest.mark.parametrize(
+    "table", ["betas", "alpha_bar", "one_minus_alpha_bar", "log_alpha_bar", "log_snr"]
+)
 @every_chain
 def test_every_entry_is_the_nearest_float32(name, num_steps, table):
     values, expected = getattr(build(name, num_steps), table), chain(name, num_steps)
@@ -33,7 +35,7 @@ def test_every_entry_is_the_nearest_float32(name, num_steps, table):
 def test_two_float32_parts_hold_a_float64_logarithm(name, num_steps):
     schedule, expected = build(name, num_steps), chain(name, num_steps)
     for parts, table in (
-        (schedule.log_alpha_bar, expected.log_alpha_bar),
+        (schedule.log_alpha_bar_parts, expected.log_alpha_bar),
         (schedule.log_snr_parts, expected.log_snr),
     ):
         total = np.asarray(parts, np.float64).sum(axis=0)

@@ -52,7 +52,7 @@ def wide_schedule():
         betas=jnp.full(T, jnp.nan),
         alpha_bar=jnp.asarray(A**2),
         one_minus_alpha_bar=jnp.asarray(B**2),
-        log_alpha_bar=jnp.asarray(np.stack([-np.logaddexp(0.0, -LOG_SNR), nothing])),
+        log_alpha_bar_parts=jnp.asarray(np.stack([-np.logaddexp(0.0, -LOG_SNR), nothing])),
         log_snr_parts=jnp.asarray(np.stack([LOG_SNR, nothing])),
         network_times=jnp.arange(T, dtype=jnp.int32),
     )

@@ -7,9 +7,18 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
-from imagery import all_of, cats_and_dogs, encode, one_sentence, random_images, rows, write
+from imagery import (
+    all_of,
+    cats_and_dogs,
+    encode,
+    one_sentence,
+    open_folder,
+    random_images,
+    rows,
+    write,
+)
 
-from ddpm_jax.data import DataError, Preparation, load
+from ddpm_jax.data import DataError
 
 IMAGES = random_images(40, 8, 8, 3)
 
@@ -21,7 +30,7 @@ def splits(tmp_path):
 
 def refused(folder, *parts, **options):
     with pytest.raises(DataError) as caught:
-        load(f"folder:{folder}", **options)
+        open_folder(folder, **options)
     one_sentence(caught, *parts)
 
 
@@ -54,7 +63,10 @@ DAMAGED = {
         encode(PIL.Image.fromarray(np.zeros((8, 8), np.float32)), "tiff"),
         "has pixels of the kind 'F;32F'",
     ),
-    "small.png": (encode(IMAGES[0, :6]), "is 6x8, and others are 8x8; --data.size makes them"),
+    "small.png": (
+        encode(IMAGES[0, :6]),
+        "is 6x8, and others are 8x8; --preparation.size makes them",
+    ),
     "dangling.png": (None, "cannot be read (No such file or directory)"),
 }
 
@@ -74,16 +86,16 @@ def test_a_damaged_file_stops_with_its_path_or_is_skipped(splits, name, capfd):
     damage(path, contents)
     for memory_gb in (1.0, 0.0):
         with pytest.raises(DataError) as caught:
-            all_of(load(f"folder:{splits}", memory_gb=memory_gb).train)
+            all_of(open_folder(splits, memory_gb=memory_gb).train)
         one_sentence(caught, f"{path} {why}", "mend or remove it", "--data.on-bad-image skip")
 
     # Skipped for good where all are read, else the next good one, a dog, is in its place.
-    found = load(f"folder:{splits}", on_bad_image="skip")
+    found = open_folder(splits, on_bad_image="skip")
     assert list(found.train.skipped) == [str(path)]
     assert found.train.skipped[str(path)].startswith(why)
     where = np.r_[0:10, 20:30]
     assert rows(*all_of(found.train)) == rows(IMAGES[where], where // 20)
-    lazy = load(f"folder:{splits}", on_bad_image="skip", memory_gb=0.0)
+    lazy = open_folder(splits, on_bad_image="skip", memory_gb=0.0)
     assert lazy.train.skipped == {}
     images, labels = lazy.train[np.array([9, 10, 11])]
     np.testing.assert_array_equal(images, IMAGES[[9, 20, 20]])
@@ -104,7 +116,7 @@ def test_a_bomb_warns_of_nothing(splits, name):
 
 def test_the_last_image_is_replaced_by_the_first(splits):
     damage(splits / "train" / "dog" / "009.png", b"")
-    found = load(f"folder:{splits}", on_bad_image="skip", memory_gb=0.0)
+    found = open_folder(splits, on_bad_image="skip", memory_gb=0.0)
     images, labels = found.train[np.array([19])]
     np.testing.assert_array_equal(images[0], IMAGES[0])
     assert labels.tolist() == [0]
@@ -117,9 +129,9 @@ def test_none_of_all_is_an_image(tmp_path):
     first = tmp_path / "train" / "0.png"
     for options in ({}, {"on_bad_image": "skip"}, {"memory_gb": 0.0}):
         refused(tmp_path, f"none of the 3 files, such as {first}, is an image", **options)
-    skipping = {"on_bad_image": "skip", "preparation": Preparation(size=8)}
+    skipping = {"on_bad_image": "skip", "size": 8}
     refused(tmp_path, "has 3 images, and none can be used; the first: ", str(first), **skipping)
-    lazy = load(f"folder:{tmp_path}", **skipping, memory_gb=0.0)
+    lazy = open_folder(tmp_path, **skipping, memory_gb=0.0)
     with pytest.raises(DataError) as caught:
         all_of(lazy.train)
     one_sentence(caught, "has 3 images, and none can be used; the first: ", "0.png is no image")
@@ -128,19 +140,16 @@ def test_none_of_all_is_an_image(tmp_path):
 def test_the_first_file_is_damaged(splits):
     damage(splits / "train" / "cat" / "000.png", b"")
     refused(splits, "cat/000.png is empty")
-    assert len(load(f"folder:{splits}", on_bad_image="skip").train) == 19
+    assert len(open_folder(splits, on_bad_image="skip").train) == 19
 
 
 def test_images_that_preparation_cannot_make_alike(splits):
     write(splits / "train" / "dog" / "long.png", random_images(1, 8, 30, 3)[0])
     write(splits / "train" / "dog" / "thin.png", encode(PIL.Image.new("1", (400_000, 1))))
-    pad = Preparation(pad=12)
-    refused(splits, "long.png is 8x30, and data.pad 12; --data.size", preparation=pad)
+    refused(splits, "long.png is 8x30, and preparation.pad 12; --preparation.size", pad=12)
     refused(splits, "long.png is 8x30, and others are 8x8")
-    refused(splits, "thin.png is 1x400000, too long", preparation=Preparation(size=24))
-    found = load(f"folder:{splits}", preparation=pad, on_bad_image="skip")
+    refused(splits, "thin.png is 1x400000, too long", size=24)
+    found = open_folder(splits, pad=12, on_bad_image="skip")
     assert sorted(path[-8:] for path in found.train.skipped) == ["long.png", "thin.png"]
-    refused(splits, "data.pad is 4; images of 8x8", preparation=Preparation(pad=4))
-    refused(
-        splits, "data.crop is 9; of images of 8x8", preparation=None, crop=9, on_bad_image="skip"
-    )
+    refused(splits, "preparation.pad is 4; images of 8x8", pad=4)
+    refused(splits, "preparation.crop is 9; of images of 8x8", crop=9, on_bad_image="skip")

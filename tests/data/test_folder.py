@@ -5,9 +5,21 @@ import os
 import numpy as np
 import PIL.Image
 import pytest
-from imagery import all_of, cats_and_dogs, encode, fill, one_sentence, random_images, rows, write
+from imagery import (
+    all_of,
+    cats_and_dogs,
+    encode,
+    fill,
+    one_sentence,
+    open_folder,
+    random_images,
+    rows,
+    shape_of,
+    write,
+)
 
-from ddpm_jax.data import DataError, Preparation, image_shape, load
+from ddpm_jax import config
+from ddpm_jax.data import DataError
 
 IMAGES = random_images(40, 8, 8, 3)
 
@@ -18,7 +30,7 @@ def splits(tmp_path):
 
 
 def named(folder):
-    return load(f"folder:{folder}")
+    return open_folder(folder)
 
 
 def test_splits_and_classes(splits):
@@ -48,10 +60,10 @@ def test_no_splits_hold_one_in_ten_out_by_name(tmp_path):
     def names(source):
         return {str(path) for path in source.records.paths}
 
-    lazy = load(f"folder:{tmp_path}", memory_gb=0.0)
+    lazy = open_folder(tmp_path, memory_gb=0.0)
     gone = sorted(names(lazy.train))[0]
     (tmp_path / "a" / "new.png").write_bytes(encode(IMAGES[0]))
-    others = load(f"folder:{tmp_path}", memory_gb=0.0)
+    others = open_folder(tmp_path, memory_gb=0.0)
     assert names(lazy.train) <= names(others.train)  # a new file moves no other
     assert names(lazy.held_out) <= names(others.held_out)
     assert gone in names(others.train)
@@ -85,11 +97,9 @@ def test_hidden_files_and_folders_in_classes_are_not_looked_at(splits):
 
 
 def test_from_memory_and_as_read_are_the_same_bits(splits):
-    preparation = Preparation(size=6, pad=9)
     for crop in (None, 4):
         loaded, lazy = (
-            load(f"folder:{splits}", preparation=preparation, crop=crop, memory_gb=memory)
-            for memory in (1.0, 0.0)
+            open_folder(splits, size=6, pad=9, crop=crop, memory_gb=memory) for memory in (1.0, 0.0)
         )
         assert loaded.train.in_memory
         assert not lazy.train.in_memory
@@ -101,9 +111,9 @@ def test_from_memory_and_as_read_are_the_same_bits(splits):
                 np.testing.assert_array_equal(one, other)
                 assert one.dtype == other.dtype
     # 20 images of 192 bytes: what is larger than its share of memory is read as it goes.
-    assert load(f"folder:{splits}", memory_gb=3841e-9).train.in_memory
-    assert not load(f"folder:{splits}", memory_gb=3839e-9).train.in_memory
-    assert image_shape(f"folder:{splits}", preparation=preparation, crop=4) == (4, 4, 3)
+    assert open_folder(splits, memory_gb=3841e-9).train.in_memory
+    assert not open_folder(splits, memory_gb=3839e-9).train.in_memory
+    assert shape_of(config.Folder(str(splits)), size=6, pad=9, crop=4) == (4, 4, 3)
 
 
 # How a file becomes pixels
@@ -114,7 +124,7 @@ def pixels_of(tmp_path, contents, **preparation):
     for number in range(10):
         write(tmp_path / "train" / f"{number}.png", contents)
         write(tmp_path / "test" / f"{number}.png", contents)
-    found = load(f"folder:{tmp_path}", preparation=Preparation(**preparation))
+    found = open_folder(tmp_path, **preparation)
     return all_of(found.train).images[0]
 
 
@@ -172,7 +182,7 @@ def test_files_of_many_sizes_are_made_alike(tmp_path, kind):
     images = [random_images(1, *size, 3)[0] for size in sizes]
     fill(tmp_path / "train", images, kind)
     fill(tmp_path / "test", images, kind)
-    found = load(f"folder:{tmp_path}", preparation=Preparation(size=16))
+    found = open_folder(tmp_path, size=16)
     assert found.preparation.startswith("shorter side to 16")
     for path, prepared in zip(
         sorted((tmp_path / "train").iterdir()), all_of(found.train).images, strict=True
@@ -192,14 +202,13 @@ def test_files_of_many_sizes_are_made_alike(tmp_path, kind):
 
 def refused(folder, *parts, **options):
     with pytest.raises(DataError) as caught:
-        load(f"folder:{folder}", **options)
+        open_folder(folder, **options)
     one_sentence(caught, *parts)
 
 
 def test_folders_that_are_none(tmp_path):
-    refused(
-        tmp_path / "nowhere", repr(str(tmp_path / "nowhere")), "does not exist", "'folder:PATH'"
-    )
+    nowhere = tmp_path / "nowhere"
+    refused(nowhere, f"data.path is {str(nowhere)!r}; there is no folder {str(nowhere)!r}")
     refused(write(tmp_path / "file" / "x", b""), "x'", "is no folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "empty' is empty", "has to hold images")

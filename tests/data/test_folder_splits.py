@@ -4,15 +4,15 @@ import os
 
 import numpy as np
 import pytest
-from imagery import all_of, encode, fill, one_sentence, random_images, write
+from imagery import all_of, encode, fill, one_sentence, open_folder, random_images, write
 
-from ddpm_jax.data import Arrays, DataError, ImageSet, load
+from ddpm_jax.data import Arrays, DataError, ImageSet
 
 IMAGES = random_images(40, 4, 4, 3)
 
 
 def lazily(folder):
-    return load(f"folder:{folder}", memory_gb=0.0)
+    return open_folder(folder, memory_gb=0.0)
 
 
 def names(source):
@@ -126,7 +126,7 @@ def test_names_that_are_no_utf_8_and_both_spellings_of_an_accent(tmp_path):
 def test_usual_names_of_splits(tmp_path, training, held_out):
     for folder, images in ((training, IMAGES[:12]), (held_out, IMAGES[12:15])):
         fill(tmp_path / folder, images)
-    found = load(f"folder:{tmp_path}")
+    found = open_folder(tmp_path)
     assert (found.splits, found.classes) == ((training, held_out), None)
     np.testing.assert_array_equal(all_of(found.train).images, IMAGES[:12])
     np.testing.assert_array_equal(all_of(found.held_out).images, IMAGES[12:15])
@@ -203,7 +203,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with (tmp_path / "train" / "000.png").open("r+b") as file:
         file.truncate(2**40)  # sparse: it takes no room on the disk
     with pytest.raises(DataError) as caught:
-        load(f"folder:{tmp_path}")
+        open_folder(tmp_path)
     one_sentence(caught, "000.png cannot be read (File too large)")
 
 

@@ -81,8 +81,8 @@ LABELS = np.array([0, 1, 2])
         ({"train_labels": LABELS[:2]}, ["train's labels has shape (2,)", "(3,)"]),
         ({"held_out_labels": 1 - LABELS}, ["held_out's labels[2] is -1", "0 or more"]),
         ({"train_labels": LABELS, "classes": ("a", "b")}, ["train has the label 2", "0 to 1"]),
-        ({"crop": 5}, ["data.crop is 5", "4x5", "1 to 4"]),
-        ({"crop": 0}, ["data.crop is 0", "1 to 4"]),
+        ({"crop": 5}, ["preparation.crop is 5", "4x5", "1 to 4"]),
+        ({"crop": 0}, ["preparation.crop is 0", "1 to 4"]),
     ],
 )
 def test_an_image_set_is_checked_when_it_is_made(change, parts):

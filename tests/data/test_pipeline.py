@@ -296,7 +296,7 @@ def test_a_state_of_another_stream_is_refused():
         ({"process_index": -1}, ["process_index is -1", "0 to 0"]),
         ({"seed": -1}, ["seed is -1", "0 to 4294967295"]),
         ({"seed": 2**32}, ["seed is 4294967296", "0 to 4294967295"]),
-        ({"crop": 2}, ["data.crop is 2", "1x2", "1 to 1"]),
+        ({"crop": 2}, ["preparation.crop is 2", "1x2", "1 to 1"]),
         ({"with_labels": True}, ["no labels"]),
     ],
 )

@@ -8,9 +8,21 @@ import sys
 
 import numpy as np
 import pytest
-from imagery import all_of, as_png, examples, one_sentence, prepare, random_images, rows
+from imagery import (
+    all_of,
+    as_png,
+    examples,
+    one_sentence,
+    open_prepared,
+    opened,
+    prepare,
+    random_images,
+    rows,
+    shape_of,
+)
 
-from ddpm_jax.data import DataError, Preparation, image_shape, load
+from ddpm_jax import config
+from ddpm_jax.data import DataError, Preparation
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +45,27 @@ def prepared(tmp_path_factory):
 
 def test_a_size_that_is_in_the_name_alone(tmp_path):
     # The data set declares images of any size, and need not be there.
-    assert image_shape("downsampled_imagenet/64x64", str(tmp_path)) == (64, 64, 3)
-    assert image_shape("downsampled_imagenet/32x32:2.0.0", str(tmp_path)) == (32, 32, 3)
+    assert shape_of(config.TensorFlowDataset("downsampled_imagenet/64x64", str(tmp_path))) == (
+        64,
+        64,
+        3,
+    )
+    assert shape_of(
+        config.TensorFlowDataset("downsampled_imagenet/32x32:2.0.0", str(tmp_path))
+    ) == (32, 32, 3)
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_grey_images_come_back_pixel_by_pixel(prepared, monkeypatch, memory_gb):
     grey = random_images(25, 8, 8, 1)
-    found = load("tiny_grey", str(prepared), memory_gb=memory_gb)
+    found = open_prepared("tiny_grey", prepared, memory_gb=memory_gb)
     assert (found.levels, found.image_shape) == (256, (8, 8, 1))
     assert (found.classes, found.splits) == (("0", "1", "2"), ("train", "test"))
     assert found.train.in_memory == (memory_gb > 0)
     assert rows(*all_of(found.train)) == rows(grey[:20], np.arange(20) % 3)
     assert rows(*all_of(found.held_out)) == rows(grey[20:], (np.arange(5) + 2) % 3)
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    again = load("tiny_grey:1.0.0").train
+    again = open_prepared("tiny_grey:1.0.0").train
     for one, other in zip(all_of(again), all_of(found.train), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -58,18 +76,21 @@ def test_colour_images_come_back_and_validation_is_held_out(prepared, monkeypatc
 
     monkeypatch.setattr(encoded, "_AT_ONCE", 7)  # 20 is no multiple
     colour = random_images(24, 8, 6, 3)
-    found = load("tiny_colour", str(prepared), memory_gb=memory_gb)
+    found = open_prepared("tiny_colour", prepared, memory_gb=memory_gb)
     assert (found.image_shape, found.splits) == ((8, 6, 3), ("train", "validation"))
     assert rows(*all_of(found.train)) == rows(colour[:20], np.arange(20) % 3)
     assert rows(*all_of(found.held_out)) == rows(colour[20:], (np.arange(4) + 1) % 3)
 
 
 def test_images_are_prepared_as_those_of_a_folder(prepared):
-    preparation = Preparation(grey=True, size=6, pad=8)
-    found = load("tiny_colour", str(prepared), preparation=preparation, crop=7)
+    preparation = {"grey": True, "size": 6, "pad": 8}
+    data = config.TensorFlowDataset("tiny_colour", str(prepared))
+    found = opened(data, **preparation, crop=7)
     assert found.image_shape == (7, 7, 1)
-    assert image_shape("tiny_colour", str(prepared), preparation=preparation, crop=7) == (7, 7, 1)
-    by_hand = preparation.of_array(random_images(24, 8, 6, 3)[:20])
+    assert shape_of(
+        config.TensorFlowDataset("tiny_colour", str(prepared)), **preparation, crop=7
+    ) == (7, 7, 1)
+    by_hand = Preparation(**preparation).of_array(random_images(24, 8, 6, 3)[:20])
     assert rows(*all_of(found.train)) == rows(by_hand, np.arange(20) % 3)
 
 
@@ -77,13 +98,13 @@ def test_a_tenth_is_held_out_where_there_is_one_split(tmp_path):
     # As `celeb_a_hq` has it: no image twice, none left out, and the same however they are read.
     grey = random_images(25, 8, 8, 1)
     prepare(tmp_path, "single", {"train": examples(grey)}, shape=(8, 8, 1))
-    found = load("single", str(tmp_path))
+    found = open_prepared("single", tmp_path)
     assert found.splits == ("train[10%:]", "train[:10%]")
     assert (len(found.train), len(found.held_out)) in ((23, 2), (22, 3))
     both = [all_of(part) for part in (found.train, found.held_out)]
     images, labels = map(np.concatenate, zip(*both, strict=True))
     assert rows(images, labels) == rows(grey, np.arange(25) % 3)
-    as_read = load("single", str(tmp_path), memory_gb=0.0)
+    as_read = open_prepared("single", tmp_path, memory_gb=0.0)
     assert not as_read.held_out.in_memory
     np.testing.assert_array_equal(all_of(as_read.held_out)[0], both[1][0])
 
@@ -91,8 +112,9 @@ def test_a_tenth_is_held_out_where_there_is_one_split(tmp_path):
 def test_reading_imports_no_tensorflow_and_makes_no_noise(prepared):
     program = (
         "import sys\n"
-        "from ddpm_jax.data import load\n"
-        "assert len(load('tiny_grey').train) == 20\n"
+        "from ddpm_jax import config\n"
+        "data = config.TensorFlowDataset('tiny_grey')\n"
+        "assert len(config.load_images(data, config.Standard()).train) == 20\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     done = subprocess.run(
@@ -116,13 +138,13 @@ def test_labels_are_none_where_there_are_none_or_withheld(tmp_path):
         {"train": bare[:3], "test": bare[3:]},
         features={"image": tfds.features.Image(shape=(8, 8, 1))},
     )
-    found = load("bare", str(tmp_path))
+    found = open_prepared("bare", tmp_path)
     assert (found.classes, found.train.labelled, found.held_out.labelled) == (None, False, False)
     assert all_of(found.train).labels is None
 
     secret = [{"image": as_png(image), "label": -1} for image in grey]
     prepare(tmp_path, "secret", {"train": examples(grey), "test": secret}, shape=(8, 8, 1))
-    found = load("secret", str(tmp_path))
+    found = open_prepared("secret", tmp_path)
     assert sorted(all_of(found.train).labels) == [0, 0, 1, 2]
     assert (found.classes, found.held_out.labelled) == (None, False)
 
@@ -142,7 +164,7 @@ def test_a_data_set_that_is_not_prepared_is_told_how_to_be(tmp_path, there):
     directory = tmp_path if there else tmp_path / "nowhere"
     for name in ("cifar10", "mnist:3.0.1", "downsampled_imagenet/64x64"):
         with pytest.raises(DataError) as caught:
-            load(name, str(directory))
+            open_prepared(name, (directory))
         command = f"`ddpm-jax data prepare {name} --dir {directory}`"
         one_sentence(caught, repr(name), command, "--data.dir", "TFDS_DATA_DIR")
 
@@ -151,23 +173,22 @@ def test_a_data_set_that_is_not_prepared_is_told_how_to_be(tmp_path, there):
 def test_an_unknown_name_is_told_the_nearest(tmp_path):
     for wrong, right in {"cifar01": "'cifar10'", "fashion-mnist": "'fashion_mnist'"}.items():
         with pytest.raises(DataError) as caught:
-            load(wrong, str(tmp_path))
+            open_prepared(wrong, (tmp_path))
         one_sentence(caught, repr(wrong), str(tmp_path), f"did you mean {right}")
     with pytest.raises(DataError) as caught:
-        load("zzzzzzzz", str(tmp_path))
-    one_sentence(caught, "'zzzzzzzz'", str(tmp_path), "'digits' is built in", "--data.dir")
+        open_prepared("zzzzzzzz", tmp_path)
+    one_sentence(
+        caught, "'zzzzzzzz'", str(tmp_path), "--data folder --data.path PATH", "--data.dir"
+    )
     for malformed in ("Foo Bar", "", "huggingface:x"):
         with pytest.raises(DataError) as caught:
-            load(malformed, str(tmp_path))
+            open_prepared(malformed, (tmp_path))
         one_sentence(caught, repr(malformed), str(tmp_path))
-    with pytest.raises(DataError) as caught:
-        load("digit", str(tmp_path))
-    one_sentence(caught, "did you mean 'digits'")
 
 
 def refused(name, directory, *parts):
     with pytest.raises(DataError) as caught:
-        load(name, str(directory))
+        open_prepared(name, (directory))
     one_sentence(caught, f"data set {name!r} in {directory}", *parts)
 
 
@@ -183,11 +204,11 @@ def test_data_sets_that_do_not_fit_are_refused(tmp_path):
 
     prepare(tmp_path, "mixed", {"train": examples([*colour, *small]), "test": examples(colour)})
     with pytest.raises(DataError) as caught:
-        load("mixed", str(tmp_path))
+        open_prepared("mixed", tmp_path)
     one_sentence(
-        caught, "of split 'train' of data set 'mixed' is ", "and others are", "--data.size"
+        caught, "of split 'train' of data set 'mixed' is ", "and others are", "--preparation.size"
     )
-    found = load("mixed", str(tmp_path), preparation=Preparation(size=6))
+    found = open_prepared("mixed", tmp_path, size=6)
     assert (len(found.train), found.image_shape) == (6, (6, 6, 3))
 
     text = [{"text": "no picture"}]

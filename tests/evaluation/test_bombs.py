@@ -1,31 +1,36 @@
 """Small files that would fill the memory or compute without end: each ends in one sentence."""
 
+import gzip
 import io
 import json
 import os
 import struct
+import tarfile
 import time
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
-from imagery import one_sentence, random_images
+from imagery import one_sentence, open_archive, random_images, write
 from inceptions import code, legacy_file, tensor, zip_file
 
-from ddpm_jax.data import DataError, image_levels, image_shape, load
+from ddpm_jax import config
+from ddpm_jax.data import DataError, convert
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import WeightsError
 from ddpm_jax.evaluation.classifier import load_classifier
 from ddpm_jax.evaluation.inception_weights import inception_network
-from ddpm_jax.evaluation.reference_files import load_reference
+from ddpm_jax.evaluation.references import load_reference
 from ddpm_jax.evaluation.torch_weights import read_state_dict
+from ddpm_jax.experiment import image_spec_of
+from ddpm_jax.npz import save_npz
 
 IMAGES = random_images(30, 6, 5, 1)
 BOMB = 2**26
 """Bytes that some kilobytes unpack to: enough to be seen, and quick to be made."""
 READERS = {
-    "images": lambda path: load(f"npz:{path}", memory_gb=0.001),
+    "images": lambda path: open_archive(path, memory_gb=0.001),
     "classifier": load_classifier,
     "reference": load_reference,
     "inception": lambda path: inception_network(path, other_weights=True),
@@ -88,7 +93,7 @@ def test_arrays_that_nobody_asks_for_are_not_read(tmp_path):
     zipped(path, [*members, ("unused.npy", header((BOMB,)) + bytes(BOMB))])
     tracemalloc.start()
     try:
-        found = load(f"npz:{path}", memory_gb=0.001)
+        found = open_archive(path, memory_gb=0.001)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -101,8 +106,8 @@ def test_images_beyond_the_memory_are_refused_before_they_are_read(tmp_path):
     zipped(path, [("images.npy", header((BOMB // 64, 8, 8, 1)) + bytes(BOMB))])
     limit = "need 0.0671 GB of memory, and data.memory_gb is 0.001; --data.memory-gb 1 would do"
     ends_in_one_sentence(READERS["images"], path, limit, error=DataError)
-    assert image_shape(f"npz:{path}") == (8, 8, 1)
-    assert image_levels(f"npz:{path}") == 256
+    spec = image_spec_of(config.Config(data=config.Archive(str(path))))
+    assert (spec.shape, spec.levels) == ((8, 8, 1), 256)
     for name in ("labels", "levels", "class_names"):
         numbers = ("images.npy", as_npy(IMAGES)), (f"{name}.npy", header((BOMB,)) + bytes(BOMB))
         ends_in_one_sentence(READERS["images"], zipped(path, numbers), error=DataError)
@@ -137,7 +142,7 @@ def test_headers_that_lie(tmp_path):
     for number, member in enumerate(HEADERS):
         for reader in READERS if number in (0, 4) else ["images"]:
             path = tmp_path / f"{number}.npz"
-            zipped(path, [(f"{names.get(reader, 'about')}.npy", member)])
+            zipped(path, [(f"{names.get(reader, 'source')}.npy", member)])
             ends_in_one_sentence(READERS[reader], path, str(path))
 
 
@@ -171,7 +176,7 @@ def test_files_without_arrays_or_with_very_many(tmp_path, reader):
 
 @pytest.mark.parametrize("reader", ["classifier", "reference", "inception"])
 def test_arrays_have_limits_together(tmp_path, reader, monkeypatch):
-    for module in ("classifier._", "reference_files._", "inception_weights."):
+    for module in ("classifier._", "references._", "inception_weights."):
         monkeypatch.setattr(f"ddpm_jax.evaluation.{module}MOST_BYTES", BOMB // 2)
     names = ["params/a/b", "params/a/c"] if reader == "classifier" else ["format", "features"]
     half = header((BOMB // 16,), "<f4") + bytes(BOMB // 4)
@@ -180,16 +185,19 @@ def test_arrays_have_limits_together(tmp_path, reader, monkeypatch):
 
 
 def test_statistics_with_their_own_sha256_that_are_none(tmp_path):
-    from ddpm_jax.evaluation import reference_files
+    from ddpm_jax.evaluation import references
 
     def refused(part, **changes):
         moments = {"rows": np.array(3), "mean": np.zeros(2), "scatter": np.zeros((2, 2))}
         arrays = {f"{half}_{name}": a for half in ("even", "odd") for name, a in moments.items()}
-        about = dict.fromkeys(reference_files.Provenance._fields, "x") | {"images": 6}
-        arrays |= {"format": np.array(1), "provenance": np.array(json.dumps(about))}
+        about = dict.fromkeys(references.Provenance._fields, "x") | {"images": 6}
+        arrays |= {
+            "format": np.array(references._FORMAT),
+            "provenance": np.array(json.dumps(about)),
+        }
         arrays = {name: a for name, a in (arrays | changes).items() if a is not None}
         path = tmp_path / "x.npz"
-        np.savez(path, **arrays, sha256=np.array(reference_files._digest(arrays)))
+        save_npz(path, arrays)
         ends_in_one_sentence(load_reference, path, str(path), part)
 
     refused("even_mean", even_mean=None)
@@ -199,8 +207,32 @@ def test_statistics_with_their_own_sha256_that_are_none(tmp_path):
     refused("features have dtype int64", features=np.zeros((2, 2), np.int64))
     refused("is no file of statistics", provenance=np.array("[" * 100_000))
     refused("is no file of statistics", provenance=np.array('{"network": 1}'))
-    about = dict.fromkeys(reference_files.Provenance._fields, "x")
+    about = dict.fromkeys(references.Provenance._fields, "x")
     refused("images of its provenance is no int", provenance=np.array(json.dumps(about)))
+
+
+# ---- Public files that are converted
+
+
+def test_public_files_that_unpack_to_more_than_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "_BATCH", 3)
+    target = tmp_path / "x.npz"
+    name = "train-images-idx3-ubyte.gz"
+    for lengths, part in (
+        ((BOMB, 1, 1), "needs 0.0671 GB of memory, and data.memory_gb is 0.001"),
+        ((2**31, 1, 1), "cannot hold"),
+        ((3, 1, 1), "is longer than its header states"),
+    ):
+        content = struct.pack(">4I", 0x803, *lengths) + bytes(BOMB)
+        write(tmp_path / name, gzip.compress(content))
+        ends_in_one_sentence(
+            lambda folder: convert.convert("mnist", folder, target, memory_gb=0.001), tmp_path, part
+        )
+    for kind in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        member = tarfile.TarInfo("data_batch_1.bin" if kind == tarfile.XHDTYPE else "readme.html")
+        member.size, member.type = BOMB, kind
+        path = write(tmp_path / "x.tar.gz", gzip.compress(member.tobuf() + bytes(BOMB)))
+        ends_in_one_sentence(lambda path: convert.convert("cifar10", path, target), path, str(path))
 
 
 # ---- .pth

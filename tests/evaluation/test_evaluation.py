@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import in_batches, load
+from ddpm_jax.data import in_batches, read_digits
 from ddpm_jax.evaluation import (
     histogram_bits_per_dim,
     image_grid,
@@ -14,7 +14,7 @@ from ddpm_jax.evaluation import (
     strip_times,
     uniform_bits_per_dim,
 )
-from ddpm_jax.evaluation.plots import Curve, plot_per_time, plot_training
+from ddpm_jax.evaluation.pictures import Curve, plot_per_time, plot_training
 
 
 def test_uniform_code():
@@ -36,7 +36,7 @@ def test_histogram_code_of_one_pixel_does_not_see_another():
 
 
 def test_baselines_of_the_digits():
-    digits = load("digits")
+    digits = read_digits()
     train, held_out = (
         np.concatenate([batch.images for batch in in_batches(source, 100)])
         for source in (digits.train, digits.held_out)

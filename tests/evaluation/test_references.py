@@ -15,8 +15,6 @@ from ddpm_jax.evaluation import (
     Provenance,
     Reference,
     check_same,
-    check_same_features,
-    content_sha256,
     load_reference,
     make_reference,
     merge,
@@ -54,9 +52,8 @@ def assert_same(a, b):
 def test_a_file_gives_back_every_bit(tmp_path, reference, with_features):
     reference = reference._replace(features=reference.features if with_features else None)
     path = tmp_path / "new" / "stripes.npz"
-    digest = save_reference(path, reference)
+    save_reference(path, reference)
     assert_same(load_reference(path), reference)
-    assert digest == content_sha256(reference) == content_sha256(load_reference(path))
     assert [path.name for path in path.parent.iterdir()] == ["stripes.npz"]
 
 
@@ -68,7 +65,7 @@ def test_equal_references_make_equal_bytes(tmp_path, reference, monkeypatch):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_every_part_has_a_say_in_the_hash(reference):
+def test_every_part_has_a_say_in_the_hash(tmp_path, reference):
     def altered(array):
         array = array.copy()
         array.flat[-1] = np.nextafter(array.flat[-1], np.inf, dtype=array.dtype)
@@ -88,7 +85,13 @@ def test_every_part_has_a_say_in_the_hash(reference):
             for field in Provenance._fields
         ),
     ]
-    assert len({content_sha256(other) for other in [reference, *others]}) == len(others) + 1
+    digests = set()
+    for number, other in enumerate([reference, *others]):
+        path = tmp_path / f"{number}.npz"
+        save_reference(path, other)
+        with np.load(path) as stored:
+            digests.add(stored["sha256"].item())
+    assert len(digests) == len(others) + 1
 
 
 @pytest.mark.thorough
@@ -127,8 +130,8 @@ def test_what_is_no_reference(tmp_path, reference):
     np.savez(path, mu=np.zeros(3))
     with pytest.raises(EvaluationError, match="another version of ddpm_jax: its format is absent"):
         load_reference(path)
-    np.savez(path, format=np.array(2), anything=np.zeros(3))
-    with pytest.raises(EvaluationError, match="its format is 2, and 1 is read here"):
+    np.savez(path, format=np.array(1), anything=np.zeros(3))
+    with pytest.raises(EvaluationError, match="its format is 1, and 2 is read here"):
         load_reference(path)
     np.savez(path, format=np.array([object()]))  # a pickle
     with pytest.raises(EvaluationError, match="is damaged or no file of statistics"):
@@ -172,12 +175,6 @@ def test_mixing_is_refused(field):
     with pytest.raises(EvaluationError) as caught:
         check_same(PROVENANCE, changed)
     assert said in str(caught.value)
-    if field in ("network", "network_sha256", "preprocessing"):
-        with pytest.raises(EvaluationError) as caught:
-            check_same_features(PROVENANCE, changed)
-        assert said in str(caught.value)
-    else:
-        check_same_features(PROVENANCE, changed)
     check_same(PROVENANCE, PROVENANCE)
 
 

@@ -17,7 +17,7 @@ from ddpm_jax.evaluation import (
     nearest,
     precision_recall,
 )
-from ddpm_jax.evaluation import kernel as kernel_module
+from ddpm_jax.evaluation import metrics as metrics_module
 
 
 def kernel_of(x, y):
@@ -40,7 +40,7 @@ def exact_kernel_distance(a, b):
 
 @pytest.mark.parametrize("block", [1, 3, 4, 2048])
 def test_kernel_distance_by_a_double_loop(monkeypatch, block):
-    monkeypatch.setattr(kernel_module, "_BLOCK", block)
+    monkeypatch.setattr(metrics_module, "_BLOCK", block)
     generator = np.random.default_rng(0)
     a = generator.standard_normal((9, 5)).astype(np.float32)
     b = 1.0 + generator.standard_normal((12, 5)).astype(np.float32)

@@ -18,17 +18,18 @@ from flax.core import meta
 from marks import thorough_but
 from networks import make_mixers
 
+from ddpm_jax import config as configs
 from ddpm_jax import experiment as experiments
 from ddpm_jax import parallel, training
 from ddpm_jax.cli import main
-from ddpm_jax.config import ConfigError, MeshConfig
+from ddpm_jax.config import DDIM, Ancestral, ConfigError, Jit
 from ddpm_jax.data import Arrays, Examples, ImageSet
-from ddpm_jax.experiment import Experiment, Sampling, build, make_drawer
-from ddpm_jax.models import UNet, init_params
+from ddpm_jax.experiment import Experiment, build, image_spec_of, make_drawer
+from ddpm_jax.models import UNet, init_params, network_function
 from ddpm_jax.plan import lower
 from ddpm_jax.schedules import linear_log_snr
 from ddpm_jax.training import ema
-from ddpm_jax.training.objective import Labelled, draw
+from ddpm_jax.training.objective import Labelled, Objective, draw
 
 SMALL = {
     "channels": 8,
@@ -47,10 +48,9 @@ def replace(config, section, **values):
     return dataclasses.replace(config, **{section: changed})
 
 
-def conditional(**evaluation):
+def conditional():
     """tiny.py with its ten classes."""
-    config = replace(tiny.get_config(), "evaluation", **evaluation)
-    return replace(config, "model", classes=10)
+    return replace(tiny.get_config(), "network", classes=10)
 
 
 def moved(params):
@@ -135,16 +135,16 @@ class TestNetwork:
 
 
 def objective_of(apply, *, rate, train=True, predicts="x0"):
-    return training.make_objective(
-        apply,
+    losses = training.make_losses(
+        network_function(apply) if isinstance(apply, nn.Module) else apply,
         linear_log_snr(8),
-        objective="simple",
+        configs.Simple().make(),
         predicts=predicts,
         levels=17,
-        times="stratified",
         label_dropout=rate,
         train=train,
     )
+    return Objective(times=configs.Stratified().make(8), losses=losses)
 
 
 def shows_labels(params, x_t, t, *, train, keys, labels):
@@ -237,6 +237,13 @@ EXAMPLES = Labelled(
 OPTIMIZER = optax.adam(1e-2, eps=1e-2)
 
 
+FORMS = {
+    "jit": lambda mesh, shardings: parallel.jit_form(mesh, shardings, "float32", compute="float32"),
+    "shard_map": lambda mesh, shardings: parallel.shard_map_form(mesh, shardings, "float32"),
+    "pmap": lambda mesh, shardings: parallel.pmap_form(mesh, "float32"),
+}
+
+
 class Trained(NamedTuple):
     losses: list[float]
     params: dict
@@ -245,7 +252,7 @@ class Trained(NamedTuple):
 @functools.cache
 def trained(name, data, fsdp, accumulate=1, steps=5):
     """Of a batch of which half the labels are taken away."""
-    objective = objective_of(Network().apply, rate=0.5, predicts="eps")
+    objective = objective_of(Network(), rate=0.5, predicts="eps")
     mesh = parallel.make_mesh(data, fsdp)
 
     def boxed():
@@ -254,7 +261,7 @@ def trained(name, data, fsdp, accumulate=1, steps=5):
         return training.init_state(params, OPTIMIZER, jax.random.key(2))
 
     shardings = parallel.shardings(parallel.abstract(jax.eval_shape(boxed), mesh))
-    form = parallel.make_form(name, mesh, shardings)
+    form = FORMS[name](mesh, shardings)
     step = training.make_train_step(
         objective,
         OPTIMIZER,
@@ -323,11 +330,12 @@ def test_a_config_hands_labels_to_its_step(experiment):
 
 
 class TestBind:
-    def outputs(self, experiment, params, rows=3, **how):
+    def outputs(self, experiment, params, rows=3, labels=None, guidance=1.0):
         x_t = jax.random.normal(jax.random.key(0), (rows, 8, 8, 1))
         t = jnp.arange(rows, dtype=jnp.int32)
         params = jax.tree.map(jnp.asarray, params)
-        predict = jax.jit(experiment.bind(params, **how))
+        sampler = Ancestral(guidance=guidance)
+        predict = jax.jit(experiment.bind_for(sampler, params, labels).predict)
         direct = jax.jit(functools.partial(experiment.model.apply, params, x_t, t))
         return np.asarray(predict(x_t, t)), direct
 
@@ -351,37 +359,38 @@ class TestBind:
         np.testing.assert_array_equal(found, expected)
 
 
-def drawn_with(experiment, params, *, num, first=0, **how):
-    drawer = make_drawer(experiment, num=num, how=Sampling(**how))
+def drawn_with(experiment, params, *, num, sampler, first=0, label=None):
+    drawer = make_drawer(experiment, num=num, sampler=sampler, label=label)
     return drawer(params, jax.random.key(5, impl="threefry2x32"), first).images
 
 
-HOW = {"guidance": 2.0, "steps": 4, "sampler": "ddim"}
+GUIDED, TWO_STEPS = DDIM(guidance=2.0, steps=4), Ancestral(steps=2)
 
 
 @pytest.fixture(scope="module")
 def twelve(experiment, params):
     """Images in one batch, on one device."""
-    return drawn_with(experiment, params, num=12, **HOW)
+    return drawn_with(experiment, params, num=12, sampler=GUIDED)
 
 
 class TestDraw:
     def test_classes_take_turns_or_are_as_asked(self, monkeypatch):
         """Of a network whose x0_hat is the level of the class's number."""
-        experiment = build(replace(conditional(), "model", predicts="x0", classes=10))
+        experiment = build(replace(conditional(), "network", predicts="x0", classes=10))
 
-        def bind(self, params, *, labels=None, guidance=1.0, with_variance=False):
+        def bind(self, params, *, labels=None, with_variance=False):
             level = labels.astype(jnp.float32) / 8.0 - 1.0
             return lambda x_t, t: jnp.broadcast_to(level[:, None, None, None], x_t.shape)
 
         monkeypatch.setattr(Experiment, "bind", bind)
-        turns = drawn_with(experiment, {}, num=23, steps=2)
+        turns = drawn_with(experiment, {}, num=23, sampler=TWO_STEPS)
         np.testing.assert_array_equal(
             turns, np.broadcast_to((np.arange(23) % 10)[:, None, None, None], (23, 8, 8, 1))
         )
-        later = drawn_with(experiment, {}, num=5, first=7, steps=2)
+        later = drawn_with(experiment, {}, num=5, first=7, sampler=TWO_STEPS)
         np.testing.assert_array_equal(later, turns[7:12])
-        np.testing.assert_array_equal(drawn_with(experiment, {}, num=5, steps=2, label=7), 7)
+        sevens = drawn_with(experiment, {}, num=5, sampler=TWO_STEPS, label=7)
+        np.testing.assert_array_equal(sevens, 7)
 
     @pytest.mark.parametrize(
         ("devices", "num"),
@@ -389,16 +398,16 @@ class TestDraw:
     )
     def test_an_image_is_the_same_in_any_batch_on_any_mesh(self, params, twelve, devices, num):
         """To the grey level: what is rounded are differences of 1e-6 between sums."""
-        config = dataclasses.replace(conditional(), mesh=MeshConfig(data=devices))
-        found = drawn_with(build(config), params, num=num, first=2, **HOW)
+        config = dataclasses.replace(conditional(), mesh=Jit(data=devices))
+        found = drawn_with(build(config), params, num=num, first=2, sampler=GUIDED)
         np.testing.assert_array_equal(found, twelve[2 : 2 + num])
 
 
 @pytest.mark.parametrize(
     ("classes", "labelled", "said"),
     [
-        (7, True, "model.classes is 7; the dataset 'digits' has 10, so take 10"),
-        (10, False, "model.classes is 10; the dataset 'digits' has no labels, so take 0"),
+        (7, True, "network.classes is 7; the data set 'digits' has 10, so take 10"),
+        (10, False, "network.classes is 10; the data set 'digits' has no labels, so take 0"),
     ],
 )
 def test_classes_that_the_images_do_not_have_are_refused(classes, labelled, said):
@@ -407,16 +416,16 @@ def test_classes_that_the_images_do_not_have_are_refused(classes, labelled, said
         plain = Arrays(np.zeros((4, 8, 8, 1), np.uint8), levels=17)
         images = ImageSet("digits", train=plain, held_out=plain, levels=17)
     with pytest.raises(ConfigError, match=said):
-        build(replace(tiny.get_config(), "model", classes=classes), images=images)
+        build(replace(tiny.get_config(), "network", classes=classes), images=images)
 
 
 def test_guidance_without_classes_is_refused():
     with pytest.raises(ConfigError, match=r"guidance is 2\.0; it has to be 1 where"):
-        build(replace(tiny.get_config(), "evaluation", guidance=2.0))
+        build(replace(tiny.get_config(), "sampler", guidance=2.0))
 
 
 def train(folder, *more):
-    quick = ["--train.objective", "simple", "--train.times", "uniform", "--train.steps", "2"]
+    quick = ["--objective", "simple", "--times", "uniform", "--train.steps", "2"]
     quick += ["--train.draw-every", "2", "--evaluation.likelihood-times", "2", "--mesh.data", "1"]
     assert main(["train", TINY, *quick, *more, "--workdir", str(folder)]) == 0
     return str(folder)
@@ -424,7 +433,7 @@ def train(folder, *more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs") / "told", "--model.classes", "10")
+    return train(tmp_path_factory.mktemp("runs") / "told", "--network.classes", "10")
 
 
 @pytest.fixture(scope="module")
@@ -438,15 +447,15 @@ NO_CLASSES = "is for runs with classes; this one has none"
 class TestCommands:
     def sample(self, run, tmp_path, *more):
         out = tmp_path / "samples.npz"
-        asked = ["--num", "4", "--steps", "2", "--out", str(out), *more]
+        asked = ["--num", "4", "--sampler.steps", "2", "--out", str(out), *more]
         assert main(["sample", run, *asked]) == 0
         return np.load(out)["images"]
 
     def test_sample_takes_a_label_and_guidance(self, run, tmp_path):
-        images = self.sample(run, tmp_path, "--label", "3", "--guidance", "2")
+        images = self.sample(run, tmp_path, "--label", "3", "--sampler.guidance", "2")
         assert images.shape == (4, 8, 8, 1)
         # Image i of this key is the fourth class's in its turn, too.
-        turns = self.sample(run, tmp_path, "--guidance", "2")
+        turns = self.sample(run, tmp_path, "--sampler.guidance", "2")
         np.testing.assert_array_equal(turns[3], images[3])
 
     def test_training_ends_with_its_likelihood(self, run):
@@ -458,9 +467,18 @@ class TestCommands:
         [
             ("run", ["--label", "10"], "--label is '10'; the run has the classes 0, 1, 2,"),
             ("run", ["--label", "-1"], "--label is '-1'; the run has the classes 0, 1, 2,"),
-            ("run", ["--guidance", "nan"], "--guidance is nan; it has to be finite"),
+            (
+                "run",
+                ["--sampler.guidance", "nan"],
+                "sampler.guidance is nan; it has to be a number",
+            ),
             pytest.param("untold", ["--label", "0"], NO_CLASSES, marks=pytest.mark.thorough),
-            pytest.param("untold", ["--guidance", "2"], NO_CLASSES, marks=pytest.mark.thorough),
+            pytest.param(
+                "untold",
+                ["--sampler.guidance", "2"],
+                "guidance is 2.0; it has to be 1",
+                marks=pytest.mark.thorough,
+            ),
         ],
     )
     def test_sample_refuses(self, kind, arguments, said, request, tmp_path, capsys):
@@ -474,25 +492,26 @@ class TestCommands:
 
     @pytest.mark.thorough
     def test_evaluate_refuses_guidance_without_classes(self, untold, capsys):
-        assert main(["evaluate", untold, "--guidance", "2"]) == 2
+        assert main(["evaluate", untold, "--sampler.guidance", "2"]) == 2
         error = capsys.readouterr().err
-        assert error == "ddpm-jax: --guidance is for runs with classes; this one has none\n"
+        said = "sampler.guidance is 2.0; it has to be 1 where network.classes is 0"
+        assert error == f"ddpm-jax: {said}\n"
 
     def test_inspect_counts_the_table(self, capsys):
         counts = []
         for classes in (0, 10):
-            assert main(["inspect", TINY, "--model.classes", str(classes)]) == 0
+            assert main(["inspect", TINY, "--network.classes", str(classes)]) == 0
             (total,) = (line for line in capsys.readouterr().out.splitlines() if "total" in line)
             counts.append(
                 [int(number.replace(",", "")) for number in re.findall(r"[\d,]{3,}", total)]
             )
-        # Vectors of 4 * channels numbers for ten classes and for none.
-        assert counts[1][0] - counts[0][0] == 11 * 4 * 4
+        # A Mixer has vectors of 8 numbers for ten classes and for none.
+        assert counts[1][0] - counts[0][0] == 11 * 8
 
     def test_a_plan_is_told_of_labels(self):
-        lowered = lower.lower_step(conditional(), jax.devices(), (8, 8, 1), 17)
+        lowered = lower.lower_step(conditional(), jax.devices(), image_spec_of(conditional()))
         assert "tensor<16xi32>" in lowered.as_text()
-        plain = lower.lower_step(tiny.get_config(), jax.devices(), (8, 8, 1), 17)
+        plain = lower.lower_step(tiny.get_config(), jax.devices(), image_spec_of(tiny.get_config()))
         labels = [
             sum(leaf.dtype == np.int32 for leaf in jax.tree.leaves(step.in_avals))
             for step in (lowered, plain)

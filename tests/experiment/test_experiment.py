@@ -14,11 +14,11 @@ import tiny
 from rich.console import Console
 
 from ddpm_jax import experiment as experiments
-from ddpm_jax.config import ConfigError, DataConfig, MeshConfig
+from ddpm_jax.config import ConfigError, Jit, TensorFlowDataset
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
-from ddpm_jax.experiment.measure import evaluate
-from ddpm_jax.experiment.report import MetricsLog, TrainingDisplay
+from ddpm_jax.experiment.display import TrainingDisplay
+from ddpm_jax.experiment.metrics_log import MetricsLog
 from ddpm_jax.likelihood import BitsAtTimes
 
 
@@ -33,7 +33,7 @@ def experiment():
 
 
 def test_levels_that_do_not_divide_the_image_are_refused():
-    config = replace(tiny.get_config(), "model", multipliers=(1, 1, 1, 1, 1))
+    config = replace(tiny.get_config(), "network", multipliers=(1, 1, 1, 1, 1))
     with pytest.raises(ConfigError, match="8x8, which 16 does not divide, so take fewer levels"):
         build(config)
 
@@ -42,19 +42,19 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
     config = replace(tiny.get_config(), "train", batch_size=12)
     with pytest.raises(ConfigError, match=r"train\.batch_size is 12; the 8 devices .*8 or 16"):
         experiments.check_batch(config)
-    on_four = dataclasses.replace(config, mesh=MeshConfig(data=4))
+    on_four = dataclasses.replace(config, mesh=Jit(data=4))
     experiments.check_batch(on_four)
     assert build(on_four).mesh.size == 4
 
 
 def test_attention_where_no_level_is_refused():
-    config = replace(tiny.get_config(), "model", attention_resolutions=(5,))
+    config = replace(tiny.get_config(), "network", attention_resolutions=(5,))
     with pytest.raises(ConfigError, match=r"holds 5; the levels have the heights \[8\]"):
         build(config)
 
 
 def test_a_fused_kernel_is_taken_on_gpus_alone_and_refused_where_it_cannot_run(monkeypatch):
-    config = replace(tiny.get_config(), "model", attention_kernel="cudnn", dtype="bfloat16")
+    config = replace(tiny.get_config(), "network", attention_kernel="cudnn", dtype="bfloat16")
     assert build(config).model.attention_kernel == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # without cuDNN
     with pytest.raises(ConfigError, match=r"heads of 4 channels here \(cuDNN .*\); take 'xla'"):
@@ -63,9 +63,9 @@ def test_a_fused_kernel_is_taken_on_gpus_alone_and_refused_where_it_cannot_run(m
 
 def test_an_unknown_dataset_is_refused(tmp_path):
     config = dataclasses.replace(
-        tiny.get_config(), data=DataConfig(name="digit", dir=str(tmp_path))
+        tiny.get_config(), data=TensorFlowDataset("digit", dir=str(tmp_path))
     )
-    with pytest.raises(UserError, match="did you mean 'digits'"):
+    with pytest.raises(UserError, match="TensorFlow Datasets has none of that name"):
         build(config)
 
 
@@ -87,7 +87,7 @@ def test_the_initial_state_has_the_bits_of_all_optimizations(monkeypatch):
     monkeypatch.setattr(sys.modules[build.__module__], "init_params", params)
     flags = os.environ.get("XLA_FLAGS", "")
     monkeypatch.setenv("XLA_FLAGS", flags.replace("--xla_backend_optimization_level=0", ""))
-    experiment = build(dataclasses.replace(tiny.get_config(), mesh=MeshConfig(data=1)))
+    experiment = build(dataclasses.replace(tiny.get_config(), mesh=Jit(data=1)))
     made = experiments.initial_state(experiment).params
     key, options = experiment.key("parameters"), {"xla_backend_optimization_level": 3}
     optimized = jax.jit(lambda: params(None, key, None), compiler_options=options)()
@@ -107,8 +107,8 @@ def test_bits_per_dim_do_not_count_the_filling_of_the_last_batch(experiment, mon
         mean = x0.mean(axis=(1, 2, 3))
         return BitsAtTimes(mean, jnp.zeros(times.shape))
 
-    monkeypatch.setattr("ddpm_jax.experiment.measure.bits_at_times", mean_level)
-    results = evaluate(experiment, {})
+    monkeypatch.setattr("ddpm_jax.evaluation.likelihood.bits_at_times", mean_level)
+    results = experiment.config.evaluation.make(experiment.trained_model)({}).results
     means = experiment.images.held_out.images.mean(axis=(1, 2, 3)) / 8.0 - 1.0
     assert results["bits_per_dim"] == pytest.approx(means.mean(), abs=1e-6)
     assert results["standard_error"] == pytest.approx(means.std(ddof=1) / 360**0.5, rel=1e-4)
@@ -126,9 +126,11 @@ class TestRunDirectory:
         with run.claim(config):
             pass
         before = {path: path.read_bytes() for path in run.path.iterdir()}
-        other = dataclasses.replace(replace(config, "train", steps=7), seed=3)
+        other = dataclasses.replace(replace(config, "train", batch_size=8), seed=3)
         with (
-            pytest.raises(RunDirectoryError, match=r"train\.steps was 24 and is 7; seed was 0"),
+            pytest.raises(
+                RunDirectoryError, match=r"train\.batch_size was 16 and is 8; seed was 0"
+            ),
             run.claim(other),
         ):
             pass
@@ -137,7 +139,7 @@ class TestRunDirectory:
     def test_may_be_gone_on_with_on_another_mesh(self, tmp_path):
         run, config = RunDirectory(tmp_path / "run"), tiny.get_config()
         for devices in (1, 8):
-            with run.claim(dataclasses.replace(config, mesh=MeshConfig(data=devices))):
+            with run.claim(dataclasses.replace(config, mesh=Jit(data=devices))):
                 pass
 
     def test_is_refused_while_another_process_trains_in_it(self, tmp_path):
@@ -174,7 +176,7 @@ class TestRunDirectory:
         for text, said in (
             ("{", "is not JSON"),
             ("[]", "holds a list"),
-            ('{"a": 1}', "unknown field a"),
+            ('{"a": 1}', "has no format: an older version wrote it"),
         ):
             (tmp_path / "config.json").write_text(text)
             with pytest.raises(UserError, match=said):

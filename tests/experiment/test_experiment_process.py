@@ -13,20 +13,28 @@ from paths import ROOT
 
 from ddpm_jax import config as configs
 from ddpm_jax import processes
-from ddpm_jax.config import ConfigError, MeshConfig, ProcessConfig, make_schedule
-from ddpm_jax.data import Arrays, ImageSet, load
-from ddpm_jax.experiment import build, make_process
-from ddpm_jax.experiment.process import exponential_spectrum, measured_spectrum
+from ddpm_jax.config import (
+    Blurring,
+    ConfigError,
+    EqualSNR,
+    Isotropic,
+    Jit,
+    exponential_spectrum,
+    make_schedule,
+    measured_spectrum,
+)
+from ddpm_jax.data import Arrays, ImageSet, read_digits
+from ddpm_jax.experiment import build
 
 SHAPE = (8, 6, 3)
 
 
-def config_of(name, **numbers):
-    return dataclasses.replace(
-        tiny.get_config(),
-        process=ProcessConfig(name=name, **numbers),
-        mesh=MeshConfig(data=1),
-    )
+def config_of(process):
+    return dataclasses.replace(tiny.get_config(), process=process, mesh=Jit(data=1))
+
+
+def make_process(config, shape, measured=None):
+    return configs.make_process(config.schedule, config.process, shape, measured)
 
 
 def cosines(n):
@@ -38,26 +46,26 @@ def cosines(n):
 
 
 def test_isotropic_is_the_schedule():
-    config = config_of("isotropic")
+    config = config_of(Isotropic())
     chex.assert_trees_all_equal(make_process(config, SHAPE), make_schedule(config.schedule))
 
 
 def test_numbers_reach_the_process():
-    config = config_of("blurring", max_blur=3.0, min_scale=0.2)
+    config = config_of(Blurring(max_blur=3.0, min_scale=0.2))
     blurring = processes.blurring(
         make_schedule(config.schedule), SHAPE, max_blur=3.0, min_scale=0.2
     )
     chex.assert_trees_all_equal(make_process(config, SHAPE), blurring)
     unused = np.zeros(SHAPE)
     unused[0, 0] = 4.0
-    floored = make_process(config_of("equal_snr", floor=0.25), SHAPE, spectrum=unused)
+    floored = make_process(config_of(EqualSNR(floor=0.25)), SHAPE, unused)
     noise = floored.noise_variance(jnp.array([3]))[0]
     np.testing.assert_allclose(noise / noise[0, 0, 0], np.where(unused > 0.0, 1.0, 0.25), rtol=1e-6)
 
 
 def test_equal_snr_wants_a_spectrum():
     with pytest.raises(ConfigError, match="process: equal_snr has the spectrum of images"):
-        make_process(config_of("equal_snr"), SHAPE)
+        make_process(config_of(EqualSNR()), SHAPE)
 
 
 def test_correlation_falls_as_it_says():
@@ -95,7 +103,7 @@ def test_spectrum_is_the_variance_of_the_cosine_modes():
 
 
 def test_equal_snr_drowns_all_modes_of_the_digits_alike():
-    experiment = build(config_of("equal_snr"))
+    experiment = build(config_of(EqualSNR()))
     log_snr = np.asarray(make_schedule(experiment.config.schedule).log_snr, np.float64)
     data = experiment.images.train.images / 8.0 - 1.0
     variance = np.einsum("kx,ly,bxyc->bklc", cosines(8), cosines(8), data).var(axis=0)
@@ -112,7 +120,7 @@ def test_equal_snr_drowns_all_modes_of_the_digits_alike():
 @pytest.mark.thorough
 def test_a_perfect_network_pays_what_the_configs_say(name, cost, in_finer_steps):
     """KL terms of Gaussian data with the digits' covariance, by matrices, beside white noise."""
-    images = load("digits", None)
+    images = read_digits()
     data = (images.train.images / 8.0 - 1.0).reshape(len(images.train), -1)
     basis = np.kron(cosines(8), cosines(8))
     covariance = basis @ (np.cov(data, rowvar=False) + 1e-6 * np.eye(64)) @ basis.T

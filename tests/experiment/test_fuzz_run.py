@@ -18,10 +18,11 @@ import tiny
 from marks import thorough_but
 from snapshots import WIDTHS, checkpoint, snapshot
 
+from ddpm_jax.config import PostHocEMA
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import RunDirectory, averages, build, read_data_record
+from ddpm_jax.experiment import RunDirectory, build, post_hoc, read_data_record
+from ddpm_jax.experiment.cache import cached_json
 from ddpm_jax.experiment.data_record import record_of, write_data_record
-from ddpm_jax.experiment.kept import kept_json
 from ddpm_jax.training import CheckpointError, Checkpoints, manifest, newest_sound
 
 pytestmark = pytest.mark.usefixtures("mixers")
@@ -35,8 +36,12 @@ RESULTS |= dict.fromkeys(("uniform", "histogram", "bits_per_dim", "prior", "kl",
 @pytest.fixture(scope="module")
 def experiment():
     config = tiny.get_config()
-    train = dataclasses.replace(config.train, steps=20, post_hoc_ema=WIDTHS, post_hoc_every=10)
-    return build(dataclasses.replace(config, train=train), devices=jax.devices()[:1])
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=20),
+        averages=PostHocEMA(decays=(0.9,), widths=WIDTHS, every=10),
+    )
+    return build(config, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +56,20 @@ def run(experiment, tmp_path_factory):
     run.write_results(RESULTS)
     write_data_record(run.images, record_of(experiment))
     run.update_config(dataclasses.replace(experiment.config, workdir="elsewhere"), 20)
-    kept_json(run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED)
+    cached_json(run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED)
     return run
 
 
 def read_snapshots(experiment, run):
-    found = averages._find_snapshots(experiment.config, run, verify=True, skip_missing=False)
+    found = post_hoc._find_snapshots(experiment.config, run, verify=True, skip_missing=False)
     return found.widths, found.sentences
 
 
-def read_kept(experiment, run):
+def read_cached(experiment, run):
     lines = []
-    values = kept_json(run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED, lines.append)
+    values = cached_json(
+        run.evaluation, "likelihood", FOLLOWS_FROM, lambda: EVALUATED, lines.append
+    )
     return values, lines
 
 
@@ -82,7 +89,7 @@ def read_results(experiment, run):
 CHECKSUMMED = {
     "checkpoints/20": lambda experiment, run: newest_sound(run.checkpoints),
     "snapshots/20": read_snapshots,
-    "evaluation": read_kept,
+    "evaluation": read_cached,
     "images.json": read_record,
     "results.json": read_results,
 }

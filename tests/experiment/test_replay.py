@@ -12,7 +12,7 @@ import tiny
 from paths import TINY
 
 from ddpm_jax.cli import main
-from ddpm_jax.data import load, make_iterator
+from ddpm_jax.data import make_iterator, read_digits
 from ddpm_jax.experiment import RunDirectory, build, replay
 from ddpm_jax.training import Checkpoints
 
@@ -27,10 +27,10 @@ ARGUMENTS = ["train", TINY, "--train.log-every", "1", "--train.draw-every", "100
 @pytest.fixture(scope="module", autouse=True)
 def bad_image():
     """An image that is NaN once it is scaled, as a float of a damaged file might be."""
-    batches = make_iterator(load("digits").train, batch_size=16, seed=0, flip=False)
+    batches = make_iterator(read_digits().train, batch_size=16, seed=0, flip=False)
     for _ in range(STEP):
         batch = next(batches)
-    building = importlib.import_module("ddpm_jax.experiment.build")  # not the function
+    building = importlib.import_module("ddpm_jax.experiment.experiment")
     scaled = building.to_model_range
 
     def damaged(images, levels):

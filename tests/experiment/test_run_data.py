@@ -11,10 +11,11 @@ import pytest
 from paths import TINY
 
 from ddpm_jax.cli import main
+from ddpm_jax.config import DDIM, plain
 
 # quick: what is sampled in test_cli.py
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("mixers")]
-QUICK = ["--train.objective", "simple", "--train.times", "uniform", "--train.steps", "2"]
+QUICK = ["--objective", "simple", "--times", "uniform", "--train.steps", "2"]
 QUICK += ["--train.draw-every", "2", "--evaluation.likelihood-times", "2", "--mesh.data", "1"]
 
 
@@ -31,14 +32,25 @@ def place(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        train("npz:own.npz", folder / "run", "--model.classes", "5")
+        train("own.npz", folder / "run", "--network.classes", "5")
     finally:
         os.chdir(before)
     return folder
 
 
-def train(name, workdir, *more):
-    arguments = ["train", TINY, *QUICK, "--data.name", name, "--workdir", str(workdir), *more]
+def train(path, workdir, *more):
+    arguments = [
+        "train",
+        TINY,
+        *QUICK,
+        "--data",
+        "archive",
+        "--data.path",
+        str(path),
+        "--workdir",
+        str(workdir),
+        *more,
+    ]
     assert main(arguments) == 0
 
 
@@ -66,7 +78,7 @@ def test_samples_are_drawn_where_the_data_set_is_not(place, tmp_path):
 def test_a_process_that_follows_from_the_images_is_sampled_without_them(tmp_path):
     np.savez(tmp_path / "own.npz", images=images(), levels=17)
     run = tmp_path / "run"
-    train(f"npz:{tmp_path}/own.npz", run, "--process.name", "equal_snr")
+    train(tmp_path / "own.npz", run, "--process", "equal-snr")
     before = sample(run, tmp_path)
     (tmp_path / "own.npz").unlink()
     np.testing.assert_array_equal(sample(run, tmp_path), before)
@@ -75,10 +87,10 @@ def test_a_process_that_follows_from_the_images_is_sampled_without_them(tmp_path
 def test_sample_takes_the_runs_own_sampler_steps_and_spacing(place, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
-    own = ["--sampler", "ddim", "--steps", "3", "--spacing", "trailing"]
+    own = ["--sampler", "ddim", "--sampler.steps", "3", "--sampler.spacing", "trailing"]
     asked_for, all_steps = sample(run, tmp_path, *own), sample(run, tmp_path)
     stored = json.loads((run / "config.json").read_text())
-    stored["evaluation"] |= {"sampler": "ddim", "sampler_steps": 3, "spacing": "trailing"}
+    stored["sampler"] = plain(DDIM(steps=3, spacing="trailing"))
     (run / "config.json").write_text(json.dumps(stored))
     np.testing.assert_array_equal(sample(run, tmp_path), asked_for)
     assert (asked_for != all_steps).any()
@@ -94,10 +106,7 @@ class TestMovedData:
     def test_evaluate_is_told_where_it_is(self, place, tmp_path, capsys):
         shutil.copy(place / "own.npz", tmp_path / "other_name.npz")
         arguments = ["evaluate", str(place / "run"), "--num", "0", "--out", str(tmp_path / "out")]
-        assert (
-            main([*arguments, "--data.name", "npz:other_name.npz", "--data.dir", str(tmp_path)])
-            == 0
-        )
+        assert main([*arguments, "--data.path", str(tmp_path / "other_name.npz")]) == 0
         stored = json.loads((place / "run" / "results.json").read_text())
         assert f"{stored['bits_per_dim']:.3f}" in capsys.readouterr().out
 
@@ -106,7 +115,7 @@ class TestMovedData:
         shutil.copytree(place / "run", run)
         (run / "results.json").unlink()
         shutil.copy(place / "own.npz", tmp_path / "other_name.npz")
-        train(f"npz:{tmp_path}/other_name.npz", run, "--model.classes", "5")
+        train(tmp_path / "other_name.npz", run, "--network.classes", "5")
         moved, before = (
             json.loads((folder / "results.json").read_text()) for folder in (run, place / "run")
         )
@@ -124,13 +133,13 @@ class TestMovedData:
         other = images(**changes)
         labels = np.arange(len(other)) % 3 * 2
         np.savez(tmp_path / "own.npz", images=other, labels=labels, levels=17)
-        where = ["--data.name", f"npz:{tmp_path}/own.npz"]
+        where = ["--data", "archive", "--data.path", str(tmp_path / "own.npz")]
         assert words in refusal(capsys, "evaluate", place / "run", *where)
         assert words in refusal(capsys, "replay", place / "run", "--step", "1", *where)
         run = tmp_path / "run"
         shutil.copytree(place / "run", run)
         (run / "results.json").unlink()
-        arguments = ["train", TINY, *QUICK, *where, "--model.classes", "5", "--workdir", run]
+        arguments = ["train", TINY, *QUICK, *where, "--network.classes", "5", "--workdir", run]
         assert words in refusal(capsys, *arguments)
 
 

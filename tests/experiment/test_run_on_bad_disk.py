@@ -10,6 +10,7 @@ import tiny
 from disks import UNAWAITED_WRITES, fill
 from rich.console import Console
 
+from ddpm_jax.config import PostHocEMA
 from ddpm_jax.experiment import RunDirectory, build, post_hoc_params, train
 from ddpm_jax.training import SaveError, manifest, newest_sound
 
@@ -31,12 +32,13 @@ class Watching(Console):
             act()
 
 
-def config_in(workdir, **changed):
+def config_in(workdir, averages=None, **changed):
     config = tiny.get_config()
     return dataclasses.replace(
         config,
         workdir=str(workdir),
         compilation_cache=None,
+        averages=averages or config.averages,
         train=dataclasses.replace(config.train, **changed),
     )
 
@@ -45,7 +47,7 @@ def config_in(workdir, **changed):
 def whole(tmp_path_factory):
     """What a run on a good disk leaves."""
     place = tmp_path_factory.mktemp("whole")
-    results = train(config_in(place / "run"), Console(quiet=True))
+    results = train(config_in(place / "run"), console=Console(quiet=True))
     return results, RunDirectory(place / "run").metrics.read_bytes()
 
 
@@ -71,8 +73,8 @@ def test_what_is_said_of_saves_and_of_a_snapshot_that_the_disk_refused(tmp_path,
 
     lines = []
     monkeypatch.setattr(manifest, "write", refuse)
-    config = config_in(run.path, steps=12, post_hoc_ema=(0.05, 0.1), post_hoc_every=6)
-    train(config, Looking(quiet=True))
+    config = config_in(run.path, PostHocEMA(decays=(0.9,), every=6), steps=12)
+    train(config, console=Looking(quiet=True))
     for step in (4, 8, 12):
         (begun,) = (line for line in lines if line.startswith(f"step {step}: held-out loss"))
         assert begun.endswith(", checkpoint under way")
@@ -80,7 +82,7 @@ def test_what_is_said_of_saves_and_of_a_snapshot_that_the_disk_refused(tmp_path,
     assert [line for line in lines if "snapshot saved" in line] == ["step 12: snapshot saved"]
     assert any("step 6 is not saved in" in line and "1 of 3" in line for line in lines)
     heard = []
-    _, step = post_hoc_params(build(config), run, 0.07, say=heard.append)
+    _, step = post_hoc_params(build(config), run, 0.07, report=heard.append)
     assert step == 12
     assert heard == [
         "the disk refused the snapshots of steps 6 during training; the average is without them"
@@ -92,7 +94,7 @@ def test_a_disk_that_is_full_for_a_while(disk, whole):
         ("step 8: held-out", lambda: fill(disk, leaving=0)),
         ("2 of 3 saves missed that may be", lambda: (disk / "other people's").unlink()),
     )
-    results = train(config_in(disk / "run"), console)
+    results = train(config_in(disk / "run"), console=console)
     said = [line for line in console.said if isinstance(line, str)]
     assert any("is not saved in" in line and "No space left" in line for line in said)
     assert not console.events
@@ -118,7 +120,7 @@ def test_a_run_that_is_asked_to_stop_does_not_say_that_a_refused_save_is_there(d
 
     console = Watching(("step 12: drawing", fill_and_stop))
     with pytest.raises(SaveError, match="No space left on device"):
-        train(config_in(disk / "run"), console)
+        train(config_in(disk / "run"), console=console)
     assert not console.events
     (disk / "other people's").unlink()
     assert newest_sound(disk / "run" / "checkpoints").step in (4, 8)
@@ -127,11 +129,11 @@ def test_a_run_that_is_asked_to_stop_does_not_say_that_a_refused_save_is_there(d
 def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_is_sound(disk, whole):
     console = Watching(("step 8: held-out", lambda: fill(disk, leaving=0)))
     with pytest.raises(SaveError, match="No space left on device"):
-        train(config_in(disk / "run", missed_saves=1), console)
+        train(config_in(disk / "run", missed_saves=1), console=console)
     (disk / "other people's").unlink()
     step, refused = newest_sound(disk / "run" / "checkpoints")
     assert (step, refused) in [(4, {}), (8, {})]
-    results = train(config_in(disk / "run"), Console(quiet=True))
+    results = train(config_in(disk / "run"), console=Console(quiet=True))
     assert_as_if_nothing_had_happened(disk / "run", results, whole)
 
 
@@ -143,7 +145,7 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path, whole):
             shutil.rmtree(run, ignore_errors=True)
 
     console = Watching(("step 8: held-out", remove))
-    results = train(config_in(run), console)
+    results = train(config_in(run), console=console)
     assert_as_if_nothing_had_happened(run, results, whole)
     assert RunDirectory(run).read_config() == config_in(run)
     assert RunDirectory(run).read_results() == results

@@ -19,18 +19,17 @@ import pytest
 import starter
 from elastic import Leg
 from imagery import examples, prepare, random_images
-from paths import ROOT, TINY
+from paths import MIXED, ROOT
 from runs import CACHE, contents, ended, finish, free_port, kill_and_resume, start
 from runs import wait_for_checkpoint as wait_for
 
 from ddpm_jax.training import newest_sound
 
-pytestmark = pytest.mark.usefixtures("mixers")
 HEARTBEAT = 5
-ARGUMENTS = [TINY, "--train.steps", "90", "--train.save-every", "6", "--train.draw-every", "1000"]
+ARGUMENTS = [MIXED, "--train.steps", "90", "--train.save-every", "6", "--train.draw-every", "1000"]
 ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]
 # Each process measures the spectrum anew: what follows from it has to be the same, too.
-ARGUMENTS += ["--process.name", "equal_snr"]
+ARGUMENTS += ["--process", "equal-snr"]
 ENDLESS = ["--train.steps", "100000", "--train.save-every", "10"]
 """Not from the beginning of a run that has to end."""
 ONWARDS = "the same command on all hosts goes on from the last checkpoint"
@@ -160,7 +159,8 @@ class TestOneProcessCannot:
         images = random_images(25, 8, 8, 1)
         splits = {"train": examples(images[:20]), "test": examples(images[20:])}
         prepare(tmp_path, "tiny_grey", splits, shape=(8, 8, 1))
-        arguments = ["--data.name", "tiny_grey", "--data.dir", str(tmp_path)]
+        arguments = ["--data", "tensor-flow-dataset", "--data.name", "tiny_grey"]
+        arguments += ["--data.dir", str(tmp_path)]
         first, second = self.refused(
             tmp_path,
             *("--data.dir", str(tmp_path / "none")),
@@ -210,7 +210,8 @@ OTHER = "F1122 11:56:03.699220   25904 literal.cc:86] Check failed: size == 3"
     ],
 )
 def test_an_abort_is_told_in_one_sentence_if_it_is_of_the_service(words, code, said):
-    program = "import os\nfrom ddpm_jax.parallel import lost\nlost.listen()\nlost.met.set()\n"
+    program = "import os\nfrom ddpm_jax.parallel import watchdog\n"
+    program += "watchdog.install()\nwatchdog.all_joined.set()\n"
     program += f"for line in {words}:\n    os.write(2, (line + '\\n').encode())\nos.abort()"
     process = subprocess.run(
         [sys.executable, "-c", program],
@@ -225,12 +226,12 @@ def test_an_abort_is_told_in_one_sentence_if_it_is_of_the_service(words, code, s
 
 @pytest.mark.thorough
 def test_pmap_and_a_missing_process_are_refused(tmp_path):
-    arguments = [*ARGUMENTS, "--workdir", str(tmp_path / "run"), "--mesh.form", "pmap"]
+    arguments = [*ARGUMENTS, "--workdir", str(tmp_path / "run"), "--mesh", "pmap"]
     for end in ended(start(arguments, hosts=2)):
         assert end.code == 2
         assert end.errors == (
-            "ddpm-jax: mesh.form is 'pmap', which runs in one process, and here are 2; take 'jit'"
-            " or 'shard_map'\n"
+            "ddpm-jax: mesh is pmap, which runs in one process, and here are 2; take jit or"
+            " shard-map\n"
         )
     own = [["--hosts.start-seconds", "3"]] * 2
     processes = start(arguments, hosts=2, own=own)

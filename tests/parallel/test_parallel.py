@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from marks import thorough_but
 from small import BATCH, OPTIMIZER, SIDE, WIDTH, born, make_objective
 
-from ddpm_jax import parallel, training
+from ddpm_jax import config, parallel, training
 from ddpm_jax.data import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel.rules import spec_of
@@ -26,6 +26,8 @@ from ddpm_jax.training.objective import draw
 IMAGES = (np.random.default_rng(0).integers(0, 17, (3, BATCH, SIDE, SIDE, 1)) / 8.0 - 1.0).astype(
     np.float32
 )
+
+MEMBERS = {"jit": config.Jit, "shard_map": config.ShardMap, "pmap": config.Pmap}
 
 
 class Program(NamedTuple):
@@ -41,7 +43,8 @@ def program(name, data, fsdp, *, dtype=jnp.float32, reduction="float32", watch=F
     mesh = parallel.make_mesh(data, fsdp)
     boxed = functools.partial(born, objective, dtype)
     shardings = parallel.shardings(parallel.abstract(jax.eval_shape(boxed), mesh))
-    form = parallel.make_form(name, mesh, shardings, reduction, compute=jnp.dtype(dtype).name)
+    member = MEMBERS[name](data=data, fsdp=fsdp, reduction=reduction)
+    form = member.make(mesh, shardings, jnp.dtype(dtype).name)
     step = training.make_train_step(
         objective,
         OPTIMIZER,
@@ -145,12 +148,12 @@ def watched():
     def uniform(key, batch, memory):
         return jax.random.randint(key, (batch,), 0, 8), jnp.ones(batch)
 
-    return training.Objective(
-        times=uniform,
-        losses=losses,
+    law = training.TimeLaw(
+        draw=uniform,
         remember=lambda memory, t, losses: losses,
         initial_memory=lambda: jnp.zeros(BATCH),
     )
+    return training.Objective(law, losses)
 
 
 @functools.cache
@@ -230,7 +233,7 @@ class TestFsdp:
 
     def test_pmap_cannot(self):
         with pytest.raises(ValueError, match=r"form 'pmap' .* mesh\.fsdp is 2"):
-            parallel.make_form("pmap", parallel.make_mesh(4, 2), None)
+            parallel.pmap_form(parallel.make_mesh(4, 2))
 
 
 @pytest.mark.thorough

@@ -16,10 +16,11 @@ import pytest
 import tiny
 from paths import ROOT, TINY
 
+from ddpm_jax import config as configs
 from ddpm_jax.cli import main, platforms
 from ddpm_jax.cli.plan_tables import size
-from ddpm_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import image_spec_of
 from ddpm_jax.plan import advice, estimate, hlo, lower, parse, topologies
 from ddpm_jax.plan.chips import CHIPS
 
@@ -168,17 +169,16 @@ def test_other_failures_are_not_taken_for_too_much():
 
 def quick_config():
     """What compiles fastest of tiny.py."""
-    config = tiny.get_config()
-    train = dataclasses.replace(config.train, objective="simple", times="uniform")
-    return dataclasses.replace(config, train=train)
+    return dataclasses.replace(
+        tiny.get_config(), objective=configs.Simple(), times=configs.Uniform()
+    )
 
 
 @pytest.fixture(scope="module")
 def on_cpu():
     """An estimate for eight simulated devices, by the rates of a v5e."""
     config = quick_config()
-    shape, levels = lower.images_of(config)
-    return estimate.estimate(config, parse("v5e:2x4"), jax.devices(), shape, levels)
+    return estimate.estimate(config, parse("v5e:2x4"), jax.devices(), image_spec_of(config))
 
 
 def test_an_estimate_has_the_parts_of_a_step(on_cpu):
@@ -186,7 +186,7 @@ def test_an_estimate_has_the_parts_of_a_step(on_cpu):
     assert on_cpu.mesh == {"data": 8, "fsdp": 1}
     assert on_cpu.batch == 16
     assert on_cpu.fits
-    state = lower.planned(config, jax.devices(), (8, 8, 1), 17).abstract_state
+    state = lower.abstract_experiment(config, jax.devices(), image_spec_of(config)).abstract_state
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     state = sum(
         leaf.size * leaf.dtype.itemsize
@@ -209,7 +209,9 @@ def _without_keys(state):
 def test_model_flops_are_three_forward_passes(on_cpu):
     """The step itself does hardly more and hardly less: nothing is done again in this one."""
     config = quick_config()
-    traced = lower.step_flops(lower.planned(config, jax.devices(), (8, 8, 1), 17))
+    traced = lower.step_flops(
+        lower.abstract_experiment(config, jax.devices(), image_spec_of(config))
+    )
     assert traced == pytest.approx(on_cpu.model_flops, rel=0.25)
     assert traced <= on_cpu.model_flops  # the image needs no gradient
 
@@ -225,23 +227,23 @@ def test_a_mesh_that_cannot_be(data, batch, said):
         train=dataclasses.replace(config.train, batch_size=batch),
     )
     with pytest.raises(UserError, match=said):
-        lower.planned(config, jax.devices(), (8, 8, 1), 17)
+        lower.abstract_experiment(config, jax.devices(), image_spec_of(config))
 
 
 def test_changes_are_those_the_config_has():
-    config = Config(train=TrainConfig(batch_size=64))
+    config = configs.Config(train=configs.Train(batch_size=64))
     said = [[str(change) for change in kind] for kind in advice.changes(config, 8)]
     assert said == [
-        [f"--model.remat {policy}" for policy in ("attention", "convolutions", "blocks")],
+        [f"--network.remat {policy}" for policy in ("attention", "convolutions", "blocks")],
         [f"--mesh.data {8 // n} --mesh.fsdp {n}" for n in (2, 4, 8)],
         ["--train.accumulate 2", "--train.accumulate 4", "--train.accumulate 8"],
     ]
     changed = advice.apply(config, advice.changes(config, 8)[1][2])
     assert (changed.mesh.data, changed.mesh.fsdp) == (1, 8)
     assert changed.train == config.train
-    started = Config(model=ModelConfig(remat="convolutions"), mesh=MeshConfig(fsdp=4))
+    started = configs.Config(network=configs.UNet(remat="convolutions"), mesh=configs.Jit(fsdp=4))
     said = [[str(change) for change in kind] for kind in advice.changes(started, 8)]
-    assert said[:2] == [["--model.remat blocks"], ["--mesh.data 1 --mesh.fsdp 8"]]
+    assert said[:2] == [["--network.remat blocks"], ["--mesh.data 1 --mesh.fsdp 8"]]
 
 
 def test_the_mildest_of_each_kind_that_fits():
@@ -362,7 +364,7 @@ PLAN = {
     "roofline": None,
     "utilization": 0.0,
     "intensity": 0.0,
-    "would_fit": [{"change": "--model.remat blocks", "needed_bytes": 8 * 2**30}],
+    "would_fit": [{"change": "--network.remat blocks", "needed_bytes": 8 * 2**30}],
     "largest_batch": {"fits": 12, "fails": 16},
 }
 
@@ -375,7 +377,7 @@ def test_what_does_not_fit_is_told_by_how_much(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     for part in (
         "does not fit, by 4 GiB",
-        "--model.remat blocks, 8 GiB",
+        "--network.remat blocks, 8 GiB",
         "is 12; 16 does not",
         "20 GiB",
     ):
@@ -444,7 +446,7 @@ def test_a_real_plan(tmp_path, capsys, monkeypatch):
     """Of a network that compiles in seconds."""
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--no_such_flag")  # is left out
     out = tmp_path / "plan.json"
-    quick = ["--train.objective", "simple", "--train.times", "uniform"]
+    quick = ["--objective", "simple", "--times", "uniform"]
     assert main(["plan", TINY, "--topology", "2xv5e:2x2", "--json", str(out), *quick]) == 0
     said = capsys.readouterr().out
     assert "fits, with 15.7 GiB to spare" in said

@@ -8,13 +8,16 @@ from compilers import printed
 PROGRAM = """
 import dataclasses, sys
 import tiny
+from ddpm_jax.experiment import image_spec_of
 from ddpm_jax.plan import lower, topologies
 
 config = tiny.get_config()
-model = dataclasses.replace(config.model, dtype="bfloat16", attention_resolutions=(8,), heads=2)
-config = dataclasses.replace(config, model=model)
+network = dataclasses.replace(
+    config.network, dtype="bfloat16", attention_resolutions=(8,), heads=2
+)
+config = dataclasses.replace(config, network=network)
 devices = topologies.devices(topologies.parse(sys.argv[1]))
-print(lower.lower_step(config, devices, (8, 8, 1), 17).compile().as_text())
+print(lower.lower_step(config, devices, image_spec_of(config)).compile().as_text())
 """
 
 

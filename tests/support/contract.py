@@ -13,6 +13,7 @@ from ddpm_jax import (
     forward,
     gaussians,
     likelihood,
+    litmus,
     losses,
     processes,
     reverse,
@@ -23,7 +24,7 @@ from ddpm_jax import (
 
 ROOMS = (
     *(bases, schedules, gaussians, processes, forward, reverse, timesteps),
-    *(losses, likelihood, samplers, samplers.guidance, analytic),
+    *(losses, likelihood, samplers, samplers.guidance, analytic, litmus),
 )
 BATCH = 8
 SCHEDULE = schedules.cosine(12)
@@ -137,6 +138,9 @@ def cases_of(process):
         ),
         "simple_loss": Case(
             bind(losses.simple_loss, predicts="v"), {**prediction, "t": t, "eps": image(1)}, "x0"
+        ),
+        "target": Case(
+            bind(losses.target, predicts="v"), {"x0": image(0), "t": t, "eps": image(1)}, "x0"
         ),
         "weighted_loss": Case(
             bind(losses.weighted_loss, predicts="v", weighting=losses.min_snr()),

@@ -16,11 +16,12 @@ import numpy as np
 import small
 from flax.core import meta
 
-from ddpm_jax import parallel, training
+from ddpm_jax import config, parallel, training
 from ddpm_jax.data import Arrays, Examples, make_iterator
-from ddpm_jax.parallel import hosts, lost
+from ddpm_jax.parallel import hosts, watchdog
 from ddpm_jax.training import ema
 
+MEMBERS = {"jit": config.Jit, "shard_map": config.ShardMap, "pmap": config.Pmap}
 IMAGES = np.random.default_rng(3).integers(0, 17, (80, small.SIDE, small.SIDE, 1), np.uint8)
 
 
@@ -54,7 +55,8 @@ def go(leg, folder):
     boxed = functools.partial(small.born, objective, jnp.float32)
     like = parallel.abstract(jax.eval_shape(boxed), mesh)
     shardings = parallel.shardings(like)
-    form = parallel.make_form(leg.form, mesh, shardings)
+    member = MEMBERS[leg.form](data=leg.data, fsdp=leg.fsdp)
+    form = member.make(mesh, shardings, "float32")
 
     def losses(params, batch, drawn):
         return objective.losses(params, batch.images.astype(np.float32) / 8.0 - 1.0, drawn)
@@ -101,7 +103,7 @@ def go(leg, folder):
 
 
 def main(index, count, port, folder, legs):
-    lost.listen()  # standard output is for the results alone
+    watchdog.install()  # standard output is for the results alone
     hosts.join(coordinator=f"localhost:{port}", count=int(count), index=int(index))
     for leg in json.loads(legs):
         told = go(Leg(*leg), Path(folder))

@@ -8,8 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from ddpm_jax import config
 from ddpm_jax.data import Preparation
 from ddpm_jax.data.encoded import Encoded, Record
+from ddpm_jax.experiment import image_spec_of
 
 
 def one_sentence(caught: pytest.ExceptionInfo, *parts: str) -> None:
@@ -136,3 +138,36 @@ def cats_and_dogs(folder, images):
         fill(folder / "train" / name, images[20 * label : 20 * label + 10])
         fill(folder / "test" / name, images[20 * label + 10 : 20 * label + 15])
     return folder
+
+
+def opened(data, **preparation):
+    """The images of a member, as `config.Standard` prepares them."""
+    return config.load_images(data, config.Standard(**preparation))
+
+
+def shape_of(data, **preparation):
+    """(height, width, channel) of them; images need not be there if it is known without."""
+    prepared = config.Standard(**preparation)
+    return image_spec_of(config.Config(data=data, preparation=prepared)).shape
+
+
+def open_digits(**options):
+    return _opened(config.Digits, options)
+
+
+def open_folder(path, **options):
+    return _opened(config.Folder, options, str(path))
+
+
+def open_archive(path, **options):
+    return _opened(config.Archive, options, str(path))
+
+
+def open_prepared(name, directory=None, **options):
+    """A data set of TensorFlow Datasets."""
+    return _opened(config.TensorFlowDataset, options, name, directory and str(directory))
+
+
+def _opened(kind, options, *place):
+    of_data = {name: options.pop(name) for name in ("on_bad_image", "memory_gb") if name in options}
+    return opened(kind(*place, **of_data), **options)

@@ -16,6 +16,7 @@ CORE = (
     "likelihood",
     "samplers",
     "analytic",
+    "litmus",
 )
 ROOMS = (
     *CORE,

@@ -3,6 +3,7 @@
 Their networks are Mixers, which compile at once and have dropout, as a U-Net has.
 """
 
+import dataclasses
 import signal
 import socket
 import time
@@ -90,13 +91,13 @@ def contents(run):
     import jax
     import numpy as np
 
-    from ddpm_jax.config import HostsConfig, MeshConfig
+    from ddpm_jax.config import JaxHosts, Jit
     from ddpm_jax.experiment import RunDirectory, build
     from ddpm_jax.training import Checkpoints
 
     directory = RunDirectory(run)
     config = directory.read_config()
-    config = config.__class__(**{**vars(config), "hosts": HostsConfig(), "mesh": MeshConfig()})
+    config = dataclasses.replace(config, hosts=JaxHosts(), mesh=Jit())
     experiment = build(config, devices=jax.devices()[:1])
     with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state)

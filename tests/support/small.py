@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import training
+from ddpm_jax import config, training
 from ddpm_jax.schedules import linear_log_snr
 
 BATCH, SIDE, WIDTH = 32, 8, 96
@@ -33,20 +33,20 @@ class Network(nn.Module):
         return dense(SIDE * SIDE, "last")(h).reshape(x_t.shape).astype(jnp.float32)
 
 
-def make_objective(dtype=jnp.float32, times="stratified"):
-    return training.make_objective(
+def make_objective(dtype=jnp.float32, times=None):
+    losses = training.make_losses(
         Network(dtype).apply,
         linear_log_snr(8),
-        objective="simple",
+        config.Simple().make(),
         predicts="eps",
         levels=17,
-        times=times,
     )
+    return training.Objective((times or config.Stratified()).make(8), losses)
 
 
 def born(objective, dtype):
     params = Network(dtype).init(
         jax.random.key(1), jnp.zeros((1, SIDE, SIDE, 1)), jnp.zeros(1, jnp.int32)
     )
-    memory = objective.initial_memory()
+    memory = objective.times.initial_memory()
     return training.init_state(params, OPTIMIZER, jax.random.key(2), memory=memory)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.config import to_json
-from ddpm_jax.experiment.averages import MISSED_SNAPSHOTS
+from ddpm_jax.experiment.post_hoc import MISSED_SNAPSHOTS
 from ddpm_jax.training import Checkpoints, save_snapshot
 
 WIDTHS = (0.05, 0.1)

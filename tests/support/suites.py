@@ -1,12 +1,10 @@
 """What the tests of the benchmarks share."""
 
-import importlib
 from pathlib import Path
 
-import flax.linen as nn
-from paths import TINY
+from paths import MIXED
 
-from benchmarks import scaling, train_step
+from benchmarks import scaling
 from benchmarks.__main__ import main
 
 
@@ -20,20 +18,5 @@ def run(capsys, *arguments):
     return code, said.out, said.err
 
 
-class Scaled(nn.Module):
-    """A network of one parameter, which compiles at once."""
-
-    @nn.compact
-    def __call__(self, x_t, t, *, train=False, keys=None):
-        return self.param("scale", nn.initializers.ones, ()) * x_t
-
-
-def make_small(patch):
-    """Every network is a Scaled, as long as the patch lasts."""
-    patch.setattr(train_step, "make_model", lambda config: Scaled())
-    build = importlib.import_module("ddpm_jax.experiment.build")
-    patch.setattr(build, "make_model", lambda config: Scaled())
-
-
-def timed_config():
-    return scaling.timed_config(scaling.Settings(timed_config=Path(TINY), timed_batch=8), 4)
+def timed_config(path=MIXED):
+    return scaling.timed_config(scaling.Settings(timed_config=Path(path), timed_batch=8), 4)

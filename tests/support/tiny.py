@@ -4,18 +4,18 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from ddpm_jax.config import Config, EvaluationConfig, ModelConfig, ScheduleConfig, TrainConfig
+from ddpm_jax import config
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     path = Path(__file__).parents[2] / "configs" / "digits.py"
     spec = importlib.util.spec_from_file_location("digits", path)
     digits = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(digits)
     return dataclasses.replace(
         digits.get_config(),
-        schedule=ScheduleConfig(name="linear_log_snr", num_steps=8),
-        model=ModelConfig(
+        schedule=config.LinearLogSNR(num_steps=8),
+        network=config.UNet(
             channels=4,
             multipliers=(1,),
             num_blocks=1,
@@ -23,15 +23,9 @@ def get_config() -> Config:
             dropout=0.1,
             norm_groups=2,
         ),
-        train=TrainConfig(
-            steps=24,
-            batch_size=16,
-            objective="elbo",
-            times="importance",
-            ema_decay=(0.9,),
-            log_every=5,
-            save_every=4,
-            draw_every=12,
-        ),
-        evaluation=EvaluationConfig(batch_size=128, num_samples=4),
+        objective=config.ELBO(),
+        times=config.Importance(),
+        averages=config.EMA(decays=(0.9,)),
+        evaluation=config.BitsPerDim(batch_size=128, num_samples=4),
+        train=config.Train(steps=24, batch_size=16, log_every=5, save_every=4, draw_every=12),
     )

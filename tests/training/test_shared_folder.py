@@ -74,7 +74,7 @@ def main(process, port, directory, one_sided, timeout):
             print("chosen", choose())
 
         # only the first process notices, before the save begins
-        make_way = saver._make_way
+        move_aside_non_file = saver._make_way
         if process == 0:
 
             def refuse(folder):
@@ -82,7 +82,7 @@ def main(process, port, directory, one_sided, timeout):
 
             saver._make_way = refuse
         missed(save, 5)
-        saver._make_way = make_way
+        saver._make_way = move_aside_non_file
 
         # only the first process notices, after Orbax is done
         if process == 0:

@@ -3,7 +3,6 @@
 import functools
 import math
 import signal
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import losses, q_sample, schedules, timesteps, training
+from ddpm_jax import config, losses, q_sample, schedules, timesteps, training
 from ddpm_jax.training import ema
-from ddpm_jax.training.objective import ObjectiveName, draw
+from ddpm_jax.training.objective import draw
 
 
 def pull_to_batch(params, batch, drawn):
@@ -33,7 +32,7 @@ def slowly(decay):
 
 def make_step(losses=pull_to_batch, optimizer=None, window_steps=3, **how):
     return training.make_train_step(
-        training.deterministic(losses),
+        training.Objective(training.fixed_times(), losses),
         optimizer or optax.sgd(0.5),
         averages=[slowly(0.99)],
         window_steps=window_steps,
@@ -98,15 +97,16 @@ def test_ema_decay_warms_up():
 
 
 def test_learning_rate_warms_up_and_falls():
-    rate = training.learning_rate_schedule(1.0, warmup_steps=10, decay="cosine", total_steps=110)
+    falling = config.Adam(learning_rate=1.0, warmup_steps=10, decay=config.CosineDecay())
+    rate = config.make_learning_rate(falling, 110)
     for step, expected in [(0, 0.0), (5, 0.5), (10, 1.0), (60, 0.5), (110, 0.0)]:
         np.testing.assert_allclose(rate(step), expected, atol=1e-6)
-    constant = training.learning_rate_schedule(1.0, warmup_steps=0, decay="constant", total_steps=9)
+    constant = config.make_learning_rate(config.Adam(learning_rate=1.0, warmup_steps=0), 9)
     np.testing.assert_allclose([constant(0), constant(99)], 1.0)
 
 
 def test_the_gradient_is_clipped_by_its_global_norm():
-    optimizer = training.make_optimizer(lambda step: 1.0, b1=0.0, b2=0.0, clip_norm=1.0)
+    optimizer = config.make_optimizer(config.Adam(b1=0.0, b2=0.0, clip_norm=1.0), lambda step: 1.0)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
     gradient = jax.tree.map(lambda leaf: leaf + 30.0, params)
     with jax.numpy_dtype_promotion("standard"):
@@ -116,11 +116,11 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     np.testing.assert_allclose(second_moment["a"], 0.25, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", typing.get_args(ObjectiveName))
-def test_every_objective_is_a_loss_of_the_core(objective):
+@pytest.mark.parametrize("kind", config.members(config.Objective))
+def test_every_objective_is_a_loss_of_the_core(kind):
     # A network that answers with its own input, at the times that it is told.
     schedule = schedules.respaced(schedules.cosine(40), range(0, 40, 5))
-    learned = objective == "hybrid"
+    learned = kind.needs_variance
     variance = "learned_range" if learned else "small"
     seen = []
 
@@ -128,15 +128,10 @@ def test_every_objective_is_a_loss_of_the_core(objective):
         seen.append(t)
         return (params * x_t, 0.1 * x_t) if learned else params * x_t
 
-    made = training.make_objective(
-        apply,
-        schedule,
-        objective=objective,
-        predicts="v",
-        levels=17,
-        times="stratified",
-        variance=variance,
+    of_images = training.make_losses(
+        apply, schedule, kind().make(), predicts="v", levels=17, variance=variance
     )
+    made = training.Objective(config.Stratified().make(8), of_images)
     key, x0 = jax.random.key(0), jnp.linspace(-1.0, 1.0, 17)[jnp.arange(32) % 17].reshape(8, 4)
     drawn = draw(made, key, 8, ())
     loss = made.losses(jnp.float32(0.5), x0, drawn)
@@ -153,18 +148,18 @@ def test_every_objective_is_a_loss_of_the_core(objective):
     x_t = q_sample(schedule, x0, t, eps)
     np.testing.assert_array_equal(seen[0], 5 * t)
     weightings = {
-        "simple": losses.constant("v"),
-        "min_snr": losses.min_snr(5.0),
-        "p2": losses.p2(1.0, 1.0),
-        "truncated_snr": losses.truncated_snr(1.0),
+        config.Simple: losses.constant("v"),
+        config.MinSNR: losses.min_snr(5.0),
+        config.P2: losses.p2(1.0, 1.0),
+        config.TruncatedSNR: losses.truncated_snr(1.0),
     }
     told = {"predicts": "v", "levels": 17}
-    if objective == "elbo":
+    if kind is config.ELBO:
         expected = losses.elbo_loss(schedule, 0.5 * x_t, x0, x_t, t, **told)
-    elif objective == "hybrid":
+    elif kind is config.Hybrid:
         expected = losses.hybrid_loss(schedule, 0.5 * x_t, 0.1 * x_t, x0, x_t, t, eps, **told)
     else:
-        weighting = weightings[objective]
+        weighting = weightings[kind]
         expected = losses.weighted_loss(
             schedule, 0.5 * x_t, x0, t, eps, predicts="v", weighting=weighting
         )
@@ -174,33 +169,20 @@ def test_every_objective_is_a_loss_of_the_core(objective):
 @pytest.mark.parametrize(
     ("objective", "variance", "said"),
     [
-        ("simple", "learned_range", "objective is 'simple', which teaches no variance"),
-        ("hybrid", "small", "objective is 'hybrid' and variance is 'small'"),
+        (config.Simple(), "learned_range", "objective is Simple, which teaches no variance"),
+        (config.Hybrid(), "small", "objective is Hybrid and network.variance is 'small'"),
     ],
 )
 def test_a_learned_variance_is_taught(objective, variance, said):
-    with pytest.raises(ValueError, match=said):
-        training.make_objective(
-            lambda *_, **__: None,
-            schedules.linear(10),
-            objective=objective,
-            predicts="v",
-            levels=17,
-            times="uniform",
-            variance=variance,
-        )
+    with pytest.raises(config.ConfigError, match=said):
+        config.validate(config.Config(objective=objective, network=config.UNet(variance=variance)))
 
 
 def test_a_network_that_the_schedule_cannot_have_is_refused_at_once():
     schedule = schedules.zero_terminal_snr(schedules.linear(10))
     with pytest.raises(ValueError, match="predicts is 'eps', and the schedule leaves no signal"):
-        training.make_objective(
-            lambda *_, **__: None,
-            schedule,
-            objective="simple",
-            predicts="eps",
-            levels=17,
-            times="uniform",
+        training.make_losses(
+            lambda *_, **__: None, schedule, config.Simple().make(), predicts="eps", levels=17
         )
 
 

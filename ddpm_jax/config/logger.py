@@ -1,0 +1,135 @@
+"""Where the figures and pictures of training go beside metrics.jsonl, which every run writes."""
+
+import abc
+import contextlib
+import dataclasses
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from ddpm_jax.config.base import Affects, Member
+
+__all__ = ["Logger", "LoggingRun", "NoLogger", "TensorBoard"]
+
+
+@runtime_checkable
+class LoggingRun(Protocol):
+    """What a logger does during one run. An exception costs one line, not the run."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Figures after so many steps: the loss, the speed."""
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Drawn images, uint8 `[height, width, channel]`."""
+
+    def close(self) -> None:
+        """The run ends."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logger(Member):
+    """A place for figures and pictures; in a run of several processes the first one has it."""
+
+    affects: ClassVar[Affects] = Affects.REPORTS
+
+    @abc.abstractmethod
+    def make(self, directory: Path, resumed_at: int) -> LoggingRun:
+        """Opens it.
+
+        Args:
+            directory: of the run.
+            resumed_at: steps that were done before; what was logged of later ones is void.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class NoLogger(Logger):
+    """Nothing but metrics.jsonl and the pictures in the run."""
+
+    def make(self, directory: Path, resumed_at: int) -> LoggingRun:
+        """Ignores everything."""
+        return _Nothing()
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorBoard(Logger):
+    """Event files in RUN/tensorboard."""
+
+    def make(self, directory: Path, resumed_at: int) -> LoggingRun:
+        """A new file, which voids what others have of later steps."""
+        return _Events(directory / "tensorboard", resumed_at)
+
+
+class _Nothing:
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Events:
+    """Events in a file, each written at once; those that the disk refuses are lost.
+
+    The writer of tensorboardX has a thread, which would wait for a full disk without end.
+    """
+
+    def __init__(self, directory: Path, resumed_at: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        now = time.time()
+        self._path = directory / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+        self._event = Event
+        header = Event(wall_time=now, file_version="brain.Event:2")
+        begun = Event(
+            wall_time=now,
+            step=resumed_at + 1,
+            session_log=SessionLog(status=SessionLog.START),
+        )
+        _append(self._path, _record(header) + _record(begun))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step, scalar(name, value))
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        from tensorboardX.summary import image
+
+        self._write(step, image(name, picture, dataformats="HWC"))
+
+    def close(self) -> None:
+        pass
+
+    def _write(self, step: int, summary: Any) -> None:
+        with contextlib.suppress(OSError):
+            event = self._event(step=step, wall_time=time.time(), summary=summary)
+            _append(self._path, _record(event))
+
+
+def _record(event: Any) -> bytes:
+    """As TensorBoard reads it: length, its checksum, the event, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return length + sums[0] + data + sums[1]
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All of it or, if the disk refuses, nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if file.write(data) != len(data):
+            file.truncate(end)

@@ -1,0 +1,141 @@
+"""How noise grows over the chain: the schedules of `ddpm_jax.schedules`."""
+
+import abc
+import dataclasses
+from typing import Annotated, ClassVar
+
+from ddpm_jax import schedules
+from ddpm_jax.config.base import COUNT, Affects, Bound, ConfigError, Member, check_made
+
+__all__ = [
+    "ConstantBeta",
+    "Cosine",
+    "Linear",
+    "LinearLogSNR",
+    "Quadratic",
+    "Schedule",
+    "Sigmoid",
+    "make_schedule",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule(Member):
+    """A chain of T steps, and what is done to it after it is made."""
+
+    affects: ClassVar[Affects] = Affects.MODEL
+    num_steps: Annotated[int, Bound(lambda value: value <= 1_000_000, "at most 1,000,000")] = 1000
+    """T, the length of the chain."""
+    shift_resolution: Annotated[int | None, COUNT] = None
+    """Lower log SNR for images of this side (Hoogeboom et al. 2023); None leaves it."""
+    shift_reference: Annotated[int, COUNT] = 64
+    """The side of the images that the schedule without the shift is made for."""
+    zero_terminal_snr: bool = False
+    """Bend the schedule so that no signal is left at T - 1; needs network.predicts v or x0."""
+
+    @abc.abstractmethod
+    def make(self) -> schedules.Schedule:
+        """The schedule before any shift or bend; a ValueError becomes a sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Schedule):
+    """beta grows linearly (Ho et al. 2020)."""
+
+    beta_min: float = 1e-4
+    """The first beta."""
+    beta_max: float = 0.02
+    """The last beta."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.linear`."""
+        return schedules.linear(self.num_steps, self.beta_min, self.beta_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic(Schedule):
+    """sqrt(beta) grows linearly (Stable Diffusion)."""
+
+    beta_min: float = 1e-4
+    """The first beta."""
+    beta_max: float = 0.02
+    """The last beta."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.quadratic`."""
+        return schedules.quadratic(self.num_steps, self.beta_min, self.beta_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantBeta(Schedule):
+    """The same beta at each step."""
+
+    beta: float = 0.02
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.constant`."""
+        return schedules.constant(self.num_steps, self.beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """alpha_bar is a squared cosine (Nichol & Dhariwal 2021)."""
+
+    offset: float = 0.008
+    """Keeps the first betas from vanishing."""
+    max_beta: float = 0.999
+    """Larger betas are cut to this."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.cosine`."""
+        return schedules.cosine(self.num_steps, self.offset, self.max_beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Schedule):
+    """alpha_bar is a sigmoid (Jabri et al. 2023)."""
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    max_beta: float = 0.999
+    """Larger betas are cut to this."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.sigmoid`."""
+        return schedules.sigmoid(self.num_steps, self.start, self.end, self.tau, self.max_beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearLogSNR(Schedule):
+    """log SNR falls linearly."""
+
+    log_snr_max: float = 7.0
+    """log SNR at t = 0."""
+    log_snr_min: float = -8.0
+    """log SNR at t = T - 1."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.linear_log_snr`."""
+        return schedules.linear_log_snr(self.num_steps, self.log_snr_max, self.log_snr_min)
+
+
+def make_schedule(schedule: Schedule) -> schedules.Schedule:
+    """The schedule, shifted and bent as its fields say.
+
+    Raises:
+        ConfigError: T below 2, a beta outside (0, 1), log SNR that does not fall, or no schedule.
+    """
+    try:
+        made = schedule.make()
+    except ValueError as error:
+        raise ConfigError(f"schedule: {error}") from error
+    check_made("schedule", schedule, made, schedules.Schedule)
+    try:
+        if schedule.shift_resolution is not None:
+            made = schedules.shifted(
+                made, resolution=schedule.shift_resolution, reference=schedule.shift_reference
+            )
+        return schedules.zero_terminal_snr(made) if schedule.zero_terminal_snr else made
+    except ValueError as error:
+        raise ConfigError(f"schedule: {error}") from error

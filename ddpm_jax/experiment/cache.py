@@ -1,0 +1,85 @@
+"""Cached results, in files that are named by a hash of all that they depend on.
+
+Each holds a sha256 of what is in it and of what it follows from. So damage, an edit by hand, and a
+file in the place of another are noticed; then it is computed again, and a line says so. Two
+evaluations of one run may write the same file at the same time: each writes the whole of it.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.run_directory import write_json
+from ddpm_jax.files import json_digest, read_json
+from ddpm_jax.npz import arrays_digest
+
+__all__ = ["cached_json", "move_aside_non_file", "params_sha256", "quiet", "settings_digest"]
+
+
+def quiet(line: str) -> None:
+    """Tells nobody."""
+
+
+def cached_json(
+    folder: Path,
+    name: str,
+    follows_from: Any,
+    compute: Callable[[], dict[str, Any]],
+    report: Callable[[str], None] = quiet,
+) -> dict[str, Any]:
+    """`compute()`, or what an earlier call that followed from the same has written.
+
+    Args:
+        folder: of such files.
+        name: what the file's name begins with.
+        follows_from: all that the result depends on, as JSON holds it.
+        compute: gives plain values, none of the name "sha256".
+        tell: gets a line if there is a file that is not as it was written.
+    """
+    path = folder / f"{name}_{settings_digest(follows_from)}.json"
+    move_aside_non_file(path, report)
+    if path.exists():
+        try:
+            values = read_json(path)
+            stated = values.pop("sha256", None)
+        except UserError as error:
+            report(f"{error}; computed again")
+        else:
+            if stated == _seal(name, follows_from, values):
+                return values
+            report(f"{str(path)!r} is not as it was written, by its sha256; computed again")
+    # As it comes back from the file: tuples are lists.
+    values = json.loads(json.dumps(compute()))
+    write_json(path, values | {"sha256": _seal(name, follows_from, values)})
+    return values
+
+
+def move_aside_non_file(path: Path, report: Callable[[str], None]) -> None:
+    """Moves aside what is no file: a folder cannot be replaced, and a pipe be read for ever."""
+    if path.exists() and not path.is_file():
+        aside = path.with_name(f"{path.name}.aside-{time.time_ns()}")
+        with contextlib.suppress(FileNotFoundError):  # another evaluation was quicker
+            path.rename(aside)
+            report(f"{str(path)!r} is not a file; it is moved to {aside.name}, and computed again")
+
+
+def params_sha256(params: Any) -> str:
+    """The sha256 of all parameters and their names."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return arrays_digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+
+
+def settings_digest(settings: Any) -> str:
+    """16 digits for the name of a file or a folder."""
+    return json_digest(settings)[:16]
+
+
+def _seal(name: str, follows_from: Any, values: Any) -> str:
+    return json_digest([name, follows_from, values])

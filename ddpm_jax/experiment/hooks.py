@@ -1,0 +1,189 @@
+"""What a run does between steps: it logs, saves, draws, and tells a person."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ddpm_jax import training
+from ddpm_jax.config import LoggingRun, to_json
+from ddpm_jax.data import BatchIterator
+from ddpm_jax.experiment.display import TrainingDisplay
+from ddpm_jax.experiment.experiment import Experiment, held_out_loss
+from ddpm_jax.experiment.metrics_log import MetricsLog
+from ddpm_jax.experiment.post_hoc import MISSED_SNAPSHOTS
+from ddpm_jax.experiment.run_directory import RunDirectory
+from ddpm_jax.experiment.sampling import make_drawer, save_pictures
+from ddpm_jax.parallel import hosts
+
+__all__ = ["RunHooks"]
+
+
+@dataclasses.dataclass
+class RunHooks:
+    """Connects the loop with disk and screen."""
+
+    experiment: Experiment
+    run: RunDirectory
+    data: BatchIterator
+    checkpoints: training.Checkpoints
+    metrics_log: MetricsLog | None
+    """None in all processes but the first."""
+    logger: LoggingRun | None
+    """The same."""
+    display: TrainingDisplay
+    missed_saves: int = 0
+    missed_snapshots: set[int] = dataclasses.field(default_factory=set)
+    """Steps done whose snapshot the disk refused. A run that goes on does not come by them again,
+    and averages are to say that they are missing."""
+    refusal: str | None = None
+    """Why metrics.jsonl did not take the last line."""
+    skipped_images: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.held_out_loss = held_out_loss(self.experiment)
+        config = self.experiment.config
+        self.num_samples = config.evaluation.num_samples
+        self.drawer = make_drawer(self.experiment, num=self.num_samples, sampler=config.sampler)
+        self._report_skipped_images()
+
+    def advance(self, step: int, waited: float) -> None:
+        """A step is on its way; its batch kept the device waiting for so many seconds."""
+        self.display.advance(step, waited)
+
+    def log(self, step: int, metrics: training.StepMetrics) -> None:
+        """Figures go to metrics.jsonl, the logger and the screen."""
+        values = {
+            "loss": float(metrics.loss),
+            "gradient_norm": float(metrics.gradient_norm),
+            "learning_rate": float(self.experiment.learning_rate(step - 1)),
+        }
+        if skipped := int(metrics.bad.skipped):
+            values |= {"skipped_steps": skipped, "last_skipped_step": int(metrics.bad.last)}
+        speed = self.display.log(step, values["loss"], skipped=skipped)
+        if self.metrics_log is not None:
+            self.metrics_log.write(step, values)
+            self._log(lambda logger: logger.scalars(step, {**values, **speed}))
+            self._report_refusal(self.metrics_log)
+        self._report_skipped_images()
+
+    def _log(self, write: Callable[[LoggingRun], None]) -> None:
+        """What the logger raises costs a line, and the run goes on."""
+        if self.logger is not None:
+            try:
+                write(self.logger)
+            except Exception as error:  # of a user's own logger
+                name = type(self.experiment.config.logger).__name__
+                self.display.say(f"logger {name}: {type(error).__name__}: {error}")
+
+    def _report_refusal(self, log: MetricsLog) -> None:
+        """Once when the disk begins to refuse lines, and once when it has them all."""
+        if (log.refusal is None) != (self.refusal is None):
+            now = (
+                "are written now, too" if log.refusal is None else "are written when it takes them"
+            )
+            why = log.refusal or "it takes lines again"
+            self.display.say(f"{self.run.metrics}: {why}; the lines that it did not take {now}")
+        self.refusal = log.refusal
+
+    def _report_skipped_images(self) -> None:
+        images, known = self.experiment.images, len(self.skipped_images)
+        for source in (images.train, images.held_out):
+            for where, why in list(source.skipped.items()):  # threads that read may add to it
+                if where not in self.skipped_images:
+                    self.skipped_images.add(where)
+                    self.display.say(f"skipped: {where} {why}")
+        if len(self.skipped_images) > known:
+            self.display.say(f"{len(self.skipped_images)} images skipped so far")
+
+    def save(self, step: int, state: training.TrainState, *, due: bool, leaving: bool) -> None:
+        """A checkpoint; `due` ones have the held-out loss, `leaving` waits until it is saved."""
+        loss = math.inf  # of a step that other runs do not save, so that no metrics depend on it
+        if due:
+            loss = self.held_out_loss(state.ema_params)
+            if not math.isfinite(loss):
+                raise training.DivergenceError(step)
+            # Written before the checkpoint is: a resumed run never misses the line of its own step.
+            if self.metrics_log is not None:
+                self.metrics_log.write(step, {"held_out_loss": loss})
+                self._log(lambda logger: logger.scalars(step, {"held_out_loss": loss}))
+                self._report_refusal(self.metrics_log)
+        value = f"held-out loss {loss:.4f}, " if due else ""
+
+        def report(what: str) -> None:
+            nonlocal value
+            self.display.say(f"step {step}: {value}checkpoint {what}")
+            value = ""  # said once
+
+        if hosts.is_first():
+            with contextlib.suppress(OSError):
+                self.run.make(self.experiment.config)  # somebody may have deleted it
+        try:
+            self.checkpoints.save(
+                step,
+                state,
+                self.data.get_state(),
+                held_out_loss=loss,
+                notes={MISSED_SNAPSHOTS: sorted(self.missed_snapshots)},
+                report=report,
+            )
+            if leaving:
+                self.checkpoints.wait()
+        except training.SaveError as error:
+            self._miss(error, may_go_on=not leaving)
+            if step in error.steps:
+                report("not saved")
+        else:
+            self.missed_saves = 0
+        self.display.pause()
+
+    def keep(self, step: int, state: training.TrainState) -> None:
+        """A snapshot of the averages that post-hoc EMA needs."""
+        averages = self.experiment.config.averages
+        if averages.snapshots is None:
+            return
+        try:
+            training.save_snapshot(
+                self.run.snapshots,
+                step,
+                state.averages[len(averages.decays) :],
+                averages.snapshots.widths,
+                config=to_json(self.experiment.config),
+            )
+        except training.SaveError as error:
+            self.missed_snapshots.add(step)
+            self._miss(error, may_go_on=True)
+        else:
+            self.display.say(f"step {step}: snapshot saved")
+
+    def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
+        """Counts saves that the disk refused, and goes on if there may be more of them."""
+        self.missed_saves += len(error.steps)
+        allowed = self.experiment.config.train.missed_saves
+        if not may_go_on or self.missed_saves > allowed:
+            raise error
+        self.display.say(
+            f"{error}; training goes on ({self.missed_saves} of {allowed} saves missed that may be)"
+        )
+
+    def draw(self, step: int, state: training.TrainState) -> None:
+        """A grid of samples and a strip, as files and for the logger."""
+        self.display.say(f"step {step}: drawing {self.num_samples} images")
+        drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
+        if self.metrics_log is not None:
+            levels = self.experiment.spec.levels
+            known = f"pictures in {self.run.pictures}"
+            try:
+                pictures = save_pictures(self.run.pictures, f"{step:07d}", drawn, levels=levels)
+                for kind, picture in pictures.items():
+                    self._log(functools.partial(_log_picture, step, kind, picture))
+            except OSError as error:
+                known = f"no {known}: {error.strerror}"
+            self.display.say(f"step {step}: {known}")
+        self.display.pause()
+
+
+def _log_picture(step: int, name: str, picture: Any, logger: LoggingRun) -> None:
+    logger.picture(step, name, picture)

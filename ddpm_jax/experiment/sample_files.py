@@ -1,0 +1,159 @@
+"""Many images drawn into files, so that whoever is interrupted goes on where it was.
+
+Files hold a thousand images each, and their folder is named by a hash of all that the images follow
+from: parameters, sampler, seed. So files of other parameters are never taken for these, and more
+images of the same are drawn to those that are there. A file is an .npy and 32 bytes more, the
+sha256 of the folder's settings, the number of the first image and the array; one that does not have
+it is drawn again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax.config import Sampler, plain
+from ddpm_jax.evaluation import EvaluationError
+from ddpm_jax.experiment.cache import move_aside_non_file, params_sha256, quiet, settings_digest
+from ddpm_jax.experiment.experiment import Experiment
+from ddpm_jax.experiment.run_directory import write_json
+from ddpm_jax.experiment.sampling import make_drawer
+from ddpm_jax.files import whole_file
+
+__all__ = ["SampleFiles", "sample_into_files"]
+
+_FILE = 1000
+"""Images in a file."""
+_DIGEST = hashlib.sha256().digest_size
+
+
+class SampleFiles(NamedTuple):
+    """Images in files, read as they are needed."""
+
+    folder: Path
+    settings: str
+    """What they follow from."""
+    num: int
+    shape: tuple[int, ...]
+    """Of an image."""
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All of them, file by file.
+
+        Raises:
+            EvaluationError: a file has changed since it was drawn.
+        """
+        for first in range(0, self.num, _FILE):
+            count = min(_FILE, self.num - first)
+            images = self.read(first, count)
+            if images is None:
+                raise EvaluationError(
+                    f"{str(self.path(first))!r} has changed while it was in use; the same command"
+                    " draws it again"
+                )
+            yield images
+
+    def path(self, first: int) -> Path:
+        """Of the file whose first image has this number."""
+        return self.folder / f"{first:07d}.npy"
+
+    def read(self, first: int, count: int) -> np.ndarray | None:
+        """The first `count` images of a file; None unless it is as it was written and has them."""
+        try:
+            with self.path(first).open("rb") as file:
+                # Not all of a file that is far too long.
+                content = file.read(_FILE * math.prod(self.shape) + 10_000)
+        except OSError:
+            return None
+        array, digest = content[:-_DIGEST], content[-_DIGEST:]
+        if digest != self._sha256(first, array):
+            return None
+        images: np.ndarray = np.load(io.BytesIO(array), allow_pickle=False)
+        return images[:count] if len(images) >= count and images.shape[1:] == self.shape else None
+
+    def write(self, first: int, images: np.ndarray) -> None:
+        """A file of these images, unless another evaluation has written as many since."""
+        array = io.BytesIO()
+        np.save(array, images)
+        with _locked(self.folder):  # else few images may replace many that someone reads
+            if self.read(first, len(images)) is None:
+                with whole_file(self.path(first)) as file:
+                    file.write(array.getvalue() + self._sha256(first, array.getvalue()))
+
+    def _sha256(self, first: int, array: bytes) -> bytes:
+        return hashlib.sha256(f"{self.settings} {first};".encode() + array).digest()
+
+    def first(self, count: int) -> np.ndarray:
+        """At most so many, from the first on."""
+        batches: list[np.ndarray] = []
+        for images in self.batches():
+            batches.append(images[: count - sum(map(len, batches))])
+            if sum(map(len, batches)) >= count:
+                break
+        return np.concatenate(batches)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time, on disks that have locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sample_into_files(
+    folder: Path,
+    experiment: Experiment,
+    params: Any,
+    *,
+    count: int,
+    sampler: Sampler,
+    seed: int,
+    batch_size: int,
+    report: Callable[[str], None] = quiet,
+) -> SampleFiles:
+    """The first `count` images of these parameters; those that are there already are not drawn.
+
+    Args:
+        folder: of all draws; this one gets a folder of its own in it.
+        experiment: whose process and network it is.
+        params: of the network.
+        count: how many.
+        sampler: how they are drawn.
+        seed: of all images; image i has the key of its number.
+        batch_size: images drawn at once; they do not depend on it.
+        tell: gets a line of each file that is not as it was written.
+    """
+    settings = {"params": params_sha256(params), "seed": seed, **plain(sampler)}
+    own, shape = folder / settings_digest(settings), experiment.images.image_shape
+    move_aside_non_file(own / "settings.json", report)
+    write_json(own / "settings.json", settings)
+    files = SampleFiles(own, json.dumps(settings, sort_keys=True), count, shape)
+    key = jax.random.fold_in(experiment.key("evaluation samples"), seed)
+    size = min(batch_size, _FILE, count)
+    drawer = make_drawer(experiment, num=size, sampler=sampler)
+    for first in range(0, count, _FILE):
+        wanted, path = min(_FILE, count - first), files.path(first)
+        move_aside_non_file(path, report)
+        if files.read(first, wanted) is not None:
+            continue
+        if path.exists() and files.read(first, 0) is None:
+            report(f"{str(path)!r} is not as it was written, by its sha256; drawn again")
+        batches = [
+            drawer(params, key, place).images for place in range(first, first + wanted, size)
+        ]
+        files.write(first, np.concatenate(batches)[:wanted])
+    return files
