@@ -29,6 +29,7 @@ from ddpm_jax.evaluation import (
     save_reference,
 )
 from ddpm_jax.evaluation import classifier as classifiers
+from ddpm_jax.evaluation.likelihood import TrainedModel
 from ddpm_jax.evaluation.pictures import Curve, plot_per_time
 from ddpm_jax.experiment.cache import cached_json, move_aside_non_file, params_sha256
 from ddpm_jax.experiment.experiment import Experiment
@@ -41,6 +42,7 @@ from ddpm_jax.experiment.metrics import (
 )
 from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.sample_files import sample_into_files
+from ddpm_jax.experiment.step import trained_model
 
 __all__ = ["EvaluationOptions", "evaluate"]
 
@@ -98,11 +100,11 @@ def evaluate(
         lambda: options.evaluation.baselines(images),
         report,
     )
-    curves = {}
+    curves, model = {}, trained_model(experiment)
     for name, values in params.items():
         report(f"evaluating {len(images.held_out)} held-out images, {name}")
         digest = results["params"][name]["sha256"]
-        evaluated = _evaluated(cache, experiment, values, digest, options.evaluation, report)
+        evaluated = _evaluated(cache, model, values, digest, options.evaluation, report)
         results["params"][name] |= evaluated
         if (per_time := evaluated["per_time"]) is not None:
             curves[name] = Curve(
@@ -135,7 +137,7 @@ def evaluate(
 
 def _evaluated(
     cache: Path,
-    experiment: Experiment,
+    model: TrainedModel,
     params: Any,
     digest: str,
     evaluation: Evaluation,
@@ -144,11 +146,11 @@ def _evaluated(
     """From a file if it was measured before."""
 
     def measured() -> dict[str, Any]:
-        results, per_time = measure(evaluation, experiment.trained_model, params)
+        results, per_time = measure(evaluation, model, params)
         return {"results": results, "per_time": None if per_time is None else _plain(per_time)}
 
-    follows_from = [digest, *_follows_from(evaluation), experiment.config.seed]
-    follows_from += _identity(experiment.images)
+    follows_from = [digest, *_follows_from(evaluation), model.seed]
+    follows_from += _identity(model.images)
     stored: dict[str, Any] = cached_json(cache, "evaluation", follows_from, measured, report)
     return stored
 

@@ -11,11 +11,12 @@ from ddpm_jax import training
 from ddpm_jax.config import LoggingRun, to_json
 from ddpm_jax.data import BatchIterator
 from ddpm_jax.experiment.display import TrainingDisplay
-from ddpm_jax.experiment.experiment import Experiment, held_out_loss
+from ddpm_jax.experiment.experiment import Experiment
 from ddpm_jax.experiment.metrics_log import MetricsLog
 from ddpm_jax.experiment.post_hoc import MISSED_SNAPSHOTS
 from ddpm_jax.experiment.run_directory import RunDirectory
 from ddpm_jax.experiment.sampling import make_drawer, save_pictures
+from ddpm_jax.experiment.step import held_out_loss
 from ddpm_jax.parallel import hosts
 
 __all__ = ["RunHooks"]

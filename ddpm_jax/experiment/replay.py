@@ -8,15 +8,9 @@ import numpy as np
 
 from ddpm_jax import training
 from ddpm_jax.data import Examples
-from ddpm_jax.experiment.experiment import (
-    Experiment,
-    initial_state,
-    lower_step,
-    make_batches,
-    make_form,
-    make_objective,
-)
+from ddpm_jax.experiment.experiment import Experiment, initial_state
 from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.experiment.step import lower_step, make_batches, make_form, make_objective
 from ddpm_jax.training.objective import draw
 
 __all__ = ["Replayed", "replay"]

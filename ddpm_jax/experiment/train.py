@@ -33,15 +33,13 @@ from ddpm_jax.experiment.experiment import (
     build,
     check_batch,
     initial_state,
-    lower_step,
-    make_batches,
-    make_form,
 )
 from ddpm_jax.experiment.hooks import RunHooks
 from ddpm_jax.experiment.initial import InitialParams, read_initial_params
 from ddpm_jax.experiment.metrics_log import MetricsLog, missing_metrics
 from ddpm_jax.experiment.post_hoc import missed_snapshots
 from ddpm_jax.experiment.run_directory import RunDirectory, write_json
+from ddpm_jax.experiment.step import lower_step, make_batches, make_form, trained_model
 from ddpm_jax.parallel import Form, hosts
 from ddpm_jax.terminal import make_console, say
 from ddpm_jax.training.checkpoints import Restored
@@ -120,7 +118,7 @@ def train(
             state = _train(experiment, form, lowered, initial, run, console, interrupts)
             interrupts.saved(f"step {int(state.step)} is saved; the same command evaluates it")
             say(console, f"evaluating {len(experiment.images.held_out)} held-out images")
-            evaluated = measure(config.evaluation, experiment.trained_model, state.ema_params)
+            evaluated = measure(config.evaluation, trained_model(experiment), state.ema_params)
             baselines = config.evaluation.baselines(experiment.images)
             results = {"step": int(state.step), **evaluated.results, **baselines}
             with hosts.together():

@@ -16,7 +16,7 @@ from rich.console import Console
 from ddpm_jax import experiment as experiments
 from ddpm_jax.config import ConfigError, Jit, TensorFlowDataset
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build
+from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build, trained_model
 from ddpm_jax.experiment.display import TrainingDisplay
 from ddpm_jax.experiment.metrics_log import MetricsLog
 from ddpm_jax.likelihood import BitsAtTimes
@@ -108,7 +108,7 @@ def test_bits_per_dim_do_not_count_the_filling_of_the_last_batch(experiment, mon
         return BitsAtTimes(mean, jnp.zeros(times.shape))
 
     monkeypatch.setattr("ddpm_jax.evaluation.likelihood.bits_at_times", mean_level)
-    results = experiment.config.evaluation.make(experiment.trained_model)({}).results
+    results = experiment.config.evaluation.make(trained_model(experiment))({}).results
     means = experiment.images.held_out.images.mean(axis=(1, 2, 3)) / 8.0 - 1.0
     assert results["bits_per_dim"] == pytest.approx(means.mean(), abs=1e-6)
     assert results["standard_error"] == pytest.approx(means.std(ddof=1) / 360**0.5, rel=1e-4)

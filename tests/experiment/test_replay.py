@@ -30,7 +30,7 @@ def bad_image():
     batches = make_iterator(read_digits().train, batch_size=16, seed=0, flip=False)
     for _ in range(STEP):
         batch = next(batches)
-    building = importlib.import_module("ddpm_jax.experiment.experiment")
+    building = importlib.import_module("ddpm_jax.experiment.step")
     scaled = building.to_model_range
 
     def damaged(images, levels):

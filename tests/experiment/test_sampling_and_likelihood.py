@@ -14,7 +14,7 @@ from networks import make_mixers
 from ddpm_jax.config import Ancestral
 from ddpm_jax.data import read_digits
 from ddpm_jax.evaluation import histogram_bits_per_dim, likelihood
-from ddpm_jax.experiment import build, initial_state, make_drawer, sample_files
+from ddpm_jax.experiment import build, initial_state, make_drawer, sample_files, trained_model
 
 HOW = Ancestral()
 
@@ -147,7 +147,7 @@ def test_draws_of_other_parameters_or_settings_are_kept_apart(params, tmp_path):
 
 def measured(experiment, params):
     evaluation = experiment.config.evaluation
-    return evaluation.make(experiment.trained_model)(params)
+    return evaluation.make(trained_model(experiment))(params)
 
 
 @pytest.mark.thorough
