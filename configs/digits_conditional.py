@@ -26,37 +26,19 @@ Precision is bought with recall, and of these 1.5 has the least distance. Withou
 worse than configs/digits.py, and had a tenth of the examples to learn that from.
 """
 
+import dataclasses
+from pathlib import Path
+
 from ddpm_jax import config
 
 
 def get_config() -> config.Config:
     """The settings of configs/digits.py, and classes."""
-    return config.Config(
-        data=config.Digits(),
-        schedule=config.LinearLogSNR(num_steps=250, log_snr_max=7.0, log_snr_min=-8.0),
-        network=config.UNet(
-            channels=16,
-            multipliers=(1, 2),
-            num_blocks=1,
-            attention_resolutions=(4,),
-            dropout=0.0,
-            norm_groups=8,
-            classes=10,
-        ),
-        objective=config.ELBO(),
-        times=config.Stratified(),
-        optimizer=config.Adam(
-            learning_rate=3e-3, warmup_steps=100, b2=0.99, decay=config.CosineDecay()
-        ),
-        averages=config.EMA(decays=(0.995,)),
-        evaluation=config.BitsPerDim(batch_size=120, num_samples=100),
-        train=config.Train(
-            steps=2500,
-            batch_size=64,
-            label_dropout=0.1,
-            log_every=50,
-            save_every=250,
-            draw_every=1250,
-        ),
+    digits = config.load(Path(__file__).with_name("digits.py"))
+    return dataclasses.replace(
+        digits,
+        network=dataclasses.replace(digits.network, classes=10),
+        evaluation=dataclasses.replace(digits.evaluation, num_samples=100),
+        train=dataclasses.replace(digits.train, label_dropout=0.1),
         workdir="runs/digits_conditional",
     )

@@ -21,32 +21,16 @@ noise (all three predicting v, which made no difference to white noise). To begi
 pays then, and the whole run ends at 2.101.
 """
 
+import dataclasses
+from pathlib import Path
+
 from ddpm_jax import config
 
 
 def get_config() -> config.Config:
     """The settings of configs/digits.py, but for the process."""
-    return config.Config(
-        data=config.Digits(),
-        schedule=config.LinearLogSNR(num_steps=250, log_snr_max=7.0, log_snr_min=-8.0),
+    return dataclasses.replace(
+        config.load(Path(__file__).with_name("digits.py")),
         process=config.Correlated(correlation_length=0.5),
-        network=config.UNet(
-            channels=16,
-            multipliers=(1, 2),
-            num_blocks=1,
-            attention_resolutions=(4,),
-            dropout=0.0,
-            norm_groups=8,
-        ),
-        objective=config.ELBO(),
-        times=config.Stratified(),
-        optimizer=config.Adam(
-            learning_rate=3e-3, warmup_steps=100, b2=0.99, decay=config.CosineDecay()
-        ),
-        averages=config.EMA(decays=(0.995,)),
-        evaluation=config.BitsPerDim(batch_size=120, num_samples=64),
-        train=config.Train(
-            steps=2500, batch_size=64, log_every=50, save_every=250, draw_every=1250
-        ),
         workdir="runs/digits_correlated",
     )

@@ -1,19 +1,14 @@
 """The digits with a network that compiles in seconds: for tests that run the whole thing."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 from ddpm_jax import config
 
 
 def get_config() -> config.Config:
-    path = Path(__file__).parents[2] / "configs" / "digits.py"
-    spec = importlib.util.spec_from_file_location("digits", path)
-    digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(digits)
     return dataclasses.replace(
-        digits.get_config(),
+        config.load(Path(__file__).parents[2] / "configs" / "digits.py"),
         schedule=config.LinearLogSNR(num_steps=8),
         network=config.UNet(
             channels=4,
@@ -23,7 +18,6 @@ def get_config() -> config.Config:
             dropout=0.1,
             norm_groups=2,
         ),
-        objective=config.ELBO(),
         times=config.Importance(),
         averages=config.EMA(decays=(0.9,)),
         evaluation=config.BitsPerDim(batch_size=128, num_samples=4),
