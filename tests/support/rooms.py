@@ -25,6 +25,7 @@ ROOMS = (
         "npz",
         "terminal",
         "models",
+        "weights",
         "parallel",
         "training",
         "data",
