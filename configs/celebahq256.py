@@ -17,8 +17,7 @@ pixels, more than data.memory_gb, and so are decoded as they are read; with --da
 are decoded once.
 
 What differs, but for that tenth: the norm that is clipped is that of the batch's gradient; theirs
-was of each of eight cores' own. The average warms up, min(0.9999, (1 + n) / (10 + n)) after n
-steps, theirs began with 0.9999.
+was of each of eight cores' own.
 """
 
 from ddpm_jax import config
@@ -42,7 +41,7 @@ def get_config() -> config.Config:
         objective=config.Simple(),
         times=config.Uniform(),
         optimizer=config.Adam(learning_rate=2e-5, warmup_steps=5000),
-        averages=config.EMA(decays=(0.9999,)),
+        averages=config.EMA(decays=(0.9999,), warmup=False),
         evaluation=config.BitsPerDim(batch_size=64, num_samples=64, likelihood_times=16),
         train=config.Train(steps=500_000, batch_size=64),
         workdir="runs/celebahq256",

@@ -12,9 +12,9 @@ most 3.75 bits/dim.
 Measured by this project: not yet.
 
 What differs. The norm that is clipped is that of the batch's gradient; theirs was of each of eight
-cores' own. The average warms up, min(0.9999, (1 + n) / (10 + n)) after n steps, theirs began with
-0.9999. Their bits/dim are of x0_hat clipped to [-1, 1], of a decoder with the posterior's variance
-at t = 1 in place of the first beta, and of a tanh in place of the normal distribution function.
+cores' own. Their bits/dim are of x0_hat clipped to [-1, 1], of a decoder with the posterior's
+variance at t = 1 in place of the first beta, and of a tanh in place of the normal distribution
+function.
 """
 
 from ddpm_jax import config
@@ -38,7 +38,7 @@ def get_config() -> config.Config:
         objective=config.Simple(),
         times=config.Uniform(),
         optimizer=config.Adam(learning_rate=2e-4, warmup_steps=5000),
-        averages=config.EMA(decays=(0.9999,)),
+        averages=config.EMA(decays=(0.9999,), warmup=False),
         train=config.Train(steps=800_000, batch_size=128),
         workdir="runs/cifar10",
     )

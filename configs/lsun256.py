@@ -18,8 +18,8 @@ Photographs of many sizes (Yu et al. 2015, https://arxiv.org/abs/1506.03365): th
 decoded, resized and cut to squares as they are read, by threads beside the training.
 
 What differs: images are resized by Pillow's bicubic filter and then cut, theirs were cut and then
-resized by its Lanczos filter, once, with StyleGAN's tool. The clip and the average are as
-configs/celebahq256.py says. Their script flips bedrooms unless it is told not to; the paper says
+resized by its Lanczos filter, once, with StyleGAN's tool. The clip is as configs/celebahq256.py
+says. Their script flips bedrooms unless it is told not to; the paper says
 that they were not flipped.
 """
 
@@ -44,7 +44,7 @@ def get_config() -> config.Config:
         objective=config.Simple(),
         times=config.Uniform(),
         optimizer=config.Adam(learning_rate=2e-5, warmup_steps=5000),
-        averages=config.EMA(decays=(0.9999,)),
+        averages=config.EMA(decays=(0.9999,), warmup=False),
         evaluation=config.BitsPerDim(batch_size=64, num_samples=64, likelihood_times=100),
         train=config.Train(steps=1_200_000, batch_size=64),
         workdir="runs/lsun256",

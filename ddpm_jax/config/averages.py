@@ -33,7 +33,9 @@ class Averages(Member):
             "one or more numbers in [0, 1)",
         ),
     ] = (0.9999,)
-    """Late in training; early averages decay faster, see `ema.decay_at`."""
+    """Late in training."""
+    warmup: bool = True
+    """Early averages decay faster, see `ema.decay_at`."""
 
     @abc.abstractmethod
     def make(self) -> tuple[Decay, ...]:
@@ -50,8 +52,9 @@ class EMA(Averages):
     """Exponential moving averages."""
 
     def make(self) -> tuple[Decay, ...]:
-        """`ema.decay_at` for each of `decays`."""
-        return tuple(functools.partial(ema.decay_at, decay=decay) for decay in self.decays)
+        """`ema.decay_at`, or `ema.constant_decay_at`, for each of `decays`."""
+        decay_at = ema.decay_at if self.warmup else ema.constant_decay_at
+        return tuple(functools.partial(decay_at, decay=decay) for decay in self.decays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class PostHocEMA(EMA):
     """Steps from one stored set of them to the next; all are kept."""
 
     def make(self) -> tuple[Decay, ...]:
-        """`ema.decay_at` for each of `decays`, `ema.power_decay_at` for each of `widths`."""
+        """Those of `EMA`, and `ema.power_decay_at` for each of `widths`."""
         return (
             *super().make(),
             *(

@@ -16,6 +16,7 @@ from ddpm_jax.config.base import (
     COUNT,
     FRACTION,
     NOT_NEGATIVE,
+    POSITIVE,
     Affects,
     Bound,
     ConfigError,
@@ -23,7 +24,7 @@ from ddpm_jax.config.base import (
 )
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.forward import Predicts
-from ddpm_jax.models import AttentionKernel, Remat
+from ddpm_jax.models import AttentionKernel, InterpolationRange, Remat, Resampling
 from ddpm_jax.reverse import Variance
 
 __all__ = ["Network", "UNet"]
@@ -79,7 +80,7 @@ class UNet(Network):
     ] = 128
     """Width of the first level."""
     multipliers: Annotated[
-        tuple[int, ...],
+        tuple[int | float, ...],
         Bound(
             lambda values: len(values) > 0 and min(values) > 0, "a positive number for each level"
         ),
@@ -89,15 +90,50 @@ class UNet(Network):
     """Residual blocks in each level."""
     attention_resolutions: tuple[int, ...] = (16,)
     """Heights at which every block is followed by self-attention."""
+    attention_levels: tuple[int, ...] = ()
+    """Levels, from 0, on which it is, too."""
+    up_attention_levels: tuple[int, ...] | None = None
+    """Levels on which it is on the way up, where they are others than on the way down."""
+    middle_attention: bool = True
+    """Self-attention between the two blocks in the middle."""
     heads: Annotated[int, COUNT] = 1
     """Of each self-attention."""
+    head_channels: Annotated[int | None, COUNT] = None
+    """Width of each head, in place of their number."""
+    up_heads: Annotated[int | None, COUNT] = None
+    """Heads on the way up, if it is another number."""
     attention_kernel: Annotated[AttentionKernel, Affects.ROUNDING] = "xla"
     """What computes attention on a GPU: "cudnn" is one fused kernel, for bfloat16 and heads of at
     most 128 channels (256 from an H100 on). Elsewhere it is always "xla"."""
+    resampling: Resampling | tuple[Resampling, ...] = "convolution"
+    """What halves and doubles the resolution, on all levels or on each: a convolution, a residual
+    block, or an average alone."""
+    up_resampling: Resampling | tuple[Resampling, ...] | None = None
+    """What doubles it, if it is something else."""
+    symmetric_padding: bool = False
+    """Zeros on all sides for the convolution that halves, not to the right and below alone."""
+    scale_shift: bool = False
+    """The time scales and shifts the second norm of each block (Nichol & Dhariwal 2021)."""
     dropout: Annotated[float, FRACTION, Affects.TRAINING] = 0.1
     """Rate inside residual blocks."""
+    dropout_resolutions: Annotated[tuple[int, ...] | None, Affects.TRAINING] = None
+    """Heights at which it is; by default all."""
     norm_groups: Annotated[int, COUNT] = 32
     """Groups of each group norm."""
+    norm_epsilon: Annotated[float, POSITIVE] = 1e-6
+    """Added to the variance of each group."""
+    cosine_first: bool = False
+    """The order of the sinusoids of t: cosines before sines."""
+    frequency_shift: Annotated[float, NOT_NEGATIVE] = 1.0
+    """With 1 their frequencies end at 1 / max_period, with 0 one step above."""
+    max_period: Annotated[float, Bound(lambda value: value > 1.0, "above 1")] = 10_000.0
+    """Of the slowest sinusoid, in units of 2 pi."""
+    time_scale: Annotated[float, POSITIVE] = 1.0
+    """Factor of t before its sinusoids; 1000 / T lets it go to 1000 on any chain."""
+    null_class: bool = True
+    """One more vector, for no class: without it all examples need labels."""
+    interpolation_range: InterpolationRange = "unit"
+    """Of the learned variance: the output is u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation inside the network; parameters are float32 either way."""
     remat: Annotated[Remat, Affects.ROUNDING] = "none"
@@ -105,36 +141,66 @@ class UNet(Network):
     convolutions; whole blocks."""
 
     def check(self, config: Any) -> None:
-        """Widths have to be multiples of groups and heads."""
-        for field in ("norm_groups", "heads"):
-            value = getattr(self, field)
-            if self.channels % value:
+        """Widths have to be multiples of groups and heads; levels have to be there."""
+        widths, levels = self._widths(), len(self.multipliers)
+        for width in widths:
+            if width % self.norm_groups:
                 raise ConfigError(
-                    f"network.{field} is {value}; it has to be a divisor of network.channels,"
-                    f" {self.channels}"
+                    f"network.norm_groups is {self.norm_groups}; it has to be a divisor of the"
+                    f" widths of all levels, {widths}"
                 )
+        for name in ("attention_levels", "up_attention_levels"):
+            for level in getattr(self, name) or ():
+                if not 0 <= level < levels:
+                    raise ConfigError(
+                        f"network.{name} holds {level}; the levels are 0 to {levels - 1}"
+                    )
+        for name in ("resampling", "up_resampling"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ConfigError(
+                    f"network.{name} has {len(value)} entries; it has to have one for each of"
+                    f" {levels} levels, or be one for all"
+                )
+        self._head_shapes(0)  # of those that do not depend on the height
+        if self.channels // 2 <= self.frequency_shift:
+            raise ConfigError(
+                f"network.frequency_shift is {self.frequency_shift}; it has to be below"
+                f" network.channels / 2, {self.channels // 2}"
+            )
         if self.attention_kernel != "xla" and self.dtype != "bfloat16":
             raise ConfigError(
                 f"network.attention_kernel is {self.attention_kernel}; it has to be 'xla' where"
                 " network.dtype is 'float32'"
             )
+        if self.classes and not self.null_class:
+            for name, value, wanted in (
+                ("train.label_dropout", config.train.label_dropout, 0.0),
+                ("sampler.guidance", config.sampler.guidance, 1.0),
+            ):
+                if value != wanted:
+                    raise ConfigError(
+                        f"{name} is {value}; it has to be {wanted} where network.null_class is"
+                        " False"
+                    )
 
     def make(self, images: ImageSpec) -> nn.Module:
         """`models.UNet`, if the levels divide the images and have the heights for attention."""
         self._check_images(images)
+        own = {field.name for field in dataclasses.fields(models.UNet)}
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in own
+        }
         return models.UNet(
-            channels=self.channels,
-            multipliers=self.multipliers,
-            num_blocks=self.num_blocks,
-            attention_resolutions=self.attention_resolutions,
-            heads=self.heads,
-            attention_kernel=self._kernel(images.shape[0]),
-            dropout=self.dropout,
-            norm_groups=self.norm_groups,
-            dtype=jnp.dtype(self.dtype),
-            learned_variance=self.variance == "learned_range",
-            num_classes=self.classes,
-            remat=self.remat,
+            **values
+            | {
+                "attention_kernel": self._kernel(images.shape[0]),
+                "dtype": jnp.dtype(self.dtype),
+                "learned_variance": self.variance == "learned_range",
+                "num_classes": self.classes,
+            }
         )
 
     @property
@@ -157,16 +223,48 @@ class UNet(Network):
                 f" {levels - 1} times; the images of {images.name!r} are"
                 f" {height}x{width}, which {factor} does not divide, so take fewer levels"
             )
-        for resolution in self.attention_resolutions:
-            if resolution not in heights:
-                raise ConfigError(
-                    f"network.attention_resolutions holds {resolution}; the levels have the"
-                    f" heights {heights}"
-                )
+        for name in ("attention_resolutions", "dropout_resolutions"):
+            for resolution in getattr(self, name) or ():
+                if resolution not in heights:
+                    raise ConfigError(
+                        f"network.{name} holds {resolution}; the levels have the heights {heights}"
+                    )
+        self._head_shapes(height)
+
+    def _widths(self) -> list[int]:
+        """Channels of each level."""
+        return [int(self.channels * multiplier) for multiplier in self.multipliers]
 
     def _heights(self, height: int) -> list[int]:
         """Of the images on each level."""
         return [height // 2**level for level in range(len(self.multipliers))]
+
+    def _head_shapes(self, height: int) -> list[tuple[int, int, int]]:
+        """(positions, heads, channels of a head) of each kind of self-attention.
+
+        Raises:
+            ConfigError: the heads do not divide the channels.
+        """
+        kinds: list[tuple[int, int, str]] = []
+        own, up_own = ("heads", "up_heads" if self.up_heads else "heads")
+        levels = list(zip(self._heights(height), self._widths(), strict=True))
+        for level, (side, width) in enumerate(levels):
+            down = level in self.attention_levels or side in self.attention_resolutions
+            up = down if self.up_attention_levels is None else level in self.up_attention_levels
+            middle = self.middle_attention and level == len(levels) - 1
+            kinds += [(side, width, own)] * (down or middle) + [(side, width, up_own)] * up
+        shapes = []
+        for side, width, field in kinds:
+            field = field if self.head_channels is None else "head_channels"
+            value = getattr(self, field)
+            if width % value:
+                raise ConfigError(
+                    f"network.{field} is {value}; it has to be a divisor of the width of each level"
+                    f" with self-attention, and one is {width} wide"
+                )
+            heads = value if self.head_channels is None else width // value
+            shapes.append((side**2, heads, width // heads))
+        return shapes
 
     def _kernel(self, height: int) -> AttentionKernel:
         """What computes attention here: "cudnn" only on a GPU that can.
@@ -176,17 +274,14 @@ class UNet(Network):
         """
         if self.attention_kernel == "xla" or jax.default_backend() != "gpu":
             return "xla"
-        heights = self._heights(height)
-        for side, multiplier in zip(heights, self.multipliers, strict=True):
-            if side in (*self.attention_resolutions, heights[-1]):
-                shape = (1, side**2, self.heads, self.channels * multiplier // self.heads)
-                array = jax.ShapeDtypeStruct(shape, self.dtype)
-                attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-                try:
-                    jax.eval_shape(attention, array, array, array)
-                except RuntimeError as error:  # of which NotImplementedError is one
-                    raise ConfigError(
-                        f"network.attention_kernel is 'cudnn', which JAX cannot use for heads of"
-                        f" {shape[-1]} channels here ({error}); take 'xla'"
-                    ) from error
+        attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        for shape in self._head_shapes(height):
+            array = jax.ShapeDtypeStruct((1, *shape), self.dtype)
+            try:
+                jax.eval_shape(attention, array, array, array)
+            except RuntimeError as error:  # of which NotImplementedError is one
+                raise ConfigError(
+                    f"network.attention_kernel is 'cudnn', which JAX cannot use for heads of"
+                    f" {shape[-1]} channels here ({error}); take 'xla'"
+                ) from error
         return self.attention_kernel

@@ -112,8 +112,10 @@ class Optimizer(Member):
     """Over so many steps the learning rate rises linearly from 0."""
     decay: Decay = ConstantDecay()
     """What it does then."""
-    clip_norm: Annotated[float, POSITIVE] = 1.0
-    """The gradient's global norm is cut to this."""
+    clip_norm: Annotated[
+        float | None, Bound(lambda value: value is None or value > 0.0, "positive, or None")
+    ] = 1.0
+    """The gradient's global norm is cut to this; None leaves it as it is."""
 
     @abc.abstractmethod
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -207,11 +209,13 @@ def make_learning_rate(optimizer: Optimizer, steps: int) -> optax.Schedule:
 def make_optimizer(
     optimizer: Optimizer, learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The transformation behind the clip.
+    """The transformation behind the clip, if there is one.
 
     Raises:
         ConfigError: `make` returned something else.
     """
     made = optimizer.make(learning_rate)
     check_made("optimizer", optimizer, made, optax.GradientTransformation)
+    if optimizer.clip_norm is None:
+        return made
     return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), made)

@@ -77,8 +77,8 @@ def from_json(
         values: the stored config.
         copy: the run's copy of its config file, which is executed if a class of it is needed.
         own: such classes by their names, in place of the copy.
-        report: gets a line before the copy is executed, and one for each field that takes its
-            default.
+        report: gets a line before the copy is executed, and one of the fields that take their
+            defaults.
 
     Raises:
         UnknownClassError: a class that is missing.
@@ -116,7 +116,12 @@ def from_json(
         return result
 
     fields = {name: value for name, value in values.items() if name not in ("format", "source")}
-    return from_plain(fields, Config, find_class=find_class, report=report)
+    absent: dict[str, str] = {}
+    config: Config = from_plain(fields, Config, find_class=find_class, absent=absent)
+    if absent:
+        defaults = ", ".join(f"{name} = {default}" for name, default in absent.items())
+        report(f"the stored config lacks fields, which take their defaults: {defaults}")
+    return config
 
 
 def to_message(config: Config) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def from_plain(
     name: str = "",
     *,
     find_class: Callable[[str, type, str], type],
-    report: Callable[[str], None],
+    absent: dict[str, str],
 ) -> Any:
     """A dataclass `kind` with the values of a JSON object.
 
@@ -83,7 +83,7 @@ def from_plain(
         kind: the class that it has to be of.
         name: as in `checked`.
         find_class: `(text, family, name) -> class` of a member.
-        report: gets a line for each field that is absent and takes its default.
+        absent: gets the name, and the default as text, of each field that the values lack.
 
     Raises:
         ConfigError: as `checked`; a field that this version does not know; or one that is absent
@@ -109,7 +109,7 @@ def from_plain(
         if field.name in values:
             value = values[field.name]
             given[field.name] = (
-                from_plain(value, hint, place, find_class=find_class, report=report)
+                from_plain(value, hint, place, find_class=find_class, absent=absent)
                 if dataclasses.is_dataclass(hint)
                 else _value(value, hint, place)
             )
@@ -117,7 +117,7 @@ def from_plain(
             raise ConfigError(f"the stored config has no {place}, and it has no default")
         else:
             what = type(default).__name__ if isinstance(default, Member) else shown(default)
-            report(f"the stored config has no {place}; it takes its default, {what}")
+            absent[place] = what
     return kind(**given)
 
 

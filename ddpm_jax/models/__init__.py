@@ -5,5 +5,7 @@ from ddpm_jax.models.interface import network_function as network_function
 from ddpm_jax.models.summary import Layer as Layer
 from ddpm_jax.models.summary import layer_table as layer_table
 from ddpm_jax.models.unet import AttentionKernel as AttentionKernel
+from ddpm_jax.models.unet import InterpolationRange as InterpolationRange
 from ddpm_jax.models.unet import Remat as Remat
+from ddpm_jax.models.unet import Resampling as Resampling
 from ddpm_jax.models.unet import UNet as UNet

@@ -27,23 +27,32 @@ __all__ = [
     "Dense",
     "Dropout",
     "GroupNorm",
+    "Padding",
     "attend",
+    "doubled",
     "gathered",
+    "halved",
     "named",
     "rows",
     "split_like",
+    "wide_dtype",
 ]
 
 _zeros = nn.initializers.zeros_init()
 _ones = nn.initializers.ones_init()
 
-_Padding = str | tuple[tuple[int, int], tuple[int, int]]
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
 _DRAWS = 2**16
 """Values of a random draw of `Dropout`."""
 
 _CACHE = 8 * 2**20
 """Bytes of an output, the largest that a convolution's gradient is taken of at once on a CPU."""
+
+
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Of sums and sinusoids in a network of this dtype: float32, or float64 if it has that."""
+    return jnp.dtype("float64" if jnp.dtype(dtype) == jnp.float64 else "float32")
 
 
 def named(init: nn.initializers.Initializer, *names: str) -> Any:
@@ -90,7 +99,7 @@ def attend(
 
     @functools.partial(jax.vmap, in_axes=2, out_axes=2)
     def of_head(query: Array, key: Array, value: Array) -> Array:
-        logits = jnp.einsum("bqw,bkw->bqk", query, key).astype(jnp.float32)
+        logits = jnp.einsum("bqw,bkw->bqk", query, key).astype(wide_dtype(query.dtype))
         weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
         return jnp.einsum("bqk,bkw->bqw", weights.astype(value.dtype), value)
 
@@ -119,7 +128,7 @@ class GroupNorm(_Gathering):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *positions channel"]) -> Array:
-        """Computed in float32, whatever the dtype of `x`, which the output has."""
+        """Computed in float32 at least; the output has the dtype of `x`."""
         channels = x.shape[-1]
         scale = self.param("scale", named(_ones, "out"), (channels,), jnp.float32)
         bias = self.param("bias", named(_zeros, "out"), (channels,), jnp.float32)
@@ -130,7 +139,8 @@ class GroupNorm(_Gathering):
             sums = jnp.sum(values, positions).reshape(-1, self.groups, width).sum(axis=-1)
             return jnp.repeat(sums / size, width, axis=-1)
 
-        wide = x.astype(jnp.float32)
+        wide = x.astype(wide_dtype(x.dtype))
+        scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
         mean = mean_of_group(wide)
         variance = jnp.maximum(mean_of_group(jnp.square(wide)) - jnp.square(mean), 0.0)
         factor = jax.lax.rsqrt(variance + self.epsilon) * scale[None]
@@ -160,6 +170,8 @@ class Conv(_Gathering):
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     stride: int = 1
+    padding: Padding = "SAME"
+    """"SAME" with stride 2 has zeros to the right and below."""
     doubled: bool = False
     """Of images whose pixels are squares of four; the kernel is 3x3 then, and the stride 1."""
     dtype: DTypeLike = jnp.float32
@@ -177,7 +189,7 @@ class Conv(_Gathering):
         x = x.astype(self.dtype)
         if self.doubled:
             return _add(_convolve_doubled(x, kernel), bias)
-        return _add(_convolution(self.stride, "SAME")(x, kernel.astype(self.dtype)), bias)
+        return _add(_convolution(self.stride, self.padding)(x, kernel.astype(self.dtype)), bias)
 
 
 class Dropout(nn.Module):
@@ -210,6 +222,19 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / scale, jnp.zeros_like(x))
 
 
+def halved(x: Shaped[Array, "batch height width channel"]) -> Array:
+    """The mean of each square of four pixels."""
+    rows = x[:, 0::2] + x[:, 1::2]
+    return 0.25 * (rows[:, :, 0::2] + rows[:, :, 1::2])
+
+
+def doubled(x: Shaped[Array, "batch height width channel"]) -> Array:
+    """Each pixel as a square of four."""
+    batch, height, width, channels = x.shape
+    squares = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return _interleaved(squares, x)
+
+
 def _convolve_doubled(x: Array, kernel: Array) -> Array:
     """A 3x3 convolution of the image in which each pixel of `x` is a square of four.
 
@@ -232,14 +257,19 @@ def _convolve_doubled(x: Array, kernel: Array) -> Array:
             padding = ((1 - row, row), (1 - column, column))
             places.append(_convolution(1, padding)(x, small.astype(x.dtype)))
         rows.append(jnp.stack(places, axis=3))
-    batch, height, width, _ = x.shape
-    shape = (batch, 2 * height, 2 * width, kernel.shape[-1])
+    return _interleaved(jnp.stack(rows, axis=2), x)
+
+
+def _interleaved(squares: Array, x: Array) -> Array:
+    """`[batch, height, 2, width, 2, channel]` as images, split over an Explicit mesh as `x` is."""
+    batch, height, _, width, _, channels = squares.shape
     out_sharding = PartitionSpec(*jax.typeof(x).sharding.spec) if _is_split(x) else None
-    return jax.lax.reshape(jnp.stack(rows, axis=2), shape, out_sharding=out_sharding)
+    shape = (batch, 2 * height, 2 * width, channels)
+    return jax.lax.reshape(squares, shape, out_sharding=out_sharding)
 
 
 @functools.cache
-def _convolution(stride: int, padding: _Padding) -> Callable[[Array, Array], Array]:
+def _convolution(stride: int, padding: Padding) -> Callable[[Array, Array], Array]:
     """`(x, kernel) -> y`, whose slope to the kernel is written for XLA's CPU kernels."""
 
     @jax.custom_jvp
@@ -263,7 +293,7 @@ def _convolution(stride: int, padding: _Padding) -> Callable[[Array, Array], Arr
     return convolve
 
 
-def _convolve_in_parts(x: Array, kernel: Array, *, stride: int, padding: _Padding) -> Array:
+def _convolve_in_parts(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     """The same, in an order of axes and in parts of a batch that suit its transpose on a CPU.
 
     JAX transposes it to the slope of the kernel, which contracts over examples and positions. In

@@ -4,12 +4,15 @@ Residual blocks on the way down and up, joined at every block; group norm and sw
 enters each block as a bias; self-attention at chosen resolutions; the last layer of every
 residual branch and of the network starts at zero. With the paper's CIFAR-10 settings it has
 35,746,307 parameters. A class, where there are any, is a vector added to that of the time
-(Dhariwal & Nichol 2021, section 4, https://arxiv.org/abs/2105.05233, do it so), and there is one
-more vector for no class, so that one network can be guided (Ho & Salimans 2022,
+(Dhariwal & Nichol 2021, section 4, https://arxiv.org/abs/2105.05233, do it so); by default there is
+one more vector for no class, so that one network can be guided (Ho & Salimans 2022,
 https://arxiv.org/abs/2207.12598).
+
+Options make it the networks of Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672), of
+Dhariwal & Nichol 2021 and of diffusers' `UNet2DModel`, with the same parameters:
+`ddpm_jax.weights` reads theirs.
 """
 
-import math
 import typing
 from collections.abc import Sequence
 from typing import Literal
@@ -17,6 +20,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
@@ -26,14 +30,25 @@ from ddpm_jax.models.layers import (
     Dense,
     Dropout,
     GroupNorm,
+    Padding,
     attend,
+    doubled,
     gathered,
+    halved,
     named,
     rows,
     split_like,
+    wide_dtype,
 )
 
-__all__ = ["AttentionKernel", "Remat", "UNet", "sinusoidal_embedding"]
+__all__ = [
+    "AttentionKernel",
+    "InterpolationRange",
+    "Remat",
+    "Resampling",
+    "UNet",
+    "sinusoidal_embedding",
+]
 
 Remat = Literal["none", "attention", "convolutions", "blocks"]
 """What the backward pass computes again instead of keeping it; each saves more memory."""
@@ -41,18 +56,41 @@ Remat = Literal["none", "attention", "convolutions", "blocks"]
 AttentionKernel = Literal["xla", "cudnn"]
 """What computes attention: products and a softmax, or `jax.nn.dot_product_attention` by cuDNN."""
 
+Resampling = Literal["convolution", "residual", "plain"]
+"""What halves and doubles the resolution: a convolution of stride 2, and one of repeated pixels; a
+residual block that averages or repeats pixels (Brock et al. 2019, https://arxiv.org/abs/1809.11096);
+or that average alone, without parameters."""
+
+InterpolationRange = Literal["unit", "symmetric"]
+"""Of the second output: u in [0, 1] itself, or v in [-1, 1], of which u is (v + 1) / 2."""
+
+_Resample = Literal["no", "halve", "double"]
+
 _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros_init()
 _normal = nn.initializers.normal(1.0)
 _CONVOLUTION = "convolution"
 
 
-def sinusoidal_embedding(t: Int[Array, " batch"], width: int) -> Float[Array, "batch width"]:
-    """sin and cos of `t` at width / 2 frequencies, 1 down to 1 / 10000 (Vaswani et al. 2017)."""
+def sinusoidal_embedding(
+    t: Int[Array, " batch"] | Float[Array, " batch"],
+    width: int,
+    *,
+    cosine_first: bool = False,
+    frequency_shift: float = 1.0,
+    max_period: float = 10_000.0,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "batch width"]:
+    """sin(t w_k) and cos(t w_k), w_k = max_period^(-k / (n - shift)) for k < n = width / 2.
+
+    With the shift 1, w goes from 1 down to 1 / max_period (Vaswani et al. 2017, as in the code of
+    Ho et al. 2020).
+    """
     half = width // 2
-    frequencies = jnp.exp(-math.log(10_000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    frequencies = max_period ** (-np.arange(half) / (half - frequency_shift))
+    angles = t.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
 
 
 class UNet(nn.Module):
@@ -64,20 +102,42 @@ class UNet(nn.Module):
     `ddpm_jax.reverse.learned_log_variance`.
 
     Attributes:
-        channels: width of the first level; even, and 4 or more.
+        channels: width of the sinusoids of t, and the unit of `multipliers`; even, and 4 or more.
         multipliers: width of each level in units of `channels`; each level after the first has
             half the resolution of the one before.
         num_blocks: residual blocks in each level, on the way down; one more on the way up.
         attention_resolutions: heights at which every block is followed by self-attention.
+        attention_levels: levels, from 0, on which it is, too.
+        up_attention_levels: levels on which it is on the way up, where they are others than on the
+            way down.
+        middle_attention: whether it is between the two blocks in the middle.
         heads: of each self-attention; divides the width of every level that has one.
+        head_channels: width of each head, in place of their number.
+        up_heads: of those on the way up, if it is another number.
         attention_kernel: "xla"; or "cudnn", on GPUs: one fused kernel, which does not store the
             weights of attention. It takes bfloat16 and heads of at most 128 channels (256 from an
             H100 on), and has no forward-mode derivative.
+        resampling: what halves and doubles the resolution, on all levels or on each. The entry of
+            level i stands between i and i + 1 on the way down, and between i and i - 1 on the way
+            up.
+        up_resampling: what doubles it, if it is something else.
+        symmetric_padding: whether the convolution that halves has zeros on all sides, not to the
+            right and below alone.
+        scale_shift: the time scales and shifts the norm between a block's convolutions, where it is
+            only added before that norm otherwise.
         dropout: rate inside residual blocks; the rng stream is "dropout".
+        dropout_resolutions: heights at which it is, or None for all.
         norm_groups: groups of each group norm; divides every level's width.
-        dtype: of the computation inside; parameters are float32 whatever it is.
-        learned_variance: whether there is the second output; at first it is 0, the small variance.
+        norm_epsilon: added to the variance of each group.
+        cosine_first, frequency_shift, max_period: see `sinusoidal_embedding`.
+        time_scale: factor of t before that.
         num_classes: classes that it takes; 0 for none.
+        null_class: whether there is one more vector, for no class. Otherwise every example needs a
+            label, and the output for one of -1 is NaN.
+        learned_variance: whether there is the second output.
+        interpolation_range: of the second output. At first it is the middle of its range: the small
+            variance, or half way to the large one.
+        dtype: of the computation inside; parameters are float32 whatever it is.
         remat: what the backward pass computes again: "none"; "attention", all of its blocks;
             "convolutions", all blocks but the outputs of their convolutions; "blocks", all blocks.
             Parameters and results are the same.
@@ -87,23 +147,40 @@ class UNet(nn.Module):
     """
 
     channels: int = 128
-    multipliers: Sequence[int] = (1, 2, 2, 2)
+    multipliers: Sequence[int | float] = (1, 2, 2, 2)
     num_blocks: int = 2
     attention_resolutions: Sequence[int] = (16,)
+    attention_levels: Sequence[int] = ()
+    up_attention_levels: Sequence[int] | None = None
+    middle_attention: bool = True
     heads: int = 1
+    head_channels: int | None = None
+    up_heads: int | None = None
     attention_kernel: AttentionKernel = "xla"
+    resampling: Resampling | Sequence[Resampling] = "convolution"
+    up_resampling: Resampling | Sequence[Resampling] | None = None
+    symmetric_padding: bool = False
+    scale_shift: bool = False
     dropout: float = 0.1
+    dropout_resolutions: Sequence[int] | None = None
     norm_groups: int = 32
-    dtype: DTypeLike = jnp.float32
-    learned_variance: bool = False
+    norm_epsilon: float = 1e-6
+    cosine_first: bool = False
+    frequency_shift: float = 1.0
+    max_period: float = 10_000.0
+    time_scale: float = 1.0
     num_classes: int = 0
+    null_class: bool = True
+    learned_variance: bool = False
+    interpolation_range: InterpolationRange = "unit"
+    dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
 
     @nn.compact
     def __call__(
         self,
         x_t: Float[Array, "batch height width channel"],
-        t: Int[Array, " batch"],
+        t: Int[Array, " batch"] | Float[Array, " batch"],
         *,
         train: bool = False,
         keys: Key[Array, " batch"] | None = None,
@@ -120,8 +197,7 @@ class UNet(nn.Module):
         "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
         for no class, as is everything without labels.
         """
-        if labels is not None and self.num_classes == 0:
-            raise ValueError("labels are given to a network without classes (num_classes is 0)")
+        self._check_labels(labels)
         check_choice("remat", self.remat, typing.get_args(Remat))
         if not train or self.dropout == 0.0:
             keys = None
@@ -129,63 +205,123 @@ class UNet(nn.Module):
             keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
         t, keys, labels = jax.tree.map(lambda values: split_like(values, x_t), (t, keys, labels))
         residual_block, attention_block = _blocks(self.remat)
+        widths = [int(self.channels * multiplier) for multiplier in self.multipliers]
+        last = len(widths) - 1
+        down, up = self.resampling, self.up_resampling or self.resampling
 
-        def residual(h: jax.Array, width: int, name: str) -> jax.Array:
-            block = residual_block(width, self.dropout, self.norm_groups, self.dtype, name=name)
+        def residual(h: jax.Array, width: int, name: str, resample: _Resample = "no") -> jax.Array:
+            height, everywhere = h.shape[1], self.dropout_resolutions is None
+            drops = everywhere or height in (self.dropout_resolutions or ())
+            block = residual_block(
+                width,
+                self.dropout if drops else 0.0,
+                self.norm_groups,
+                self.norm_epsilon,
+                self.scale_shift,
+                resample,
+                self.dtype,
+                name=name,
+            )
             return block(h, time, keys)
 
-        def attention(h: jax.Array, name: str) -> jax.Array:
+        def attention(h: jax.Array, name: str, heads: int = self.heads) -> jax.Array:
+            if self.head_channels is not None:
+                heads = h.shape[-1] // self.head_channels
             return attention_block(
-                self.norm_groups, self.dtype, self.heads, self.attention_kernel, name=name
+                self.norm_groups,
+                self.norm_epsilon,
+                self.dtype,
+                heads,
+                self.attention_kernel,
+                name=name,
             )(h)
 
-        def block(h: jax.Array, width: int, name: str) -> jax.Array:
-            h = residual(h, width, name)
-            attends = h.shape[1] in self.attention_resolutions
-            return attention(h, f"{name}_attention") if attends else h
-
-        time = sinusoidal_embedding(t, self.channels).astype(self.dtype)
+        time = sinusoidal_embedding(
+            t.astype(wide_dtype(self.dtype)) * self.time_scale,
+            self.channels,
+            cosine_first=self.cosine_first,
+            frequency_shift=self.frequency_shift,
+            max_period=self.max_period,
+            dtype=wide_dtype(self.dtype),
+        ).astype(self.dtype)
         time = _dense(4 * self.channels, self.dtype, "time_0")(time)
         time = _dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
         if self.num_classes > 0:
             time = time + self._class_vectors(labels, x_t.shape[0]).astype(self.dtype)
         time = nn.swish(time)
 
-        levels = list(enumerate(self.channels * multiplier for multiplier in self.multipliers))
-        h = _conv(self.channels, self.dtype, "input")(x_t)
+        h = _conv(widths[0], self.dtype, "input")(x_t)
         skips = [h]
-        for level, width in levels:
+        for level, width in enumerate(widths):
             for index in range(self.num_blocks):
-                h = block(h, width, f"down_{level}_{index}")
+                h = residual(h, width, f"down_{level}_{index}")
+                if self._attends(level, h):
+                    h = attention(h, f"down_{level}_{index}_attention")
                 skips.append(h)
-            if level != levels[-1][0]:
-                h = _conv(width, self.dtype, f"down_{level}_half", stride=2)(h)
+            if level != last:
+                name, padding = f"down_{level}_half", _padding(self.symmetric_padding)
+                match _entry(down, level):
+                    case "residual":
+                        h = residual(h, width, name, "halve")
+                    case "plain":
+                        h = halved(h)
+                    case _:
+                        h = _conv(width, self.dtype, name, stride=2, padding=padding)(h)
                 skips.append(h)
 
-        width = levels[-1][1]
-        h = residual(h, width, "middle_0")
-        h = attention(h, "middle_attention")
-        h = residual(h, width, "middle_1")
+        h = residual(h, widths[-1], "middle_0")
+        if self.middle_attention:
+            h = attention(h, "middle_attention")
+        h = residual(h, widths[-1], "middle_1")
 
-        for level, width in reversed(levels):
+        for level, width in reversed(list(enumerate(widths))):
             for index in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, width, f"up_{level}_{index}")
+                h = residual(h, width, f"up_{level}_{index}")
+                if self._attends(level, h, up=True):
+                    h = attention(h, f"up_{level}_{index}_attention", self.up_heads or self.heads)
             if level != 0:
-                h = _conv(width, self.dtype, f"up_{level}_double", doubled=True)(h)
+                name = f"up_{level}_double"
+                match _entry(up, level):
+                    case "residual":
+                        h = residual(h, width, name, "double")
+                    case "plain":
+                        h = doubled(h)
+                    case _:
+                        h = _conv(width, self.dtype, name, doubled=True)(h)
 
-        h = nn.swish(GroupNorm(self.norm_groups, name="output_norm")(h))
+        h = nn.swish(GroupNorm(self.norm_groups, self.norm_epsilon, name="output_norm")(h))
         outputs = 2 if self.learned_variance else 1
         h = _conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
-        h = h.astype(jnp.float32)
+        h = h.astype(wide_dtype(self.dtype))
         if self.learned_variance:
             prediction, interpolation = jnp.split(h, 2, axis=-1)
+            if self.interpolation_range == "symmetric":
+                interpolation = 0.5 * (interpolation + 1.0)
             return prediction, interpolation
         return h
 
+    @nn.nowrap
+    def _attends(self, level: int, h: jax.Array, *, up: bool = False) -> bool:
+        """Whether the blocks of this level, whose images `h` are, are followed by attention."""
+        if up and self.up_attention_levels is not None:
+            return level in self.up_attention_levels
+        return level in self.attention_levels or h.shape[1] in self.attention_resolutions
+
+    @nn.nowrap
+    def _check_labels(self, labels: jax.Array | None) -> None:
+        if labels is not None and self.num_classes == 0:
+            raise ValueError("labels are given to a network without classes (num_classes is 0)")
+        needed = self.num_classes > 0 and not self.null_class
+        if labels is None and needed and not self.is_initializing():
+            raise ValueError(
+                f"labels are missing; the network has {self.num_classes} classes and no vector for"
+                " none (null_class is False)"
+            )
+
     def _class_vectors(self, labels: jax.Array | None, batch: int) -> jax.Array:
         """Of each example's class; the last row of the table is for those without."""
-        shape = (self.num_classes + 1, 4 * self.channels)
+        shape = (self.num_classes + self.null_class, 4 * self.channels)
         table = gathered(self.param("classes", named(_normal, "in", "out"), shape, jnp.float32))
         if labels is None:
             return jnp.broadcast_to(table[-1:], (batch, shape[1]))
@@ -193,30 +329,44 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with the time as a bias between them, added to the input."""
+    """Two 3x3 convolutions with the time between them, added to the input."""
 
     width: int
     dropout: float
     norm_groups: int
+    norm_epsilon: float
+    scale_shift: bool
+    resample: _Resample
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, keys: jax.Array | None) -> jax.Array:
-        h = nn.swish(GroupNorm(self.norm_groups, name="norm_0")(x))
-        h = checkpoint_name(_conv(self.width, self.dtype, "conv_0")(h), _CONVOLUTION)
-        h = h + _dense(self.width, self.dtype, "time")(time)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.norm_groups, name="norm_1")(h))
-        h = Dropout(self.dropout, name="dropout")(h, keys)
+        h = nn.swish(GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_0")(x))
+        if self.resample == "halve":
+            h, x = halved(h), halved(x)
+        doubles = self.resample == "double"
+        h = _conv(self.width, self.dtype, "conv_0", doubled=doubles)(h)
+        h = checkpoint_name(h, _CONVOLUTION)
+        time = _dense((1 + self.scale_shift) * self.width, self.dtype, "time")(time)
+        time = time[:, None, None, :]
+        norm = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_1")
+        if self.scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = norm(h) * (1.0 + scale) + shift
+        else:
+            h = norm(h + time)
+        h = Dropout(self.dropout, name="dropout")(nn.swish(h), keys)
         h = checkpoint_name(_conv(self.width, self.dtype, "conv_1", init=_zeros)(h), _CONVOLUTION)
         if x.shape[-1] != self.width:
             x = _dense(self.width, self.dtype, "shortcut")(x)
-        return x + h
+        return (doubled(x) if doubles else x) + h
 
 
 class SelfAttention(nn.Module):
     """Over all positions of the image, added to the input (Vaswani et al. 2017, section 3.2)."""
 
     norm_groups: int
+    norm_epsilon: float
     dtype: DTypeLike
     heads: int
     kernel: AttentionKernel
@@ -225,7 +375,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         by_head = (batch, height * width, self.heads, channels // self.heads)
-        h = GroupNorm(self.norm_groups, name="norm")(x).reshape(batch, height * width, channels)
+        h = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
         query, key, value = (
             _dense(channels, self.dtype, name)(h).reshape(by_head)
             for name in ("query", "key", "value")
@@ -251,6 +402,15 @@ def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:
     return residual, attention
 
 
+def _entry(resampling: Resampling | Sequence[Resampling], level: int) -> str:
+    """That of a level; a name is that of all."""
+    return resampling if isinstance(resampling, str) else resampling[level]
+
+
+def _padding(symmetric: bool) -> Padding:
+    return ((1, 1), (1, 1)) if symmetric else "SAME"
+
+
 def _dense(
     width: int, dtype: DTypeLike, name: str, *, init: nn.initializers.Initializer = _fan_avg_uniform
 ) -> Dense:
@@ -263,7 +423,16 @@ def _conv(
     name: str,
     *,
     stride: int = 1,
+    padding: Padding = "SAME",
     doubled: bool = False,
     init: nn.initializers.Initializer = _fan_avg_uniform,
 ) -> Conv:
-    return Conv(width, stride=stride, doubled=doubled, dtype=dtype, kernel_init=init, name=name)
+    return Conv(
+        width,
+        stride=stride,
+        padding=padding,
+        doubled=doubled,
+        dtype=dtype,
+        kernel_init=init,
+        name=name,
+    )

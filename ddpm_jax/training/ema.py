@@ -58,6 +58,11 @@ def decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
+def constant_decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
+    """The same decay from the first step on: the random start weighs decay^n after n steps."""
+    return jnp.full_like(step, decay, jnp.float32)
+
+
 def power_decay_at(step: Int[Array, ""], gamma: float) -> Float[Array, ""]:
     """beta(t) of equation (2) at t = step + 1; the first is 0, which forgets the random start.
 

@@ -50,7 +50,12 @@ def test_every_shipped_config_is_valid_and_says_how_to_run_it(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "parameters"), [("cifar10", 32, 35_746_307), ("imagenet64", 64, 115_942_150)]
+    ("name", "size", "parameters"),
+    [
+        ("cifar10", 32, 35_746_307),
+        ("cifar10_improved", 32, 52_546_438),
+        ("imagenet64", 64, 121_063_942),
+    ],
 )
 def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, parameters):
     config = configs.load(ROOT / "configs" / f"{name}.py")
@@ -110,7 +115,7 @@ def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, par
         ),
         (
             Config(network=UNet(heads=3)),
-            "network.heads is 3; it has to be a divisor of network.channels",
+            "network.heads is 3; it has to be a divisor of the width of each level with",
         ),
         (
             Config(network=UNet(attention_kernel="cudnn")),

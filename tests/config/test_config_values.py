@@ -97,7 +97,11 @@ def refusal(field, value):
         ("averages.decays", "0.9, 0.99", "did you mean (0.9, 0.99)?"),
         ("averages.decays", (0.9, "x"), "[1] is 'x'; it has to be a number"),
         ("averages.decays", (0.9, math.nan), "[1] is nan; it has to be a number"),
-        ("network.multipliers", (1, 2.0), "[1] is 2.0; it has to be an integer; did you mean 2?"),
+        (
+            "network.attention_levels",
+            (1, 2.0),
+            "[1] is 2.0; it has to be an integer; did you mean 2?",
+        ),
         ("train.verify_checkpoints", 1, "has to be True or False; did you mean True?"),
         ("train.verify_checkpoints", "false", "did you mean False?"),
         ("preparation.size", "64", "it has to be an integer or None; did you mean 64?"),

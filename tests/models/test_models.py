@@ -241,7 +241,7 @@ def test_attention_is_where_it_is_asked_for_and_in_the_middle(resolutions, block
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_each_head_attends_by_its_own_channels(heads):
-    block = SelfAttention(norm_groups=2, dtype=jnp.float32, heads=heads, kernel="xla")
+    block = SelfAttention(2, 1e-6, jnp.float32, heads, "xla")
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 8)).astype(np.float32)
     params = meta.unbox(jax.eval_shape(block.init, jax.random.key(0), x))["params"]
     rng = np.random.default_rng(1)
