@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         say(console, f"process: {name}, which follows from the images when a run begins")
     else:
         console.print(_process_table(config, shape))
-    layers = layer_table(model, shape)
+    layers = layer_table(model, shape, labelled=config.network.classes > 0)
     table = Table(title=cell(f"{config.data.title}: one {'x'.join(map(str, shape))} image"))
     table.add_column("layer")
     table.add_column("kind")

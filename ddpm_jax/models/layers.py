@@ -80,10 +80,10 @@ def split_like(values: Shaped[Array, " batch"], x: Shaped[Array, "batch ..."]) -
 
 
 def rows(table: Float[Array, "rows width"], index: Int[Array, " batch"]) -> Array:
-    """`table[index]`, split over an Explicit mesh as the index is."""
+    """`table[index]`, split over an Explicit mesh as the index is; NaN outside of the table."""
     (axis,) = jax.typeof(index).sharding.spec
     out_sharding = None if axis is None else PartitionSpec(axis, None)
-    return table.at[index].get(out_sharding=out_sharding)
+    return table.at[index].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
 
 
 def attend(

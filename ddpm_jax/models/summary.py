@@ -1,5 +1,6 @@
 """A network as a table: its layers, their shapes, parameters and FLOPs."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -25,14 +26,22 @@ class Layer(NamedTuple):
     """Of the forward pass for one image, as XLA counts them."""
 
 
-def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
+def layer_table(
+    model: nn.Module, image_shape: tuple[int, ...], *, labelled: bool = False
+) -> list[Layer]:
     """The direct children of `model` in the order in which they run, and a last row for the whole.
 
     Everything is traced and nothing is computed. FLOPs are XLA's own count of the lowered layer;
     what the network does between its layers is in the last row only.
+
+    Args:
+        model: the network.
+        image_shape: (height, width, channel).
+        labelled: whether it is given a label.
     """
     x_t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    labels = {"labels": jnp.zeros(1, jnp.int32)} if labelled else {}
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = meta.unbox(jax.eval_shape(lambda key: init_params(model, key, image_shape), key))
     calls: list[tuple[nn.Module, Any, Any, Any]] = []
@@ -44,10 +53,10 @@ def layer_table(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
         return output
 
     with nn.intercept_methods(record):
-        output = jax.eval_shape(model.apply, variables, x_t, t)
+        output = jax.eval_shape(functools.partial(model.apply, **labels), variables, x_t, t)
     params, (output, *_) = variables["params"], jax.tree.leaves(output)
     rows = [_row(module, params.get(module.name, {}), *call) for module, *call in calls]
-    return [*rows, _row(model, params, (x_t, t), {}, output)._replace(name="total")]
+    return [*rows, _row(model, params, (x_t, t), labels, output)._replace(name="total")]
 
 
 def _row(module: nn.Module, params: Any, args: Any, kwargs: Any, output: Any) -> Layer:
