@@ -41,7 +41,7 @@ def layer_table(
     """
     x_t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    labels = {"labels": jnp.zeros(1, jnp.int32)} if labelled else {}
+    labels: dict[str, Any] = {"labels": jnp.zeros(1, jnp.int32)} if labelled else {}
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = meta.unbox(jax.eval_shape(lambda key: init_params(model, key, image_shape), key))
     calls: list[tuple[nn.Module, Any, Any, Any]] = []

@@ -20,18 +20,21 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
 from ddpm_jax.checks import check_choice
+from ddpm_jax.models.blocks import (
+    AttentionKernel,
+    Remat,
+    Resample,
+    conv,
+    dense,
+    remat_blocks,
+    sinusoidal_embedding,
+)
 from ddpm_jax.models.layers import (
-    Conv,
-    Dense,
-    Dropout,
     GroupNorm,
     Padding,
-    attend,
     doubled,
     gathered,
     halved,
@@ -41,20 +44,7 @@ from ddpm_jax.models.layers import (
     wide_dtype,
 )
 
-__all__ = [
-    "AttentionKernel",
-    "InterpolationRange",
-    "Remat",
-    "Resampling",
-    "UNet",
-    "sinusoidal_embedding",
-]
-
-Remat = Literal["none", "attention", "convolutions", "blocks"]
-"""What the backward pass computes again instead of keeping it; each saves more memory."""
-
-AttentionKernel = Literal["xla", "cudnn"]
-"""What computes attention: products and a softmax, or `jax.nn.dot_product_attention` by cuDNN."""
+__all__ = ["InterpolationRange", "Resampling", "UNet"]
 
 Resampling = Literal["convolution", "residual", "plain"]
 """What halves and doubles the resolution: a convolution of stride 2, and one of repeated pixels; a
@@ -64,33 +54,8 @@ or that average alone, without parameters."""
 InterpolationRange = Literal["unit", "symmetric"]
 """Of the second output: u in [0, 1] itself, or v in [-1, 1], of which u is (v + 1) / 2."""
 
-_Resample = Literal["no", "halve", "double"]
-
-_fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _zeros = nn.initializers.zeros_init()
 _normal = nn.initializers.normal(1.0)
-_CONVOLUTION = "convolution"
-
-
-def sinusoidal_embedding(
-    t: Int[Array, " batch"] | Float[Array, " batch"],
-    width: int,
-    *,
-    cosine_first: bool = False,
-    frequency_shift: float = 1.0,
-    max_period: float = 10_000.0,
-    dtype: DTypeLike = jnp.float32,
-) -> Float[Array, "batch width"]:
-    """sin(t w_k) and cos(t w_k), w_k = max_period^(-k / (n - shift)) for k < n = width / 2.
-
-    With the shift 1, w goes from 1 down to 1 / max_period (Vaswani et al. 2017, as in the code of
-    Ho et al. 2020).
-    """
-    half = width // 2
-    frequencies = max_period ** (-np.arange(half) / (half - frequency_shift))
-    angles = t.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
-    waves = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
 
 
 class UNet(nn.Module):
@@ -204,14 +169,13 @@ class UNet(nn.Module):
         elif keys is None:
             keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
         t, keys, labels = jax.tree.map(lambda values: split_like(values, x_t), (t, keys, labels))
-        residual_block, attention_block = _blocks(self.remat)
+        residual_block, attention_block = remat_blocks(self.remat)
         widths = [int(self.channels * multiplier) for multiplier in self.multipliers]
-        last = len(widths) - 1
-        down, up = self.resampling, self.up_resampling or self.resampling
+        last, padding = len(widths) - 1, _padding(self.symmetric_padding)
 
-        def residual(h: jax.Array, width: int, name: str, resample: _Resample = "no") -> jax.Array:
-            height, everywhere = h.shape[1], self.dropout_resolutions is None
-            drops = everywhere or height in (self.dropout_resolutions or ())
+        def residual(h: jax.Array, width: int, name: str, resample: Resample = "no") -> jax.Array:
+            heights = self.dropout_resolutions
+            drops = heights is None or h.shape[1] in heights
             block = residual_block(
                 width,
                 self.dropout if drops else 0.0,
@@ -236,6 +200,24 @@ class UNet(nn.Module):
                 name=name,
             )(h)
 
+        def halve(h: jax.Array, level: int) -> jax.Array:
+            name = f"down_{level}_half"
+            match _entry(self.resampling, level):
+                case "residual":
+                    return residual(h, widths[level], name, "halve")
+                case "plain":
+                    return halved(h)
+            return conv(widths[level], self.dtype, name, stride=2, padding=padding)(h)
+
+        def double(h: jax.Array, level: int) -> jax.Array:
+            name = f"up_{level}_double"
+            match _entry(self.up_resampling or self.resampling, level):
+                case "residual":
+                    return residual(h, widths[level], name, "double")
+                case "plain":
+                    return doubled(h)
+            return conv(widths[level], self.dtype, name, doubled=True)(h)
+
         time = sinusoidal_embedding(
             t.astype(wide_dtype(self.dtype)) * self.time_scale,
             self.channels,
@@ -244,13 +226,13 @@ class UNet(nn.Module):
             max_period=self.max_period,
             dtype=wide_dtype(self.dtype),
         ).astype(self.dtype)
-        time = _dense(4 * self.channels, self.dtype, "time_0")(time)
-        time = _dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
+        time = dense(4 * self.channels, self.dtype, "time_0")(time)
+        time = dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
         if self.num_classes > 0:
             time = time + self._class_vectors(labels, x_t.shape[0]).astype(self.dtype)
         time = nn.swish(time)
 
-        h = _conv(widths[0], self.dtype, "input")(x_t)
+        h = conv(widths[0], self.dtype, "input")(x_t)
         skips = [h]
         for level, width in enumerate(widths):
             for index in range(self.num_blocks):
@@ -259,14 +241,7 @@ class UNet(nn.Module):
                     h = attention(h, f"down_{level}_{index}_attention")
                 skips.append(h)
             if level != last:
-                name, padding = f"down_{level}_half", _padding(self.symmetric_padding)
-                match _entry(down, level):
-                    case "residual":
-                        h = residual(h, width, name, "halve")
-                    case "plain":
-                        h = halved(h)
-                    case _:
-                        h = _conv(width, self.dtype, name, stride=2, padding=padding)(h)
+                h = halve(h, level)
                 skips.append(h)
 
         h = residual(h, widths[-1], "middle_0")
@@ -281,18 +256,11 @@ class UNet(nn.Module):
                 if self._attends(level, h, up=True):
                     h = attention(h, f"up_{level}_{index}_attention", self.up_heads or self.heads)
             if level != 0:
-                name = f"up_{level}_double"
-                match _entry(up, level):
-                    case "residual":
-                        h = residual(h, width, name, "double")
-                    case "plain":
-                        h = doubled(h)
-                    case _:
-                        h = _conv(width, self.dtype, name, doubled=True)(h)
+                h = double(h, level)
 
         h = nn.swish(GroupNorm(self.norm_groups, self.norm_epsilon, name="output_norm")(h))
         outputs = 2 if self.learned_variance else 1
-        h = _conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
+        h = conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
         h = h.astype(wide_dtype(self.dtype))
         if self.learned_variance:
             prediction, interpolation = jnp.split(h, 2, axis=-1)
@@ -328,80 +296,6 @@ class UNet(nn.Module):
         return rows(table, jnp.where(labels < 0, self.num_classes, labels))
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with the time between them, added to the input."""
-
-    width: int
-    dropout: float
-    norm_groups: int
-    norm_epsilon: float
-    scale_shift: bool
-    resample: _Resample
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, keys: jax.Array | None) -> jax.Array:
-        h = nn.swish(GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_0")(x))
-        if self.resample == "halve":
-            h, x = halved(h), halved(x)
-        doubles = self.resample == "double"
-        h = _conv(self.width, self.dtype, "conv_0", doubled=doubles)(h)
-        h = checkpoint_name(h, _CONVOLUTION)
-        time = _dense((1 + self.scale_shift) * self.width, self.dtype, "time")(time)
-        time = time[:, None, None, :]
-        norm = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_1")
-        if self.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = norm(h) * (1.0 + scale) + shift
-        else:
-            h = norm(h + time)
-        h = Dropout(self.dropout, name="dropout")(nn.swish(h), keys)
-        h = checkpoint_name(_conv(self.width, self.dtype, "conv_1", init=_zeros)(h), _CONVOLUTION)
-        if x.shape[-1] != self.width:
-            x = _dense(self.width, self.dtype, "shortcut")(x)
-        return (doubled(x) if doubles else x) + h
-
-
-class SelfAttention(nn.Module):
-    """Over all positions of the image, added to the input (Vaswani et al. 2017, section 3.2)."""
-
-    norm_groups: int
-    norm_epsilon: float
-    dtype: DTypeLike
-    heads: int
-    kernel: AttentionKernel
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        by_head = (batch, height * width, self.heads, channels // self.heads)
-        h = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm")(x)
-        h = h.reshape(batch, height * width, channels)
-        query, key, value = (
-            _dense(channels, self.dtype, name)(h).reshape(by_head)
-            for name in ("query", "key", "value")
-        )
-        if self.kernel == "cudnn":
-            h = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-        else:
-            h = attend(query, key, value)
-        h = h.reshape(batch, height * width, channels)
-        h = _dense(channels, self.dtype, "output", init=_zeros)(h)
-        return x + h.reshape(x.shape)
-
-
-def _blocks(remat: Remat) -> tuple[type[ResidualBlock], type[SelfAttention]]:
-    """The two kinds of blocks, wrapped so that the backward pass keeps no more of them."""
-    policy = None
-    if remat == "convolutions":
-        policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
-    residual = ResidualBlock
-    if remat in ("convolutions", "blocks"):
-        residual = nn.remat(ResidualBlock, policy=policy)
-    attention = SelfAttention if remat == "none" else nn.remat(SelfAttention)
-    return residual, attention
-
-
 def _entry(resampling: Resampling | Sequence[Resampling], level: int) -> str:
     """That of a level; a name is that of all."""
     return resampling if isinstance(resampling, str) else resampling[level]
@@ -409,30 +303,3 @@ def _entry(resampling: Resampling | Sequence[Resampling], level: int) -> str:
 
 def _padding(symmetric: bool) -> Padding:
     return ((1, 1), (1, 1)) if symmetric else "SAME"
-
-
-def _dense(
-    width: int, dtype: DTypeLike, name: str, *, init: nn.initializers.Initializer = _fan_avg_uniform
-) -> Dense:
-    return Dense(width, dtype=dtype, kernel_init=init, name=name)
-
-
-def _conv(
-    width: int,
-    dtype: DTypeLike,
-    name: str,
-    *,
-    stride: int = 1,
-    padding: Padding = "SAME",
-    doubled: bool = False,
-    init: nn.initializers.Initializer = _fan_avg_uniform,
-) -> Conv:
-    return Conv(
-        width,
-        stride=stride,
-        padding=padding,
-        doubled=doubled,
-        dtype=dtype,
-        kernel_init=init,
-        name=name,
-    )

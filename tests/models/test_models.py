@@ -13,7 +13,7 @@ import pytest
 from flax.core import meta
 
 from ddpm_jax.models import Remat, UNet, init_params, layer_table
-from ddpm_jax.models.unet import SelfAttention, sinusoidal_embedding
+from ddpm_jax.models.blocks import SelfAttention, sinusoidal_embedding
 
 SMALL = {
     "channels": 8,

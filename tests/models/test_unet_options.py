@@ -13,8 +13,8 @@ from flax.core import meta
 from ddpm_jax import config
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.models import UNet, init_params, layer_table
+from ddpm_jax.models.blocks import ResidualBlock, sinusoidal_embedding
 from ddpm_jax.models.layers import Conv, doubled, halved
-from ddpm_jax.models.unet import ResidualBlock, sinusoidal_embedding
 
 SMALL = UNet(
     channels=8,
