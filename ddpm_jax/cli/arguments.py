@@ -114,7 +114,7 @@ def replace_members(config: Any, arguments: Sequence[str], *modules: str) -> tup
     Raises:
         ConfigError: no member of this name, or none is named.
     """
-    families = configs.families(type(config))
+    families = configs.families(config)
     rest: list[str] = []
     waiting = list(arguments)
     while waiting:
@@ -132,6 +132,7 @@ def replace_members(config: Any, arguments: Sequence[str], *modules: str) -> tup
             value = waiting.pop(0)
         kind = configs.find_member(family, value, name, *modules)
         config = _with_member(config, dotted.split("."), kind, family)
+        families = configs.families(config)
     return config, rest
 
 

@@ -4,21 +4,38 @@ import inspect
 import re
 import sys
 import typing
+from typing import Any
 
 from ddpm_jax.config.base import ConfigError, Member
 from ddpm_jax.config.config import Config
-from ddpm_jax.config.values import nearest
+from ddpm_jax.config.values import annotations, nearest
 
 __all__ = ["families", "find_member", "member_name", "members"]
 
 
-def families(kind: type = Config, prefix: str = "") -> dict[str, type[Member]]:
-    """The base of each family that a dataclass has members of, by the dotted name of its field."""
+def families(values: Any = Config, prefix: str = "") -> dict[str, type[Member]]:
+    """The base of each family that a dataclass has members of, by the dotted name of its field.
+
+    Args:
+        values: a class; or an instance, whose members may have members that others of their
+            family do not have.
+        prefix: of the names.
+
+    Raises:
+        ConfigError: a member with an annotation that is not supported.
+    """
     bases: dict[str, type[Member]] = {}
-    for name, hint in typing.get_type_hints(kind).items():
+    is_class = isinstance(values, type)
+    kind = values if is_class else type(values)
+    if issubclass(kind, Member):
+        hints = annotations(kind, prefix.removesuffix("."))
+    else:
+        hints = typing.get_type_hints(kind)
+    for name, hint in hints.items():
         if isinstance(hint, type) and issubclass(hint, Member):
+            member = None if is_class else getattr(values, name)
             bases[prefix + name] = hint
-            bases |= families(hint, f"{prefix}{name}.")
+            bases |= families(member if isinstance(member, Member) else hint, f"{prefix}{name}.")
     return bases
 
 
@@ -38,8 +55,10 @@ def members(family: type[Member], *modules: str) -> list[type[Member]]:
 
 
 def member_name(kind: type[Member]) -> str:
-    """The name of a class on the command line: dpm-solver-pp."""
-    words = re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]+|[A-Z]+[0-9]*", kind.__name__)
+    """The name of a class on the command line: dpm-solver-pp, dit."""
+    words = re.findall(
+        r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]+(?:[A-Z]$)?|[A-Z]+[0-9]*", kind.__name__
+    )
     return "-".join(words).lower()
 
 

@@ -1,10 +1,12 @@
 """The network that predicts, and what its output stands for."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -21,13 +23,17 @@ from ddpm_jax.config.base import (
     Bound,
     ConfigError,
     Member,
+    default_of,
 )
+from ddpm_jax.config.schedule import make_schedule
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.forward import Predicts
-from ddpm_jax.models import AttentionKernel, InterpolationRange, Remat, Resampling
+from ddpm_jax.models import AttentionKernel, InterpolationRange, Remat, Resampling, TokenRemat
+from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
+from ddpm_jax.schedules import Schedule
 
-__all__ = ["Network", "UNet"]
+__all__ = ["EDM", "DiT", "Network", "UNet"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,10 @@ class Network(Member):
         Raises:
             ConfigError: it cannot have images of this shape.
         """
+
+    def make_for(self, images: ImageSpec, process: Modal) -> nn.Module:
+        """The network for these images and this forward process, which few networks depend on."""
+        return self.make(images)
 
     @property
     def compute_dtype(self) -> Literal["float32", "bfloat16"]:
@@ -173,16 +183,7 @@ class UNet(Network):
                 f"network.attention_kernel is {self.attention_kernel}; it has to be 'xla' where"
                 " network.dtype is 'float32'"
             )
-        if self.classes and not self.null_class:
-            for name, value, wanted in (
-                ("train.label_dropout", config.train.label_dropout, 0.0),
-                ("sampler.guidance", config.sampler.guidance, 1.0),
-            ):
-                if value != wanted:
-                    raise ConfigError(
-                        f"{name} is {value}; it has to be {wanted} where network.null_class is"
-                        " False"
-                    )
+        _check_labels(self, config)
 
     def make(self, images: ImageSpec) -> nn.Module:
         """`models.UNet`, if the levels divide the images and have the heights for attention."""
@@ -285,3 +286,195 @@ class UNet(Network):
                     f" {shape[-1]} channels here ({error}); take 'xla'"
                 ) from error
         return self.attention_kernel
+
+
+_TRANSFORMERS = {
+    # (width, depth, heads)
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiT(Network):
+    """The diffusion transformer of Peebles & Xie 2023; see `ddpm_jax.models.DiT`."""
+
+    size: Literal["S", "B", "L", "XL"] = "S"
+    """Width, depth and heads of the paper: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
+    width: Annotated[int | None, COUNT] = None
+    """Of the vector of each patch, in place of that of `size`."""
+    depth: Annotated[int | None, COUNT] = None
+    """Blocks, in place of those of `size`."""
+    heads: Annotated[int | None, COUNT] = None
+    """Of each self-attention, in place of those of `size`."""
+    patch: Annotated[int, COUNT] = 2
+    """Side of the squares that the image is cut into, in pixels."""
+    mlp_ratio: Annotated[float, POSITIVE] = 4.0
+    """Width of the layer inside a block's network, in units of `width`."""
+    dropout: Annotated[float, FRACTION, Affects.TRAINING] = 0.0
+    """Rate behind self-attention and inside each block's network."""
+    time_scale: Annotated[float, POSITIVE] = 1.0
+    """Factor of t before its sinusoids; 1000 / T lets it go to 1000 on any chain."""
+    null_class: bool = True
+    """One more vector, for no class: without it all examples need labels."""
+    interpolation_range: InterpolationRange = "unit"
+    """Of the learned variance: the output is u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation inside the network; parameters are float32 either way."""
+    remat: Annotated[TokenRemat, Affects.ROUNDING] = "none"
+    """What the backward pass computes again to save memory: nothing; the weights of attention;
+    whole blocks."""
+
+    def check(self, config: Any) -> None:
+        """The width has to be a multiple of the heads, and of the parts of a position."""
+        width, _, heads = self._shape()
+        if width % heads:
+            raise ConfigError(
+                f"network.heads is {heads}; it has to be a divisor of network.width, {width}"
+            )
+        if width % 4:
+            raise ConfigError(
+                f"network.width is {width}; it has to be a multiple of 4: sines and cosines of rows"
+                " and columns"
+            )
+        if int(width * self.mlp_ratio) < 1:
+            raise ConfigError(
+                f"network.mlp_ratio is {self.mlp_ratio}; it has to be {1 / width:.3g} or more"
+            )
+        _check_labels(self, config)
+
+    def make(self, images: ImageSpec) -> nn.Module:
+        """`models.DiT`, if patches divide the images."""
+        height, width, _ = images.shape
+        if height % self.patch or width % self.patch:
+            raise ConfigError(
+                f"network.patch is {self.patch}; it has to divide the images of {images.name!r},"
+                f" which are {height}x{width}"
+            )
+        features, depth, heads = self._shape()
+        return models.DiT(
+            patch=self.patch,
+            width=features,
+            depth=depth,
+            heads=heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            time_scale=self.time_scale,
+            num_classes=self.classes,
+            null_class=self.null_class,
+            learned_variance=self.variance == "learned_range",
+            interpolation_range=self.interpolation_range,
+            dtype=jnp.dtype(self.dtype),
+            remat=self.remat,
+        )
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "bfloat16"]:
+        """`dtype`."""
+        return self.dtype
+
+    def smaller(self) -> Sequence[tuple[str, Any]]:
+        """The values of `remat` after its own."""
+        policies = typing.get_args(TokenRemat)
+        return [("remat", policy) for policy in policies[policies.index(self.remat) + 1 :]]
+
+    def _shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads."""
+        width, depth, heads = _TRANSFORMERS[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM(Network):
+    """Another network with the preconditioning of Karras et al. 2022.
+
+    See `ddpm_jax.models.Preconditioned`. Its `predicts`, `variance` and `classes` count; those of
+    the other network are left alone.
+    """
+
+    predicts: Predicts = dataclasses.field(default="x0", kw_only=True)
+    """What the output stands for; the network is the same function of the data for all."""
+    network: Network = UNet()
+    """The network inside; its times are c_noise = ln(sigma) / 4."""
+    sigma_data: Annotated[float, POSITIVE] = 0.5
+    """Standard deviation of the images in [-1, 1]."""
+
+    def check(self, config: Any) -> None:
+        """Signal has to be left at T - 1, and the network inside may not contradict this one."""
+        if isinstance(self.network, EDM):
+            raise ConfigError("network.network is an EDM; it has to be another network")
+        defaults = {field.name: default_of(field) for field in dataclasses.fields(self.network)}
+        for name in ("predicts", "variance", "classes"):
+            own, inner = getattr(self, name), getattr(self.network, name)
+            if inner not in (own, defaults[name]):
+                raise ConfigError(
+                    f"network.network.{name} is {inner} and network.{name} is {own}; leave the"
+                    " first alone, since the second counts"
+                )
+        if make_schedule(config.schedule).zero_terminal_snr:
+            raise ConfigError(
+                "network is an EDM and the schedule leaves no signal at T - 1, where c_noise is"
+                " infinite; take another schedule"
+            )
+        with _inner_names():
+            self._inner().check(config)
+
+    def make(self, images: ImageSpec) -> nn.Module:
+        """Raises ConfigError: it has to be made by `make_for`."""
+        raise ConfigError("network is an EDM, which is made for a forward process: call make_for")
+
+    def make_for(self, images: ImageSpec, process: Modal) -> nn.Module:
+        """`models.Preconditioned`, if the process is a schedule."""
+        if not isinstance(process, Schedule):
+            raise ConfigError(
+                "network is an EDM, which has one level of noise for all of an image; the process"
+                f" is a {type(process).__name__}, so take isotropic"
+            )
+        with _inner_names():
+            inner: Any = self._inner().make_for(images, process)
+        if not isinstance(inner, nn.Module):
+            raise ConfigError(
+                f"network.network: {type(self.network).__name__}.make returned a"
+                f" {type(inner).__name__}; in an EDM it has to return a Flax module"
+            )
+        return models.Preconditioned(
+            inner, process, predicts=self.predicts, sigma_data=self.sigma_data
+        )
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "bfloat16"]:
+        """That of the network inside."""
+        return self.network.compute_dtype
+
+    def smaller(self) -> Sequence[tuple[str, Any]]:
+        """Those of the network inside."""
+        return [(f"network.{field}", value) for field, value in self.network.smaller()]
+
+    def _inner(self) -> Network:
+        return dataclasses.replace(self.network, variance=self.variance, classes=self.classes)
+
+
+@contextlib.contextmanager
+def _inner_names() -> Iterator[None]:
+    """Errors of a network inside another one have the names of its fields there."""
+    try:
+        yield
+    except ConfigError as error:
+        text = re.sub(r"\bnetwork(?=[.:])", "network.network", str(error))
+        raise ConfigError(text) from error
+
+
+def _check_labels(network: "UNet | DiT", config: Any) -> None:
+    """Without a vector for no class, none may be hidden in training, or needed by guidance."""
+    if network.null_class or not network.classes:
+        return
+    for name, value, wanted in (
+        ("train.label_dropout", config.train.label_dropout, 0.0),
+        ("sampler.guidance", config.sampler.guidance, 1.0),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"{name} is {value}; it has to be {wanted} where network.null_class is False"
+            )

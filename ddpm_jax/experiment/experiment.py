@@ -206,13 +206,14 @@ def build(
             measured = config.process.measure(images)
     _check_classes(config, spec)
     learning_rate = configs.make_learning_rate(config.optimizer, config.train.steps)
+    process = configs.make_process(config.schedule, config.process, spec.shape, measured)
     return Experiment(
         config=config,
         spec=spec,
         measured=measured,
         loaded=images,
-        process=configs.make_process(config.schedule, config.process, spec.shape, measured),
-        model=make_network(config, spec),
+        process=process,
+        model=make_network(config, spec, process),
         learning_rate=learning_rate,
         optimizer=configs.make_optimizer(config.optimizer, learning_rate),
         mesh=mesh,
@@ -256,13 +257,22 @@ def image_spec_of(config: Config) -> ImageSpec:
     )
 
 
-def make_network(config: Config, spec: ImageSpec) -> nn.Module:
+def make_network(config: Config, spec: ImageSpec, process: Modal | None = None) -> nn.Module:
     """The network for these images.
+
+    Args:
+        config: of the experiment.
+        spec: of the images.
+        process: the forward process; by default that of the config, with a placeholder for what it
+            measures of the images.
 
     Raises:
         ConfigError: images that it cannot have, or `make` returned no network.
     """
-    model: Any = config.network.make(spec)
+    if process is None:
+        measured = config.process.placeholder(spec.shape)
+        process = configs.make_process(config.schedule, config.process, spec.shape, measured)
+    model: Any = config.network.make_for(spec, process)
     if not (callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None))):
         raise ConfigError(
             f"network: {type(config.network).__name__}.make returned a {type(model).__name__}; it"

@@ -2,8 +2,12 @@
 
 from ddpm_jax.models.blocks import AttentionKernel as AttentionKernel
 from ddpm_jax.models.blocks import Remat as Remat
+from ddpm_jax.models.dit import DiT as DiT
+from ddpm_jax.models.dit import TokenRemat as TokenRemat
+from ddpm_jax.models.interface import Wrapper as Wrapper
 from ddpm_jax.models.interface import init_params as init_params
 from ddpm_jax.models.interface import network_function as network_function
+from ddpm_jax.models.preconditioned import Preconditioned as Preconditioned
 from ddpm_jax.models.summary import Layer as Layer
 from ddpm_jax.models.summary import layer_table as layer_table
 from ddpm_jax.models.unet import InterpolationRange as InterpolationRange

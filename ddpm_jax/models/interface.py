@@ -10,9 +10,18 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.errors import UserError
 
-__all__ = ["init_params", "network_function"]
+__all__ = ["Wrapper", "init_params", "network_function", "optional_arguments"]
 
 _OPTIONAL = ("train", "keys", "labels")
+
+
+class Wrapper(nn.Module):
+    """A network around another one, which gets those of `train`, `keys` and `labels` it takes.
+
+    Its call has a parameter for each of them.
+    """
+
+    network: nn.Module
 
 
 def init_params(model: nn.Module, key: Key[Array, ""], image_shape: Sequence[int]) -> Any:
@@ -35,9 +44,7 @@ def network_function(model: nn.Module) -> Callable[..., Any]:
     Raises:
         UserError: when it is called with labels that the network does not take.
     """
-    parameters = inspect.signature(type(model).__call__).parameters
-    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    taken = [name for name in _OPTIONAL if takes_all or name in parameters]
+    takes_keys = "keys" in _taken(model)
 
     def apply(
         params: Any,
@@ -48,15 +55,40 @@ def network_function(model: nn.Module) -> Callable[..., Any]:
         keys: Key[Array, " batch"] | None = None,
         labels: Int[Array, " batch"] | None = None,
     ) -> Any:
-        if labels is not None and "labels" not in taken:
-            raise UserError(
-                f"{type(model).__name__} is given labels, and its __call__ has no parameter of"
-                " that name"
-            )
-        given = {"train": train, "keys": keys, "labels": labels}
-        kwargs: dict[str, Any] = {name: given[name] for name in taken if given[name] is not None}
-        if train and keys is not None and "keys" not in taken:
+        kwargs = optional_arguments(model, train=train, keys=keys, labels=labels)
+        if train and keys is not None and not takes_keys:
             kwargs["rngs"] = {"dropout": keys[0]}
         return model.apply(params, x_t, t, **kwargs)
 
     return apply
+
+
+def optional_arguments(
+    model: nn.Module,
+    *,
+    train: bool,
+    keys: Key[Array, " batch"] | None,
+    labels: Int[Array, " batch"] | None,
+) -> dict[str, Any]:
+    """Those of the arguments that the network's `__call__` takes, without None.
+
+    Raises:
+        UserError: labels that it does not take.
+    """
+    taken = _taken(model)
+    if labels is not None and "labels" not in taken:
+        raise UserError(
+            f"{type(model).__name__} is given labels, and its __call__ has no parameter of that"
+            " name"
+        )
+    given = {"train": train, "keys": keys, "labels": labels}
+    return {name: given[name] for name in taken if given[name] is not None}
+
+
+def _taken(model: nn.Module) -> list[str]:
+    """Names of optional arguments that a network takes; those of the inner one, of a wrapper."""
+    while isinstance(model, Wrapper):
+        model = model.network
+    parameters = inspect.signature(type(model).__call__).parameters
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return [name for name in _OPTIONAL if takes_all or name in parameters]

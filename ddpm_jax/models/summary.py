@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from ddpm_jax.models.interface import init_params
+from ddpm_jax.models.interface import Wrapper, init_params
 
 __all__ = ["Layer", "layer_table"]
 
@@ -31,6 +31,7 @@ def layer_table(
 ) -> list[Layer]:
     """The direct children of `model` in the order in which they run, and a last row for the whole.
 
+    Of a wrapper the rows are those of the network in it, but for the last.
     Everything is traced and nothing is computed. FLOPs are XLA's own count of the lowered layer;
     what the network does between its layers is in the last row only.
 
@@ -45,17 +46,23 @@ def layer_table(
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = meta.unbox(jax.eval_shape(lambda key: init_params(model, key, image_shape), key))
     calls: list[tuple[nn.Module, Any, Any, Any]] = []
+    inner: Any = model
+    parents: tuple[str, ...] = ()
+    while isinstance(inner, Wrapper):
+        inner, parents = inner.network, (*parents, "network")
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
-        if context.method_name == "__call__" and len(context.module.path) == 1:
+        path = context.module.path
+        if context.method_name == "__call__" and path and path[:-1] == parents:
             calls.append((context.module, args, kwargs, output))
         return output
 
     with nn.intercept_methods(record):
         output = jax.eval_shape(functools.partial(model.apply, **labels), variables, x_t, t)
     params, (output, *_) = variables["params"], jax.tree.leaves(output)
-    rows = [_row(module, params.get(module.name, {}), *call) for module, *call in calls]
+    own = functools.reduce(lambda tree, name: tree.get(name, {}), parents, params)
+    rows = [_row(module, own.get(module.name, {}), *call) for module, *call in calls]
     return [*rows, _row(model, params, (x_t, t), labels, output)._replace(name="total")]
 
 

@@ -52,9 +52,7 @@ def changes(config: Config, devices: int) -> list[list[Change]]:
 def apply(config: Config, change: Change) -> Config:
     """`config` with the values of `change`."""
     for dotted, value in change.fields:
-        room, field = dotted.split(".")
-        inner = dataclasses.replace(getattr(config, room), **{field: value})
-        config = dataclasses.replace(config, **{room: inner})
+        config = _replaced(config, dotted.split("."), value)
     return config
 
 
@@ -136,6 +134,13 @@ def _next(known: dict[int, int], usable: int, low: int, high: int | None, *, hal
         if slope > 0.0:
             guess = math.floor(first + (usable - known[first]) / slope)
     return int(max(least, min(guess, most)))
+
+
+def _replaced(values: Any, path: Sequence[str], value: Any) -> Any:
+    """A dataclass with another value of a field, or of a field of its fields."""
+    name, *inner = path
+    new = _replaced(getattr(values, name), inner, value) if inner else value
+    return dataclasses.replace(values, **{name: new})
 
 
 def _doublings(value: int, most: int) -> list[int]:

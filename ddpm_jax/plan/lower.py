@@ -3,6 +3,7 @@
 Nothing is allocated and no images are read: the state, the batch and the data are shapes.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,4 +64,6 @@ def forward_flops(experiment: Experiment) -> int:
     """FLOPs of the network, for one image."""
     params = experiment.abstract_state.params
     x_t = jax.ShapeDtypeStruct((1, *experiment.spec.shape), jnp.float32)
-    return count_flops(experiment.apply, params, x_t, jax.ShapeDtypeStruct((1,), jnp.int32))
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    labels = {"labels": jnp.zeros(1, jnp.int32)} if experiment.config.network.classes else {}
+    return count_flops(functools.partial(experiment.apply, **labels), params, x_t, t)

@@ -119,8 +119,8 @@ def put(dotted, value):
         (put("optimizer.decay", []), "optimizer.decay is []; it has to be an object"),
         (put("sampler.class", ...), "sampler has no class, which says what a Sampler is"),
         (
-            put("network.class", "ddpm_jax.config.network:DiT"),
-            "network is 'ddpm_jax.config.network:DiT', a class that this version of ddpm_jax does"
+            put("network.class", "ddpm_jax.config.network:UViT"),
+            "network is 'ddpm_jax.config.network:UViT', a class that this version of ddpm_jax does"
             " not have",
         ),
         (put("network.class", "config.py:TwoLayer"), "does not have (did you mean TwoLayers?)"),

@@ -1,4 +1,4 @@
-"""The U-Net: its size, its start, its precision, and what its output depends on."""
+"""Networks: their size, their start, their precision, and what their output depends on."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from ddpm_jax.models import Remat, UNet, init_params, layer_table
+from ddpm_jax.models import DiT, Remat, TokenRemat, UNet, init_params, layer_table
 from ddpm_jax.models.blocks import SelfAttention, sinusoidal_embedding
 
 SMALL = {
@@ -22,6 +22,10 @@ SMALL = {
     "attention_resolutions": (4,),
     "norm_groups": 4,
     "dropout": 0.5,
+}
+NETWORKS = {
+    "unet": functools.partial(UNet, **SMALL),
+    "dit": functools.partial(DiT, width=8, depth=2, heads=2, dropout=0.5),
 }
 FAST = "rbg"  # the random generator that compiles in a third of the time
 X, T = jax.random.normal(jax.random.key(7), (2, 8, 8, 3)), jnp.array([3, 900])
@@ -36,8 +40,14 @@ def shapes(model, size):
     return meta.unbox(born)["params"]
 
 
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    """Makes a network with more options."""
+    return NETWORKS[request.param]
+
+
 @pytest.fixture(scope="module")
-def alive():
+def alive(network):
     """Parameters as training might leave them: none is zero."""
     rng = np.random.default_rng(0)
     return {
@@ -45,22 +55,24 @@ def alive():
             lambda path, leaf: jnp.asarray(
                 (path[-1].key == "scale") + 0.1 * rng.normal(size=leaf.shape), jnp.float32
             ),
-            shapes(UNet(**SMALL), 8),
+            shapes(network(), 8),
         )
     }
 
 
 @pytest.fixture(scope="module")
-def apply():
-    return jax.jit(UNet(**SMALL).apply)
+def apply(network):
+    return jax.jit(network().apply)
 
 
 def test_the_paper_s_network_has_the_paper_s_size():
     assert count(shapes(UNet(), 32)) == 35_746_307
 
 
-def test_it_starts_at_zero():
-    start = jax.jit(UNet(**(SMALL | {"multipliers": (1,)})).init_with_output)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_starts_at_zero(name):
+    less = {"unet": {"multipliers": (1,)}, "dit": {"depth": 1}}
+    start = jax.jit(NETWORKS[name](**less[name]).init_with_output)
     output, variables = start(jax.random.key(0, impl=FAST), X, T)
     np.testing.assert_array_equal(output, np.zeros_like(X))
     # It is the last layer that is silent, not all of them.
@@ -103,8 +115,8 @@ def test_every_parameter_learns_and_every_pixel_matters(apply, alive):
         assert np.abs(slope).max() > 1e-6, path
 
 
-def test_bfloat16_is_inside_only_and_close(apply, alive):
-    model = UNet(**SMALL, dtype=jnp.bfloat16)
+def test_bfloat16_is_inside_only_and_close(network, apply, alive):
+    model = network(dtype=jnp.bfloat16)
     born = jax.eval_shape(model.init, jax.random.key(0), X, T)
     assert {leaf.dtype for leaf in jax.tree.leaves(born)} == {jnp.dtype("float32")}
     exact, rounded = apply(alive, X, T), jax.jit(model.apply)(alive, X, T)
@@ -114,20 +126,20 @@ def test_bfloat16_is_inside_only_and_close(apply, alive):
     assert 0.0 < error < 20 * 2**-9
 
 
-def test_dropout_is_for_training(apply, alive):
-    train = jax.jit(lambda key: UNet(**SMALL).apply(alive, X, T, train=True, rngs={"dropout": key}))
+def test_dropout_is_for_training(network, apply, alive):
+    train = jax.jit(lambda key: network().apply(alive, X, T, train=True, rngs={"dropout": key}))
     first, again, other = (train(jax.random.key(seed, impl=FAST)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     assert np.abs(first - apply(alive, X, T)).max() > 1e-3
     with pytest.raises(flax.errors.InvalidRngError):
-        UNet(**SMALL).apply(alive, X, T, train=True)
+        network().apply(alive, X, T, train=True)
 
 
-def test_dropout_by_keys_is_each_example_s_own(alive):
+def test_dropout_by_keys_is_each_example_s_own(network, apply, alive):
     @jax.jit
     def train(x, t, keys):
-        return UNet(**SMALL).apply(alive, x, t, train=True, keys=keys)
+        return network().apply(alive, x, t, train=True, keys=keys)
 
     keys = jax.random.split(jax.random.key(0), 2)
     whole, swapped = train(X, T, keys), train(X[::-1], T[::-1], keys[::-1])
@@ -136,8 +148,8 @@ def test_dropout_by_keys_is_each_example_s_own(alive):
     np.testing.assert_allclose(same[0], whole[0], atol=1e-5)
     assert np.abs(same[1] - whole[1]).max() > 1e-3
     # Keys are for training; without it there is nothing to draw.
-    quiet = UNet(**SMALL).apply(alive, X, T, keys=keys)
-    np.testing.assert_array_equal(quiet, UNet(**SMALL).apply(alive, X, T))
+    quiet = jax.jit(network().apply)(alive, X, T, keys=keys)
+    np.testing.assert_array_equal(quiet, apply(alive, X, T))
 
 
 AXES = {
@@ -147,12 +159,11 @@ AXES = {
 }
 
 
-def test_every_parameter_s_axes_have_names():
-    boxed = jax.eval_shape(
-        lambda key: init_params(UNet(**SMALL), key, X.shape[1:]), jax.random.key(0)
-    )
+def test_every_parameter_s_axes_have_names(network):
+    model = network(num_classes=3)
+    boxed = jax.eval_shape(lambda key: init_params(model, key, X.shape[1:]), jax.random.key(0))
     boxes = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
-    assert len(boxes) == len(jax.tree.leaves(shapes(UNet(**SMALL), 8)))
+    assert len(boxes) == len(jax.tree.leaves(shapes(model, 8)))
     for box in boxes:
         assert box.names == AXES[len(box.value.shape)]
 
@@ -163,8 +174,9 @@ def learned():
     keys = jax.random.split(jax.random.key(0, impl=FAST), 2)
 
     @functools.cache
-    def compiled(remat):
-        model = UNet(**(SMALL | {"multipliers": (1,), "attention_resolutions": ()}), remat=remat)
+    def compiled(name, remat):
+        less = {"unet": {"multipliers": (1,), "attention_resolutions": ()}, "dit": {"depth": 1}}
+        model = NETWORKS[name](**less[name], remat=remat)
 
         def loss(params):
             return jnp.mean((model.apply(params, X, T, train=True, keys=keys) - X) ** 2)
@@ -177,13 +189,15 @@ def learned():
     return compiled
 
 
-REMATS = typing.get_args(Remat)
+REMATS = {"unet": typing.get_args(Remat), "dit": typing.get_args(TokenRemat)}
 
 
-@pytest.mark.parametrize("remat", REMATS[1:])
-def test_what_is_computed_again_is_the_same(learned, remat):
-    params, (loss, slopes) = learned("none")
-    again, (loss_again, slopes_again) = learned(remat)
+@pytest.mark.parametrize(
+    ("name", "remat"), [(name, remat) for name, values in REMATS.items() for remat in values[1:]]
+)
+def test_what_is_computed_again_is_the_same(learned, name, remat):
+    params, (loss, slopes) = learned(name, "none")
+    again, (loss_again, slopes_again) = learned(name, remat)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
@@ -193,10 +207,11 @@ def test_what_is_computed_again_is_the_same(learned, remat):
     jax.tree.map(functools.partial(np.testing.assert_allclose, **near), slopes_again, slopes)
 
 
-def test_what_is_computed_again_is_not_kept():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_computed_again_is_not_kept(name):
     def kept(remat):
         """Bytes that the forward pass leaves to the backward pass, parameters too."""
-        model, keys = UNet(**SMALL, remat=remat), jax.random.split(jax.random.key(0), 2)
+        model, keys = NETWORKS[name](remat=remat), jax.random.split(jax.random.key(0), 2)
 
         def back(variables):
             return jax.vjp(lambda v: model.apply(v, X, T, train=True, keys=keys), variables)[1]
@@ -205,13 +220,15 @@ def test_what_is_computed_again_is_not_kept():
         return sum(leaf.size * leaf.dtype.itemsize for leaf in left)
 
     # What XLA makes of it differs: on CPUs, some versions keep what JAX would compute again.
-    every = [kept(remat) for remat in REMATS]
+    every = [kept(remat) for remat in REMATS[name]]
     assert every == sorted(set(every), reverse=True)
 
 
-def test_a_network_that_computes_again_is_shown_as_the_same_table():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_computes_again_is_shown_as_the_same_table(name):
+    less = {"unet": {"multipliers": (1,)}, "dit": {"depth": 1}}
     plain, again = (
-        layer_table(UNet(**(SMALL | {"multipliers": (1,)}), remat=remat), X.shape[1:])
+        layer_table(NETWORKS[name](**less[name], remat=remat), X.shape[1:])
         for remat in ("none", "blocks")
     )
     assert again == plain

@@ -1,4 +1,4 @@
-"""The U-Net under the transformations of JAX and on other meshes than the trainer's.
+"""Networks under the transformations of JAX and on other meshes than the trainer's.
 
 Whoever has a layer of Flax may differentiate it forward, map it, and put it on a mesh whose axes
 are Explicit, as `jax.make_mesh` makes them. A derivative is compared with what it has to be by
@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from marks import thorough_but
 
 from ddpm_jax import flow_bits_per_dim, processes, samplers, schedules
-from ddpm_jax.models import UNet, init_params
+from ddpm_jax.models import DiT, Preconditioned, UNet, init_params
 
 SHAPE = (4, 4, 3)
 BATCH = 8
@@ -25,16 +25,20 @@ T = jnp.arange(BATCH, dtype=jnp.int32)
 LABELS = T % 4 - 1
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, BATCH)
+CHAIN = schedules.linear_log_snr(BATCH)
 NEAR = {jnp.float32: 1e-4, jnp.bfloat16: 0.1}  # relative to the largest of an array
 
 
-DEEP, FLAT = (1, 2), (1,)
-"""Multipliers of a network with strides, whose derivatives are rules of our own in float32, and of
-one without, which compiles in half the time."""
+DEEP, FLAT, PATCHES = (1, 2), (1,), ()
+"""Multipliers of a U-Net with strides, whose derivatives are rules of our own in float32, and of
+one without, which compiles in half the time; none are of a DiT with EDM's preconditioning."""
 
 
 def network(dtype, multipliers):
-    """With attention in the middle alone."""
+    """A U-Net with attention in the middle alone, or the other."""
+    if multipliers is PATCHES:
+        how = {"dropout": 0.5, "dtype": dtype, "num_classes": 3, "remat": "attention"}
+        return Preconditioned(DiT(width=8, depth=1, heads=2, **how), CHAIN)
     return UNet(
         channels=4,
         multipliers=multipliers,
@@ -85,7 +89,10 @@ def assert_near(found, expected, dtype):
 
 networks = pytest.mark.parametrize(
     ("dtype", "multipliers"),
-    thorough_but([(jnp.float32, DEEP)], [(jnp.float32, DEEP), (jnp.bfloat16, FLAT)]),
+    thorough_but(
+        [(jnp.float32, DEEP), (jnp.float32, PATCHES)],
+        [(jnp.float32, DEEP), (jnp.bfloat16, FLAT), *((d, PATCHES) for d in NEAR)],
+    ),
 )
 
 
@@ -169,6 +176,8 @@ def test_the_gradient_through_shard_map_of_shared_parameters(dtype, check_vma):
         (jnp.bfloat16, FLAT, {"data": 4}, "data", "images", True),
         (jnp.float32, DEEP, {"data": 2, "fsdp": 2}, "data", "images", True),
         (jnp.float32, FLAT, {"data": 2, "fsdp": 2}, ("data", "fsdp"), "all", True),
+        (jnp.float32, PATCHES, {"data": 2, "fsdp": 2}, "data", "images", True),
+        (jnp.bfloat16, PATCHES, {"data": 4}, "data", "all", False),
     ],
 )
 def test_on_explicit_meshes_it_is_the_network_of_one_device(

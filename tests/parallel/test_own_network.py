@@ -1,4 +1,4 @@
-"""A network whose parameters name no axes, on meshes that split parameters."""
+"""Networks on meshes that split parameters: one whose parameters name no axes, and a DiT."""
 
 import dataclasses
 
@@ -52,6 +52,9 @@ def built(mesh, *, network=PlainNetwork(), optimizer=None):
     )
     devices = jax.devices()[: mesh.data * mesh.fsdp]
     return experiments.build(config, spec=SPEC, devices=devices)
+
+
+DIT = configs.DiT(width=64, depth=1, heads=2, dropout=0.1)
 
 
 def specs(tree):
@@ -131,6 +134,21 @@ def test_a_network_that_names_axes_is_split_by_its_names_alone():
     experiment = built(configs.Jit(data=2, fsdp=2), network=HalfNetwork())
     assert experiment.sharding_note is None
     assert not any("fsdp" in spec for spec in specs(experiment.abstract_state).values())
+
+
+@pytest.mark.thorough
+def test_a_dit_trains_as_on_a_mesh_that_splits_nothing():
+    experiment = built(configs.Jit(data=2, fsdp=2), network=DIT)
+    found = specs(experiment.abstract_state.params)
+    split = {path for path, spec in found.items() if "fsdp" in spec}
+    kernels = ("query", "key", "value", "output", "mlp_0", "mlp_1", "modulation")
+    assert {f"['params']['block_0']['{name}']['kernel']" for name in kernels} <= split
+    losses, state = trained(experiment)
+    expected, whole = trained(built(configs.Jit(data=4, fsdp=1), network=DIT))
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert losses[0] != losses[-1]
+    for one, other in zip(*map(jax.tree.leaves, (state.params, whole.params)), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", configs.members(configs.Optimizer))

@@ -1,0 +1,282 @@
+"""The diffusion transformer of Peebles & Xie 2023 (https://arxiv.org/abs/2212.09748) in Flax Linen.
+
+An image is cut into square patches, and each becomes a vector, to which the sines and cosines of
+its row and column are added. Blocks of self-attention and a two-layer network follow. The time, and
+the class where there are any, scale and shift what goes into each of the two, and scale what comes
+out of it by a gate that is zero at first (adaLN-Zero, section 3.2): a new network's blocks change
+nothing, and its output is zero. With the paper's sizes, latent images of 32x32x4, 1000 classes and
+a learned variance it has their numbers of parameters: XL/2 has 674,834,720. The authors' program
+counts 675,129,632, since it holds the table of positions, 256 * 1152 numbers, as a parameter that
+is not trained.
+"""
+
+import math
+import typing
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, DTypeLike, Float, Int, Key
+
+from ddpm_jax.checks import check_choice
+from ddpm_jax.models.blocks import sinusoidal_embedding
+from ddpm_jax.models.layers import (
+    Dense,
+    Dropout,
+    attend,
+    gathered,
+    named,
+    rows,
+    split_like,
+    wide_dtype,
+)
+from ddpm_jax.models.unet import InterpolationRange
+
+__all__ = ["DiT", "TokenRemat"]
+
+TokenRemat = Literal["none", "attention", "blocks"]
+"""What the backward pass computes again instead of keeping it; each saves more memory."""
+
+_EPSILON = 1e-6
+_SINUSOIDS = 256
+
+_xavier = nn.initializers.xavier_uniform()
+_small = nn.initializers.normal(0.02)
+_zeros = nn.initializers.zeros_init()
+
+
+class DiT(nn.Module):
+    """`model.apply(variables, x_t, t) -> prediction`, float32 and shaped as `x_t`.
+
+    With `num_classes` it takes a class for each example, `apply(..., labels=labels)`.
+
+    With `learned_variance` it returns a pair, `(prediction, interpolation)`, both shaped so: see
+    `ddpm_jax.reverse.learned_log_variance`.
+
+    Attributes:
+        patch: side of a patch in pixels; divides the image's height and width.
+        width: of the vector of each patch; `heads` divides it, and so does 4.
+        depth: number of blocks.
+        heads: of each self-attention.
+        mlp_ratio: the layer inside a block's network is so many times as wide.
+        dropout: rate behind self-attention and inside the network of each block (the paper has
+            none); the rng stream is "dropout".
+        frequency_shift: see `ddpm_jax.models.blocks.sinusoidal_embedding`. The paper's networks
+            have 0, and diffusers' `DiTTransformer2DModel` has 1.
+        time_scale: factor of t before that.
+        num_classes: classes that it takes; 0 for none.
+        null_class: whether there is one more vector, for no class. Otherwise every example needs a
+            label, and the output for one of -1 is NaN.
+        learned_variance: whether there is the second output.
+        interpolation_range: of the second output. At first it is the middle of its range: the small
+            variance, or half way to the large one.
+        dtype: of the computation inside; parameters are float32 whatever it is.
+        remat: what the backward pass computes again: "none"; "attention", its weights; "blocks",
+            all of each block. Parameters and results are the same.
+
+    `ddpm_jax.config.DiT` checks all of it before anything is built, and knows the paper's sizes.
+    """
+
+    patch: int = 2
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    frequency_shift: float = 0.0
+    time_scale: float = 1.0
+    num_classes: int = 0
+    null_class: bool = True
+    learned_variance: bool = False
+    interpolation_range: InterpolationRange = "unit"
+    dtype: DTypeLike = jnp.float32
+    remat: TokenRemat = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        x_t: Float[Array, "batch height width channel"],
+        t: Int[Array, " batch"] | Float[Array, " batch"],
+        *,
+        train: bool = False,
+        keys: Key[Array, " batch"] | None = None,
+        labels: Int[Array, " batch"] | None = None,
+    ) -> (
+        Float[Array, "batch height width channel"]
+        | tuple[
+            Float[Array, "batch height width channel"], Float[Array, "batch height width channel"]
+        ]
+    ):
+        """The prediction at `(x_t, t)`; `train` turns dropout on.
+
+        Its masks are drawn by `keys`, one for each example; if there are none, by the rng stream
+        "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
+        for no class, as is everything without labels.
+        """
+        self._check_labels(labels)
+        check_choice("remat", self.remat, typing.get_args(TokenRemat))
+        if not train or self.dropout == 0.0:
+            keys = None
+        elif keys is None:
+            keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
+        t, keys, labels = jax.tree.map(lambda values: split_like(values, x_t), (t, keys, labels))
+
+        batch, height, width, channels = x_t.shape
+        grid = height // self.patch, width // self.patch
+        h = self._dense(self.width, "input")(_patches(x_t, self.patch))
+        h = h + _positions(*grid, self.width).astype(self.dtype)
+
+        wide = wide_dtype(self.dtype)
+        time = sinusoidal_embedding(
+            t.astype(wide) * self.time_scale,
+            _SINUSOIDS,
+            cosine_first=True,
+            frequency_shift=self.frequency_shift,
+            dtype=wide,
+        ).astype(self.dtype)
+        time = self._dense(self.width, "time_0", init=_small)(time)
+        time = self._dense(self.width, "time_1", init=_small)(nn.swish(time))
+        if self.num_classes > 0:
+            time = time + self._class_vectors(labels, batch).astype(self.dtype)
+        time = nn.swish(time)
+
+        block = nn.remat(TransformerBlock) if self.remat == "blocks" else TransformerBlock
+        for index in range(self.depth):
+            h = block(
+                self.heads,
+                self.mlp_ratio,
+                self.dropout,
+                self.dtype,
+                self.remat == "attention",
+                name=f"block_{index}",
+            )(h, time, keys)
+
+        modulation = self._dense(2 * self.width, "output_modulation", init=_zeros)(time)
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        outputs = 2 if self.learned_variance else 1
+        size = outputs * channels * self.patch**2
+        h = self._dense(size, "output", init=_zeros)(_modulated(h, scale, shift))
+        h = _image(h.astype(wide), grid, self.patch)
+        if self.learned_variance:
+            prediction, interpolation = jnp.split(h, 2, axis=-1)
+            if self.interpolation_range == "symmetric":
+                interpolation = 0.5 * (interpolation + 1.0)
+            return prediction, interpolation
+        return h
+
+    @nn.nowrap
+    def _dense(
+        self, features: int, name: str, *, init: nn.initializers.Initializer = _xavier
+    ) -> Dense:
+        return Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+    @nn.nowrap
+    def _check_labels(self, labels: Array | None) -> None:
+        if labels is not None and self.num_classes == 0:
+            raise ValueError("labels are given to a network without classes (num_classes is 0)")
+        needed = self.num_classes > 0 and not self.null_class
+        if labels is None and needed and not self.is_initializing():
+            raise ValueError(
+                f"labels are missing; the network has {self.num_classes} classes and no vector for"
+                " none (null_class is False)"
+            )
+
+    def _class_vectors(self, labels: Array | None, batch: int) -> Array:
+        """Of each example's class; the last row of the table is for those without."""
+        shape = (self.num_classes + self.null_class, self.width)
+        table = gathered(self.param("classes", named(_small, "in", "out"), shape, jnp.float32))
+        if labels is None:
+            return jnp.broadcast_to(table[-1:], (batch, self.width))
+        return rows(table, jnp.where(labels < 0, self.num_classes, labels))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, then two dense layers, each added to its input behind a gate."""
+
+    heads: int
+    mlp_ratio: float
+    dropout: float
+    dtype: DTypeLike
+    attends_again: bool
+    """Whether the backward pass computes the weights of attention again."""
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, keys: Array | None) -> Array:
+        batch, positions, width = x.shape
+        by_head = (batch, positions, self.heads, width // self.heads)
+
+        def dense(features: int, name: str, init: nn.initializers.Initializer = _xavier) -> Dense:
+            return Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+        modulation = dense(6 * width, "modulation", _zeros)(time)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, axis=-1)
+
+        h = _modulated(x, scale, shift)
+        query, key, value = (
+            dense(width, name)(h).reshape(by_head) for name in ("query", "key", "value")
+        )
+        attention = jax.checkpoint(attend) if self.attends_again else attend
+        h = dense(width, "output")(attention(query, key, value).reshape(x.shape))
+        x = x + _spread(gate, x) * Dropout(self.dropout, name="dropout_0")(h, keys)
+
+        h = dense(int(width * self.mlp_ratio), "mlp_0")(_modulated(x, mlp_scale, mlp_shift))
+        h = Dropout(self.dropout, name="dropout_1")(nn.gelu(h, approximate=True), keys)
+        return x + _spread(mlp_gate, x) * dense(width, "mlp_1")(h)
+
+
+def _modulated(x: Array, scale: Array, shift: Array) -> Array:
+    """Each vector with mean 0 and variance 1, then scaled by 1 + `scale`, and shifted."""
+    wide = x.astype(wide_dtype(x.dtype))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    normed = (centred * jax.lax.rsqrt(variance + _EPSILON)).astype(x.dtype)
+    return normed * (1.0 + _spread(scale, x)) + _spread(shift, x)
+
+
+def _spread(values: Array, x: Array) -> Array:
+    """One vector of each example at all positions; its gradient is summed in float32 at least."""
+    wide = values.astype(wide_dtype(x.dtype))
+    return jnp.broadcast_to(wide[:, None, :], x.shape).astype(x.dtype)
+
+
+def _patches(x: Array, side: int) -> Array:
+    """`[batch, patch, value]`, row by row; the values of a patch are [row, column, channel]."""
+    _, height, width, channels = x.shape
+    squares = _reshaped(x, height // side, side, width // side, side, channels)
+    return _reshaped(squares.transpose(0, 1, 3, 2, 4, 5), -1, side * side * channels)
+
+
+def _image(patches: Array, grid: tuple[int, int], side: int) -> Array:
+    """The inverse of `_patches`."""
+    squares = _reshaped(patches, *grid, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    return _reshaped(squares, grid[0] * side, grid[1] * side, -1)
+
+
+def _reshaped(x: Array, *shape: int) -> Array:
+    """Of each example; split over an Explicit mesh as the examples of `x` are."""
+    rest = math.prod(x.shape[1:]) // -math.prod(shape)
+    sizes = [rest if size == -1 else size for size in shape]
+    axis, *_ = jax.typeof(x).sharding.spec
+    out_sharding = None if axis is None else PartitionSpec(axis, *(None for _ in sizes))
+    return jax.lax.reshape(x, (x.shape[0], *sizes), out_sharding=out_sharding)
+
+
+def _positions(height: int, width: int, features: int) -> Array:
+    """`[1, height * width, features]`: sines and cosines of the column, then of the row.
+
+    Half of the features are of each, at frequencies from 1 down to 1 / 10000 (exclusive).
+    """
+    quarter = features // 4
+    frequencies = 10_000.0 ** -(np.arange(quarter) / quarter)
+
+    def of(count: int) -> Array:
+        angles = np.arange(count)[:, None] * frequencies
+        return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
+
+    shape = (height, width, 2 * quarter)
+    columns = jnp.broadcast_to(of(width)[None], shape)
+    of_rows = jnp.broadcast_to(of(height)[:, None], shape)
+    return jnp.concatenate([columns, of_rows], axis=-1).reshape(1, height * width, 4 * quarter)
