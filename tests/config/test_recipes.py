@@ -16,15 +16,15 @@ from paths import ROOT
 from rich.console import Console
 
 from ddpm_jax import experiment as experiments
-from ddpm_jax.config import Jit, from_json, load, to_json, validate
+from ddpm_jax.config import DiT, Jit, from_json, load, to_json, validate
 from ddpm_jax.data import Arrays, ImageSet
 from ddpm_jax.experiment import RunDirectory, build, image_spec_of
 from ddpm_jax.training import Checkpoints
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
 QUICK = ("digits_blurring", "cifar10")
-WITH_ITS_NETWORK = ("digits_conditional", "cifar10_improved")
-"""Classes are in one of them, dropout and a learned variance in the other, attention in both."""
+WITH_ITS_NETWORK = ("digits_conditional", "cifar10_improved", "fashion_mnist_dit")
+"""Classes are in one of them, dropout and a learned variance in another, attention in all."""
 PROGRAM = """
 import math, sys
 from pathlib import Path
@@ -84,10 +84,13 @@ def reduced(config, workdir):
     replace = dataclasses.replace
     train = replace(config.train, steps=2, batch_size=2, log_every=1, save_every=2, draw_every=2)
     evaluation = replace(config.evaluation, batch_size=2, num_samples=2, likelihood_times=2)
-    network = replace(config.network, channels=8, norm_groups=4, num_blocks=1)
-    if len(network.multipliers) > 2:
-        ends = network.multipliers[0], network.multipliers[-1]
-        network = replace(network, multipliers=ends, attention_resolutions=(8,))
+    if isinstance(config.network, DiT):
+        network = replace(config.network, width=8, heads=2, depth=1)
+    else:
+        network = replace(config.network, channels=8, norm_groups=4, num_blocks=1)
+        if len(network.multipliers) > 2:
+            ends = network.multipliers[0], network.multipliers[-1]
+            network = replace(network, multipliers=ends, attention_resolutions=(8,))
     return replace(
         config,
         network=network,
@@ -114,7 +117,8 @@ def test_it_trains_saves_and_draws(name, tmp_path, monkeypatch):
         make_mixers(monkeypatch)
     whole = load(RECIPES[name])
     config = reduced(whole, tmp_path / "run")
-    images = synthetic(whole, side=None if len(whole.network.multipliers) <= 2 else 16)
+    levels = len(getattr(whole.network, "multipliers", ()))
+    images = synthetic(whole, side=None if levels <= 2 else 16)
     experiment, born = build(config, images=images), []
 
     def remembered(experiment, *initial):
