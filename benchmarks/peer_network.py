@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import columns, network_cases, peak_memory, peer_params, peer_torch
+from benchmarks import columns, network_cases, peak_memory, peer_torch
 from benchmarks.columns import duration, number
 from benchmarks.memory import check_fits
 from benchmarks.network_cases import Case, What
@@ -71,7 +71,7 @@ def make_peers(
         peers[COMPILED] = make_peer()
         peers[COMPILED].network.compile(dynamic=False)
     for peer in peers.values():
-        peer_params.copy_params(jax.device_get(params), peer.network, libraries.torch)
+        peer_torch.copy_params(jax.device_get(params), peer.network, libraries.torch)
     return peers
 
 

@@ -1,10 +1,8 @@
 r"""diffusers' side of a comparison: the network, the train step and the samplers in PyTorch.
 
-The network is `diffusers.UNet2DModel` with the settings of a config, which are those of
-google/ddpm-cifar10-32: the same layers and as many parameters. What that model leaves open is set
-as this library has it: one head of attention, sines before cosines, frequencies from 1 down to
-1 / 10000, zeros to the right and below where the resolution is halved, 1e-6 in the group norms. So
-`peer_params` can give it the parameters of this library's network, and then it computes the same.
+The network is `diffusers.UNet2DModel` with the options that `ddpm_jax.weights` writes for that of a
+config: the same layers and as many parameters. `copy_params` gives it those of this library's
+network, and then it computes the same.
 
 The step is what a training script of PyTorch does: draws of t and noise, `add_noise`, network, mean
 squared error, backward, `clip_grad_norm_`, `torch.optim.Adam` (fused where it is there), and the
@@ -17,17 +15,21 @@ import os
 import shutil
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from benchmarks.network_cases import What, with_chain
 from benchmarks.results import Row
 from benchmarks.settings import unet_of
 from ddpm_jax.config import Adam, Config, Isotropic, UNet, make_schedule, member_name
 from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import image_spec_of
+from ddpm_jax.weights.diffusers_names import their_array, their_name
+from ddpm_jax.weights.diffusers_networks import config_of_network
 
 __all__ = [
     "COMPILED",
@@ -38,6 +40,7 @@ __all__ = [
     "Libraries",
     "Peer",
     "check_network",
+    "copy_params",
     "import_libraries",
     "make_network",
     "notes_of_unavailable",
@@ -134,11 +137,6 @@ def check_network(config: Config, image_shape: tuple[int, int, int]) -> None:
             f"network.variance is {model.variance!r} and network.classes is {model.classes}; this"
             " suite compares networks with one output and without classes"
         )
-    if model.heads > 1:
-        raise UserError(
-            f"network.heads is {model.heads}; this suite compares networks with 1, because heads of"
-            " diffusers' network are as wide on every level"
-        )
     if not isinstance(config.process, Isotropic):
         raise UserError(
             f"process is {member_name(type(config.process))}; diffusers has isotropic chains alone"
@@ -149,30 +147,32 @@ def check_network(config: Config, image_shape: tuple[int, int, int]) -> None:
         )
     if image_shape[0] != image_shape[1]:
         raise UserError(f"images are {image_shape}; diffusers' pipelines draw square ones")
+    config_of_network(_our_network(config), image_shape)
 
 
 def make_network(diffusers: Any, config: Config, image_shape: tuple[int, int, int]) -> Any:
     """The network of `config` as diffusers has it, its parameters drawn by PyTorch."""
-    model, (height, _, channels) = unet_of(config), image_shape
-    attends = [
-        height // 2**level in model.attention_resolutions for level in range(len(model.multipliers))
-    ]
-    return diffusers.UNet2DModel(
-        sample_size=height,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=tuple(model.channels * factor for factor in model.multipliers),
-        layers_per_block=model.num_blocks,
-        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
-        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in attends[::-1]),
-        norm_num_groups=model.norm_groups,
-        attention_head_dim=None,  # as wide as the level: one head
-        dropout=model.dropout,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        norm_eps=1e-6,
-    )
+    return diffusers.UNet2DModel(**config_of_network(_our_network(config), image_shape))
+
+
+def _our_network(config: Config) -> Any:
+    return unet_of(config).make(image_spec_of(config))
+
+
+def copy_params(params: Mapping[str, Any], network: Any, torch: Any) -> None:
+    """Gives diffusers' network the parameters of ours, `{"params": {layer: ...}}`.
+
+    Raises:
+        KeyError: a layer that one of them has and the other has not.
+    """
+    left = dict(network.named_parameters())
+    levels = len(network.down_blocks)
+    with torch.no_grad():
+        for path, leaf in flatten_dict(params["params"], sep="/").items():
+            value = their_array(path, np.asarray(leaf))
+            left.pop(their_name(path, levels)).copy_(torch.from_numpy(value.copy()))
+    if left:
+        raise KeyError(f"diffusers' network has more parameters: {', '.join(left)}")
 
 
 class Peer:

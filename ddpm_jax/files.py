@@ -9,6 +9,7 @@ import os
 import re
 import reprlib
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ __all__ = [
     "PARTIAL",
     "JsonFileError",
     "check_size",
+    "file_sha256",
     "is_partial",
     "json_digest",
     "parse_json",
     "read_json",
     "whole_file",
+    "whole_folder",
 ]
 
 PARTIAL = ".partial"
@@ -83,8 +86,37 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(target.parent)
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `path` when the context ends without an error.
+
+    Until then it stands beside `path`, and is removed if the context ends with an error. What a
+    killed process left of it the next call for the same `path` removes. What is put into it belongs
+    to the disk before the context ends, as `whole_file` sees to it.
+
+    Raises:
+        OSError: the disk refuses, or `path` is a file or a folder that holds something.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    token = secrets.token_hex(_TOKEN // 2)
+    partial = target.with_name(f"{_shortened(target.name)}.{token}{PARTIAL}")
+    partial.mkdir()
+    with _opened(partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        try:
+            with contextlib.suppress(OSError):  # some disks have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield partial
+            partial.replace(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    _sync_folder(target.parent)
+
+
 def is_partial(name: str, target: str) -> bool:
-    """Whether a file of this name is what a killed writer of the file `target` left behind."""
+    """Whether something of this name is what a killed writer of `target` left behind."""
     pattern = f"{re.escape(_shortened(target))}[.][0-9a-f]{{{_TOKEN}}}{re.escape(PARTIAL)}"
     return re.fullmatch(pattern, name) is not None
 
@@ -121,14 +153,26 @@ def _new_partial(target: Path, *, make_folder: bool) -> tuple[Path, IO[bytes]]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Removes what killed writers of `target` left: partial files that no process has locked."""
+    """Removes what killed writers of `target` left: what is partial and no process has locked."""
     with contextlib.suppress(OSError):
         for name in os.listdir(target.parent):
             if is_partial(name, target.name):
                 abandoned = target.with_name(name)
-                with contextlib.suppress(OSError), abandoned.open("r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    abandoned.unlink()
+                is_folder = abandoned.is_dir()
+                flags = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR
+                with contextlib.suppress(OSError), _opened(abandoned, flags) as descriptor:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(abandoned) if is_folder else abandoned.unlink()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor that is closed at the end."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -214,6 +258,16 @@ def parse_json(text: bytes, name: str) -> Any:
         raise JsonFileError(f"{name} is not JSON ({error})") from None
     except ValueError:  # of Python's limit on the digits of an integer
         raise JsonFileError(f"{name} holds an integer of thousands of digits") from None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of what is in a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(values: Any) -> str:

@@ -72,6 +72,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     restored = restore_run(
         directory,
         alone(config),
+        only=None if options.params == "both" else options.params,
         report=complain,
         sigma_rel=options.sigma_rel,
         skip_missing_snapshots=options.skip_missing_snapshots,

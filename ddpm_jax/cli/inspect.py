@@ -13,6 +13,7 @@ from rich.table import Table
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.config import OWN, Config, flat, make_process, shown, validate
 from ddpm_jax.experiment import RunDirectory, image_spec_of, make_network
+from ddpm_jax.experiment.imported import imported_files
 from ddpm_jax.models import layer_table
 from ddpm_jax.terminal import cell, say
 from ddpm_jax.training.manifest import step_folders
@@ -86,6 +87,13 @@ def _inspect_run(run: RunDirectory, console: Console) -> None:
         sha256 = hashlib.sha256(copy.read_bytes()).hexdigest() if is_file else None
         same = "as it was stored" if sha256 == source.get("sha256") else "NOT as it was stored"
         say(console, f"{copy}: {same if is_file else 'is not there'}; it was not executed")
+    if files := imported_files(run):
+        for name, file in files.items():
+            say(console, f"imported, {name}: {file.num_parameters:,} parameters in {file.path}")
+        for name, value in flat(files["ema"].source).items():
+            if value not in (None, []):
+                say(console, f"from {name}: {value if isinstance(value, str) else shown(value)}")
+        return
     steps = sorted(step_folders(run.checkpoints))
     say(console, f"checkpoints of steps {', '.join(map(str, steps)) or 'none'}")
 

@@ -57,7 +57,7 @@ def members(family: type[Member], *modules: str) -> list[type[Member]]:
 def member_name(kind: type[Member]) -> str:
     """The name of a class on the command line: dpm-solver-pp, dit."""
     words = re.findall(
-        r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]+(?:[A-Z]$)?|[A-Z]+[0-9]*", kind.__name__
+        r"[A-Z][a-z][A-Z]$|[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]+|[A-Z]+[0-9]*", kind.__name__
     )
     return "-".join(words).lower()
 

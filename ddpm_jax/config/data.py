@@ -16,6 +16,7 @@ from ddpm_jax.config.base import (
     check_made,
 )
 from ddpm_jax.data import DataError, ImageSet, OnBadImage
+from ddpm_jax.errors import first_line
 
 __all__ = [
     "Archive",
@@ -230,6 +231,6 @@ def _existing(given: str, what: str) -> pathlib.Path:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"data.path is {given!r}; there is no {what} {str(path)!r}") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL, no such user
-        reason = images.first_line(error)
+        reason = first_line(error)
         raise DataError(f"data.path is {given!r}, which cannot be read ({reason})") from error
     return path

@@ -80,6 +80,15 @@ class Network(Member):
         """Fields and values with which training takes less memory, the least change first."""
         return ()
 
+    def portable(self) -> "Network":
+        """The same network without what only one kind of device has, for `ddpm-jax export`."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        inner = {
+            name: value for name in fields if isinstance(value := getattr(self, name), Network)
+        }
+        changed: dict[str, Any] = {name: value.portable() for name, value in inner.items()}
+        return dataclasses.replace(self, **changed)
+
 
 @dataclasses.dataclass(frozen=True)
 class UNet(Network):
@@ -130,6 +139,10 @@ class UNet(Network):
     """Heights at which it is; by default all."""
     norm_groups: Annotated[int, COUNT] = 32
     """Groups of each group norm."""
+    middle_norm_groups: Annotated[
+        int | None, Bound(lambda value: value is None or value >= 0, "0 or more")
+    ] = None
+    """Groups of the norm of the middle attention, if it is another number; 0 for no norm."""
     norm_epsilon: Annotated[float, POSITIVE] = 1e-6
     """Added to the variance of each group."""
     cosine_first: bool = False
@@ -159,6 +172,11 @@ class UNet(Network):
                     f"network.norm_groups is {self.norm_groups}; it has to be a divisor of the"
                     f" widths of all levels, {widths}"
                 )
+        if self.middle_norm_groups and widths[-1] % self.middle_norm_groups:
+            raise ConfigError(
+                f"network.middle_norm_groups is {self.middle_norm_groups}; it has to be a divisor"
+                f" of the width of the last level, {widths[-1]}"
+            )
         for name in ("attention_levels", "up_attention_levels"):
             for level in getattr(self, name) or ():
                 if not 0 <= level < levels:
@@ -213,6 +231,10 @@ class UNet(Network):
         """The values of `remat` after its own."""
         policies = typing.get_args(Remat)  # in the order of what they save
         return [("remat", policy) for policy in policies[policies.index(self.remat) + 1 :]]
+
+    def portable(self) -> "UNet":
+        """With attention by "xla"."""
+        return dataclasses.replace(self, attention_kernel="xla")
 
     def _check_images(self, images: ImageSpec) -> None:
         height, width, _ = images.shape

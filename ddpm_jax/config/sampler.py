@@ -2,13 +2,14 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Int
 
 from ddpm_jax import samplers
-from ddpm_jax.config.base import COUNT, NOT_NEGATIVE, Affects, Bound, ConfigError, Member
+from ddpm_jax.config.base import COUNT, NOT_NEGATIVE, POSITIVE, Affects, Bound, ConfigError, Member
 from ddpm_jax.forward import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
@@ -54,11 +55,15 @@ class Threshold(Member):
 
 @dataclasses.dataclass(frozen=True)
 class StaticThreshold(Threshold):
-    """Clips to [-1, 1]."""
+    """Clips to [-limit, limit]."""
+
+    limit: Annotated[float, POSITIVE] = 1.0
 
     def make(self) -> samplers.Threshold | None:
         """`samplers.static_threshold`."""
-        return samplers.static_threshold
+        if self.limit == 1.0:
+            return samplers.static_threshold
+        return functools.partial(samplers.static_threshold, limit=self.limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +71,14 @@ class DynamicThreshold(Threshold):
     """Scales an image into [-1, 1] where more than a quantile is outside (Saharia et al. 2022)."""
 
     quantile: Annotated[float, Bound(lambda value: 0.0 < value <= 1.0, "in (0, 1]")] = 0.995
+    maximum: Annotated[
+        float | None, Bound(lambda value: value is None or value >= 1.0, "1 or more")
+    ] = None
+    """Of what an image is divided by; None for no maximum."""
 
     def make(self) -> samplers.Threshold | None:
         """`samplers.dynamic_threshold`."""
-        return samplers.dynamic_threshold(self.quantile)
+        return samplers.dynamic_threshold(self.quantile, self.maximum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +161,13 @@ class DDIM(Sampler):
 
     eta: Annotated[float, NOT_NEGATIVE] = 0.0
     """Noise of each step, in units of the posterior's deviation."""
+    noise_after_threshold: bool = True
+    """The noise agrees with x0_hat after its threshold; otherwise it is the predicted one."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.ddim`."""
-        return _make(samplers.ddim, model, self, eta=self.eta)
+        after = self.noise_after_threshold
+        return _make(samplers.ddim, model, self, eta=self.eta, noise_after_threshold=after)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,16 @@ import abc
 import dataclasses
 from typing import Annotated, ClassVar
 
+import numpy as np
+import tyro
+
 from ddpm_jax import schedules
 from ddpm_jax.config.base import COUNT, Affects, Bound, ConfigError, Member, check_made
 
 __all__ = [
     "ConstantBeta",
     "Cosine",
+    "FromBetas",
     "Linear",
     "LinearLogSNR",
     "Quadratic",
@@ -118,6 +122,32 @@ class LinearLogSNR(Schedule):
     def make(self) -> schedules.Schedule:
         """`schedules.linear_log_snr`."""
         return schedules.linear_log_snr(self.num_steps, self.log_snr_max, self.log_snr_min)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromBetas(Schedule):
+    """Any betas, one for each step, as other programs store them."""
+
+    betas: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="(one for each step)")]
+    """From t = 0 on; the last may be 1."""
+    num_steps: Annotated[int, Bound(lambda value: 0 <= value <= 1_000_000, "0 to 1,000,000")] = (
+        dataclasses.field(default=0, kw_only=True)
+    )
+    """T. It follows from `betas`: 0 stands for as many as there are."""
+
+    def __post_init__(self) -> None:
+        """Counts the betas."""
+        if self.num_steps == 0 and isinstance(self.betas, tuple | list):
+            object.__setattr__(self, "num_steps", len(self.betas))
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.from_betas`."""
+        if self.num_steps != len(self.betas):
+            raise ValueError(
+                f"num_steps is {self.num_steps}, and betas has {len(self.betas)} numbers; leave"
+                " num_steps out, or give that many"
+            )
+        return schedules.from_betas(np.array(self.betas, np.float64))
 
 
 def make_schedule(schedule: Schedule) -> schedules.Schedule:

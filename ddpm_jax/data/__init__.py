@@ -19,7 +19,6 @@ from ddpm_jax.data.pipeline import BatchIterator as BatchIterator
 from ddpm_jax.data.pipeline import make_iterator as make_iterator
 from ddpm_jax.data.preparation import BadImageError as BadImageError
 from ddpm_jax.data.preparation import Preparation as Preparation
-from ddpm_jax.data.preparation import first_line as first_line
 from ddpm_jax.data.prepared import declared_shape as declared_shape
 from ddpm_jax.data.prepared import prepared_directory as prepared_directory
 from ddpm_jax.data.prepared import read_prepared as read_prepared

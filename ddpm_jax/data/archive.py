@@ -20,8 +20,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddpm_jax.data.images import DataError, check_images, check_labels
-from ddpm_jax.data.preparation import STORED, Preparation, first_line
+from ddpm_jax.data.preparation import STORED, Preparation
 from ddpm_jax.data.source import Arrays, ImageSet
+from ddpm_jax.errors import first_line
 from ddpm_jax.npz import Header, NpzReader, open_npz
 
 __all__ = ["archive_levels", "archive_shape", "read_archive"]

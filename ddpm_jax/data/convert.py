@@ -25,8 +25,9 @@ import numpy as np
 from ddpm_jax.data.encoded import Encoded, OnBadImage, read_all
 from ddpm_jax.data.folder import read_folder
 from ddpm_jax.data.images import DataError
-from ddpm_jax.data.preparation import Preparation, first_line
+from ddpm_jax.data.preparation import Preparation
 from ddpm_jax.data.source import Arrays, ImageSet
+from ddpm_jax.errors import first_line
 from ddpm_jax.files import check_size, whole_file
 from ddpm_jax.npz import MOST_DEFLATED, read_bytes
 

@@ -9,8 +9,9 @@ import PIL.Image
 import PIL.ImageOps
 
 from ddpm_jax.data.images import DataError
+from ddpm_jax.errors import first_line
 
-__all__ = ["STORED", "BadImageError", "Preparation", "decode", "first_line"]
+__all__ = ["STORED", "BadImageError", "Preparation", "decode"]
 
 _MOST_PIXELS = 89_478_485
 """A picture of more is refused before it is decoded: Pillow's own limit, 0.27 GB of colours."""
@@ -172,12 +173,6 @@ def _kind(picture: PIL.Image.Image) -> str:
         if isinstance(raw, str):
             return raw
     return picture.mode
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says in its first line that is not empty, without a stop."""
-    lines = (line.strip().rstrip(".: ") for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
 
 
 def _resized(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:

@@ -20,8 +20,8 @@ from typing import Any, get_args
 
 from ddpm_jax.data.convert import Format
 from ddpm_jax.data.images import DataError
-from ddpm_jax.data.preparation import first_line
 from ddpm_jax.data.prepared import nearest_names
+from ddpm_jax.errors import first_line
 
 __all__ = ["prepare"]
 

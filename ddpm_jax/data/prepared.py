@@ -17,14 +17,9 @@ import numpy as np
 
 from ddpm_jax.data.encoded import Encoded, OnBadImage, Record
 from ddpm_jax.data.images import DataError
-from ddpm_jax.data.preparation import (
-    STORED,
-    BadImageError,
-    Preparation,
-    decode,
-    first_line,
-)
+from ddpm_jax.data.preparation import STORED, BadImageError, Preparation, decode
 from ddpm_jax.data.source import ImageSet
+from ddpm_jax.errors import first_line
 
 __all__ = ["declared_shape", "nearest_names", "prepared_directory", "read_prepared"]
 

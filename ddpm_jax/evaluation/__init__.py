@@ -36,4 +36,4 @@ from ddpm_jax.evaluation.references import load_reference as load_reference
 from ddpm_jax.evaluation.references import make_reference as make_reference
 from ddpm_jax.evaluation.references import save_reference as save_reference
 from ddpm_jax.evaluation.streaming import features_of as features_of
-from ddpm_jax.evaluation.torch_weights import WeightsError as WeightsError
+from ddpm_jax.weights import WeightsError as WeightsError

@@ -31,7 +31,7 @@ from ddpm_jax.data import (
     to_bytes,
     to_model_range,
 )
-from ddpm_jax.data.preparation import first_line
+from ddpm_jax.errors import first_line
 from ddpm_jax.evaluation.features import EvaluationError, FeatureNetwork, Features
 from ddpm_jax.npz import arrays_digest, load_npz, save_npz
 

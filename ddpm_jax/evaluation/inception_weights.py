@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ddpm_jax.data.preparation import first_line
+from ddpm_jax.errors import first_line
 from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.features import FeatureNetwork
-from ddpm_jax.evaluation.torch_weights import MOST_BYTES, WeightsError, read_state_dict
-from ddpm_jax.files import check_size
+from ddpm_jax.files import check_size, file_sha256
 from ddpm_jax.npz import arrays_digest, load_npz, save_npz
+from ddpm_jax.weights import WeightsError
+from ddpm_jax.weights.torch_files import read_state_dict
 
 __all__ = ["PUBLIC_SHA256", "convert", "expected_shapes", "inception_network", "to_variables"]
 
@@ -35,6 +36,8 @@ PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b
 """Its beginning is in the file's name, as torch.hub wants it. All of it is from public projects
 that pin the file by it and agree; HyperGAN's documentation is one of them."""
 
+_MOST_BYTES = 2**28
+"""Of a file: Inception-v3 in float64 has 0.7 of it."""
 _SOURCE = "source"
 """The array of an `.npz` that is no tensor: the SHA-256 of the file that the tensors came from."""
 
@@ -162,7 +165,7 @@ def _read(path: Path, *, other_weights: bool) -> Weights:
             f" {PUBLIC_SHA256}; numbers of other weights compare with nobody's, so that they have"
             " to be asked for and get a name of their own"
         )
-    tensors = converted.tensors if converted else read_state_dict(path)
+    tensors = converted.tensors if converted else read_state_dict(path, most_bytes=_MOST_BYTES)
     tensors = {name: t for name, t in tensors.items() if not name.endswith(_COUNTER)}
     _check(path, tensors)
     return Weights(tensors, source)
@@ -171,7 +174,7 @@ def _read(path: Path, *, other_weights: bool) -> Weights:
 def _read_converted(path: Path) -> Weights:
     """The file that `convert` wrote, if it is unchanged."""
     try:
-        tensors, intact = load_npz(path, most_bytes=MOST_BYTES)
+        tensors, intact = load_npz(path, most_bytes=_MOST_BYTES)
         source = tensors.pop(_SOURCE, np.array("")).item()
         if not (isinstance(source, str) and re.fullmatch("[0-9a-f]{64}", source)):
             raise ValueError("it does not state the SHA-256 of its source")
@@ -204,9 +207,8 @@ def _check(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _sha256(path: Path) -> str:
     try:
-        check_size(path, MOST_BYTES)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        check_size(path, _MOST_BYTES)
+        return file_sha256(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from ddpm_jax.data.preparation import first_line
+from ddpm_jax.errors import first_line
 from ddpm_jax.evaluation.features import EvaluationError
 from ddpm_jax.evaluation.moments import Moments, merge, moments_of
 from ddpm_jax.evaluation.streaming import features_of

@@ -20,6 +20,12 @@ from ddpm_jax.experiment.run import load_run as load_run
 from ddpm_jax.experiment.run import restore_run as restore_run
 from ddpm_jax.experiment.run_directory import RunDirectory as RunDirectory
 from ddpm_jax.experiment.run_directory import RunDirectoryError as RunDirectoryError
+from ddpm_jax.experiment.sampler_artifact import export_sampler as export_sampler
+from ddpm_jax.experiment.sampler_artifact import sampler_files as sampler_files
+from ddpm_jax.experiment.sampler_program import PLATFORMS as PLATFORMS
+from ddpm_jax.experiment.sampler_program import Placement as Placement
+from ddpm_jax.experiment.sampler_program import check_platforms as check_platforms
+from ddpm_jax.experiment.sampler_program import sampler_program as sampler_program
 from ddpm_jax.experiment.sampling import Samples as Samples
 from ddpm_jax.experiment.sampling import make_drawer as make_drawer
 from ddpm_jax.experiment.sampling import save_pictures as save_pictures

@@ -17,17 +17,25 @@ from ddpm_jax.experiment.experiment import Experiment
 from ddpm_jax.experiment.run_directory import RunDirectoryError, write_json
 from ddpm_jax.files import json_digest, read_json
 
-__all__ = ["DataRecord", "check_same_data", "read_data_record", "record_of", "write_data_record"]
+__all__ = [
+    "DataRecord",
+    "check_same_data",
+    "plain_record",
+    "read_data_record",
+    "record_from_plain",
+    "record_of",
+    "write_data_record",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataRecord:
-    """A data set without its images."""
+    """A data set without its images; only its spec where the data set of weights is unknown."""
 
     spec: ImageSpec
-    train_images: int
-    held_out_images: int
-    fingerprint: str
+    train_images: int | None = None
+    held_out_images: int | None = None
+    fingerprint: str | None = None
     """Of the content, `ImageSet.fingerprint`."""
     measured: np.ndarray | None = None
     """What the process has measured of the training images, see `config.Process.measure`."""
@@ -47,9 +55,14 @@ def record_of(experiment: Experiment) -> DataRecord:
 
 def write_data_record(path: Path, record: DataRecord) -> None:
     """All of it or nothing."""
-    measured = None if record.measured is None else np.asarray(record.measured, np.float64).tolist()
-    values = {**dataclasses.asdict(record), "measured": measured}
+    values = plain_record(record)
     write_json(path, {**values, "sha256": json_digest(values)})
+
+
+def plain_record(record: DataRecord) -> dict[str, Any]:
+    """As plain values."""
+    measured = None if record.measured is None else np.asarray(record.measured, np.float64).tolist()
+    return {**dataclasses.asdict(record), "measured": measured}
 
 
 def read_data_record(path: Path) -> DataRecord | None:
@@ -66,16 +79,14 @@ def read_data_record(path: Path) -> DataRecord | None:
             f"{str(path)!r} is damaged: it does not have its own sha256; delete it, and the data"
             " set is read in its place"
         )
-    try:
-        return _from_plain(values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunDirectoryError(
-            f"{str(path)!r} is of another version of ddpm_jax ({type(error).__name__}: {error})"
-        ) from None
+    return record_from_plain(values, repr(str(path)))
 
 
 def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
-    """Raises UserError unless `images` are those of the record, wherever they are."""
+    """Raises UserError unless `images` are those of the record, wherever they are.
+
+    Where the record does not know the data set, they have to have the shape and the grey levels.
+    """
     differences = [
         f"{name} {there} then and {here} now"
         for name, there, here in (
@@ -84,9 +95,9 @@ def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
             ("training images", record.train_images, len(images.train)),
             ("held-out images", record.held_out_images, len(images.held_out)),
         )
-        if there != here
+        if there not in (here, None)
     ]
-    if not differences and record.fingerprint != images.fingerprint:
+    if not differences and record.fingerprint not in (images.fingerprint, None):
         differences = ["as many images of the same shape, but other content"]
     if differences:
         raise UserError(
@@ -95,21 +106,33 @@ def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
         )
 
 
-def _from_plain(values: dict[str, Any]) -> DataRecord:
-    spec, measured = dict(values["spec"]), values["measured"]
-    height, width, channel = spec["shape"]
-    return DataRecord(
-        spec=ImageSpec(
-            name=str(spec["name"]),
-            shape=(int(height), int(width), int(channel)),
-            levels=int(spec["levels"]),
-            classes=None if spec["classes"] is None else tuple(map(str, spec["classes"])),
-            class_counts=(
-                None if spec["class_counts"] is None else tuple(map(int, spec["class_counts"]))
+def record_from_plain(values: dict[str, Any], name: str) -> DataRecord:
+    """The inverse of `plain_record`.
+
+    Raises:
+        RunDirectoryError: a sentence that begins with `name`; other values.
+    """
+    try:
+        spec, measured = dict(values["spec"]), values["measured"]
+        height, width, channel = spec["shape"]
+        count, held_out = values["train_images"], values["held_out_images"]
+        fingerprint = values["fingerprint"]
+        return DataRecord(
+            spec=ImageSpec(
+                name=str(spec["name"]),
+                shape=(int(height), int(width), int(channel)),
+                levels=int(spec["levels"]),
+                classes=None if spec["classes"] is None else tuple(map(str, spec["classes"])),
+                class_counts=(
+                    None if spec["class_counts"] is None else tuple(map(int, spec["class_counts"]))
+                ),
             ),
-        ),
-        train_images=int(values["train_images"]),
-        held_out_images=int(values["held_out_images"]),
-        fingerprint=str(values["fingerprint"]),
-        measured=None if measured is None else np.array(measured, np.float64),
-    )
+            train_images=None if count is None else int(count),
+            held_out_images=None if held_out is None else int(held_out),
+            fingerprint=None if fingerprint is None else str(fingerprint),
+            measured=None if measured is None else np.array(measured, np.float64),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{name} is of another version of ddpm_jax ({type(error).__name__}: {error})"
+        ) from None

@@ -18,8 +18,11 @@ from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment.data_record import check_same_data, read_data_record
 from ddpm_jax.experiment.experiment import Experiment, build
+from ddpm_jax.experiment.imported import imported_files, read_imported
 from ddpm_jax.experiment.post_hoc import post_hoc_params
 from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.experiment.sampler_artifact import SamplerFiles, export_sampler
+from ddpm_jax.experiment.sampler_program import PLATFORMS, Placement
 from ddpm_jax.experiment.sampling import sampling_function
 from ddpm_jax.processes import Modal
 from ddpm_jax.training import Checkpoints
@@ -115,12 +118,46 @@ class Run:
         ]
         return jnp.asarray(np.concatenate(batches)[:num])
 
+    def export(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        sampler: configs.Sampler | None = None,
+        label: int | None = None,
+        parameters: Placement = "inside",
+        platforms: Sequence[str] = PLATFORMS,
+    ) -> SamplerFiles:
+        """Writes a sampler as one program that runs on JAX alone, and a README that says how.
+
+        Args:
+            out: the program's file; its name ends in .bin.
+            sampler: `config.DDIM(steps=50)`; by default the run's own.
+            label: the class of all images; by default the program takes the classes, of a network
+                with classes.
+            parameters: "inside" the program, or in a file "beside" it.
+            platforms: that it is lowered for; none of them has to be here.
+
+        Raises:
+            UserError: see `export_sampler`.
+        """
+        return export_sampler(
+            self.experiment,
+            self.params,
+            Path(out),
+            sampler=self.config.sampler if sampler is None else sampler,
+            label=label,
+            parameters=parameters,
+            platforms=platforms,
+            origin=f"run {self.path.resolve().name}, step {self.step}",
+        )
+
 
 def load_run(
     path: str | os.PathLike[str],
     *,
     params: Params = "ema",
     devices: Sequence[jax.Device] | None = None,
+    mesh: configs.Mesh | None = None,
     report: Callable[[str], None] = warnings.warn,
 ) -> Run:
     """A finished or running run, from any directory and without its data set; only reads.
@@ -133,6 +170,7 @@ def load_run(
         params: the moving average of the parameters, "ema"; those of the last step, "raw"; or a
             float, the post-hoc average of this relative width.
         devices: that the parameters are put on; by default all.
+        mesh: how these split them, as `config.Jit(fsdp=4)`; by default each has a copy.
         report: gets a line of each thing that a user should know.
 
     Raises:
@@ -145,13 +183,20 @@ def load_run(
     """
     directory = RunDirectory(path)
     config = alone(directory.read_config(report=report))
-    width = None if isinstance(params, str) else params
-    restored = restore_run(
-        directory, config, with_images=False, sigma_rel=width, devices=devices, report=report
-    )
-    name = params if isinstance(params, str) else "sigma_rel"
-    if name not in restored.params:
+    if mesh is not None:
+        config = dataclasses.replace(config, mesh=mesh)
+    name, width = (params, None) if isinstance(params, str) else ("sigma_rel", params)
+    if name not in ("ema", "raw", "sigma_rel"):
         raise UserError(f"params is {params!r}; it has to be 'ema', 'raw' or a width")
+    restored = restore_run(
+        directory,
+        config,
+        with_images=False,
+        only=None if width is not None else name,
+        sigma_rel=width,
+        devices=devices,
+        report=report,
+    )
     return Run(directory.path, restored.experiment, restored.params[name], restored.step)
 
 
@@ -160,7 +205,8 @@ class RestoredRun(NamedTuple):
 
     experiment: Experiment
     params: dict[str, Any]
-    """The moving average, "ema", and the raw ones, "raw"; or one of a width, "sigma_rel"."""
+    """The moving average, "ema", and the raw ones, "raw"; or one of a width, "sigma_rel". An
+    imported run may have no raw ones."""
     step: int
 
 
@@ -193,6 +239,12 @@ def build_run(
         return build(config, devices=devices)
     if not with_images:
         return build(config, spec=record.spec, measured=record.measured, devices=devices)
+    if record.fingerprint is None and configs.plain(config.data) == run.read_stored().get("data"):
+        raise RunDirectoryError(
+            f"{str(run.path)!r} was imported without a data set; say which images it is compared"
+            f" with, {'x'.join(map(str, record.spec.shape))} each, as in --data folder --data.path"
+            " IMAGES"
+        )
     experiment = build(config, measured=record.measured, devices=devices)
     check_same_data(record, experiment.images, run.path)
     return experiment
@@ -203,6 +255,7 @@ def restore_run(
     config: Config,
     *,
     with_images: bool = True,
+    only: str | None = None,
     sigma_rel: float | None = None,
     skip_missing_snapshots: bool = False,
     devices: Sequence[jax.Device] | None = None,
@@ -214,6 +267,7 @@ def restore_run(
         run: its directory.
         config: of the run, see `alone`.
         with_images: see `build_run`.
+        only: the parameters that are needed, "ema" or "raw"; an imported run reads no others.
         sigma_rel: the parameters are an average of this width, made of the run's snapshots.
         skip_missing_snapshots: make that average of the snapshots that are sound.
         devices: all there are, if not given.
@@ -228,6 +282,14 @@ def restore_run(
             for where, why in source.skipped.items():
                 report(f"skipped: {where} {why}")
     verify = config.train.verify_checkpoints
+    if files := imported_files(run):
+        if sigma_rel is not None:
+            raise RunDirectoryError(
+                f"{str(run.path)!r} was imported, without the snapshots that an average of another"
+                " width is made of"
+            )
+        params = read_imported(files, experiment, only)
+        return RestoredRun(experiment, params, files["ema"].step)
     if sigma_rel is not None:
         averaged, step = post_hoc_params(
             experiment,

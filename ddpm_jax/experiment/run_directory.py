@@ -14,6 +14,7 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax.config import Affects, Config, ConfigError, Difference
 from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.weight_files import open_weight_file
 from ddpm_jax.files import (
     PARTIAL,
     JsonFileError,
@@ -24,6 +25,7 @@ from ddpm_jax.files import (
     whole_file,
 )
 from ddpm_jax.training import manifest
+from ddpm_jax.weights import WeightsError
 
 __all__ = ["ResultsError", "RunDirectory", "RunDirectoryError", "run_differences", "write_json"]
 
@@ -48,6 +50,8 @@ class RunDirectory:
     config_history.jsonl  what was changed in it, and at which step
     images.json     what the run records of its data set, see `ddpm_jax.experiment.data_record`
     initial.json    which parameters of which run it began with, if it has `init_from`
+    imported.json   where its weights are from, if they were not trained here
+    weights/        these, see `ddpm_jax.experiment.imported`; such a run has no checkpoints
     metrics.jsonl   one line for each log, the same bytes however often the run was interrupted
     results.json    the final evaluation; its presence says that the run is finished
     checkpoints/    one folder a saved step, each with a manifest
@@ -64,6 +68,8 @@ class RunDirectory:
         self.config_history = self.path / "config_history.jsonl"
         self.images = self.path / "images.json"
         self.initial = self.path / "initial.json"
+        self.imported = self.path / "imported.json"
+        self.weights = self.path / "weights"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
@@ -118,25 +124,31 @@ class RunDirectory:
         self, stored: dict[str, Any], config: Config, kinds: set[Affects]
     ) -> None:
         here = configs.flat(stored)
+        for place, trained in self._trained_configs():
+            for change in configs.differences(trained, stored, config):
+                field, before = change.field, configs.shown(change.first)
+                if field not in here:
+                    raise RunDirectoryError(
+                        f"{place} was trained with {field} {before}, a field that this version"
+                        " of ddpm_jax does not have; take the version that trained it"
+                    )
+                if change.affects in kinds:
+                    raise RunDirectoryError(
+                        f"{str(self.config)!r} has {field} {configs.shown(change.second)}, and"
+                        f" {place} was trained with {before}; write that into config.json"
+                        " again, or begin a run of its own in another directory"
+                    )
+
+    def _trained_configs(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Those that are stored beside parameters; a restore says what is wrong with the others."""
         for folder in (self.checkpoints, self.snapshots):
             for step, place in manifest.step_folders(folder).items():
-                try:
-                    trained = manifest.read(place, step).config
-                except manifest.DamageError:  # a restore says what is wrong with it
-                    continue
-                for change in configs.differences(trained, stored, config) if trained else ():
-                    field, before = change.field, configs.shown(change.first)
-                    if field not in here:
-                        raise RunDirectoryError(
-                            f"{place} was trained with {field} {before}, a field that this version"
-                            " of ddpm_jax does not have; take the version that trained it"
-                        )
-                    if change.affects in kinds:
-                        raise RunDirectoryError(
-                            f"{str(self.config)!r} has {field} {configs.shown(change.second)}, and"
-                            f" {place} was trained with {before}; write that into config.json"
-                            " again, or begin a run of its own in another directory"
-                        )
+                with contextlib.suppress(manifest.DamageError):
+                    if trained := manifest.read(place, step).config:
+                        yield place, trained
+        for place in sorted(self.weights.glob("*.safetensors")):
+            with contextlib.suppress(WeightsError):
+                yield place, open_weight_file(place).config
 
     def update_config(self, config: Config, step: int) -> str:
         """Stores what `config` changes from `step` on, and returns it as a sentence; "" if none.
@@ -292,6 +304,12 @@ class RunDirectory:
         """Raises RunDirectoryError unless the directory is free or belongs to `config`."""
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
+        if self.imported.exists():
+            raise RunDirectoryError(
+                f"workdir {str(self.path)!r} holds imported weights, without the optimizer's state"
+                f" that training goes on with; --init-from {self.path} and another --workdir begin"
+                " a run with them"
+            )
         if not self.config.exists():
             # What a claim that was killed half way leaves is no other thing.
             others = sorted(

@@ -22,7 +22,15 @@ from ddpm_jax.data import to_levels
 from ddpm_jax.evaluation import image_grid, save_png, strip_times
 from ddpm_jax.experiment.experiment import Experiment
 
-__all__ = ["Drawer", "Samples", "make_drawer", "sampling_function", "save_pictures"]
+__all__ = [
+    "Drawer",
+    "Samples",
+    "images_function",
+    "labels_of",
+    "make_drawer",
+    "sampling_function",
+    "save_pictures",
+]
 
 _STRIP_ROWS, _STRIP_COLUMNS = 8, 12
 """A denoising strip shows so many images at so many times."""
@@ -76,24 +84,46 @@ def sampling_function(
 
     There are `num` of them, and as many more as make it a multiple of the devices.
     """
-    mesh, shape = experiment.mesh, experiment.spec.shape
-    times = sampler.times(experiment.process)
+    mesh = experiment.mesh
     size = math.ceil(num / mesh.size) * mesh.size
-    few = min(num, _STRIP_ROWS)
+    draw = images_function(experiment, sampler=sampler, few=min(num, _STRIP_ROWS))
 
     def sample(params: Any, key: jax.Array, first: jax.Array) -> samplers.Samples:
         index = first + jnp.arange(size, dtype=jnp.int32)
         index = jax.lax.with_sharding_constraint(index, parallel.split_by_batch(mesh))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        model = experiment.bind_for(sampler, params, _labels(experiment, label, index))
-        chain: Any = sampler.make(model)
-        configs.check_made("sampler", sampler, chain, samplers.Sampler)
-        return samplers.sample(chain, keys, (size, *shape), times, keep=lambda info: info.x_s[:few])
+        return draw(params, key, index, labels_of(experiment, index, label))
 
     return sample
 
 
-def _labels(experiment: Experiment, label: int | None, index: jax.Array) -> jax.Array | None:
+def images_function(
+    experiment: Experiment, *, sampler: configs.Sampler, few: int = 0
+) -> Callable[[Any, jax.Array, jax.Array, jax.Array | None], samplers.Samples]:
+    """`(params, key, index, labels) -> samples` in [-1, 1] of the images with these numbers; pure.
+
+    Labels are None for a network without classes. The trajectory has the way of the first `few`.
+    """
+    shape, times = experiment.spec.shape, sampler.times(experiment.process)
+    keep = (lambda info: info.x_s[:few]) if few else None
+
+    def draw(
+        params: Any, key: jax.Array, index: jax.Array, labels: jax.Array | None
+    ) -> samplers.Samples:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        chain: Any = sampler.make(experiment.bind_for(sampler, params, labels))
+        configs.check_made("sampler", sampler, chain, samplers.Sampler)
+        return samplers.sample(chain, keys, (index.shape[0], *shape), times, keep=keep)
+
+    return draw
+
+
+def labels_of(
+    experiment: Experiment, index: jax.Array, label: int | None = None
+) -> jax.Array | None:
+    """The classes of the images with these numbers: `label`, or one after the other.
+
+    None for a network without classes.
+    """
     if not experiment.config.network.classes:
         return None
     if label is not None:

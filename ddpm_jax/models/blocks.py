@@ -3,14 +3,14 @@
 Each block is added to its input by a last layer that starts at zero.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
 from ddpm_jax.models.layers import (
     Conv,
@@ -21,18 +21,24 @@ from ddpm_jax.models.layers import (
     attend,
     doubled,
     halved,
+    rows,
+    split_like,
 )
 
 __all__ = [
     "AttentionKernel",
+    "InterpolationRange",
     "Remat",
     "Resample",
     "ResidualBlock",
     "SelfAttention",
+    "class_vectors",
     "conv",
     "dense",
+    "of_each_example",
     "remat_blocks",
     "sinusoidal_embedding",
+    "split_outputs",
 ]
 
 Remat = Literal["none", "attention", "convolutions", "blocks"]
@@ -40,6 +46,9 @@ Remat = Literal["none", "attention", "convolutions", "blocks"]
 
 AttentionKernel = Literal["xla", "cudnn"]
 """What computes attention: products and a softmax, or `jax.nn.dot_product_attention` by cuDNN."""
+
+InterpolationRange = Literal["unit", "symmetric"]
+"""Of the second output: u in [0, 1] itself, or v in [-1, 1], of which u is (v + 1) / 2."""
 
 Resample = Literal["no", "halve", "double"]
 
@@ -67,6 +76,67 @@ def sinusoidal_embedding(
     angles = t.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
     waves = [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
+
+
+def of_each_example(
+    module: Any,
+    x_t: Float[Array, "batch height width channel"],
+    t: Shaped[Array, " batch"],
+    *,
+    train: bool,
+    keys: Key[Array, " batch"] | None,
+    labels: Int[Array, " batch"] | None,
+) -> tuple[Array, Array | None, Array | None]:
+    """`t`, `keys` and `labels` of a call of a network, each where the example of `x_t` is.
+
+    Keys are None without dropout; if they are missing, the stream "dropout" is split over examples.
+
+    Args:
+        module: with `dropout`, `num_classes` and `null_class`.
+        x_t, t, train, keys, labels: of the call.
+
+    Raises:
+        ValueError: labels of a network without classes, or none where each example needs one.
+    """
+    if labels is not None and module.num_classes == 0:
+        raise ValueError("labels are given to a network without classes (num_classes is 0)")
+    needed = module.num_classes > 0 and not module.null_class
+    if labels is None and needed and not module.is_initializing():
+        raise ValueError(
+            f"labels are missing; the network has {module.num_classes} classes and no vector for"
+            " none (null_class is False)"
+        )
+    if not train or module.dropout == 0.0:
+        keys = None
+    elif keys is None:
+        keys = jax.random.split(module.make_rng("dropout"), x_t.shape[0])
+    placed: tuple[Array, Array | None, Array | None] = jax.tree.map(
+        lambda values: split_like(values, x_t), (t, keys, labels)
+    )
+    return placed
+
+
+def class_vectors(
+    table: Float[Array, "rows width"],
+    labels: Int[Array, " batch"] | None,
+    batch: int,
+    *,
+    num_classes: int,
+) -> Float[Array, "batch width"]:
+    """Of each example's class; the last row of the table is for those without."""
+    if labels is None:
+        return jnp.broadcast_to(table[-1:], (batch, table.shape[1]))
+    return rows(table, jnp.where(labels < 0, num_classes, labels))
+
+
+def split_outputs(
+    output: Float[Array, "batch height width outputs"], interpolation_range: InterpolationRange
+) -> tuple[Array, Array]:
+    """The prediction, and the interpolation in [0, 1], of a network with a learned variance."""
+    prediction, interpolation = jnp.split(output, 2, axis=-1)
+    if interpolation_range == "symmetric":
+        interpolation = 0.5 * (interpolation + 1.0)
+    return prediction, interpolation
 
 
 class ResidualBlock(nn.Module):
@@ -108,6 +178,7 @@ class SelfAttention(nn.Module):
     """Over all positions of the image, added to the input (Vaswani et al. 2017, section 3.2)."""
 
     norm_groups: int
+    """0 for no norm."""
     norm_epsilon: float
     dtype: DTypeLike
     heads: int
@@ -118,7 +189,9 @@ class SelfAttention(nn.Module):
         """Of images."""
         batch, height, width, channels = x.shape
         by_head = (batch, height * width, self.heads, channels // self.heads)
-        h = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm")(x)
+        h = x
+        if self.norm_groups > 0:
+            h = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
         query, key, value = (
             dense(channels, self.dtype, name)(h).reshape(by_head)

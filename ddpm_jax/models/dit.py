@@ -22,18 +22,21 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
 from ddpm_jax.checks import check_choice
-from ddpm_jax.models.blocks import sinusoidal_embedding
+from ddpm_jax.models.blocks import (
+    InterpolationRange,
+    class_vectors,
+    of_each_example,
+    sinusoidal_embedding,
+    split_outputs,
+)
 from ddpm_jax.models.layers import (
     Dense,
     Dropout,
     attend,
     gathered,
     named,
-    rows,
-    split_like,
     wide_dtype,
 )
-from ddpm_jax.models.unet import InterpolationRange
 
 __all__ = ["DiT", "TokenRemat"]
 
@@ -116,13 +119,8 @@ class DiT(nn.Module):
         "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
         for no class, as is everything without labels.
         """
-        self._check_labels(labels)
         check_choice("remat", self.remat, typing.get_args(TokenRemat))
-        if not train or self.dropout == 0.0:
-            keys = None
-        elif keys is None:
-            keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
-        t, keys, labels = jax.tree.map(lambda values: split_like(values, x_t), (t, keys, labels))
+        t, keys, labels = of_each_example(self, x_t, t, train=train, keys=keys, labels=labels)
 
         batch, height, width, channels = x_t.shape
         grid = height // self.patch, width // self.patch
@@ -140,7 +138,10 @@ class DiT(nn.Module):
         time = self._dense(self.width, "time_0", init=_small)(time)
         time = self._dense(self.width, "time_1", init=_small)(nn.swish(time))
         if self.num_classes > 0:
-            time = time + self._class_vectors(labels, batch).astype(self.dtype)
+            shape = (self.num_classes + self.null_class, self.width)
+            table = gathered(self.param("classes", named(_small, "in", "out"), shape, jnp.float32))
+            vectors = class_vectors(table, labels, batch, num_classes=self.num_classes)
+            time = time + vectors.astype(self.dtype)
         time = nn.swish(time)
 
         block = nn.remat(TransformerBlock) if self.remat == "blocks" else TransformerBlock
@@ -161,10 +162,7 @@ class DiT(nn.Module):
         h = self._dense(size, "output", init=_zeros)(_modulated(h, scale, shift))
         h = _image(h.astype(wide), grid, self.patch)
         if self.learned_variance:
-            prediction, interpolation = jnp.split(h, 2, axis=-1)
-            if self.interpolation_range == "symmetric":
-                interpolation = 0.5 * (interpolation + 1.0)
-            return prediction, interpolation
+            return split_outputs(h, self.interpolation_range)
         return h
 
     @nn.nowrap
@@ -172,25 +170,6 @@ class DiT(nn.Module):
         self, features: int, name: str, *, init: nn.initializers.Initializer = _xavier
     ) -> Dense:
         return Dense(features, dtype=self.dtype, kernel_init=init, name=name)
-
-    @nn.nowrap
-    def _check_labels(self, labels: Array | None) -> None:
-        if labels is not None and self.num_classes == 0:
-            raise ValueError("labels are given to a network without classes (num_classes is 0)")
-        needed = self.num_classes > 0 and not self.null_class
-        if labels is None and needed and not self.is_initializing():
-            raise ValueError(
-                f"labels are missing; the network has {self.num_classes} classes and no vector for"
-                " none (null_class is False)"
-            )
-
-    def _class_vectors(self, labels: Array | None, batch: int) -> Array:
-        """Of each example's class; the last row of the table is for those without."""
-        shape = (self.num_classes + self.null_class, self.width)
-        table = gathered(self.param("classes", named(_small, "in", "out"), shape, jnp.float32))
-        if labels is None:
-            return jnp.broadcast_to(table[-1:], (batch, self.width))
-        return rows(table, jnp.where(labels < 0, self.num_classes, labels))
 
 
 class TransformerBlock(nn.Module):

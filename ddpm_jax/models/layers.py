@@ -250,6 +250,7 @@ def _convolve_doubled(x: Array, kernel: Array) -> Array:
             jnp.concatenate([first + second, third], axis),
         )
 
+    kernel = kernel.astype(wide_dtype(x.dtype))  # the taps are added in
     rows = []
     for row, kernels in enumerate(by_place(kernel, 0)):
         places = []

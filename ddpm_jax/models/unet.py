@@ -25,12 +25,16 @@ from jaxtyping import Array, DTypeLike, Float, Int, Key
 from ddpm_jax.checks import check_choice
 from ddpm_jax.models.blocks import (
     AttentionKernel,
+    InterpolationRange,
     Remat,
     Resample,
+    class_vectors,
     conv,
     dense,
+    of_each_example,
     remat_blocks,
     sinusoidal_embedding,
+    split_outputs,
 )
 from ddpm_jax.models.layers import (
     GroupNorm,
@@ -39,20 +43,15 @@ from ddpm_jax.models.layers import (
     gathered,
     halved,
     named,
-    rows,
-    split_like,
     wide_dtype,
 )
 
-__all__ = ["InterpolationRange", "Resampling", "UNet"]
+__all__ = ["Resampling", "UNet"]
 
 Resampling = Literal["convolution", "residual", "plain"]
 """What halves and doubles the resolution: a convolution of stride 2, and one of repeated pixels; a
 residual block that averages or repeats pixels (Brock et al. 2019, https://arxiv.org/abs/1809.11096);
 or that average alone, without parameters."""
-
-InterpolationRange = Literal["unit", "symmetric"]
-"""Of the second output: u in [0, 1] itself, or v in [-1, 1], of which u is (v + 1) / 2."""
 
 _zeros = nn.initializers.zeros_init()
 _normal = nn.initializers.normal(1.0)
@@ -93,6 +92,8 @@ class UNet(nn.Module):
         dropout: rate inside residual blocks; the rng stream is "dropout".
         dropout_resolutions: heights at which it is, or None for all.
         norm_groups: groups of each group norm; divides every level's width.
+        middle_norm_groups: groups of the norm of the middle attention, if it is another number; 0
+            for none, which diffusers' networks have beside scales and shifts.
         norm_epsilon: added to the variance of each group.
         cosine_first, frequency_shift, max_period: see `sinusoidal_embedding`.
         time_scale: factor of t before that.
@@ -129,6 +130,7 @@ class UNet(nn.Module):
     dropout: float = 0.1
     dropout_resolutions: Sequence[int] | None = None
     norm_groups: int = 32
+    middle_norm_groups: int | None = None
     norm_epsilon: float = 1e-6
     cosine_first: bool = False
     frequency_shift: float = 1.0
@@ -162,13 +164,8 @@ class UNet(nn.Module):
         "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
         for no class, as is everything without labels.
         """
-        self._check_labels(labels)
         check_choice("remat", self.remat, typing.get_args(Remat))
-        if not train or self.dropout == 0.0:
-            keys = None
-        elif keys is None:
-            keys = jax.random.split(self.make_rng("dropout"), x_t.shape[0])
-        t, keys, labels = jax.tree.map(lambda values: split_like(values, x_t), (t, keys, labels))
+        t, keys, labels = of_each_example(self, x_t, t, train=train, keys=keys, labels=labels)
         residual_block, attention_block = remat_blocks(self.remat)
         widths = [int(self.channels * multiplier) for multiplier in self.multipliers]
         last, padding = len(widths) - 1, _padding(self.symmetric_padding)
@@ -188,11 +185,16 @@ class UNet(nn.Module):
             )
             return block(h, time, keys)
 
-        def attention(h: jax.Array, name: str, heads: int = self.heads) -> jax.Array:
+        def attention(
+            h: jax.Array,
+            name: str,
+            heads: int = self.heads,
+            norm_groups: int = self.norm_groups,
+        ) -> jax.Array:
             if self.head_channels is not None:
                 heads = h.shape[-1] // self.head_channels
             return attention_block(
-                self.norm_groups,
+                norm_groups,
                 self.norm_epsilon,
                 self.dtype,
                 heads,
@@ -218,20 +220,7 @@ class UNet(nn.Module):
                     return doubled(h)
             return conv(widths[level], self.dtype, name, doubled=True)(h)
 
-        time = sinusoidal_embedding(
-            t.astype(wide_dtype(self.dtype)) * self.time_scale,
-            self.channels,
-            cosine_first=self.cosine_first,
-            frequency_shift=self.frequency_shift,
-            max_period=self.max_period,
-            dtype=wide_dtype(self.dtype),
-        ).astype(self.dtype)
-        time = dense(4 * self.channels, self.dtype, "time_0")(time)
-        time = dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
-        if self.num_classes > 0:
-            time = time + self._class_vectors(labels, x_t.shape[0]).astype(self.dtype)
-        time = nn.swish(time)
-
+        time = self._time_vectors(t, labels)
         h = conv(widths[0], self.dtype, "input")(x_t)
         skips = [h]
         for level, width in enumerate(widths):
@@ -246,7 +235,9 @@ class UNet(nn.Module):
 
         h = residual(h, widths[-1], "middle_0")
         if self.middle_attention:
-            h = attention(h, "middle_attention")
+            groups = self.middle_norm_groups
+            groups = self.norm_groups if groups is None else groups
+            h = attention(h, "middle_attention", norm_groups=groups)
         h = residual(h, widths[-1], "middle_1")
 
         for level, width in reversed(list(enumerate(widths))):
@@ -263,11 +254,27 @@ class UNet(nn.Module):
         h = conv(outputs * x_t.shape[-1], self.dtype, "output", init=_zeros)(h)
         h = h.astype(wide_dtype(self.dtype))
         if self.learned_variance:
-            prediction, interpolation = jnp.split(h, 2, axis=-1)
-            if self.interpolation_range == "symmetric":
-                interpolation = 0.5 * (interpolation + 1.0)
-            return prediction, interpolation
+            return split_outputs(h, self.interpolation_range)
         return h
+
+    def _time_vectors(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
+        """What each block gets of an example's time and class."""
+        time = sinusoidal_embedding(
+            t.astype(wide_dtype(self.dtype)) * self.time_scale,
+            self.channels,
+            cosine_first=self.cosine_first,
+            frequency_shift=self.frequency_shift,
+            max_period=self.max_period,
+            dtype=wide_dtype(self.dtype),
+        ).astype(self.dtype)
+        time = dense(4 * self.channels, self.dtype, "time_0")(time)
+        time = dense(4 * self.channels, self.dtype, "time_1")(nn.swish(time))
+        if self.num_classes > 0:
+            shape = (self.num_classes + self.null_class, 4 * self.channels)
+            table = gathered(self.param("classes", named(_normal, "in", "out"), shape, jnp.float32))
+            vectors = class_vectors(table, labels, t.shape[0], num_classes=self.num_classes)
+            time = time + vectors.astype(self.dtype)
+        return nn.swish(time)
 
     @nn.nowrap
     def _attends(self, level: int, h: jax.Array, *, up: bool = False) -> bool:
@@ -275,25 +282,6 @@ class UNet(nn.Module):
         if up and self.up_attention_levels is not None:
             return level in self.up_attention_levels
         return level in self.attention_levels or h.shape[1] in self.attention_resolutions
-
-    @nn.nowrap
-    def _check_labels(self, labels: jax.Array | None) -> None:
-        if labels is not None and self.num_classes == 0:
-            raise ValueError("labels are given to a network without classes (num_classes is 0)")
-        needed = self.num_classes > 0 and not self.null_class
-        if labels is None and needed and not self.is_initializing():
-            raise ValueError(
-                f"labels are missing; the network has {self.num_classes} classes and no vector for"
-                " none (null_class is False)"
-            )
-
-    def _class_vectors(self, labels: jax.Array | None, batch: int) -> jax.Array:
-        """Of each example's class; the last row of the table is for those without."""
-        shape = (self.num_classes + self.null_class, 4 * self.channels)
-        table = gathered(self.param("classes", named(_normal, "in", "out"), shape, jnp.float32))
-        if labels is None:
-            return jnp.broadcast_to(table[-1:], (batch, shape[1]))
-        return rows(table, jnp.where(labels < 0, self.num_classes, labels))
 
 
 def _entry(resampling: Resampling | Sequence[Resampling], level: int) -> str:

@@ -23,6 +23,7 @@ from ddpm_jax.samplers.base import (
     posterior_deviation,
     predict_x0,
     prior_init,
+    x0_of_prediction,
 )
 from ddpm_jax.samplers.thresholds import Threshold, static_threshold
 
@@ -36,6 +37,7 @@ def ddim(
     predicts: Predicts = "eps",
     eta: float | Float[Array, ""] = 0.0,
     threshold: Threshold | None = static_threshold,
+    noise_after_threshold: bool = True,
 ) -> Sampler:
     """Moves x_t to x_s along the predicted noise (Song et al. 2021, eq. 12 and 16).
 
@@ -52,8 +54,9 @@ def ddim(
         predicts: what `predict` returns.
         eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1]. May be
             traced, and is then not checked.
-        threshold: what keeps x0_hat inside; eps_hat is then the noise that agrees with it. None
-            leaves it as it is.
+        threshold: what keeps x0_hat inside. None leaves it as it is.
+        noise_after_threshold: eps_hat is the noise that agrees with x0_hat after its threshold;
+            otherwise the predicted one, as in diffusers' pipelines.
 
     Raises:
         ValueError: `eta` outside [0, 1], an unknown `predicts`, or eps where no signal is left
@@ -69,8 +72,12 @@ def ddim(
     ) -> tuple[SamplerState, StepInfo]:
         x_t = state.x_t
         t, s = both_times(x_t, t, s)
-        x0_hat = predict_x0(process, predict, x_t, t, predicts=predicts, threshold=threshold)
-        eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
+        output = predict(x_t, process.network_time(t))
+        x0_hat = x0_of_prediction(process, output, x_t, t, predicts=predicts, threshold=threshold)
+        if noise_after_threshold:
+            eps_hat = convert(process, x0_hat, x_t, t, source="x0", target="eps")
+        else:
+            eps_hat = convert(process, output, x_t, t, source=predicts, target="eps")
         # b_s^2 - sigma^2 as a sum of two that are not negative: close to pure noise, where eta = 1
         # leaves next to nothing of b_s^2, their difference has no digits.
         r = jnp.exp(process.log_snr_difference(t, s))

@@ -18,17 +18,19 @@ Threshold = Callable[[Array], Array]
 """`x0_hat -> x0_hat`, both `[batch, ...]`."""
 
 
-def static_threshold(x0_hat: Float[Array, "batch *data"]) -> Float[Array, "batch *data"]:
-    """x0_hat cut off at -1 and 1.
+def static_threshold(
+    x0_hat: Float[Array, "batch *data"], limit: float = 1.0
+) -> Float[Array, "batch *data"]:
+    """x0_hat cut off at -limit and limit.
 
     Raises:
         TypeError: `x0_hat` is not floating point.
     """
     check_float("x0_hat", x0_hat)
-    return jnp.clip(x0_hat, -1.0, 1.0)
+    return jnp.clip(x0_hat, -limit, limit)
 
 
-def dynamic_threshold(quantile: float = 0.995) -> Threshold:
+def dynamic_threshold(quantile: float = 0.995, maximum: float | None = None) -> Threshold:
     """x0_hat scaled back by its own size, for strong guidance (Saharia et al. 2022, section 2.3).
 
     Per example, s = max(1, `quantile` of |x0_hat| over the example), and x0_hat is cut off at -s
@@ -36,9 +38,10 @@ def dynamic_threshold(quantile: float = 0.995) -> Threshold:
 
     Args:
         quantile: in (0, 1]; 1 is the largest, and then nothing is cut off.
+        maximum: of s, 1 or more; by default there is none.
 
     Raises:
-        ValueError: `quantile` outside (0, 1].
+        ValueError: `quantile` outside (0, 1], or `maximum` below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,11 +51,13 @@ def dynamic_threshold(quantile: float = 0.995) -> Threshold:
     """
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile is {quantile}; it has to be in (0, 1]")
+    if maximum is not None and not maximum >= 1.0:
+        raise ValueError(f"maximum is {maximum}; it has to be 1 or more")
 
     def threshold(x0_hat: Array) -> Array:
         check_float("x0_hat", x0_hat)
         size = jnp.abs(x0_hat).reshape(x0_hat.shape[0], math.prod(x0_hat.shape[1:]))
-        s = per_example(jnp.maximum(jnp.quantile(size, quantile, axis=1), 1.0), x0_hat)
+        s = per_example(jnp.clip(jnp.quantile(size, quantile, axis=1), 1.0, maximum), x0_hat)
         return jnp.clip(x0_hat, -s, s) / s
 
     return threshold

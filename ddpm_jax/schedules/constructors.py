@@ -4,6 +4,7 @@ Every constructor works in float64 on the host and refuses arguments that make n
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -184,7 +185,7 @@ def linear_log_snr(num_steps: int, log_snr_max: float = 7.0, log_snr_min: float 
     return from_log_snr(np.linspace(log_snr_max, log_snr_min, num_steps, dtype=np.float64))
 
 
-def from_betas(betas: np.ndarray) -> Schedule:
+def from_betas(betas: np.ndarray | Sequence[float]) -> Schedule:
     """The schedule of a given chain, betas `[T]` each in (0, 1), read in float64.
 
     The last may be exactly 1: a chain that leaves no signal.
@@ -252,7 +253,7 @@ def from_log_snr(log_snr: np.ndarray) -> Schedule:
     return build(-np.logaddexp(0.0, -log_snr), log_snr=log_snr)
 
 
-def _vector(name: str, values: np.ndarray) -> np.ndarray:
+def _vector(name: str, values: np.ndarray | Sequence[float]) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}; it has to be one-dimensional, (T,)")

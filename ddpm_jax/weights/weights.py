@@ -6,6 +6,7 @@ stands in memory twice.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,15 @@ from ddpm_jax.forward import Predicts
 from ddpm_jax.models import init_params
 from ddpm_jax.reverse import Variance
 
-__all__ = ["LazyArray", "Recipe", "Weights", "WeightsError", "expected_shapes", "matched"]
+__all__ = [
+    "LazyArray",
+    "Recipe",
+    "Weights",
+    "WeightsError",
+    "expected_shapes",
+    "match_arrays",
+    "multiplier",
+]
 
 _MOST_LISTED = 10
 """A sentence lists at most so many names."""
@@ -106,25 +115,25 @@ def expected_shapes(
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
-def matched(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyArray], unused: Iterable[str]
+def match_arrays(
+    expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, LazyArray], unused: Iterable[str]
 ) -> dict[str, LazyArray]:
-    """`found`, in the order of `expected`, if each parameter is filled and each key is used.
+    """`arrays`, in the order of `expected`, if each parameter is filled and each key is used.
 
     Args:
         expected: see `expected_shapes`.
-        found: arrays of a file, in this library's names and layouts.
+        arrays: arrays of a file, in this library's names and layouts.
         unused: keys of the file that have no place in the network.
 
     Raises:
         WeightsError: with both lists, and the parameters of another shape.
     """
-    missing = [path for path in expected if path not in found]
-    unused = [*unused, *(path for path in found if path not in expected)]
+    missing = [path for path in expected if path not in arrays]
+    unused = [*unused, *(path for path in arrays if path not in expected)]
     other = [
-        f"{path} is {[*found[path].shape]} in the file and {[*shape]} in the network"
+        f"{path} is {[*arrays[path].shape]} in the file and {[*shape]} in the network"
         for path, shape in expected.items()
-        if path in found and found[path].shape != shape
+        if path in arrays and arrays[path].shape != shape
     ]
     faults = [
         f"{what}: {_few(names)}"
@@ -137,7 +146,15 @@ def matched(
     ]
     if faults:
         raise WeightsError(f"the weights do not fit the network; {'; '.join(faults)}")
-    return {path: found[path] for path in expected}
+    return {path: arrays[path] for path in expected}
+
+
+def multiplier(channels: int, width: int) -> int | float:
+    """m of `models.UNet.multipliers`, with int(channels * m) == width; whole where it can be."""
+    if width % channels == 0:
+        return width // channels
+    ratio = width / channels
+    return ratio if int(channels * ratio) == width else math.nextafter(ratio, math.inf)
 
 
 def _few(names: list[str]) -> str:

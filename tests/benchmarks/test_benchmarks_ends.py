@@ -186,10 +186,10 @@ def test_bad_input_to_peers_is_a_sentence(arguments, sentence, capsys, tmp_path)
     assert "Traceback" not in error
 
 
-def test_a_network_of_several_heads_has_no_peer():
-    config = Config(network=UNet(heads=4))
-    with pytest.raises(UserError, match=r"network\.heads is 4.* compares networks with 1"):
-        peer_torch.check_network(config, (32, 32, 3))
+def test_a_network_whose_heads_are_of_several_widths_has_no_peer():
+    config = Config(network=UNet(heads=4, attention_resolutions=(8,)))
+    with pytest.raises(UserError, match="cannot express heads=4: its heads are as wide on every"):
+        peer_torch.check_network(config, (8, 8, 1))
 
 
 def test_a_network_of_another_class_and_another_optimizer_have_no_peer():

@@ -10,7 +10,7 @@ import pytest
 from paths import TINY
 from peers import diffusers, torch
 
-from benchmarks import network_cases, peak_memory, peer_params, peer_torch
+from benchmarks import network_cases, peak_memory, peer_torch
 from ddpm_jax import likelihood
 from ddpm_jax.config import load, make_schedule
 from ddpm_jax.experiment import image_spec_of, make_network
@@ -30,7 +30,7 @@ def digits():
     config = load("configs/digits.py")
     params = network_cases.random_params(config, 1)
     peer = of(config)
-    peer_params.copy_params(jax.device_get(params), peer.network, torch)
+    peer_torch.copy_params(jax.device_get(params), peer.network, torch)
     return config, params, peer
 
 
@@ -62,7 +62,7 @@ def test_a_layer_that_one_of_them_has_not_is_an_error(digits):
     layers = dict(jax.device_get(params)["params"])
     del layers["output_norm"]
     with pytest.raises(KeyError, match="conv_norm_out"):
-        peer_params.copy_params({"params": layers}, peer.network, torch)
+        peer_torch.copy_params({"params": layers}, peer.network, torch)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -73,7 +73,7 @@ def test_the_plain_loop_has_the_same_bits_per_dim(variance):
     config = dataclasses.replace(config, network=network)
     model = make_network(config, image_spec_of(config))
     params, peer = network_cases.random_params(config, 2), of(config)
-    peer_params.copy_params(jax.device_get(params), peer.network, torch)
+    peer_torch.copy_params(jax.device_get(params), peer.network, torch)
     images = peer.images(3)
     x0 = jnp.asarray(np.moveaxis(images.numpy(), 1, -1), jnp.float32) / 127.5 - 1.0
     key = jax.random.key(0)

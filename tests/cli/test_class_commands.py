@@ -40,6 +40,7 @@ class TestCommands:
         assert main(["sample", run, *asked]) == 0
         return np.load(out)["images"]
 
+    @pytest.mark.thorough
     def test_sample_takes_a_label_and_guidance(self, run, tmp_path):
         images = self.sample(run, tmp_path, "--label", "3", "--sampler.guidance", "2")
         assert images.shape == (4, 8, 8, 1)

@@ -55,8 +55,8 @@ def test_an_unknown_command(capsys):
     code, said = failing(capsys, "trian")
     assert code == 2
     assert said == (
-        "ddpm-jax: the command is 'trian'; it has to be one of train, data, sample, evaluate,"
-        " list, replay, inspect, plan\n"
+        "ddpm-jax: the command is 'trian'; it has to be one of train, data, sample, export,"
+        " evaluate, weights, list, replay, inspect, plan\n"
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 import chex
 import jax
+import numpy as np
 import pytest
 from paths import ROOT
 
@@ -192,7 +193,9 @@ def test_log_snr_has_to_fall():
         configs.validate(Config(schedule=LinearLogSNR(log_snr_max=-9.0)))
 
 
-@pytest.mark.parametrize("kind", configs.members(configs.Schedule))
+@pytest.mark.parametrize(
+    "kind", [kind for kind in configs.members(configs.Schedule) if kind is not configs.FromBetas]
+)
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_every_schedule_is_the_function_with_its_defaults(kind, zero_terminal_snr):
     made = configs.make_schedule(kind(num_steps=20, zero_terminal_snr=zero_terminal_snr))
@@ -201,6 +204,27 @@ def test_every_schedule_is_the_function_with_its_defaults(kind, zero_terminal_sn
     chex.assert_trees_all_equal(
         made, schedules.zero_terminal_snr(plain) if zero_terminal_snr else plain
     )
+
+
+def test_betas_of_somebody_else_are_a_schedule_of_as_many_steps():
+    member = configs.validate(Config(schedule=configs.FromBetas((0.1, 0.2, 0.5)))).schedule
+    assert member.num_steps == 3
+    made = configs.make_schedule(member)
+    np.testing.assert_allclose(made.alpha_bar, [0.9, 0.72, 0.36], rtol=1e-6)
+    assert configs.from_json(configs.to_json(Config(schedule=member))).schedule == member
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        (configs.FromBetas((0.1, 0.2), num_steps=3), "num_steps is 3, and betas has 2 numbers"),
+        (configs.FromBetas((0.1, 1.0, 0.2)), r"betas\[1\] is 1"),
+        (configs.FromBetas((0.1,)), "num_steps"),
+    ],
+)
+def test_betas_that_are_no_schedule_are_a_sentence(member, sentence):
+    with pytest.raises(ConfigError, match=f"schedule: {sentence}"):
+        configs.validate(Config(schedule=member))
 
 
 def test_a_schedule_is_shifted_before_it_is_bent():

@@ -40,7 +40,8 @@ class TestFormat1:
         (executing, lacking) = lines
         assert "executing" in executing
         assert lacking == (
-            "the stored config lacks fields, which take their defaults: averages.warmup = True"
+            "the stored config lacks fields, which take their defaults:"
+            " averages.warmup = True, sampler.threshold.maximum = None"
         )
 
     def test_has_a_member_that_is_no_default_in_each_family_that_has_several(self, stored):
@@ -85,7 +86,8 @@ def test_missing_fields_take_their_defaults_and_one_line_names_them(stored):
     assert config.logger == Config().logger
     assert [line for line in lines if "executing" not in line] == [
         "the stored config lacks fields, which take their defaults: network.width = 8,"
-        " optimizer.b1 = 0.9, averages.warmup = True, logger = TensorBoard"
+        " optimizer.b1 = 0.9, averages.warmup = True, sampler.threshold.maximum = None,"
+        " logger = TensorBoard"
     ]
 
 

@@ -207,20 +207,21 @@ def test_the_learned_variance_passes_through():
         assert np.isfinite(sample(sampler, jax.random.key(0), (2, 4), jnp.array([40, 3])).x0).all()
 
 
-@pytest.mark.parametrize("quantile", [0.5, 0.9, 1.0])
-def test_dynamic_threshold_by_brute_force(quantile):
+@pytest.mark.parametrize(("quantile", "maximum"), [(0.5, None), (0.9, 1.5), (1.0, None)])
+def test_dynamic_threshold_by_brute_force(quantile, maximum):
     x0_hat = (
         2.0
         * jax.random.normal(jax.random.key(0), (4, 5, 5))
         * jnp.array([0.01, 0.5, 1.0, 5.0]).reshape(4, 1, 1)
     )
-    kept = np.asarray(dynamic_threshold(quantile)(x0_hat))
+    kept = np.asarray(dynamic_threshold(quantile, maximum)(x0_hat))
     for image, before in zip(kept, np.asarray(x0_hat, np.float64), strict=True):
-        s = max(1.0, np.quantile(np.abs(before), quantile))
+        s = min(max(1.0, np.quantile(np.abs(before), quantile)), maximum or np.inf)
         np.testing.assert_allclose(image, np.clip(before, -s, s) / s, atol=1e-6)
     np.testing.assert_array_equal(kept[0], x0_hat[0])  # an image inside stays as it is
     assert np.abs(kept).max() <= 1.0
     np.testing.assert_array_equal(static_threshold(x0_hat), np.clip(x0_hat, -1.0, 1.0))
+    np.testing.assert_array_equal(static_threshold(x0_hat, 1.5), np.clip(x0_hat, -1.5, 1.5))
 
 
 @pytest.mark.thorough

@@ -246,7 +246,12 @@ def test_thresholds(peer):
     # too, and that is 1 unless told otherwise, so that "thresholding" alone is a plain cut at 1.
     x0_hat = np.float32(np.random.default_rng(0).normal(size=(5, *SHAPE[1:], 6))) * 2
     x0_hat[1] *= 0.1
-    for largest, ours in ((1.0, static_threshold), (1e9, dynamic_threshold(0.9))):
+    largest_and_ours = (
+        (1.0, static_threshold),
+        (1.5, dynamic_threshold(0.9, maximum=1.5)),
+        (1e9, dynamic_threshold(0.9)),
+    )
+    for largest, ours in largest_and_ours:
         theirs = getattr(diffusers, peer)(
             T, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=largest
         )._threshold_sample(to_torch(x0_hat))

@@ -6,23 +6,19 @@ import json
 import os
 import struct
 import tarfile
-import time
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
-from imagery import one_sentence, open_archive, random_images, write
-from inceptions import code, legacy_file, tensor, zip_file
+from imagery import ends_in_one_sentence, open_archive, random_images, write
 
 from ddpm_jax import config
 from ddpm_jax.data import DataError, convert
-from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import WeightsError
 from ddpm_jax.evaluation.classifier import load_classifier
 from ddpm_jax.evaluation.inception_weights import inception_network
 from ddpm_jax.evaluation.references import load_reference
-from ddpm_jax.evaluation.torch_weights import read_state_dict
 from ddpm_jax.experiment import image_spec_of
 from ddpm_jax.npz import save_npz
 
@@ -35,22 +31,6 @@ READERS = {
     "reference": load_reference,
     "inception": lambda path: inception_network(path, other_weights=True),
 }
-
-
-def ends_in_one_sentence(read, path, *parts, most_bytes=2**24, error=UserError):
-    """And soon, and with little memory."""
-    before = time.perf_counter()
-    tracemalloc.start()
-    try:
-        with pytest.raises(error) as caught:
-            read(path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    one_sentence(caught, *parts)
-    assert len(str(caught.value)) < 1000
-    assert peak < most_bytes
-    assert time.perf_counter() - before < 10
 
 
 def header(shape, dtype="|u1", *, version=b"\x01\x00", order=False, size=None):
@@ -176,7 +156,7 @@ def test_files_without_arrays_or_with_very_many(tmp_path, reader):
 
 @pytest.mark.parametrize("reader", ["classifier", "reference", "inception"])
 def test_arrays_have_limits_together(tmp_path, reader, monkeypatch):
-    for module in ("classifier._", "references._", "inception_weights."):
+    for module in ("classifier._", "references._", "inception_weights._"):
         monkeypatch.setattr(f"ddpm_jax.evaluation.{module}MOST_BYTES", BOMB // 2)
     names = ["params/a/b", "params/a/c"] if reader == "classifier" else ["format", "features"]
     half = header((BOMB // 16,), "<f4") + bytes(BOMB // 4)
@@ -235,103 +215,13 @@ def test_public_files_that_unpack_to_more_than_a_data_set(tmp_path, monkeypatch)
         ends_in_one_sentence(lambda path: convert.convert("cifar10", path, target), path, str(path))
 
 
-# ---- .pth
+# ---- Weights of Inception-v3
 
 
-def refused_weights(tmp_path, contents, *parts, **options):
-    path = tmp_path / "x.pth"
-    path.write_bytes(contents)
-    ends_in_one_sentence(read_state_dict, path, *parts, error=WeightsError, **options)
-
-
-def in_zip(pickle, compression=zipfile.ZIP_STORED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickle)
-    return file.getvalue()
-
-
-def nested(depth):
-    """Opcodes of a tuple of two of a tuple of two ...: 2^depth leaves in few bytes."""
-    return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(depth))
-
-
-PICKLES = {
-    "a key whose hash takes for ever": b"}" + nested(100) + b"K\x01s.",
-    "keys of many at once": b"}(" + nested(100) + b"K\x01u.",
-    "a storage that would be printed for ever": nested(100) + b"Q.",
-    "a name that would be printed for ever": b"}(X\x01\x00\x00\x00x" + nested(100) + b"u.",
-    "a set": b"\x8f(" + nested(100) + b"\x90.",
-    "bytes of a large number": b"\x8e" + b"\xff\xff\xff\xff\xff\xff\xff\x0f.",
-    "a string of a large number": b"\x8d" + b"\xff\xff\xff\xff\xff\xff\xff\x0f.",
-    "many small objects": b"(" + b"}" * 500_000 + b"t.",
-    "lists in lists": b"]" * 10_000 + b"a" * 9_999 + b".",
-    "tuples in tuples": b")" + b"\x85" * 50_000 + b".",
-    "an integer of many digits": b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".",
-    "an integer in words": b"I" + b"9" * 100_000 + b"\n.",
-    "a long name": b"c" + b"os" * 10**5 + b"\n" + b"x" * 10**5 + b"\n.",
-    "a name from the stack": b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.",
-    "marks without end": b"(" * 150_000,
-    "no end": b"}",
-    "too few on the stack": b"0.",
-    "no mark": b"t.",
-}
-
-
-@pytest.mark.parametrize("pickle", PICKLES.values(), ids=PICKLES.keys())
-def test_pickles_that_never_end_or_fill_the_memory(tmp_path, pickle):
-    for contents in (in_zip(b"\x80\x02" + pickle), b"\x80\x02" + pickle):
-        refused_weights(tmp_path, contents, most_bytes=2**27)
-
-
-def test_shapes_of_very_many_axes_and_digits(tmp_path):
-    array = np.arange(12, dtype=np.float32)
-    for window in (
-        {"shape": (0,) * 1000, "strides": (0,) * 1000},
-        {"shape": (1,) * 100, "strides": (1,) * 100},
-    ):
-        contents = legacy_file({"x": tensor("0", array, **window)}, {"0": array})
-        refused_weights(tmp_path, contents, "the offset, shape and strides of no tensor")
-
-
-def test_weights_that_are_compressed_or_have_no_end(tmp_path):
-    bomb = in_zip(b"\x80\x02}" + b"0" * BOMB + b".", zipfile.ZIP_DEFLATED)
-    assert len(bomb) < BOMB / 500
-    refused_weights(tmp_path, bomb, "'archive/data.pkl' is compressed, which PyTorch never does")
-    path = tmp_path / "large.pth"
+def test_weights_that_have_no_end(tmp_path):
+    path, read = tmp_path / "large.pth", READERS["inception"]
     with path.open("wb") as file:
-        file.truncate(2**40)  # sparse: it takes no room on the disk
-    for read in (read_state_dict, READERS["inception"]):
-        ends_in_one_sentence(read, path, "it has 1,099,511,627,776 bytes", error=WeightsError)
+        file.truncate(2**30)  # sparse: it takes no room on the disk
+    ends_in_one_sentence(read, path, "it has 1,073,741,824 bytes", error=WeightsError)
     os.mkfifo(tmp_path / "pipe.pth")
-    for read in (read_state_dict, READERS["inception"]):
-        ends_in_one_sentence(read, tmp_path / "pipe.pth", "no regular file", error=WeightsError)
-
-
-@pytest.mark.parametrize("write", [legacy_file, zip_file])
-def test_many_tensors_on_one_storage(tmp_path, write):
-    array = np.zeros(2**18, np.float32)
-    window = tensor("0", array, legacy=write is legacy_file)
-    contents = write({f"{number}": window for number in range(200)}, {"0": array})
-    refused_weights(tmp_path, contents, "more than twice the bytes of the file")
-
-
-def test_attributes_parameters_and_a_memo_of_a_state_dict(tmp_path):
-    # With attributes (the versions of layers), parameters, and a memo.
-    names = b"ccollections\nOrderedDict\nq\x00)Rq\x01"
-    large = b"r\xff\xff\xff\x7f"  # a number that would make Python's own memo 16 GB
-    attributes = b"}" + large + b"X\x09\x00\x00\x00_metadatah\x00)R" + b"sb"
-    array = np.arange(6, dtype=np.float32)
-    parameter = (
-        b"ctorch._utils\n_rebuild_parameter\n("
-        + code(tensor("0", array, legacy=False, shape=(2, 3)))
-        + b"\x89h\x00)RtR"
-    )
-    pickle = b"\x80\x02" + names + b"(" + code("w") + parameter + b"u" + attributes + b"."
-    path = tmp_path / "x.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle)
-        archive.writestr("archive/data/0", array.tobytes())
-    read = read_state_dict(path)
-    assert list(read) == ["w"]
-    np.testing.assert_array_equal(read["w"], array.reshape(2, 3))
+    ends_in_one_sentence(read, tmp_path / "pipe.pth", "no regular file", error=WeightsError)

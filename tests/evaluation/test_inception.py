@@ -3,32 +3,20 @@
 What the layers compute is compared with another implementation in `test_peer_inception.py`.
 """
 
-import collections
 import math
 import os
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inceptions import (
-    Call,
-    Named,
-    as_file,
-    code,
-    legacy_file,
-    pickled,
-    random_state,
-    tensor,
-    zip_file,
-)
+from inceptions import random_state
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from torch_pickles import as_file
 
 from ddpm_jax.evaluation import WeightsError, inception, inception_network, inception_weights
 from ddpm_jax.evaluation.inception import InceptionV3, MixedA, features, resize
 from ddpm_jax.evaluation.inception_weights import convert, expected_shapes
-from ddpm_jax.evaluation.torch_weights import read_state_dict
 
 RNG = np.random.default_rng(0)
 SMALLEST = 75
@@ -305,153 +293,6 @@ def test_targets_of_a_conversion(pth, npz, tmp_path):
         convert(pth, npz, other_weights=True)
     with pytest.raises(WeightsError, match=r"there is no folder .*nowhere"):
         convert(pth, tmp_path / "nowhere" / "weights.npz", other_weights=True)
-
-
-# ---- PyTorch's formats
-
-SMALL = {
-    "a.weight": RNG.normal(size=(3, 4)).astype(np.float32),
-    "a.count": np.array(7, np.int64),
-    "a.empty": np.zeros((0, 2), np.float64),
-}
-
-
-@pytest.mark.parametrize("legacy", [True, False])
-def test_a_state_dict(legacy, tmp_path):
-    path = tmp_path / "small.pth"
-    path.write_bytes(as_file(SMALL, legacy=legacy))
-    read = read_state_dict(path)
-    assert list(read) == list(SMALL)
-    for name, array in SMALL.items():
-        assert read[name].dtype == array.dtype
-        np.testing.assert_array_equal(read[name], array)
-
-
-@pytest.mark.parametrize("write", [legacy_file, zip_file])
-def test_windows_on_a_storage(write, tmp_path):
-    path, storage = tmp_path / "small.pth", np.arange(12, dtype=np.float32)
-    legacy = write is legacy_file
-    value = {
-        "transposed": tensor("0", storage, legacy=legacy, shape=(3, 4), strides=(1, 3)),
-        "part": tensor("0", storage, legacy=legacy, shape=(2, 2), strides=(4, 1), offset=5),
-    }
-    path.write_bytes(write(value, {"0": storage}))
-    read = read_state_dict(path)
-    np.testing.assert_array_equal(read["transposed"], storage.reshape(4, 3).T)
-    np.testing.assert_array_equal(read["part"], storage.reshape(3, 4)[1:, 1:3])
-
-
-STORAGE = np.arange(12, dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("window", "message"),
-    [
-        ({"shape": (13,)}, "reaches beyond its storage"),
-        ({"shape": (3,), "offset": 10}, "reaches beyond its storage"),
-        ({"shape": (1000, 1000, 1000), "strides": (0, 0, 0)}, "reaches beyond its storage"),
-        ({"shape": (3,), "strides": (-1,), "offset": 5}, "has the offset, shape and strides"),
-        ({"shape": (3,), "offset": -3}, "has the offset, shape and strides"),
-        ({"shape": (3, 2), "strides": (1,)}, "has the offset, shape and strides"),
-        ({"shape": ("3",), "strides": (1,)}, "has the offset, shape and strides"),
-        ({"view": ("1", 0, 4)}, "is no storage of its own"),
-        ({"length": 11}, "storage 0 has the length 12, and 11 before"),
-    ],
-)
-def test_windows_that_are_not_there(window, message, tmp_path):
-    path = tmp_path / "small.pth"
-    path.write_bytes(legacy_file({"x": tensor("0", STORAGE, **window)}, {"0": STORAGE}))
-    with pytest.raises(WeightsError, match=message):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize("write", [legacy_file, zip_file, lambda value, _: pickled(value)])
-@pytest.mark.parametrize(
-    "name",
-    [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load")],
-)
-def test_a_pickle_that_calls_something_is_refused(name, write, tmp_path):
-    path, proof = tmp_path / "evil.pth", tmp_path / "proof"
-    path.write_bytes(write({"x": Call(Named(*name), (f"touch {proof}",))}, {}))
-    with pytest.raises(WeightsError, match=rf"{'.'.join(name)}.*was not called.*refused") as told:
-        read_state_dict(path)
-    assert str(path) in str(told.value)
-    assert not proof.exists()
-
-
-@pytest.mark.parametrize("by", ["dict", "slots"])
-def test_what_a_pickle_sets_on_a_function_is_gone_with_it(by, tmp_path):
-    evil, good = tmp_path / "evil.pth", tmp_path / "good.pth"
-    good.write_bytes(as_file(SMALL))
-    attributes = {"__name__": "evil", "__kwdefaults__": {"x": 1}}
-    for name in (
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch", "FloatStorage"),
-        ("collections", "OrderedDict"),
-    ):
-        made = code(Named(*name)) + code(attributes if by == "dict" else (None, attributes)) + b"b"
-        evil.write_bytes(b"\x80\x02" + made + b".")
-        with pytest.raises(WeightsError):
-            read_state_dict(evil)
-    np.testing.assert_array_equal(read_state_dict(good)["a.weight"], SMALL["a.weight"])
-    assert collections.OrderedDict.__name__ == "OrderedDict"
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("legacy", [True, False])
-def test_every_truncation_is_told(legacy, tmp_path):
-    path, content = tmp_path / "cut.pth", as_file(SMALL, legacy=legacy)
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
-        with pytest.raises(WeightsError) as told:
-            read_state_dict(path)
-        assert str(path) in str(told.value)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("legacy", [True, False])
-def test_damage_is_told_or_harmless(legacy, tmp_path):
-    # What a flipped byte does to a dict of tensors is for checksums to find; here it must not
-    # raise anything else, nor call anything.
-    path, content = tmp_path / "damaged.pth", as_file(SMALL, legacy=legacy)
-    rng, told = np.random.default_rng(0), 0
-    for place in range(len(content)):
-        damaged = bytearray(content)
-        damaged[place] ^= int(rng.integers(1, 256))
-        path.write_bytes(damaged)
-        try:
-            read_state_dict(path)
-        except WeightsError:
-            told += 1
-    assert told > len(content) / 3
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "no dict of tensors as PyTorch writes them"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "no dict of tensors as PyTorch writes them"),
-        (pickled(5), "does not begin with PyTorch's magic number"),
-        (legacy_file([1, 2], {}), "it holds a list in place of a dict"),
-        (legacy_file({"x": 1}, {}), "x is a int, not a tensor"),
-        (legacy_file({1: 1}, {}), "the name 1 is no string"),
-        (zip_file({}, {}, order=b"big"), "big-endian"),
-        (
-            zip_file(
-                {"x": tensor("0", STORAGE, legacy=False)},
-                {"0": STORAGE},
-                compression=zipfile.ZIP_DEFLATED,
-            ),
-            "storage 0 is compressed",
-        ),
-    ],
-)
-def test_other_files_are_refused(content, message, tmp_path):
-    path = tmp_path / "other.pth"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=message) as told:
-        read_state_dict(path)
-    assert str(path) in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "missing.npz", ""])

@@ -18,7 +18,7 @@ from peers import torch
 from ddpm_jax.evaluation import inception_network
 from ddpm_jax.evaluation.inception import InceptionV3, resize
 from ddpm_jax.evaluation.inception_weights import expected_shapes, to_variables
-from ddpm_jax.evaluation.torch_weights import read_state_dict
+from ddpm_jax.weights.torch_files import read_state_dict
 
 pytestmark = pytest.mark.thorough
 

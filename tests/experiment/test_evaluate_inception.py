@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import tiny
-from inceptions import as_file, random_state
+from inceptions import random_state
+from torch_pickles import as_file
 
 from ddpm_jax.cli import main
 from ddpm_jax.evaluation import inception, inception_weights

@@ -76,6 +76,7 @@ def test_a_run_is_loaded_without_its_images(run):
     assert run.results["step"] == 4
 
 
+@pytest.mark.thorough
 def test_a_sample_is_the_grey_levels_that_the_command_draws(run):
     drawer = make_drawer(run.experiment, num=4, sampler=run.config.sampler)
     drawn = drawer(run.params, KEY).images

@@ -55,6 +55,16 @@ class TestAttention:
         blocks = names(SMALL.clone(attention_levels=(1,))) - names(SMALL)
         assert blocks == {f"{place}_attention" for place in ("down_1_0", "up_1_0", "up_1_1")}
 
+    @pytest.mark.thorough
+    def test_has_another_norm_in_the_middle_or_none(self):
+        model = SMALL.clone(middle_attention=True, attention_levels=(1,))
+        without = names(model.clone(middle_norm_groups=0))
+        assert "norm" not in shapes(model.clone(middle_norm_groups=0))["middle_attention"]
+        assert without == names(model)
+        same, two = (apply(model.clone(middle_norm_groups=groups)) for groups in (4, 2))
+        np.testing.assert_array_equal(same, apply(model))
+        assert np.abs(two - same).max() > 1e-3
+
     def test_is_on_other_levels_on_the_way_up(self):
         model = SMALL.clone(attention_levels=(1,), up_attention_levels=(0,))
         assert names(model) - names(SMALL) == {
@@ -67,6 +77,7 @@ class TestAttention:
         np.testing.assert_array_equal(by_width, apply(model.clone(heads=4)))
         assert np.abs(by_width - apply(model)).max() > 1e-3
 
+    @pytest.mark.thorough
     def test_has_other_heads_on_the_way_up(self):
         model = SMALL.clone(attention_levels=(0,), heads=2)
         other = apply(model.clone(up_heads=4))
@@ -226,6 +237,7 @@ def test_dropout_is_at_the_heights_named():
     assert masked(model.clone(dropout_resolutions=None)) == {8, 4}
 
 
+@pytest.mark.thorough
 def test_in_float64_everything_inside_is_float64():
     with jax.enable_x64(True):
         wide = SMALL.clone(

@@ -175,6 +175,7 @@ def test_every_optimizer_has_a_state_for_arrays_in_boxes(kind, network):
             assert spec == expected or not path.endswith(name)
 
 
+@pytest.mark.thorough
 def test_training_says_how_it_is_split(tmp_path, capsys):
     mesh = ["--mesh.data", "1", "--mesh.fsdp", "2"]
     assert main(["train", MIXED, "--train.steps", "1", *mesh, "--workdir", str(tmp_path)]) == 0

@@ -18,7 +18,7 @@ from paths import ROOT
 
 from ddpm_jax.evaluation import save_png
 from ddpm_jax.experiment import RunDirectory
-from ddpm_jax.files import is_partial, whole_file
+from ddpm_jax.files import is_partial, whole_file, whole_folder
 
 PACKAGE = ROOT / "ddpm_jax"
 
@@ -230,3 +230,42 @@ def test_pictures_and_runs_are_written_by_it(tmp_path):
     save_png(tmp_path / "a.png", np.zeros((2, 2, 1), np.uint8))
     RunDirectory(tmp_path).write_results({})
     assert names(tmp_path) == ["a.png", "results.json"]
+
+
+class TestFolder:
+    def test_is_there_when_it_is_whole(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        with whole_folder(tmp_path / "a") as folder:
+            (folder / "b").write_text("b")
+            assert names(tmp_path / "a") == []
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == ["b"]
+
+    def test_leaves_nothing_after_an_error(self, tmp_path):
+        def fill_and_fail():
+            with whole_folder(tmp_path / "new" / "a") as folder:
+                (folder / "b").write_text("b")
+                raise OSError("full")
+
+        with pytest.raises(OSError, match="full"):
+            fill_and_fail()
+        assert names(tmp_path / "new") == []
+
+    def test_does_not_replace_what_holds_something(self, tmp_path):
+        write(tmp_path / "a" / "b", b"mine")
+        with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "a"):
+            pass
+        assert names(tmp_path) == ["a"]
+        assert (tmp_path / "a" / "b").read_bytes() == b"mine"
+
+    def test_removes_what_a_killed_process_left_and_nothing_of_one_that_lives(self, tmp_path):
+        left = tmp_path / f"a.{'0' * 16}.partial"
+        (left / "b").mkdir(parents=True)
+        with whole_folder(tmp_path / "a") as first:
+            assert not left.exists()
+            with whole_folder(tmp_path / "a") as second:
+                assert first.exists()
+            (first / "b").touch()
+            shutil.rmtree(tmp_path / "a")
+        assert names(tmp_path / "a") == ["b"]
+        assert not second.exists()

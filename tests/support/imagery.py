@@ -3,6 +3,7 @@
 import collections
 import io
 import time
+import tracemalloc
 
 import numpy as np
 import PIL.Image
@@ -11,6 +12,7 @@ import pytest
 from ddpm_jax import config
 from ddpm_jax.data import Preparation
 from ddpm_jax.data.encoded import Encoded, Record
+from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import image_spec_of
 
 
@@ -20,6 +22,22 @@ def one_sentence(caught: pytest.ExceptionInfo, *parts: str) -> None:
     assert "\n" not in message, message
     for part in parts:
         assert part in message, message
+
+
+def ends_in_one_sentence(read, path, *parts, most_bytes=2**24, error=UserError):
+    """And soon, and with little memory."""
+    before = time.perf_counter()
+    tracemalloc.start()
+    try:
+        with pytest.raises(error) as caught:
+            read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    one_sentence(caught, *parts)
+    assert len(str(caught.value)) < 1000
+    assert peak < most_bytes
+    assert time.perf_counter() - before < 10
 
 
 def random_images(n, *shape):

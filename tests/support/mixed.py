@@ -26,7 +26,7 @@ class Mixer(nn.Module):
             last = jnp.full(t.shape, self.classes)
             bias = bias + table[last if labels is None else jnp.where(labels < 0, last, labels)]
         h = nn.Dense(self.width, name="in")(x_t) + bias[:, None, None]
-        h = nn.swish(h.reshape(len(h), -1, self.width).swapaxes(1, 2))
+        h = nn.swish(h.reshape(h.shape[0], -1, self.width).swapaxes(1, 2))
         h = Dropout(self.dropout, name="dropout")(h, keys if train else None)
         h = (h + nn.Dense(h.shape[-1], name="places")(h)).swapaxes(1, 2)
         outputs = nn.Dense(2 * x_t.shape[-1], name="out")(h).reshape(*x_t.shape[:-1], -1)

@@ -13,6 +13,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # theirs, of nothing that is used here
     torch = pytest.importorskip("torch", reason="torch comes with the extra 'peers'")
     diffusers = pytest.importorskip("diffusers", reason="diffusers comes with the extra 'peers'")
+    from diffusers.utils import import_utils
+
+    import_utils._torchvision_available = False  # one for CUDA does not load beside CPU's PyTorch
     from diffusers.guiders.guider_utils import rescale_noise_cfg as rescale_noise_cfg
     from diffusers.schedulers import scheduling_ddpm as scheduling_ddpm
 
