@@ -67,6 +67,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         RunDirectory(options.run),
         alone(dataclasses.replace(config, sampler=sampler)),
         with_images=False,
+        only=options.params,
         report=complain,
         sigma_rel=options.sigma_rel,
         skip_missing_snapshots=options.skip_missing_snapshots,

@@ -131,3 +131,11 @@ def test_usage_names_both(capsys):
     assert "import PATH_OR_NAME" in capsys.readouterr().out
     assert main(["weights", "steal"]) == 2
     one_line(capsys, "wants import or export, not 'steal'")
+
+
+def test_a_sampler_of_parameters_that_a_run_does_not_have_is_a_sentence(tmp_path, capsys):
+    write_imported_run(foreign(), tmp_path / "run")
+    out = tmp_path / "sampler.bin"
+    assert main(["export", str(tmp_path / "run"), "--params", "raw", "--out", str(out)]) == 2
+    one_line(capsys, "has no parameters 'raw'; it has 'ema'")
+    assert not out.exists()
