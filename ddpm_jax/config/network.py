@@ -90,8 +90,40 @@ class Network(Member):
         return dataclasses.replace(self, **changed)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ImageNetwork(Network):
+    """What the networks of `ddpm_jax.models` have in common."""
+
+    time_scale: Annotated[float, POSITIVE] = 1.0
+    """Factor of t before its sinusoids; 1000 / T lets it go to 1000 on any chain."""
+    null_class: bool = True
+    """One more vector, for no class: without it all examples need labels."""
+    interpolation_range: InterpolationRange = "unit"
+    """Of the learned variance: the output is u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation inside the network; parameters are float32 either way."""
+
+    def check(self, config: Any) -> None:
+        """Without a vector for no class, none may be hidden in training, or needed by guidance."""
+        if self.null_class or not self.classes:
+            return
+        for name, value, wanted in (
+            ("train.label_dropout", config.train.label_dropout, 0.0),
+            ("sampler.guidance", config.sampler.guidance, 1.0),
+        ):
+            if value != wanted:
+                raise ConfigError(
+                    f"{name} is {value}; it has to be {wanted} where network.null_class is False"
+                )
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "bfloat16"]:
+        """`dtype`."""
+        return self.dtype
+
+
 @dataclasses.dataclass(frozen=True)
-class UNet(Network):
+class UNet(_ImageNetwork):
     """The U-Net of DDPM; see `ddpm_jax.models.UNet`."""
 
     channels: Annotated[
@@ -151,14 +183,6 @@ class UNet(Network):
     """With 1 their frequencies end at 1 / max_period, with 0 one step above."""
     max_period: Annotated[float, Bound(lambda value: value > 1.0, "above 1")] = 10_000.0
     """Of the slowest sinusoid, in units of 2 pi."""
-    time_scale: Annotated[float, POSITIVE] = 1.0
-    """Factor of t before its sinusoids; 1000 / T lets it go to 1000 on any chain."""
-    null_class: bool = True
-    """One more vector, for no class: without it all examples need labels."""
-    interpolation_range: InterpolationRange = "unit"
-    """Of the learned variance: the output is u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation inside the network; parameters are float32 either way."""
     remat: Annotated[Remat, Affects.ROUNDING] = "none"
     """What the backward pass computes again to save memory: nothing; attention; all but
     convolutions; whole blocks."""
@@ -201,7 +225,7 @@ class UNet(Network):
                 f"network.attention_kernel is {self.attention_kernel}; it has to be 'xla' where"
                 " network.dtype is 'float32'"
             )
-        _check_labels(self, config)
+        super().check(config)
 
     def make(self, images: ImageSpec) -> nn.Module:
         """`models.UNet`, if the levels divide the images and have the heights for attention."""
@@ -221,11 +245,6 @@ class UNet(Network):
                 "num_classes": self.classes,
             }
         )
-
-    @property
-    def compute_dtype(self) -> Literal["float32", "bfloat16"]:
-        """`dtype`."""
-        return self.dtype
 
     def smaller(self) -> Sequence[tuple[str, Any]]:
         """The values of `remat` after its own."""
@@ -320,7 +339,7 @@ _TRANSFORMERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DiT(Network):
+class DiT(_ImageNetwork):
     """The diffusion transformer of Peebles & Xie 2023; see `ddpm_jax.models.DiT`."""
 
     size: Literal["S", "B", "L", "XL"] = "S"
@@ -337,14 +356,6 @@ class DiT(Network):
     """Width of the layer inside a block's network, in units of `width`."""
     dropout: Annotated[float, FRACTION, Affects.TRAINING] = 0.0
     """Rate behind self-attention and inside each block's network."""
-    time_scale: Annotated[float, POSITIVE] = 1.0
-    """Factor of t before its sinusoids; 1000 / T lets it go to 1000 on any chain."""
-    null_class: bool = True
-    """One more vector, for no class: without it all examples need labels."""
-    interpolation_range: InterpolationRange = "unit"
-    """Of the learned variance: the output is u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation inside the network; parameters are float32 either way."""
     remat: Annotated[TokenRemat, Affects.ROUNDING] = "none"
     """What the backward pass computes again to save memory: nothing; the weights of attention;
     whole blocks."""
@@ -365,7 +376,7 @@ class DiT(Network):
             raise ConfigError(
                 f"network.mlp_ratio is {self.mlp_ratio}; it has to be {1 / width:.3g} or more"
             )
-        _check_labels(self, config)
+        super().check(config)
 
     def make(self, images: ImageSpec) -> nn.Module:
         """`models.DiT`, if patches divide the images."""
@@ -391,11 +402,6 @@ class DiT(Network):
             dtype=jnp.dtype(self.dtype),
             remat=self.remat,
         )
-
-    @property
-    def compute_dtype(self) -> Literal["float32", "bfloat16"]:
-        """`dtype`."""
-        return self.dtype
 
     def smaller(self) -> Sequence[tuple[str, Any]]:
         """The values of `remat` after its own."""
@@ -486,17 +492,3 @@ def _inner_names() -> Iterator[None]:
     except ConfigError as error:
         text = re.sub(r"\bnetwork(?=[.:])", "network.network", str(error))
         raise ConfigError(text) from error
-
-
-def _check_labels(network: "UNet | DiT", config: Any) -> None:
-    """Without a vector for no class, none may be hidden in training, or needed by guidance."""
-    if network.null_class or not network.classes:
-        return
-    for name, value, wanted in (
-        ("train.label_dropout", config.train.label_dropout, 0.0),
-        ("sampler.guidance", config.sampler.guidance, 1.0),
-    ):
-        if value != wanted:
-            raise ConfigError(
-                f"{name} is {value}; it has to be {wanted} where network.null_class is False"
-            )
