@@ -4,6 +4,9 @@ A trace is a list of events (Chrome's trace format, gzipped JSON); those that an
 compiled program has caused carry its name, `hlo_op`. Of a GPU they are kernels on its streams, of a
 TPU the lines "XLA Ops", of a CPU what its threads execute. An instruction's `op_name` in the
 program's text says which operation of JAX it is of.
+
+A CUDA graph that replays many kernels is one instruction, `command_buffer`. Its kernels are told
+apart by their own names; one that XLA has generated is named after its instruction.
 """
 
 import gzip
@@ -20,7 +23,7 @@ __all__ = ["Kernel", "expensive", "read", "trace"]
 
 
 class Kernel(NamedTuple):
-    """All launches of one instruction in a trace."""
+    """All launches of one instruction in a trace; in a CUDA graph, of one kernel."""
 
     instruction: str
     name: str
@@ -59,9 +62,10 @@ def expensive(events: list[dict[str, Any]], hlo: str) -> list[Kernel]:
     """The instructions of `events` by the time that they took."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for event in _launches(events):
-        groups.setdefault(event["args"]["hlo_op"], []).append(event)
+        groups.setdefault(_instruction(event), []).append(event)
     total = sum(event["dur"] for group in groups.values() for event in group)
     operations = dict(_OPERATION.findall(hlo))
+    operations |= {name.replace(".", "_"): operation for name, operation in operations.items()}
     kernels = []
     for instruction, group in groups.items():
         microseconds = sum(event["dur"] for event in group)
@@ -80,6 +84,11 @@ def expensive(events: list[dict[str, Any]], hlo: str) -> list[Kernel]:
 
 
 _OPERATION = re.compile(r"%([\w.\-]+) = [^\n]*?op_name=\"([^\"]*)\"")
+
+
+def _instruction(event: dict[str, Any]) -> str:
+    instruction = str(event["args"]["hlo_op"])
+    return event["name"] if instruction.startswith("command_buffer") else instruction
 
 
 def _launches(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -49,6 +49,22 @@ def test_kernels_are_summed_by_instruction_and_counted_once():
     np.testing.assert_allclose([first[4:], second[4:]], [[4e-5, 0.8], [1e-5, 0.2]])
 
 
+def test_kernels_that_a_cuda_graph_replays_are_told_apart():
+    hlo = '  %fusion.2 = f32[8]{0} fusion(%a), metadata={op_name="jit(step)/add"}\n'
+    kernels = profile.expensive(
+        events(
+            (2, 1, "nvjet", "command_buffer_7", 30.0),
+            (2, 1, "fusion_2", "command_buffer_7", 5.0),
+            (2, 1, "fusion_2", "command_buffer_8", 5.0),
+        ),
+        hlo,
+    )
+    assert [kernel[:4] for kernel in kernels] == [
+        ("nvjet", "nvjet", "", 1),
+        ("fusion_2", "fusion_2", "jit(step)/add", 2),
+    ]
+
+
 def test_traces_are_read_from_their_folder(tmp_path):
     inside = tmp_path / "plugins" / "profile" / "now"
     inside.mkdir(parents=True)
