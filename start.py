@@ -4,14 +4,18 @@
     python3 start.py digits    train on handwritten digits, evaluate, draw (overrides may follow)
     python3 start.py test      tests of every part, some minutes; --all runs the whole suite
     python3 start.py peers     the same, with diffusers to compare with (PyTorch is 1 GB more)
+    python3 start.py core      tests of the core where nothing else is installed; --oldest does so
+                               with the oldest releases that setup.cfg allows, on Python 3.11
     python3 start.py lint      ruff and mypy
 
 It needs Python 3.11 to 3.13 and nothing else: the system's Python is left alone. Any Python 3 can
 run this file; it looks for a supported one. Where uv is on PATH, it installs in place of pip.
-Overrides of the config may follow `digits`, options of pytest `test` and `peers`.
+Overrides of the config may follow `digits`, options of pytest `test`, `peers` and `core`. `core`
+has an environment to itself, .venv-core or .venv-core-oldest.
 """
 
 import ast
+import configparser
 import hashlib
 import os
 import shutil
@@ -27,9 +31,13 @@ SUPPORTED = ((3, 13), (3, 12), (3, 11))
 PYTEST = ["python", "-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 PYTEST += ["--no-loadscope-reorder"]
 COMMANDS = {
-    "digits": ([], [["ddpm-jax", "train", "configs/digits.py"]]),
+    "digits": (["train"], [["ddpm-jax", "train", "digits"]]),
     "test": (["test", "plan"], [PYTEST]),
     "peers": (["test", "peers"], [PYTEST]),
+    "core": (
+        ["test-core"],
+        [[*PYTEST, "-rfE", "--doctest-ignore-import-errors", "tests/core", "ddpm_jax"]],
+    ),
     "lint": (
         ["test", "dev"],
         [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
@@ -50,8 +58,13 @@ def main():
     if not arguments or arguments[0] not in COMMANDS:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    oldest = arguments[0] == "core" and "--oldest" in arguments
+    if oldest:
+        arguments.remove("--oldest")
+    if arguments[0] == "core" and venv == ROOT / ".venv":
+        venv = ROOT / (".venv-core-oldest" if oldest else ".venv-core")
     extras, commands = COMMANDS[arguments[0]]
-    set_up(venv, extras)
+    set_up(venv, extras, oldest)
     os.chdir(str(ROOT))
     for command in commands[:-1]:
         code = subprocess.call([str(venv / "bin" / command[0]), *command[1:]])
@@ -62,20 +75,23 @@ def main():
     os.execv(last[0], last)
 
 
-def set_up(venv, extras):
-    """Installs the project and `extras` into `venv`, unless that was done already."""
+def set_up(venv, extras, oldest=False):
+    """Installs the project and `extras` into `venv`, unless that was done already.
+
+    With `oldest`, the core's packages are the oldest releases that setup.cfg allows.
+    """
     stamp = venv / ("installed" + "".join("-" + extra for extra in extras))
     state = fingerprint(venv)
     if stamp.is_file() and stamp.read_text() == state:
         return
-    python = find_python()
+    python = find_python(SUPPORTED[-1:] if oldest else SUPPORTED)
     print(f"setting up {venv} with {python} (once; some minutes and 2 GB)", flush=True)
     pip = make_venv(venv, python)
-    what = f".[{','.join(extras)}]" if extras else "."
+    what = [f".[{','.join(extras)}]" if extras else ".", *(lower_bounds() if oldest else [])]
     if not install_with_uv(venv, pip, what):
         options = ["--quiet", "--disable-pip-version-check"]
         options += [] if COMPILES else ["--no-compile"]
-        if subprocess.call([*pip, "install", *options, "--editable", what], cwd=str(ROOT)):
+        if subprocess.call([*pip, "install", *options, "--editable", *what], cwd=str(ROOT)):
             sys.exit("start.py: the installation failed; what pip printed above says why")
     stamp.write_text(fingerprint(venv))
 
@@ -90,10 +106,18 @@ def install_with_uv(venv, pip, what):
     command = [uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
     command += ["--compile-bytecode"] if COMPILES else []
     environment = {**settings, **os.environ}  # who has set up uv wants it so
-    if subprocess.call([*command, "--editable", what], cwd=str(ROOT), env=environment) == 0:
+    if subprocess.call([*command, "--editable", *what], cwd=str(ROOT), env=environment) == 0:
         return True
     print("start.py: uv could not, as it says above; installing with pip", flush=True)
     return False
+
+
+def lower_bounds():
+    """The oldest releases of what the core needs, as requirements."""
+    config = configparser.ConfigParser()
+    config.read(str(ROOT / "setup.cfg"))
+    lines = config["options"]["install_requires"].split()
+    return [line.replace(">=", "==") for line in lines]
 
 
 UV_SETTINGS = {
@@ -172,17 +196,18 @@ def works(pip):
         return False
 
 
-def find_python():
-    """This Python if it is supported, else the newest supported one on PATH."""
-    if sys.version_info[:2] in SUPPORTED:
+def find_python(versions=SUPPORTED):
+    """This Python if it is one of `versions`, else the first of them on PATH."""
+    if sys.version_info[:2] in versions:
         return sys.executable
-    for major, minor in SUPPORTED:
+    for major, minor in versions:
         found = shutil.which(f"python{major}.{minor}")
         # A launcher may stand in for a version that is not installed: ask it.
         if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
             return found
     version = ".".join(map(str, sys.version_info[:2]))
-    sys.exit(f"start.py: this is Python {version}; Python 3.11, 3.12 or 3.13 is needed")
+    needed = " or ".join(f"{major}.{minor}" for major, minor in reversed(versions))
+    sys.exit(f"start.py: this is Python {version}; Python {needed} is needed")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from benchmarks.overhead import FormName
 from benchmarks.results import Row, find
 from benchmarks.settings import Common, Say, check_values, unet_of
 from ddpm_jax.config import Config, Simple, Uniform, load, validate
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import MissingExtra, UserError
 from ddpm_jax.plan import Topology, parse, plans
-from ddpm_jax.plan.topologies import TopologyError, check_compiler
+from ddpm_jax.plan.topologies import check_compiler
 
 __all__ = ["PACKAGES", "Settings", "configs_of", "notes", "run", "tables", "timed_config"]
 
@@ -96,7 +96,7 @@ def _missing(topologies: list[Topology]) -> str | None:
     try:
         for topology in topologies:
             check_compiler(topology)
-    except TopologyError as error:
+    except MissingExtra as error:
         return str(error)
     return None
 

@@ -23,7 +23,6 @@ way out, 2.954, and makes little difference to 2 pixels, 2.318.
 """
 
 import dataclasses
-from pathlib import Path
 
 from ddpm_jax import config
 
@@ -31,7 +30,7 @@ from ddpm_jax import config
 def get_config() -> config.Config:
     """The settings of configs/digits.py, but for the process."""
     return dataclasses.replace(
-        config.load(Path(__file__).with_name("digits.py")),
+        config.load("digits"),
         process=config.Blurring(max_blur=2.0, min_scale=1e-3),
         workdir="runs/digits_blurring",
     )

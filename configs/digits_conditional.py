@@ -27,14 +27,13 @@ worse than configs/digits.py, and had a tenth of the examples to learn that from
 """
 
 import dataclasses
-from pathlib import Path
 
 from ddpm_jax import config
 
 
 def get_config() -> config.Config:
     """The settings of configs/digits.py, and classes."""
-    digits = config.load(Path(__file__).with_name("digits.py"))
+    digits = config.load("digits")
     return dataclasses.replace(
         digits,
         network=dataclasses.replace(digits.network, classes=10),

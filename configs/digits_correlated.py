@@ -22,7 +22,6 @@ pays then, and the whole run ends at 2.101.
 """
 
 import dataclasses
-from pathlib import Path
 
 from ddpm_jax import config
 
@@ -30,7 +29,7 @@ from ddpm_jax import config
 def get_config() -> config.Config:
     """The settings of configs/digits.py, but for the process."""
     return dataclasses.replace(
-        config.load(Path(__file__).with_name("digits.py")),
+        config.load("digits"),
         process=config.Correlated(correlation_length=0.5),
         workdir="runs/digits_correlated",
     )

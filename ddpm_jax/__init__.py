@@ -23,7 +23,11 @@ able to answer ctrl-C.
 """
 
 import importlib
+import sys
 import typing
+
+if sys.version_info < (3, 11):  # noqa: UP036 - pip refuses, PYTHONPATH does not
+    raise ImportError(f"ddpm_jax needs Python 3.11 or newer; this is {sys.version.split()[0]}")
 
 if typing.TYPE_CHECKING:
     from ddpm_jax import analytic as analytic
@@ -56,7 +60,7 @@ if typing.TYPE_CHECKING:
     from ddpm_jax.losses import weighted_loss as weighted_loss
     from ddpm_jax.schedules import Schedule as Schedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PACKAGES = (
     *("analytic", "bases", "gaussians", "likelihood", "litmus", "losses"),

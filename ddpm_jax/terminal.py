@@ -15,6 +15,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from ddpm_jax.errors import require
+
+require("ddpm_jax.terminal", "train", "rich")
+
 from rich.console import Console
 from rich.text import Text
 

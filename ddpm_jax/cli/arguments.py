@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from ddpm_jax import config as configs
+from ddpm_jax.cli.help import ALL, SHORT, config_help
 from ddpm_jax.config import Config, Member
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
@@ -44,8 +45,9 @@ EXECUTED = (
 
 def parse_options(options: Any, prog: str, arguments: Sequence[str], **how: Any) -> Any:
     """`tyro.cli`; its messages show what a terminal would obey in arguments as `repr` does."""
+    arguments = ["--help" if argument == ALL else argument for argument in arguments]
     prog, harmless = escape(prog), [escape(argument) for argument in arguments]
-    if harmless != list(arguments):
+    if harmless != arguments:
         unseen = io.StringIO()
         with (
             contextlib.suppress(SystemExit),
@@ -57,25 +59,28 @@ def parse_options(options: Any, prog: str, arguments: Sequence[str], **how: Any)
 
 
 def parse_config(command: str, arguments: Sequence[str]) -> Config:
-    """The config file named first, which is executed, with the overrides that follow it.
+    """The config named first, whose file is executed, with the overrides that follow it.
 
     A wrong name or type ends the process with exit code 2 and a message that names the field and
     the nearest right one.
 
     Raises:
-        UserError: no config file is named, it cannot be loaded, or a value is not of its field's
+        UserError: no config is named, it cannot be loaded, or a value is not of its field's
             type.
     """
-    if arguments and arguments[0] in ("-h", "--help"):
-        default, path, overrides = Config(), "CONFIG", ["--help"]
+    if arguments and arguments[0] in (*SHORT, ALL):
+        default, path, overrides = Config(), "CONFIG", [arguments[0]]
     elif not arguments or arguments[0].startswith("-"):
         raise configs.ConfigError(
-            f"ddpm-jax {command} wants a config file first: ddpm-jax {command} configs/digits.py"
+            f"ddpm-jax {command} wants a config first, a name or a file: ddpm-jax {command} digits"
         )
     else:
         path, overrides = arguments[0], list(arguments[1:])
         default = configs.load(path)
     default, overrides = replace_members(default, overrides, *own_modules(default))
+    if set(SHORT) & set(overrides):
+        print(config_help(command, path, default, EXECUTED, *own_modules(default)))
+        raise SystemExit(0)
     config = parse_options(
         Config,
         f"ddpm-jax {command} {path}",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax.cli.arguments import DEFAULTS, check_at_least, check_seed, parse_for_run
+from ddpm_jax.cli.help import SHORT, options_help
 from ddpm_jax.config import Data, Evaluation, Sampler
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import strip_times
@@ -62,6 +63,9 @@ class Arguments:
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures, draws and prints; goes on with an evaluation that was interrupted."""
+    if set(SHORT) & set(arguments):
+        print(options_help("evaluate RUN", Arguments))
+        return
     options: Arguments
     options, config = parse_for_run(Arguments, "ddpm-jax evaluate", arguments)
     check_at_least(options, 0, "num")

@@ -14,7 +14,8 @@ __all__ = ["run"]
 
 _USAGE = """usage: ddpm-jax list [FAMILY]
 
-What a config can choose from: the members of each family, or of one, with their fields."""
+What a config can choose from: the members of each family, or of one, with their fields. (The
+configs that come with the package are listed by `ddpm-jax configs`.)"""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from ddpm_jax.errors import MissingExtra, require
+
 __all__ = ["COMMANDS", "EXIT_DISK", "EXIT_SIGNAL", "EXIT_USAGE", "main", "quiet_interrupts"]
 
 COMMANDS = {
@@ -20,6 +22,7 @@ COMMANDS = {
     "export": "the whole sampler of a run as one program that runs on JAX alone",
     "evaluate": "bits per dimension of a run on held-out images, beside baselines",
     "weights": "weights of other programs as a run, and a run's for other programs",
+    "configs": "the configs that come with the package, and a copy of one to edit",
     "list": "what a config can choose from: families, members, their fields",
     "replay": "one step of a run once more: which examples and parameters were bad in it",
     "inspect": "the network of a config as a table: shapes, parameters, FLOPs",
@@ -42,7 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A closed pipe changes no exit code; nor does, of `train`, a standard output that refuses.
     """
     with quiet_interrupts():
-        from ddpm_jax import terminal
+        try:
+            # What is imported late, but in each training, too: it must not be missed at its end.
+            require("ddpm-jax", "train", "grain", "matplotlib", "rich", "tyro")
+            from ddpm_jax import terminal
+        except MissingExtra as error:
+            print(f"ddpm-jax: {error}", file=sys.stderr)
+            return EXIT_USAGE
 
         terminal.open_closed()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -69,7 +78,11 @@ def _run(arguments: list[str]) -> int:
     with quiet_interrupts():
         from ddpm_jax.cli.dispatch import dispatch, load
 
-        module = load(command)
+        try:
+            module = load(command)
+        except MissingExtra as error:
+            terminal.complain(str(error))
+            return EXIT_USAGE
     return dispatch(module, rest)
 
 
@@ -81,7 +94,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "  ddpm-jax train configs/digits.py --train.steps 500 --workdir runs/a",
+            "  ddpm-jax train digits --train.steps 500 --workdir runs/a",
         ]
     )
 

@@ -24,8 +24,8 @@ __all__ = ["run"]
 class Arguments:
     """Memory, traffic and the least step time of a config on machines that need not be there.
 
-    The config file comes first, as for train, and any of its fields can be given, too:
-    ddpm-jax plan configs/cifar10.py --topology v5e:4x4 --train.batch-size 2048
+    The config comes first, as for train, and any of its fields can be given, too:
+    ddpm-jax plan cifar10 --topology v5e:4x4 --train.batch-size 2048
     """
 
     topology: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

@@ -4,6 +4,14 @@ Each family has a module: its base, which says what a member's `make` gets and r
 members of this package. A config file may define its own.
 """
 
+from ddpm_jax.errors import require
+
+require(
+    "ddpm_jax.config",
+    "train",
+    *("flax", "optax", "orbax.checkpoint", "PIL", "rich", "safetensors", "tyro"),
+)
+
 from ddpm_jax.config.averages import *
 from ddpm_jax.config.base import *
 from ddpm_jax.config.catalogue import *
@@ -16,6 +24,7 @@ from ddpm_jax.config.mesh import *
 from ddpm_jax.config.network import *
 from ddpm_jax.config.objective import *
 from ddpm_jax.config.optimizer import *
+from ddpm_jax.config.packaged import *
 from ddpm_jax.config.process import *
 from ddpm_jax.config.sampler import *
 from ddpm_jax.config.schedule import *

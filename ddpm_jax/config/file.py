@@ -14,6 +14,7 @@ from typing import Any
 from ddpm_jax import config as configs
 from ddpm_jax.config.base import ConfigError
 from ddpm_jax.config.config import Config
+from ddpm_jax.config.packaged import is_name, packaged, packaged_file
 from ddpm_jax.config.source import Source, execute
 from ddpm_jax.config.values import checked, nearest, shown
 from ddpm_jax.errors import UserError
@@ -22,20 +23,23 @@ __all__ = ["load"]
 
 
 def load(path: str | os.PathLike[str]) -> Config:
-    """The `get_config()` of the Python file at `path`, which is executed with your rights.
+    """The `get_config()` of a Python file, which is executed with your rights.
+
+    `path` is that of a file, or the name of a config of the package (see `packaged`).
 
     Each value is checked and converted to the type of its field (see `ddpm_jax.config.values`);
     `validate` checks what depends on several fields.
 
     Raises:
-        ConfigError: no such file, an error in executing it, no get_config that returns a Config, or
-            a value of another type.
+        ConfigError: no such file or name, an error in executing it, no get_config that returns a
+            Config, or a value of another type.
     """
-    path = Path(path)
+    path = packaged_file(str(path)) if is_name(str(path)) else Path(path)
     name = f"the config {str(path)!r}"
     if "\0" in str(path) or not path.is_file():
         what = "is no file" if "\0" not in str(path) and path.exists() else "does not exist"
-        raise ConfigError(f"{name} {what}; configs/ holds some")
+        near = nearest(path.stem, packaged())
+        raise ConfigError(f"{name} {what}; `ddpm-jax configs` lists those of the package{near}")
     if path.suffix != ".py":
         raise ConfigError(f"{name} is not a Python file; its name has to end in .py")
     place = str(path)

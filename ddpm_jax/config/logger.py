@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from ddpm_jax.config.base import Affects, Member
+from ddpm_jax.errors import require
 
 __all__ = ["Logger", "LoggingRun", "NoLogger", "TensorBoard"]
 
@@ -83,6 +84,7 @@ class _Events:
     """
 
     def __init__(self, directory: Path, resumed_at: int) -> None:
+        require("the logger TensorBoard", "train", "tensorboardX")
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         now = time.time()

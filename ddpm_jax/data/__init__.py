@@ -1,5 +1,9 @@
 """Images in and out: sources of images, endless batches that resume, scaling to [-1, 1]."""
 
+from ddpm_jax.errors import require
+
+require("ddpm_jax.data", "train", "PIL")
+
 from ddpm_jax.data.archive import archive_levels as archive_levels
 from ddpm_jax.data.archive import archive_shape as archive_shape
 from ddpm_jax.data.archive import read_archive as read_archive

@@ -5,6 +5,7 @@ import numpy as np
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.preparation import STORED, Preparation
 from ddpm_jax.data.source import Arrays, ImageSet
+from ddpm_jax.errors import require
 
 __all__ = ["DIGITS_LEVELS", "digits_shape", "read_digits"]
 
@@ -30,6 +31,7 @@ def read_digits(preparation: Preparation = STORED) -> ImageSet:
         >>> len(digits.train), len(digits.held_out), digits.image_shape, digits.levels
         (1437, 360, (8, 8, 1), 17)
     """
+    require("the data set digits", "train", "sklearn")
     from sklearn.datasets import load_digits
 
     digits_shape(preparation)

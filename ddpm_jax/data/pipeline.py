@@ -33,6 +33,7 @@ from jaxtyping import Bool, Int, UInt64
 
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.source import Examples, Source, check_crop
+from ddpm_jax.errors import require
 
 __all__ = ["BatchIterator", "make_iterator"]
 
@@ -49,6 +50,7 @@ class BatchIterator:
     """
 
     def __init__(self, batches: "_Batches"):
+        require("ddpm_jax.data.pipeline", "train", "grain")
         import grain  # a fifth of a second, spared to those who do not train
 
         self._run = batches.run

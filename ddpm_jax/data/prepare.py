@@ -21,7 +21,7 @@ from typing import Any, get_args
 from ddpm_jax.data.convert import Format
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.prepared import nearest_names
-from ddpm_jax.errors import first_line
+from ddpm_jax.errors import first_line, require
 
 __all__ = ["prepare"]
 
@@ -50,9 +50,11 @@ def prepare(
         The folder of the data set.
 
     Raises:
+        MissingExtra: tensorflow_datasets is not installed.
         DataError: an unknown name, a file that is not the one it should be, no connection, or a
             builder that needs TensorFlow where it is not installed.
     """
+    require("ddpm-jax data prepare", "tfds", "tensorflow_datasets", "importlib_resources")
     import tensorflow_datasets as tfds
 
     if source is not None and not source.is_dir():

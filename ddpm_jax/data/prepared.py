@@ -19,7 +19,7 @@ from ddpm_jax.data.encoded import Encoded, OnBadImage, Record
 from ddpm_jax.data.images import DataError
 from ddpm_jax.data.preparation import STORED, BadImageError, Preparation, decode
 from ddpm_jax.data.source import ImageSet
-from ddpm_jax.errors import first_line
+from ddpm_jax.errors import first_line, require
 
 __all__ = ["declared_shape", "nearest_names", "prepared_directory", "read_prepared"]
 
@@ -100,6 +100,7 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int 
 
     If it declares no size, a name like `downsampled_imagenet/64x64` has it.
     """
+    _require_tfds(name)
     import tensorflow_datasets as tfds
 
     try:
@@ -116,8 +117,13 @@ def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int 
     return height, width, channel
 
 
+def _require_tfds(name: str) -> None:
+    require(f"data set {name!r}", "tfds", "tensorflow_datasets", "importlib_resources")
+
+
 def _open(name: str, directory: pathlib.Path) -> Any:
     """The reader of a prepared data set, or the sentence that says how to prepare it."""
+    _require_tfds(name)
     import tensorflow_datasets as tfds  # half a second, spared to those who read digits
 
     bare = name.split("/")[0].split(":")[0]

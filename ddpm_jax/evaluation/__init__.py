@@ -1,5 +1,13 @@
 """Evaluation: samples in a feature space, its networks, baselines, pictures and plots."""
 
+from ddpm_jax.errors import require
+
+require(
+    "ddpm_jax.evaluation",
+    "evaluate",
+    *("flax", "optax", "orbax.checkpoint", "PIL", "rich", "safetensors"),
+)
+
 from ddpm_jax.evaluation.features import EvaluationError as EvaluationError
 from ddpm_jax.evaluation.features import FeatureNetwork as FeatureNetwork
 from ddpm_jax.evaluation.features import Features as Features

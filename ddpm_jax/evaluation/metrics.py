@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 
+from ddpm_jax.errors import require
 from ddpm_jax.evaluation.features import (
     EvaluationError,
     check_at_least,
@@ -140,6 +141,7 @@ def kernel_distance_of_subsets(
 
 def _mean_kernel(x: np.ndarray, y: np.ndarray | None = None) -> float:
     """Mean of k(x_i, y_j) over all i, j; without `y` of k(x_i, x_j) over i != j."""
+    require("ddpm_jax.evaluation.metrics", "evaluate", "sklearn")
     from sklearn.metrics.pairwise import polynomial_kernel
 
     others = x if y is None else y

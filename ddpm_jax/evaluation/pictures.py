@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data import to_bytes
+from ddpm_jax.errors import require
 from ddpm_jax.files import whole_file
 from ddpm_jax.terminal import escape
 
@@ -115,6 +116,7 @@ def plot_training(path: Path, lines: Sequence[Mapping[str, Any]], *, title: str)
 
 
 def _figure() -> tuple[Any, Any]:
+    require("ddpm_jax.evaluation.pictures", "evaluate", "matplotlib")
     from matplotlib.figure import Figure  # no pyplot: it would keep figures, and open windows
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")

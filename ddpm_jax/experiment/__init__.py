@@ -1,5 +1,14 @@
 """An experiment: what a config stands for, its folder, and the commands' common ground."""
 
+from ddpm_jax.errors import require
+
+require(
+    "ddpm_jax.experiment",
+    "train",
+    *("flax", "optax", "orbax.checkpoint", "PIL", "rich", "safetensors", "tyro"),
+    *("grain", "matplotlib"),  # late, by each training
+)
+
 from ddpm_jax.experiment.data_record import check_same_data as check_same_data
 from ddpm_jax.experiment.data_record import read_data_record as read_data_record
 from ddpm_jax.experiment.experiment import Experiment as Experiment

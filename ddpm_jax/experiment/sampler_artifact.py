@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, require
 from ddpm_jax.experiment.experiment import Experiment
 from ddpm_jax.experiment.sampler_program import (
     PLATFORMS,
@@ -87,6 +87,7 @@ def export_sampler(
     Raises:
         UserError: see `sampler_files` and `sampler_program`; or the disk refuses.
     """
+    require("ddpm-jax export", "train", "flatbuffers")
     files = sampler_files(out, parameters)
     flat = named_params(params)
     arrays = _lazy(flat) if files.params is not None else {}

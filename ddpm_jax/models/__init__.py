@@ -1,5 +1,9 @@
 """Networks behind one signature, `model.apply(variables, x_t, t) -> prediction`."""
 
+from ddpm_jax.errors import require
+
+require("ddpm_jax.models", "models", "flax")
+
 from ddpm_jax.models.blocks import AttentionKernel as AttentionKernel
 from ddpm_jax.models.blocks import InterpolationRange as InterpolationRange
 from ddpm_jax.models.blocks import Remat as Remat

@@ -1,5 +1,9 @@
 """Meshes, what is split over them, and the compiled forms of a step."""
 
+from ddpm_jax.errors import require
+
+require("ddpm_jax.parallel", "train", "flax", "orbax.checkpoint", "rich")
+
 from ddpm_jax.parallel.forms import Form as Form
 from ddpm_jax.parallel.forms import Gradient as Gradient
 from ddpm_jax.parallel.forms import Reduction as Reduction

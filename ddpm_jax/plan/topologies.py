@@ -6,7 +6,6 @@ started with `environment`.
 """
 
 import difflib
-import importlib.util
 import math
 import os
 import re
@@ -14,14 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import MissingExtra, UserError, is_installed
 from ddpm_jax.plan.chips import CHIPS, Chip
 
 __all__ = ["Topology", "TopologyError", "check_compiler", "devices", "environment", "parse"]
 
 
 class TopologyError(UserError):
-    """No machine of that name, or no compiler for it is installed."""
+    """No machine of that name."""
 
 
 class Topology(NamedTuple):
@@ -131,15 +130,17 @@ def environment(
 
 
 def check_compiler(topology: Topology) -> None:
-    """Raises TopologyError unless a compiler for `topology` is installed; imports nothing."""
-    wanted, extra = {
-        "tpu": (("libtpu",), "plan"),
-        "cuda": (("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "plan-cuda"),
+    """Raises MissingExtra unless a compiler for `topology` is installed; imports nothing."""
+    wanted, package, extra = {
+        "tpu": (("libtpu",), "libtpu", "plan"),
+        "cuda": (
+            ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
+            "jax-cuda13-plugin",
+            "plan-cuda",
+        ),
     }[topology.chip.platform]
-    if not any(map(_is_there, wanted)):
-        raise TopologyError(
-            f"{topology} needs a compiler that is not installed: pip install 'ddpm_jax[{extra}]'"
-        )
+    if not any(map(is_installed, wanted)):
+        raise MissingExtra(str(topology), package, extra)
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -211,13 +212,6 @@ def _nearly_square(count: int, dimensions: int) -> list[int]:
         sides.append(side)
         count //= side
     return [*sides, count]
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its package is not there
-        return False
 
 
 # A GpuTargetConfigProto of the SXM5 card, as XLA would read it off the machine.

@@ -1,5 +1,9 @@
 """Training: the state, the step, the loop, and checkpoints."""
 
+from ddpm_jax.errors import require
+
+require("ddpm_jax.training", "train", "flax", "optax", "orbax.checkpoint", "rich")
+
 from ddpm_jax.training.checkpoints import CheckpointError as CheckpointError
 from ddpm_jax.training.checkpoints import Checkpoints as Checkpoints
 from ddpm_jax.training.checkpoints import newest_manifest as newest_manifest

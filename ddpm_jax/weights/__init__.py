@@ -1,5 +1,9 @@
 """Other people's weights, in and out."""
 
+from ddpm_jax.errors import require
+
+require("ddpm_jax.weights", "models", "flax", "safetensors")
+
 from ddpm_jax.weights.diffusers import from_diffusers as from_diffusers
 from ddpm_jax.weights.openai import from_openai as from_openai
 from ddpm_jax.weights.to_diffusers import to_diffusers as to_diffusers

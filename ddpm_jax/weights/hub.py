@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.errors import require
 from ddpm_jax.files import JsonFileError, read_json
 from ddpm_jax.weights.weights import WeightsError
 
@@ -46,19 +47,15 @@ def download(
         cache: another folder of downloads.
 
     Raises:
-        WeightsError: huggingface_hub is not installed; the server has no such model or revision, or
-            wants a token for it; there is no network, and the model is not in the cache.
+        MissingExtra: huggingface_hub is not installed.
+        WeightsError: the server has no such model or revision, or wants a token for it; there is no
+            network, and the model is not in the cache.
     """
     for what, text in (("a name", name), ("a revision", revision or "")):
         if ".." in text:  # the cache has folders of these names
             raise WeightsError(f"{text!r} is not {what} on the Hugging Face hub")
-    try:
-        from huggingface_hub import constants, snapshot_download
-    except ImportError:
-        raise WeightsError(
-            f"{name!r} is on the Hugging Face hub, which huggingface_hub reads: pip install"
-            " 'ddpm_jax[hub]'; or download the folder by other means, and give its path"
-        ) from None
+    require("a model of the Hugging Face hub", "hub", "huggingface_hub")
+    from huggingface_hub import constants, snapshot_download
 
     def get(*patterns: str) -> Path:
         with _sentences(name, revision, endpoint or constants.ENDPOINT), _quiet():

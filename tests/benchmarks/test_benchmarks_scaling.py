@@ -16,8 +16,7 @@ from suites import run, timed_config
 from benchmarks import machinery, overhead, scaling
 from benchmarks.results import Row
 from ddpm_jax import config as configs
-from ddpm_jax.errors import UserError
-from ddpm_jax.plan.topologies import TopologyError
+from ddpm_jax.errors import MissingExtra, UserError
 
 
 def test_what_is_timed_where(monkeypatch):
@@ -55,7 +54,7 @@ def test_a_form_that_forgets_to_average_is_seen(monkeypatch):
 @pytest.mark.thorough
 def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys, tmp_path):
     def absent(topology):
-        raise TopologyError(f"{topology} needs a compiler that is not installed: pip install it")
+        raise MissingExtra(str(topology), "libtpu", "plan")
 
     def instead(*arguments, **options):
         case = {"on": "1 device", "form": "none", "mesh of": "", "channels": 8}
@@ -66,15 +65,15 @@ def test_without_a_compiler_the_rest_is_timed_and_it_is_said(monkeypatch, capsys
     quick = ["--processes", "1", "--devices", "1", "--timed-channels", "8", "--out", tmp_path]
     code, out, error = run(capsys, "scaling", *quick)
     assert code == 0
-    assert "v5p:2x2x2 needs a compiler that is not installed" in error
-    assert "Nothing was compiled for a mesh of TPUs or GPUs: v5p:2x2x2 needs a compiler" in out
+    assert "v5p:2x2x2 needs libtpu, which is not installed" in error
+    assert "Nothing was compiled for a mesh of TPUs or GPUs: v5p:2x2x2 needs libtpu" in out
     assert out.count("| differs after 20 |") == 1
     assert "| topology |" not in out
     monkeypatch.undo()
     monkeypatch.setattr("ddpm_jax.plan.requests.check_compiler", absent)
     code, _, error = run(capsys, "scaling", "--parts", "compiled", *quick)
     assert code == 2
-    assert "needs a compiler that is not installed" in error
+    assert "needs libtpu, which is not installed" in error
 
 
 @pytest.mark.thorough

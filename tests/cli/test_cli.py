@@ -40,7 +40,7 @@ def size_of(path):
 
 def test_usage(capsys):
     assert main(["--help"]) == 0
-    assert "ddpm-jax train configs/digits.py" in capsys.readouterr().out
+    assert "ddpm-jax train digits" in capsys.readouterr().out
     assert main([]) == 2
 
 
@@ -56,7 +56,7 @@ def test_an_unknown_command(capsys):
     assert code == 2
     assert said == (
         "ddpm-jax: the command is 'trian'; it has to be one of train, data, sample, export,"
-        " evaluate, weights, list, replay, inspect, plan\n"
+        " evaluate, weights, configs, list, replay, inspect, plan\n"
     )
 
 
@@ -197,7 +197,7 @@ def test_sample_draws_a_grid(run, tmp_path):
             ["train", TINY, "--process", "blurring", "--schedule.zero-terminal-snr"],
             ["network.predicts", "no signal at t = T - 1"],
         ),
-        (["train"], ["wants a config file first"]),
+        (["train"], ["wants a config first"]),
         (["train", "configs/absent.py"], ["'configs/absent.py' does not exist"]),
         (["train", TINY, "--schedule.num-steps", "1"], ["num_steps is 1"]),
         (["train", TINY, "--train.batch-size", "12"], ["train.batch_size is 12", "8 devices"]),

@@ -46,7 +46,8 @@ from ddpm_jax.models import init_params
 def test_every_shipped_config_is_valid_and_says_how_to_run_it(path):
     config = configs.load(path)
     configs.validate(config)
-    assert f"ddpm-jax train configs/{path.name}" in path.read_text()
+    text = path.read_text()
+    assert f"ddpm-jax train configs/{path.name}" in text or f"ddpm-jax train {path.stem}" in text
     assert configs.from_json(json.loads(json.dumps(configs.to_json(config)))) == config
 
 

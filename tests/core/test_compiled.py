@@ -4,7 +4,6 @@ import functools
 import gc
 import weakref
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +198,7 @@ def test_what_a_network_holds_may_change(shape, monkeypatch):
 
 @pytest.mark.thorough
 def test_a_flax_network_is_found_again_and_other_parameters_are_another():
+    nn = pytest.importorskip("flax.linen", reason="the extra `models` is not installed")
     calls = []
 
     class Model(nn.Module):

@@ -72,9 +72,8 @@ def test_the_table_is_complete():
         if inspect.isfunction(getattr(room, name))
     }
     assert public == {name.split(",")[0] for name in CASES} | STATIC
-    names = (name for name in dir(ddpm_jax) if not name.startswith("_"))
-    handed_out = {name for name in names if inspect.isfunction(getattr(ddpm_jax, name))}
-    assert handed_out - {"load_run", "train"} <= public
+    names = {name for name in dir(ddpm_jax) if not name.startswith("_")} - {"load_run", "train"}
+    assert {name for name in names if inspect.isfunction(getattr(ddpm_jax, name))} <= public
 
 
 def turned(arrays):
@@ -178,6 +177,8 @@ def test_jit_over_eight_devices_in_one_trace(name):
 @few_functions
 def test_explicit_axes_are_understood(name):
     """What cannot be sharded so is refused while tracing; the program is that of other axes."""
+    if name == "kl_full" and jax.__version_info__ < (0, 10):
+        pytest.skip("jnp.tril takes no explicit axes before jax 0.10")
     mesh, function, place = on_a_mesh(name, AxisType.Explicit)
     with jax.set_mesh(mesh):
         function.trace(**place(CASES[name].arrays))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from ddpm_jax import bases, processes, q_sample, schedules
 
@@ -25,6 +24,12 @@ CASES = {
     "GammaChain": lambda k: processes.gamma(schedules.linear(10), 0.1 + 0.1 * k),
     "CustomChain": lambda k: processes.custom_chain(halved, 3 + k),
 }
+
+
+@pytest.fixture(scope="module")
+def nnx():
+    flax = pytest.importorskip("flax", reason="the extra `models` is not installed")
+    return flax.nnx
 
 
 def halved(x_prev, eps, t):
@@ -96,7 +101,7 @@ def test_schedules_of_one_shape_and_other_values_differ():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
-def test_a_process_is_an_attribute_of_a_module(name):
+def test_a_process_is_an_attribute_of_a_module(name, nnx):
     class Noiser(nnx.Module):
         def __init__(self, process):
             self.process = process
@@ -112,7 +117,7 @@ def test_a_process_is_an_attribute_of_a_module(name):
 
 
 @pytest.mark.thorough
-def test_a_module_uses_its_schedule_under_jit():
+def test_a_module_uses_its_schedule_under_jit(nnx):
     class Noiser(nnx.Module):
         def __init__(self):
             self.schedule = schedules.cosine(10)

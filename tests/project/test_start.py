@@ -128,3 +128,24 @@ def test_what_is_installed_is_not_installed_again(start, tmp_path):
     (tmp_path / "uv").unlink()
     start.set_up(tmp_path / "venv", [])
     assert calls(tmp_path, "uv") is None
+
+
+def test_the_oldest_releases_are_the_lower_bounds_of_the_core(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "find_python", lambda versions: f"python3.{versions[0][1]}")
+    (tmp_path / "setup.cfg").write_text(
+        "[options]\ninstall_requires =\n    jax>=0.8.0\n    numpy>=2.0\n"
+    )
+    start.set_up(tmp_path / "venv", ["test-core"], oldest=True)
+    assert calls(tmp_path, "pip")[-4:] == ["--editable", ".[test-core]", "jax==0.8.0", "numpy==2.0"]
+
+
+def test_the_core_is_tested_in_an_environment_of_its_own(start, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(start, "set_up", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(start.os, "execv", lambda path, command: seen.append(command))
+    for options, name in (([], ".venv-core"), (["--oldest"], ".venv-core-oldest")):
+        monkeypatch.setattr(sys, "argv", ["start.py", "core", *options, "-x"])
+        start.main()
+        assert seen[-2] == (tmp_path / name, ["test-core"], bool(options))
+        assert seen[-1][0] == str(tmp_path / name / "bin" / "python")
+        assert seen[-1][-3:] == ["tests/core", "ddpm_jax", "-x"]

@@ -7,6 +7,7 @@ import sys
 import pytest
 from paths import SUPPORT
 
+from ddpm_jax.errors import MissingExtra
 from ddpm_jax.plan import topologies
 
 
@@ -15,7 +16,7 @@ def printed(name, program, *arguments):
     topology = topologies.parse(name)
     try:
         topologies.check_compiler(topology)
-    except topologies.TopologyError as error:
+    except MissingExtra as error:
         pytest.skip(str(error))
     env = topologies.environment(topology, os.environ)
     env["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), env["PYTHONPATH"]])

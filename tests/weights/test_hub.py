@@ -7,6 +7,7 @@ import time
 import pytest
 from hub import NAME, SHA, serve
 
+from ddpm_jax.errors import MissingExtra
 from ddpm_jax.weights import WeightsError
 from ddpm_jax.weights.hub import download
 
@@ -143,5 +144,5 @@ def test_a_download_that_was_cut_off_is_not_complete(folder, tmp_path):
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(WeightsError, match=r"pip install 'ddpm_jax\[hub\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'ddpm_jax\[hub\]'"):
         download(NAME)
