@@ -7,6 +7,8 @@
     python3 start.py core      tests of the core where nothing else is installed; --oldest does so
                                with the oldest releases that setup.cfg allows, on Python 3.11
     python3 start.py lint      ruff and mypy
+    python3 start.py docs      the documentation's site, into docs/_build/html
+    python3 start.py links     whether the links of the documentation to the web work
 
 It needs Python 3.11 to 3.13 and nothing else: the system's Python is left alone. Any Python 3 can
 run this file; it looks for a supported one. Where uv is on PATH, it installs in place of pip.
@@ -30,6 +32,10 @@ SUPPORTED = ((3, 13), (3, 12), (3, 11))
 # paths: else the longest files, which have few tests, would come last, and one of them alone.
 PYTEST = ["python", "-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 PYTEST += ["--no-loadscope-reorder"]
+SPHINX = ["python", "-m", "sphinx", "--quiet", "--builder"]
+# Strict: a warning, such as a link that leads nowhere or a cell that fails, fails the build.
+SITE = ["html", "-W", "--keep-going", "-d", "docs/_build/doctrees", "docs", "docs/_build/html"]
+LINKS = ["linkcheck", "-D", "nb_execution_mode=off", "docs", "docs/_build/links"]
 COMMANDS = {
     "digits": (["train"], [["ddpm-jax", "train", "digits"]]),
     "test": (["test", "plan"], [PYTEST]),
@@ -42,6 +48,8 @@ COMMANDS = {
         ["test", "dev"],
         [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
     ),
+    "docs": (["all", "docs"], [[*SPHINX, *SITE]]),
+    "links": (["all", "docs"], [[*SPHINX, *LINKS]]),
 }
 """Each command: the extras of setup.cfg that it wants, and what runs."""
 

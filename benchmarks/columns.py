@@ -1,4 +1,4 @@
-"""Rows as a table that people read."""
+"""Rows as a table of text."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Does the device wait for its images? Images per second of every source, beside a train step's.
+"""Measures images per second of each source, and how long a train step waits for images.
 
     digits                  scikit-learn's, in memory
     npz                     an archive, in memory

@@ -1,4 +1,4 @@
-r"""What does x_t cost, given x_0?
+r"""Measures the cost of x_t, given x_0.
 
 Several ways, each at several sizes, batches and times t (x after t steps of the chain):
 

@@ -1,4 +1,4 @@
-r"""What do the KL's closed form, and each way of drawing t, buy?
+r"""Measures what the closed form of the KL, and each way of drawing t, save.
 
 **Two Gaussians.** KL(q || p) of each dimension, for a few pairs, by
 

@@ -1,4 +1,4 @@
-"""Whether something fits the memory of the device that it is to run on, decided before it runs."""
+"""Decides before a program runs whether it fits into the memory of its device."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""What the parallel machinery costs by itself: one train step on meshes that have nothing to gain.
+"""Measures the cost of the parallel forms: one train step on meshes of simulated devices.
 
-Devices that are simulated share the cores of this machine, and so do processes, so that none of it
-is faster than one device: what it takes longer is the machinery, and work in smaller pieces.
+Simulated devices and processes share the cores of this machine, so that none of them is faster than
+one device. The extra time is the cost of the parallel form, and of work in smaller pieces.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A process that says how much memory one run takes: `python -m benchmarks.peak_memory`.
+"""A process that measures the memory of one run: `python -m benchmarks.peak_memory`.
 
 It is started by `measured` and not by hand. Each library and case has a process of its own, so that
 neither another library nor another case leaves anything behind. After a run that does not count:

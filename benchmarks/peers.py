@@ -1,4 +1,4 @@
-r"""Is this library as fast as diffusers, and does it need as much memory?
+r"""Compares speed and memory with those of diffusers.
 
 The part "network" gives both the same network (`diffusers.UNet2DModel` with the settings of a
 config, and with this library's parameters) and times, by turns in one process:

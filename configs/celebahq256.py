@@ -1,23 +1,23 @@
 """CelebA-HQ at 256x256 with the settings of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
     ddpm-jax data prepare celeb_a_hq/256 --from DIR    # with data256x256.tar in it
-    ddpm-jax train configs/celebahq256.py
+    ddpm-jax train celebahq256
 
 Appendix B and their scripts/run_celebahq.py (https://github.com/hojonathanho/diffusion): T = 1000,
 betas linear from 1e-4 to 0.02, variances of p fixed to the posterior's, 113,673,219 parameters in
 six levels (the paper says 114 million), one head of attention at 16x16, no dropout, L_simple, Adam
 at 2e-5 with 5,000 steps of warm-up, gradients clipped to a norm of 1, batch 64, EMA decay 0.9999,
-500k steps, random flips. Published: samples, figures 1 and 11, and no number.
+500k steps, random flips. Published: samples in figures 1 and 11, and no number.
 Measured by this project: not yet.
 
-The archive is made by hand: 30,000 PNG files, as
-https://github.com/tkarras/progressive_growing_of_gans tells. It has one split, and the first tenth
-of it is held out: 27,000 images to train on, where the paper has all 30,000. They are 5.3 GB of
-pixels, more than data.memory_gb, and so are decoded as they are read; with --data.memory-gb 6 they
-are decoded once.
+You have to make the archive yourself: 30,000 PNG files, as explained in
+https://github.com/tkarras/progressive_growing_of_gans. It has one split, whose first tenth is held
+out: 27,000 images are for training, while the paper used all 30,000. They are 5.3 GB of pixels,
+more than data.memory_gb, and are therefore decoded while they are read; with --data.memory-gb 6
+they are decoded once.
 
-What differs, but for that tenth: the norm that is clipped is that of the batch's gradient; theirs
-was of each of eight cores' own.
+Differences from the paper, beside that tenth: the norm of the whole batch's gradient is clipped;
+theirs was the norm on each of eight cores.
 """
 
 from ddpm_jax import config

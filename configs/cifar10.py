@@ -1,7 +1,7 @@
 """CIFAR-10 with the settings of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
     ddpm-jax data convert cifar10 cifar-10-binary.tar.gz cifar10.npz
-    ddpm-jax train configs/cifar10.py --data archive --data.path cifar10.npz
+    ddpm-jax train cifar10 --data archive --data.path cifar10.npz
 
 Section 4, appendix B and their scripts/run_cifar.py (https://github.com/hojonathanho/diffusion):
 T = 1000, betas linear from 1e-4 to 0.02, variances of p fixed to the betas, 35,746,307 parameters,
@@ -11,9 +11,9 @@ in table 1: FID 3.17 from the training images (5.24 from the test images), Incep
 most 3.75 bits/dim.
 Measured by this project: not yet.
 
-What differs. The norm that is clipped is that of the batch's gradient; theirs was of each of eight
-cores' own. Their bits/dim are of x0_hat clipped to [-1, 1], of a decoder with the posterior's
-variance at t = 1 in place of the first beta, and of a tanh in place of the normal distribution
+Differences from the paper: the norm of the whole batch's gradient is clipped; theirs was the norm
+on each of eight cores. Their bits/dim use x0_hat clipped to [-1, 1], a decoder with the posterior's
+variance at t = 1 in place of the first beta, and a tanh in place of the normal distribution
 function.
 """
 

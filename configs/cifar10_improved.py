@@ -1,20 +1,20 @@
 """CIFAR-10 in the manner of Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672).
 
     ddpm-jax data convert cifar10 cifar-10-binary.tar.gz cifar10.npz
-    ddpm-jax train configs/cifar10_improved.py --data archive --data.path cifar10.npz
+    ddpm-jax train cifar10_improved --data archive --data.path cifar10.npz
 
 Their section 3 and the flags of their released model
 (https://github.com/openai/improved-diffusion): T = 4000, cosine schedule, learned range of
 variances, L_hybrid, 128 channels times (1, 2, 2, 2), three residual blocks a level, attention with
 four heads at 16x16 and 8x8, dropout 0.3, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999,
-500k steps, no flips. Published, in table 2: 3.17 bits/dim and FID 3.19. The same trained on L_vlb,
-with times by importance (--objective elbo --times importance): 2.94 and 11.47. Measured
+500k steps, no flips. Published in table 2: 3.17 bits/dim and FID 3.19. Trained on L_vlb with
+importance sampling of t (--objective elbo --times importance): 2.94 and 11.47. Measured
 by this project: not yet.
 
-The network has 52,546,438 parameters, as theirs has by its released code, which names its file
-"50M". Bits/dim are estimated here from 200 of the terms of each test image, with 476 images or more
-at every t; theirs are of all terms, of x0_hat clipped to [-1, 1], and of a tanh in place of the
-normal distribution function.
+The network has 52,546,438 parameters, like that of their released code, which names its file "50M".
+Bits/dim are estimated from 200 terms of each test image, with 476 images or more at each t; theirs
+are computed from all terms, with x0_hat clipped to [-1, 1] and a tanh in place of the normal
+distribution function.
 """
 
 from ddpm_jax import config

@@ -1,16 +1,16 @@
-"""Scikit-learn's handwritten digits: 1,797 real 8x8 images with 17 grey levels, in no download.
+"""Scikit-learn's handwritten digits: 1,797 real 8x8 images with 17 grey levels, without a download.
 
-    ddpm-jax train configs/digits.py
+    ddpm-jax train digits
 
 The network has 176,849 parameters.
 
-Why this schedule. A likelihood is paid for in every octave of noise between the grid of grey
-levels and pure noise, and the levels here are 2/16 apart. A textbook schedule starts far below
-that spacing: cosine at T = 1000 ends at 3.4 to 3.7 bits/dim, worse than a per-pixel histogram
-(2.43), because its KL terms pay for detail that rounding throws away. Noise that starts at about
-a quarter of the spacing (log SNR 7) loses nothing, and a log SNR that falls linearly weighs all
-KL terms alike, so that T = 250 is enough. Start at log SNR 5 instead, and the decoder alone costs
-2.1 bits/dim. Training on the ELBO itself, with stratified times, does the rest.
+Why this schedule: each octave of noise between the grid of grey levels and pure noise costs bits,
+and the levels are 2/16 apart here. A textbook schedule starts far below that spacing. Cosine at
+T = 1000 ends at 3.4 to 3.7 bits/dim, worse than a histogram of each pixel (2.43), because its KL
+terms pay for detail that rounding removes. Noise that starts at about a quarter of the spacing (log
+SNR 7) loses nothing. If log SNR falls linearly, all KL terms have the same weight, and T = 250 is
+enough. With a start at log SNR 5 the decoder term alone costs 2.1 bits/dim. The objective is the
+ELBO itself, with stratified times.
 """
 
 from ddpm_jax import config

@@ -1,25 +1,26 @@
 """Scikit-learn's digits under blur and noise at once (Hoogeboom & Salimans 2022).
 
-    ddpm-jax train configs/digits_blurring.py
+    ddpm-jax train digits_blurring
 
-https://arxiv.org/abs/2209.05557. All but the process is as in configs/digits.py, with its
-176,849 parameters: 1.988 +- 0.013 bits/dim beside 1.964 +- 0.013; image by image the difference is
-0.023 +- 0.003.
+https://arxiv.org/abs/2209.05557. Only the process differs from configs/digits.py. With the same
+176,849 parameters it reaches 1.988 +- 0.013 bits/dim, and digits.py 1.964 +- 0.013; the mean
+difference over the images is 0.023 +- 0.003.
 
-Why these numbers. A kernel of 2 pixels at the end, 1 pixel half way, is a stroke's width on 8x8,
-and it acts late: at t = 0 there is none, so that the decoder's noise is that of digits.py. What
-blur can cost: the KL terms are a line integral of the best denoiser's error over the SNR of all
-modes, and depend on where SNR begins and ends, not on the way (Guo et al. 2005,
-https://doi.org/10.1109/TIT.2005.844072). Blur leaves the beginning alone, and the end was noise
-anyway. It makes the way longer: log SNR of the finest mode falls by 29 in place of 15, in as many
-steps. For Gaussian data with the digits' covariance and the best denoiser that costs 0.012
-bits/dim at T = 250, and a quarter of it at T = 1000.
+Why these numbers: a kernel of 2 pixels at the end, and 1 pixel half way, is as wide as a stroke on
+8x8. It acts late: at t = 0 there is no blur, so that the decoder's noise is that of digits.py. The
+KL terms are a line integral of the best denoiser's error over the SNR of all modes. It depends on
+where SNR begins and ends, not on the path (Guo et al. 2005,
+https://doi.org/10.1109/TIT.2005.844072). Blur does not change the beginning, and the end is noise
+in any case. But it makes the path longer: log SNR of the finest mode falls by 29 in place of 15, in
+the same number of steps. For Gaussian data with the digits' covariance and the best denoiser this
+costs 0.012 bits/dim at T = 250, and a quarter of it at T = 1000.
 
-The 20 pixels of the paper's larger images wipe out these: the finest mode falls to its least scale
-within the first 40 of 250 steps. The same Gaussian pays 0.169 for it. After 500 steps of training
-the digits stood at 2.942 bits/dim, beside 2.314 with 2 pixels and 2.280 without blur: four fifths
-of the KL are then in those 40 steps, a sixth of what the network is trained on. To predict v is no
-way out, 2.954, and makes little difference to 2 pixels, 2.318.
+The 20 pixels of the paper, which has larger images, are too many here: the finest mode falls to its
+smallest scale within the first 40 of 250 steps. For the same Gaussian data this costs 0.169
+bits/dim. After 500 steps of training the digits were at 2.942 bits/dim, with 2 pixels at 2.314, and
+without blur at 2.280: four fifths of the KL are in those 40 steps, which are a sixth of what the
+network is trained on. Predicting v does not help (2.954), and makes little difference for 2 pixels
+(2.318).
 """
 
 import dataclasses

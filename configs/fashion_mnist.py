@@ -1,22 +1,22 @@
 """Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747) at 32x32, on two CPU cores.
 
     ddpm-jax data convert fashion_mnist DIR fashion_mnist.npz    # DIR has the four IDX files
-    ddpm-jax train configs/fashion_mnist.py --data archive --data.path fashion_mnist.npz
+    ddpm-jax train fashion_mnist --data archive --data.path fashion_mnist.npz
     ddpm-jax evaluate runs/fashion_mnist
 
-Images of 28x28 with 256 grey levels, a black border of two pixels around them; 60,000 to train on
-and 10,000 held out. The network has 686,769 parameters. Measured by this project: 2.349 +- 0.007
-bits/dim of 32x32 pixels (KL 2.243, decoder 0.106; a histogram of each pixel: 3.514), after 75
-minutes on two cores of a CPU; docs/fashion_mnist/ has the run's record.
+The images have 28x28 pixels with 256 grey levels, and get a black border of two pixels; 60,000 are
+for training and 10,000 held out. The network has 686,769 parameters. Measured by this project:
+2.349 +- 0.007 bits/dim of 32x32 pixels (KL 2.243, decoder 0.106; a histogram of each pixel: 3.514),
+after 75 minutes on two CPU cores; docs/fashion_mnist/ has the run's record.
 
-Why these numbers. As for configs/digits.py, noise begins at a quarter of the spacing of the grey
-levels, which is 2/255 here: log SNR 12.5. Its fall to -8 is divided into T = 1000 steps, because a
-step's length is paid for in bits; training costs the same at any T. What would cost is to evaluate
-10,000 images at 1,000 times, so 16 of the terms of each image stand for all, spread such that every
-t has 149 or more images.
+Why these numbers: as in configs/digits.py, noise begins at a quarter of the spacing of the grey
+levels, which is 2/255 here: log SNR 12.5. Its fall to -8 is divided into T = 1000 steps, because
+long steps cost bits, and training costs the same at any T. The evaluation of 10,000 images at 1,000
+times would take long; therefore 16 terms of each image are computed, spread so that each t has 149
+or more images.
 
-Samples come from 25 ancestral steps: they look better and have more precision than those of
-DPM-Solver++ and DDIM, which are speckled in every third image, but less recall and a larger Frechet
+Samples come from 25 ancestral steps. They look better and have higher precision than those of
+DPM-Solver++ and DDIM, a third of which are speckled, but lower recall and a larger Frechet
 distance; the run's record has both.
 """
 

@@ -1,11 +1,11 @@
 """Fashion-MNIST at 32x32 by a diffusion transformer, on two CPU cores.
 
     ddpm-jax data convert fashion_mnist DIR fashion_mnist.npz    # DIR has the four IDX files
-    ddpm-jax train configs/fashion_mnist_dit.py --data archive --data.path fashion_mnist.npz
+    ddpm-jax train fashion_mnist_dit --data archive --data.path fashion_mnist.npz
     ddpm-jax evaluate runs/fashion_mnist_dit
 
-Images, noise, objective and evaluation are those of configs/fashion_mnist.py, which says why. In
-place of its U-Net is the transformer of Peebles & Xie 2023 (https://arxiv.org/abs/2212.09748), in
+Images, noise, objective and evaluation are those of configs/fashion_mnist.py, which explains them.
+The network is the transformer of Peebles & Xie 2023 (https://arxiv.org/abs/2212.09748), applied to
 pixels: 64 patches of 4x4 and four blocks of width 128. It has 1,274,000 parameters.
 """
 

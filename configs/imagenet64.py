@@ -1,24 +1,24 @@
 """ImageNet at 64x64 in the manner of Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672).
 
     ddpm-jax data prepare downsampled_imagenet/64x64
-    ddpm-jax train configs/imagenet64.py
+    ddpm-jax train imagenet64
 
 Unconditional, as in their section 3 and the flags of their released model
 (https://github.com/openai/improved-diffusion): T = 4000, cosine schedule, learned range of
 variances, L_hybrid, 128 channels times (1, 2, 3, 4), three residual blocks a level, attention with
 four heads at 16x16 and 8x8, no dropout, Adam at 1e-4 without warm-up, batch 128, EMA decay 0.9999,
-1.5M steps, no flips. Published: FID 19.2. The same trained on L_vlb, with times by importance
+1.5M steps, no flips. Published: FID 19.2. Trained on L_vlb with importance sampling of t
 (--objective elbo --times importance): 3.53 bits/dim. Measured by this project: not yet.
 
 The images are those of van den Oord et al. 2016 (https://arxiv.org/abs/1601.06759): the split
-`train` of 1,281,149 to train on, `validation` of 49,999 held out. The first are 16 GB of pixels,
-more than data.memory_gb, and so are decoded as they are read, by threads beside the training; with
---data.memory-gb 20 they are decoded once.
+`train` (1,281,149 images) for training, `validation` (49,999) held out. The training images are
+16 GB of pixels, more than data.memory_gb, and are therefore decoded while they are read, by threads
+beside the training; with --data.memory-gb 20 they are decoded once.
 
-The network has 121,063,942 parameters, as theirs has by its released code; the paper's section 6
-says 120M. Bits/dim are estimated here from 40 of the terms of each held-out image, with 485 images
-or more at every t; theirs are of x0_hat clipped to [-1, 1], and of a tanh in place of the normal
-distribution function.
+The network has 121,063,942 parameters, like that of their released code; the paper's section 6
+says 120M. Bits/dim are estimated from 40 terms of each held-out image, with 485 images or more at
+each t; theirs use x0_hat clipped to [-1, 1] and a tanh in place of the normal distribution
+function.
 """
 
 from ddpm_jax import config

@@ -1,11 +1,11 @@
 """LSUN churches at 256x256 with the settings of Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
     ddpm-jax data prepare lsun/church_outdoor    # TensorFlow and tensorflow-io read its database
-    ddpm-jax train configs/lsun256.py
+    ddpm-jax train lsun256
 
-and bedrooms, which are not flipped:
+For bedrooms, which are not flipped:
 
-    ddpm-jax train configs/lsun256.py --data.name lsun/bedroom --preparation.no-flip
+    ddpm-jax train lsun256 --data.name lsun/bedroom --preparation.no-flip
         --train.steps 2400000 --workdir runs/lsun256_bedroom
 
 Appendix B and their scripts/run_lsun.py (https://github.com/hojonathanho/diffusion): the network
@@ -13,14 +13,14 @@ and all settings of configs/celebahq256.py, 113,673,219 parameters; 1.2M steps f
 for bedrooms. Published, in table 3: FID 7.89 of churches, 6.36 of bedrooms.
 Measured by this project: not yet.
 
-Photographs of many sizes (Yu et al. 2015, https://arxiv.org/abs/1506.03365): the split `train`,
-126,227 churches or 3,033,042 bedrooms, to train on, and `validation`, 300, held out. They are
-decoded, resized and cut to squares as they are read, by threads beside the training.
+The photographs have many sizes (Yu et al. 2015, https://arxiv.org/abs/1506.03365): the split
+`train` (126,227 churches or 3,033,042 bedrooms) is for training, and `validation` (300) held out.
+They are decoded, resized and cut to squares while they are read, by threads beside the training.
 
-What differs: images are resized by Pillow's bicubic filter and then cut, theirs were cut and then
-resized by its Lanczos filter, once, with StyleGAN's tool. The clip is as configs/celebahq256.py
-says. Their script flips bedrooms unless it is told not to; the paper says
-that they were not flipped.
+Differences from the paper: images are resized by Pillow's bicubic filter and then cut; theirs were
+cut first and then resized by Pillow's Lanczos filter, with StyleGAN's tool. The gradient is clipped
+as configs/celebahq256.py explains. Their script flips bedrooms by default; the paper says that they
+were not flipped.
 """
 
 from ddpm_jax import config

@@ -2,24 +2,24 @@
 
 The core, importable without Flax, files or a command line:
 
-    bases       coordinates in which modes do not mix
-    schedules   tables of a chain
-    processes   forward processes beyond isotropy, and what holds for which
-    forward     q: noising in one expression, posteriors, conversions
-    reverse     p: the variance of the way back, fixed or learned
-    gaussians   KL, entropy, log densities, likelihoods of grey levels
-    timesteps   how t is drawn
-    losses      simple loss and the ELBO's terms
-    likelihood  bits per dimension, by the bound and by the probability flow
-    samplers    from noise to images, in many steps or few; guidance, inpainting
-    analytic    data whose best denoiser is known
-    litmus      which shortcut holds for a chain that is given by its step
+- `bases`: coordinates in which modes do not mix.
+- `schedules`: tables of a chain.
+- `processes`: forward processes beyond isotropy, and what holds for which.
+- `forward`: q, noising in one expression, posteriors, conversions.
+- `reverse`: p, the variance of the way back, fixed or learned.
+- `gaussians`: KL, entropy, log densities, likelihoods of grey levels.
+- `timesteps`: how t is drawn.
+- `losses`: the simple loss and the ELBO's terms.
+- `likelihood`: bits per dimension, by the bound and by the probability flow.
+- `samplers`: from noise to images, in many steps or few; guidance, inpainting.
+- `analytic`: data whose best denoiser is known.
+- `litmus`: which shortcut holds for a chain that is given by its step.
 
-Around it: `models`, `parallel`, `training`, `data`, `evaluation`, `config`, `experiment`, `plan`,
-`cli`. `train` trains a config, and `load_run` is what it has trained.
+Around it: `models`, `weights`, `parallel`, `training`, `data`, `evaluation`, `config`,
+`experiment`, `plan`, `cli`. `train` trains a config, and `load_run` loads what it has trained.
 
-Names are imported when they are first asked for: JAX takes seconds, in which `ddpm-jax` has to be
-able to answer ctrl-C.
+Names are imported when they are first used: importing JAX takes seconds, in which `ddpm-jax` has to
+be able to answer ctrl-C.
 """
 
 import importlib

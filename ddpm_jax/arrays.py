@@ -1,9 +1,11 @@
 """Small things that every room does with arrays: shapes, widths, places on a mesh, keys."""
 
+import dataclasses
 import functools
 import hashlib
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -43,12 +45,17 @@ class Value:
     dictionary. An attribute of a `flax.nnx.Module` is data there, as an array is. Both need the
     values: TypeError where they are traced, but for an object compared with itself.
 
-    A dataclass has to be made with `eq=False`, or it would write methods of its own; a NamedTuple
-    takes the methods over one by one.
+    A dataclass has to be made with `eq=False, repr=False`, or it would write methods of its own; a
+    NamedTuple takes the methods over one by one.
     """
 
     def __post_init__(self) -> None:
         register_with_nnx(type(self))
+
+    def __repr__(self) -> str:
+        """The fields, of arrays their dtype and shape."""
+        texts = (f"{name}={_short(value)}" for name, value in _fields(self))
+        return f"{type(self).__name__}({', '.join(texts)})"
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -68,6 +75,19 @@ class Value:
             digest.update(leaf[-1] if isinstance(leaf, tuple) else b"")
         others = tuple(leaf[:-1] if isinstance(leaf, tuple) else leaf for leaf in leaves)
         return hash((treedef, others, digest.digest()))
+
+
+def _fields(value: Any) -> Iterable[tuple[str, Any]]:
+    names = getattr(value, "_fields", None) or [one.name for one in dataclasses.fields(value)]
+    return ((name, getattr(value, name)) for name in names)
+
+
+def _short(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return repr(value)
 
 
 def _bits(value: Any) -> list[Any]:
@@ -93,7 +113,14 @@ def _bits_of(leaf: Any) -> Any:
 
 
 def register_with_nnx(cls: type) -> None:
-    """Tells `flax.nnx`, where a program uses it, that this class holds arrays."""
+    """Tells `flax.nnx`, where a program uses it, that a class holds arrays.
+
+    Nothing happens where `flax.nnx` is not imported. The classes of this package that hold arrays
+    call it when one of them is made.
+
+    Args:
+        cls: a pytree class, such as a process of your own.
+    """
     nnx = sys.modules.get("flax.nnx")
     register = getattr(nnx, "register_data_type", None)
     if register is not None:

@@ -1,13 +1,18 @@
 r"""Orthonormal bases of the data: the coordinates in which the modes of a process do not mix.
 
-A basis is an orthonormal matrix B that is never formed if it need not be: `to_modes` is B x,
-`to_data` is B^T x. It keeps lengths, so white noise is white in both coordinates, squared errors
-may be summed in either, and densities need no determinant.
+A basis is an orthonormal matrix B, which is not formed where a fast transform exists:
 
-    identity      pixels                                               costs nothing
-    dct           cosines, for what is mirrored at the border          d side, or d log d
-    fourier       cosines and sines, for what is periodic              d log d
-    orthonormal   any matrix, such as the principal axes of the data   d^2
+.. math::
+
+    \mathrm{to\_modes}(x) = B x, \qquad \mathrm{to\_data}(z) = B^T z, \qquad B B^T = I
+
+It keeps lengths, so white noise is white in both coordinates, squared errors may be summed in
+either, and densities need no determinant.
+
+- `identity`: pixels; costs nothing.
+- `dct`: cosines, for data that are mirrored at the border; d * side multiply-adds, or d log d.
+- `fourier`: cosines and sines, for periodic data; d log d.
+- `orthonormal`: any matrix, such as the principal axes of the data; d^2.
 """
 
 import dataclasses
@@ -33,24 +38,33 @@ On CPU cores the product is 3 times as fast at 64 pixels and twice as fast at 25
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Basis(Value):
-    """One orthonormal basis: a frozen pytree, safe to pass to jit. Make it with a function here."""
+    """One orthonormal basis: a frozen pytree, safe to pass to jit.
+
+    Make one with a function of `ddpm_jax.bases`, which checks its arguments; the class itself does
+    not.
+    """
 
     matrix: Float[Array, "d d"] | None
-    """Of an `orthonormal` basis: a mode in each row."""
+    """Of an `orthonormal` basis: float32 `[d, d]`, a mode in each row. None for the others."""
     kind: Literal["identity", "dct", "fourier", "orthonormal"] = dataclasses.field(
         metadata={"static": True}
     )
+    """Which transform it is."""
     axes: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-    """The axes of the data that `dct` and `fourier` transform; others are left alone."""
+    """The axes of the data that `dct` and `fourier` transform, the batch not counted."""
     shape: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-    """Of the data of an `orthonormal` basis."""
+    """The shape of one example of an `orthonormal` basis; empty for the others."""
 
     def to_modes(self, x: Float[Array, "batch *data"]) -> Float[Array, "batch *data"]:
-        """B x: as many modes as there are data, in the data's shape, float32 at least.
+        """B x: as many modes as there are data.
 
-        The identity returns `x` itself.
+        Args:
+            x: data, `[batch, ...]`, floating point.
+
+        Returns:
+            The modes, shaped as `x`, float32 at least; the identity returns `x` itself.
 
         Raises:
             ValueError: data that the basis does not fit.
@@ -67,7 +81,17 @@ class Basis(Value):
                 return einsum("bd,md->bm", x.reshape(len(x), -1), self.matrix).reshape(x.shape)
 
     def to_data(self, modes: Float[Array, "batch *data"]) -> Float[Array, "batch *data"]:
-        """B^T modes, the inverse of `to_modes`."""
+        """B^T modes, the inverse of `to_modes`.
+
+        Args:
+            modes: `[batch, ...]`, floating point.
+
+        Returns:
+            The data, shaped as `modes`, float32 at least; the identity returns `modes` itself.
+
+        Raises:
+            ValueError: modes that the basis does not fit.
+        """
         if self.kind == "identity":
             return modes
         modes = self._fitting(modes)
@@ -81,11 +105,20 @@ class Basis(Value):
                 return einsum("bm,md->bd", flat, self.matrix).reshape(modes.shape)
 
     def diagonal(self, variances: Float[Array, "batch *modes"]) -> Float[Array, "batch *pixels"]:
-        """The variance of each element of the data, if the modes are independent with these.
+        r"""The variance of each element of the data, if the modes are independent.
 
-        diag(B^T diag(variances) B), with an axis of length 1 where all elements along it have the
-        same. For `fourier` the variances have to be even in each frequency, as those of everything
-        stationary are: then all along its axes do.
+        .. math::
+
+            \mathrm{diag}\big(B^T \mathrm{diag}(\lambda)\, B\big)
+
+        Args:
+            variances: lambda, of the modes, `[batch, *modes]`. For `fourier` they have to be even
+                in each frequency, as those of everything stationary are: then all elements along
+                its axes have one variance.
+
+        Returns:
+            The variances of the elements, `[batch, *pixels]`; an axis has length 1 where all
+            elements along it have the same.
         """
         match self.kind:
             case "dct":
@@ -105,7 +138,15 @@ class Basis(Value):
                 return variances
 
     def check_modes(self, name: str, modes: tuple[int, ...]) -> None:
-        """Raises ValueError unless tables of this shape, `name`, can be those of the modes."""
+        """Raises ValueError unless tables of this shape can be those of the modes.
+
+        Args:
+            name: of the tables, for the error's text.
+            modes: the shape of one time's table.
+
+        Raises:
+            ValueError: too few axes, or a shape that is not the basis's.
+        """
         fits = (len(modes) > max(self.axes)) if self.axes else True
         if self.kind == "orthonormal":
             fits = modes == self.shape or (len(modes) == len(self.shape) and math.prod(modes) == 1)
@@ -132,15 +173,37 @@ class Basis(Value):
 
 
 def identity() -> Basis:
-    """The data's own coordinates: each pixel is a mode."""
+    """The data's own coordinates: each pixel is a mode.
+
+    Returns:
+        The basis B = I, for data of any shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import bases
+        >>> bases.identity().to_modes(jnp.ones((1, 2))).tolist()
+        [[1.0, 1.0]]
+    """
     return Basis(None, "identity")
 
 
 def dct(axes: tuple[int, ...] = (0, 1)) -> Basis:
-    """The orthonormal cosine transform (type II) over `axes` of the data, the batch not counted.
+    r"""The orthonormal cosine transform (type II) over `axes` of the data.
 
-    Convolutions with a symmetric kernel and a mirrored border, blurring among them, are diagonal
-    in it; https://doi.org/10.1109/T-C.1974.223784.
+    Along an axis of length n, with c_0 = sqrt(1 / n) and c_k = sqrt(2 / n) for the others,
+
+    .. math::
+
+        B_{k j} = c_k \cos\frac{\pi k (2 j + 1)}{2 n}
+
+    (Ahmed et al. 1974). Convolutions with a symmetric kernel and a mirrored border, blurring among
+    them, are diagonal in it.
+
+    Args:
+        axes: of the data, the batch not counted; by default height and width.
+
+    Returns:
+        The basis, for data that have these axes.
 
     Raises:
         ValueError: no axes, an axis below 0, or one twice.
@@ -151,30 +214,59 @@ def dct(axes: tuple[int, ...] = (0, 1)) -> Basis:
         >>> modes = bases.dct().to_modes(jnp.ones((1, 2, 2, 1)))  # all of it in the mean
         >>> round(float(modes[0, 0, 0, 0]), 3)
         2.0
+
+    References:
+        Ahmed et al. 1974, https://doi.org/10.1109/T-C.1974.223784
     """
     return Basis(None, "dct", _checked(axes))
 
 
 def fourier(axes: tuple[int, ...] = (0, 1)) -> Basis:
-    """The real Fourier basis over `axes` of the data, in Hartley's form.
+    r"""The real Fourier basis over `axes` of the data, in Hartley's form.
 
-    Mode k is cos(w_k x) + sin(w_k x), scaled to length one: real part minus imaginary part of the
-    orthonormal FFT (Bracewell 1983, https://doi.org/10.1364/JOSA.73.001832). Real data have as many
-    real modes, and the transform is its own inverse. Covariances that are stationary and periodic
-    are diagonal in it; their spectra are even, lambda(k) = lambda(-k).
+    Along an axis of length n,
+
+    .. math::
+
+        B_{k j} = \frac{1}{\sqrt{n}} \Big(\cos\frac{2 \pi k j}{n} + \sin\frac{2 \pi k j}{n}\Big)
+
+    which is the real part minus the imaginary part of the orthonormal FFT (Bracewell 1983); over
+    several axes k j / n is a sum over them. Real data have as many real modes, and the transform is
+    its own inverse. Covariances that are stationary and periodic are diagonal in it; their spectra
+    are even, lambda(k) = lambda(-k).
+
+    Args:
+        axes: of the data, the batch not counted; by default height and width.
+
+    Returns:
+        The basis, for data that have these axes.
 
     Raises:
         ValueError: no axes, an axis below 0, or one twice.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import bases
+        >>> modes = bases.fourier().to_modes(jnp.ones((1, 2, 2, 1)))  # all of it in the mean
+        >>> round(float(modes[0, 0, 0, 0]), 3)
+        2.0
+
+    References:
+        Bracewell 1983, https://doi.org/10.1364/JOSA.73.001832
     """
     return Basis(None, "fourier", _checked(axes))
 
 
 def orthonormal(matrix: ArrayLike, shape: tuple[int, ...] | None = None) -> Basis:
-    """Any basis, by its matrix `[d, d]` with a mode in each row, read in float64.
+    """Any basis, by its matrix, read in float64.
 
     Args:
-        matrix: orthonormal to 1e-5: what float32 may have left of it.
+        matrix: B, `[d, d]`, a mode in each row; orthonormal to 1e-5, an error that rounding to
+            float32 may cause.
         shape: of one example, with d elements; by default `(d,)`. Modes have this shape, too.
+
+    Returns:
+        The basis, its matrix in float32.
 
     Raises:
         ValueError: a matrix that is not square or not orthonormal, or a shape that does not hold d.

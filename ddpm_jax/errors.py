@@ -1,4 +1,4 @@
-"""What a person can mend: the command line prints it as one line and leaves with exit code 2."""
+"""Errors that the user can fix: the command line prints one line and exits with code 2."""
 
 import importlib.util
 
@@ -10,31 +10,30 @@ class UserError(ValueError):
 
 
 class MissingExtra(UserError, ImportError):  # noqa: N818 - it names what is missing
-    """A package that an extra of this one brings is not installed."""
+    """A package is not installed that comes with an extra of this package.
+
+    Args:
+        name: of the module that needs the package.
+        package: the missing package.
+        extra: the extra to install.
+    """
 
     def __init__(self, name: str, package: str, extra: str) -> None:
-        """Makes the sentence: `name` needs `package`, and how to install `extra`.
-
-        Args:
-            name: what needs it: a module, a command, a data set.
-            package: as pip calls it.
-            extra: of this package, which brings it.
-        """
         super().__init__(
             f"{name} needs {package}, which is not installed: pip install 'ddpm_jax[{extra}]'"
         )
 
 
 def require(name: str, extra: str, *modules: str) -> None:
-    """Checks that modules of other packages can be imported; imports none of them.
+    """Checks that modules of other packages are installed, without importing them.
 
     Args:
         name: of the module that needs them.
-        extra: of this package, which brings them.
-        *modules: by the names that are imported.
+        extra: the extra of this package that installs them.
+        *modules: names of the modules, as they are imported.
 
     Raises:
-        MissingExtra: one is not installed.
+        MissingExtra: a module is not installed.
     """
     for module in modules:
         if not is_installed(module):
@@ -42,25 +41,32 @@ def require(name: str, extra: str, *modules: str) -> None:
 
 
 _PACKAGES = {"PIL": "pillow", "orbax.checkpoint": "orbax-checkpoint", "sklearn": "scikit-learn"}
-"""What pip calls a module, where that is another name."""
+"""Names of packages for pip, if they differ from the name of the module."""
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported; imports none but the packages that it is in.
+    """Whether a module is installed; only the packages that contain it are imported.
 
     Args:
-        module: a name such as `orbax.checkpoint`.
+        module: its name, such as "orbax.checkpoint".
 
     Returns:
-        Whether Python finds it.
+        True if it can be imported.
     """
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
+    except ModuleNotFoundError:  # the package that contains it
         return False
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says in its first line that is not empty, without a stop."""
+    """The first line of an exception's text that is not empty, without the final stop.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        The line, or the name of the exception's class if there is no text.
+    """
     lines = (line.strip().rstrip(".: ") for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON files, whose damage is one sentence."""
+"""Files that are written completely or not at all, and JSON files with errors in one sentence."""
 
 import contextlib
 import errno
@@ -194,7 +194,7 @@ def check_size(path: Path, most_bytes: int) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if status.st_size > most_bytes:
         raise ValueError(f"it has {status.st_size:,} bytes, and at most {most_bytes:,} are read")
 

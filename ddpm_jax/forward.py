@@ -1,32 +1,64 @@
-r"""q, the forward process: from data to noise, and what is known about the way back.
+r"""The forward process q: from data to noise, its posteriors, and conversions of predictions.
 
-A process gives how much signal a_t is left at t and how much noise b_t was added. From DDPM's
-chain, q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), they are a_t^2 = alpha_bar_t and
-b_t^2 = 1 - alpha_bar_t, one pair for all dimensions. Everything else follows, SNR = a^2 / b^2:
+A process gives the factor a_t on the data and the factor b_t on the noise at each time t. The chain
+of DDPM has one pair for all dimensions, from its steps' variances beta_t:
 
-    (1)  x_t = a_t x_0 + b_t eps                                          the isotropic shortcut
-    (2)  q(x_s | x_t, x_0) = N(weight_x0 x_0 + weight_x_t x_t, variance),  for any s < t
-             r          = SNR_t / SNR_s
-             weight_x0  = a_s (1 - r)
-             weight_x_t = (a_t / a_s) b_s^2 / b_t^2
-             variance   = b_s^2 (1 - r)
-    (3)  q(x_t | x_s) = N((a_t / a_s) x_s, b_t^2 (1 - r))
-    (4)  v = a_t eps - b_t x_0
-    (5)  score = grad log q(x_t | x_0) = -eps / b_t
+.. math::
 
-(1) and (2) at s = t - 1 are Ho et al. 2020, eq. 4 and 6 to 7 (https://arxiv.org/abs/2006.11239);
-any s and (3) are Kingma et al. 2021, appendix A (https://arxiv.org/abs/2107.00630); (4) is
-Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), (5) Song et al. 2021
-(https://arxiv.org/abs/2011.13456).
+    q(x_t \mid x_{t-1}) = \mathcal{N}\big(\sqrt{1 - \beta_t}\, x_{t-1},\ \beta_t I\big)
+
+Its a_t^2 is alpha_bar_t, and its b_t^2 is 1 - alpha_bar_t. With the signal-to-noise ratio
+
+.. math::
+
+    \mathrm{SNR}_t = a_t^2 / b_t^2, \qquad r = \mathrm{SNR}_t / \mathrm{SNR}_s
+
+everything else follows. x_t given x_0 is one expression, the isotropic shortcut:
+
+.. math::
+
+    x_t = a_t x_0 + b_t \epsilon \tag{1}
+
+The posterior, for any s < t:
+
+.. math::
+
+    q(x_s \mid x_t, x_0) = \mathcal{N}\Big(a_s (1 - r)\, x_0
+    + \frac{a_t}{a_s} \frac{b_s^2}{b_t^2}\, x_t,\ b_s^2 (1 - r)\Big) \tag{2}
+
+The steps s + 1 to t in one:
+
+.. math::
+
+    q(x_t \mid x_s) = \mathcal{N}\Big(\frac{a_t}{a_s} x_s,\ b_t^2 (1 - r)\Big) \tag{3}
+
+The velocity, and the score of x_t given x_0:
+
+.. math::
+
+    v = a_t \epsilon - b_t x_0 \tag{4}
+
+.. math::
+
+    \nabla_{x_t} \log q(x_t \mid x_0) = -\epsilon / b_t \tag{5}
+
+Eq. (1), and eq. (2) at s = t - 1, are Ho et al. 2020, eq. 4, 6 and 7; any s and eq. (3) are Kingma
+et al. 2021, appendix A; eq. (4) is Salimans & Ho 2022; eq. (5) is Song et al. 2021.
 
 The shortcut holds because each step is linear in x and its noise is Gaussian. Isotropy is not
 required: a linear Gaussian chain that is diagonal in some orthonormal basis is a scalar chain in
 each of its modes, and a, b and all of the above are then read per mode (`ddpm_jax.processes`);
 `processes.modal.mix` applies them to data. A chain without modes has methods of the same names for
-its closed forms; `q_chain` is the loop, which needs none.
+its closed forms; `q_chain` runs the steps one by one and needs none.
 
 Images are `[batch, ...]`, any float dtype, which the result keeps; times are int32 `[batch]` in
 [0, T). A time outside that range gives NaN. Noise is an argument, so every function is pure.
+
+References:
+    - Ho et al. 2020, https://arxiv.org/abs/2006.11239
+    - Kingma et al. 2021, https://arxiv.org/abs/2107.00630
+    - Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
+    - Song et al. 2021, https://arxiv.org/abs/2011.13456
 """
 
 from typing import Literal
@@ -75,7 +107,7 @@ Predicts = Literal["eps", "x0", "v"]
 """What a network predicts: the noise, the data, or Salimans & Ho's v."""
 
 Quantity = Literal["eps", "x0", "v", "score"]
-"""What `convert` takes: these three, and the gradient of log q(x_t)."""
+"""What `convert` takes: these three, and the score, the gradient of log q(x_t | x_0)."""
 
 
 def q_sample(
@@ -84,14 +116,24 @@ def q_sample(
     t: Int[Array, " batch"],
     eps: Float[Array, "batch *data"],
 ) -> Float[Array, "batch *data"]:
-    """x_t given x_0 in one expression, eq. (1), which costs as much as one step.
+    r"""Computes x_t from x_0 in one expression, at the cost of one step.
+
+    .. math::
+
+        x_t = a_t x_0 + b_t \epsilon
+
+    Eq. (1) of `ddpm_jax.forward`; Ho et al. 2020, eq. 4. For a schedule a = sqrt(alpha_bar) and
+    b = sqrt(1 - alpha_bar).
 
     Args:
         process: a schedule, or another process.
-        x0: data.
-        t: times in [0, T); at `t = 0` one step of noise has been added.
+        x0: data, `[batch, ...]`.
+        t: times in [0, T), int32 `[batch]`; at `t = 0` one step of noise has been added.
         eps: standard normal noise shaped as `x0`; a chain of other noise draws it,
             `process.draw_noise`.
+
+    Returns:
+        x_t, shaped as `x0`, in its dtype. NaN where t is outside [0, T).
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
@@ -103,6 +145,9 @@ def q_sample(
         >>> x0, eps = jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 8, 8, 1))
         >>> q_sample(schedules.linear(1000), x0, jnp.array([0, 999]), eps).shape
         (2, 8, 8, 1)
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_images("x0", x0, t=t)
     check_same_shape("eps", eps, "x0", x0)
@@ -118,13 +163,38 @@ def q_step(
     t: Int[Array, " batch"],
     eps: Float[Array, "batch *data"],
 ) -> Float[Array, "batch *data"]:
-    """One step of the chain, x_{t-1} to x_t: eq. (3) at s = t - 1.
+    r"""One step of the chain, from x_{t-1} to x_t.
 
-    For a schedule sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps. `t` in [0, T); the step to `t = 0`
-    starts from the data.
+    .. math::
+
+        x_t = \frac{a_t}{a_{t-1}} x_{t-1}
+        + b_t \sqrt{1 - \mathrm{SNR}_t / \mathrm{SNR}_{t-1}}\, \epsilon
+
+    Eq. (3) of `ddpm_jax.forward` at s = t - 1. For a schedule it is sqrt(1 - beta_t) x_{t-1} +
+    sqrt(beta_t) eps (Ho et al. 2020, eq. 2).
+
+    Args:
+        process: a schedule, or another process.
+        x_prev: x_{t-1}, `[batch, ...]`.
+        t: times in [0, T), int32 `[batch]`; the step to `t = 0` starts from the data.
+        eps: standard normal noise shaped as `x_prev`; a chain of other noise draws it,
+            `process.draw_step_noise`.
+
+    Returns:
+        x_t, shaped as `x_prev`, in its dtype. NaN where t is outside [0, T).
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import q_step, schedules
+        >>> x, eps, t = jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
+        >>> [round(v, 4) for v in q_step(schedules.linear(1000), x, t, eps)[:, 0, 0, 0].tolist()]
+        [0.9999, 0.9899]
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_images("x_prev", x_prev, t=t)
     check_same_shape("eps", eps, "x_prev", x_prev)
@@ -142,13 +212,38 @@ def q_transition(
     s: Int[Array, " batch"],
     eps: Float[Array, "batch *data"],
 ) -> Float[Array, "batch *data"]:
-    """x_t given x_s in one expression, eq. (3): `q_step` over any number of steps.
+    r"""Computes x_t from x_s in one expression: any number of steps at the cost of one.
 
-    -1 <= s < t < T; from `s = -1`, the data, it is `q_sample`.
+    .. math::
+
+        x_t = \frac{a_t}{a_s} x_s + b_t \sqrt{1 - \mathrm{SNR}_t / \mathrm{SNR}_s}\, \epsilon
+
+    Eq. (3) of `ddpm_jax.forward`; Kingma et al. 2021, appendix A. From `s = -1`, the data, it is
+    `q_sample`.
+
+    Args:
+        process: a schedule, or another process.
+        x_s: images at time s, `[batch, ...]`.
+        t: times in [0, T), int32 `[batch]`.
+        s: earlier times, -1 <= s < t, int32 `[batch]`; -1 stands for the data.
+        eps: standard normal noise shaped as `x_s`.
+
+    Returns:
+        x_t, shaped as `x_s`, in its dtype. NaN where a time is outside its range.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         NoClosedForm: a chain without closed forms.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import q_transition, schedules
+        >>> x, eps, t = jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 8, 8, 1)), jnp.array([10, 999])
+        >>> q_transition(schedules.linear(1000), x, t, t - 10, eps).shape
+        (2, 8, 8, 1)
+
+    References:
+        Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     check_images("x_s", x_s, t=t, s=s)
     check_same_shape("eps", eps, "x_s", x_s)
@@ -165,14 +260,30 @@ def q_chain(
     x0: Float[Array, "batch *data"],
     num_steps: int,
 ) -> Float[Array, "batch *data"]:
-    """x after `num_steps` steps of the chain, noise drawn at each: the loop, as one scan.
+    """Runs `num_steps` steps of the chain, with fresh noise at each, as one compiled scan.
 
-    Distributed as `q_sample` at `t = num_steps - 1`; costs `num_steps` times as much.
-    Narrower images are walked in float32: in bfloat16 sqrt(1 - beta) is 1 for beta below 0.004.
+    Distributed as `q_sample` at `t = num_steps - 1`; costs `num_steps` times as much. Narrower
+    images are walked in float32: in bfloat16 sqrt(1 - beta) is 1 for beta below 0.004.
+
+    Args:
+        process: a schedule, or another process; it needs no closed forms.
+        key: typed random key; step t uses fold_in(key, t).
+        x0: data, `[batch, ...]`.
+        num_steps: how many steps, from 0 to T.
+
+    Returns:
+        x at `t = num_steps - 1`, shaped as `x0`, in its dtype; `x0` itself after 0 steps.
 
     Raises:
         TypeError, ValueError: `x0` not floating point, `key` not a typed key, or `num_steps`
             outside [0, T].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax import q_chain, schedules
+        >>> x0 = jnp.ones((2, 8, 8, 1))
+        >>> q_chain(schedules.linear(1000), jax.random.key(0), x0, num_steps=10).shape
+        (2, 8, 8, 1)
     """
     check_float("x0", x0)
     check_key("key", key)
@@ -205,20 +316,45 @@ def q_posterior(
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch *data"], Array]:
-    """Mean and variance of q(x_s | x_t, x_0), eq. (2), for any s < t; NaN where s is not earlier.
+    r"""Mean and variance of q(x_s | x_t, x_0), for any s < t.
 
-    The two weights of the mean and the variance come from differences of log SNR, so neighbouring
-    times keep all digits. `s = -1` stands for the data: the mean is then `x0` and the variance 0.
+    .. math::
+
+        \mathrm{mean} = a_s (1 - r)\, x_0 + \frac{a_t}{a_s} \frac{b_s^2}{b_t^2}\, x_t, \qquad
+        \mathrm{variance} = b_s^2 (1 - r), \qquad r = \mathrm{SNR}_t / \mathrm{SNR}_s
+
+    Eq. (2) of `ddpm_jax.forward`; Ho et al. 2020, eq. 6 and 7, for s = t - 1. The two weights of
+    the mean and the variance come from differences of log SNR, so neighbouring times keep all
+    digits.
+
+    Args:
+        process: a schedule, or another process.
+        x0: data, or a network's x0_hat, `[batch, ...]`.
+        x_t: noised data, shaped as `x0`.
+        t: times in [0, T), int32 `[batch]`.
+        s: earlier times, -1 <= s < t, int32 `[batch]`; at `s = -1`, the data, the mean is `x0` and
+            the variance 0.
 
     Returns:
-        The mean, shaped as `x0`, and the variance of each mode, `[batch, *modes]`; a schedule has
-        one mode without axes, `[batch]`. A chain without modes returns the second moment that its
-        own `q_posterior` documents: an `AffineChain` a covariance, a `GammaChain` the variance of
-        each value.
+        The mean, shaped as `x0` and in its dtype, and the variance of each mode, `[batch, *modes]`
+        float32; a schedule has one mode without axes, `[batch]`. NaN where s is not earlier. A
+        chain without modes returns the second moment that its own `q_posterior` documents, an
+        `AffineChain` a covariance, a `GammaChain` the variance of each value.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         NoClosedForm: a chain without closed forms.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import q_posterior, schedules
+        >>> x0, x_t, t = jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])
+        >>> mean, variance = q_posterior(schedules.linear(1000), x0, x_t, t, t - 1)
+        >>> mean.shape, variance.shape, float(variance[0])
+        ((2, 8, 8, 1), (2,), 0.0)
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_images("x0", x0, t=t, s=s)
     check_same_shape("x_t", x_t, "x0", x0)
@@ -233,11 +369,28 @@ def q_posterior(
 def q_posterior_variance(
     process: Modal, t: Int[Array, " batch"], s: Int[Array, " batch"]
 ) -> Float[Array, "batch *modes"]:
-    """The variance of q(x_s | x_t, x_0) alone, eq. (2), of each mode; 0 at `s = -1`.
+    r"""The variance of q(x_s | x_t, x_0) alone, of each mode.
+
+    .. math::
+
+        b_s^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big)
+
+    Eq. (2) of `ddpm_jax.forward`; beta-tilde of Ho et al. 2020, eq. 7, at s = t - 1.
+
+    Args:
+        process: a schedule, or another process of modes.
+        t: times in [0, T), int32 `[batch]`.
+        s: earlier times, -1 <= s < t, int32 `[batch]`.
+
+    Returns:
+        The variance, float32 `[batch, *modes]`; 0 at `s = -1`, NaN where s is not earlier.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
         NoClosedForm: a chain without modes.
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_modal("process", process)
     check_vector("t", t)
@@ -254,30 +407,44 @@ def convert(
     source: Quantity,
     target: Quantity,
 ) -> Float[Array, "batch *data"]:
-    """The `target` (eps, x0, v or score) that follows from `value`, a `source`, and `x_t`.
+    r"""Converts a prediction of the kind `source` to the kind `target`: eps, x0, v or score.
 
-    Eq. (1), (4) and (5) solved for each of the four. Nothing is clamped. Where a is 0, eps and
-    score carry no information about the data: x0 and v made of them are not finite there.
+    Eq. (1), (4) and (5) of `ddpm_jax.forward`, solved for each of the four:
+
+    .. math::
+
+        \hat{x}_0 = \frac{x_t - b_t \hat\epsilon}{a_t}
+        = \frac{a_t x_t - b_t \hat v}{a_t^2 + b_t^2}, \qquad
+        \hat\epsilon = \frac{x_t - a_t \hat{x}_0}{b_t}
+        = \frac{b_t x_t + a_t \hat v}{a_t^2 + b_t^2} = -b_t\, \mathrm{score}
+
+    Nothing is clipped. Where a is 0, eps and score carry no information about the data: x0 and v
+    computed from them are not finite there.
 
     Args:
         process: a schedule, or another process of modes.
-        value: of the kind `source`.
-        x_t: the noised data.
-        t: times in [0, T).
-        source: the kind of `value`.
-        target: the kind of the result.
+        value: of the kind `source`, `[batch, ...]`.
+        x_t: the noised data, shaped as `value`.
+        t: times in [0, T), int32 `[batch]`.
+        source: the kind of `value`, "eps", "x0", "v" or "score".
+        target: the kind of the result, one of the same four.
 
     Returns:
-        Shaped as `x_t`, in its dtype.
+        The `target`, shaped as `x_t`, in its dtype. NaN where t is outside [0, T).
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or an unknown name.
+        NoClosedForm: a chain without modes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from ddpm_jax import schedules, convert
-        >>> x_t, eps_hat, t = jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([0])
-        >>> x0_hat = convert(schedules.linear(10), eps_hat, x_t, t, source="eps", target="x0")
+        >>> x_t, eps_hat = jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 8, 8, 1))
+        >>> schedule, t = schedules.linear(1000), jnp.array([0, 999])
+        >>> x0_hat = convert(schedule, eps_hat, x_t, t, source="eps", target="x0")
+
+    References:
+        Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
     """
     check_images("value", value, t=t)
     check_same_shape("x_t", x_t, "value", value)

@@ -80,7 +80,7 @@ class NpzReader:
         self._left = self._most = most_bytes
         members = self._archive.namelist()
         if len(set(members)) < len(members):
-            raise ValueError("it has two members of one name")
+            raise ValueError("it has two members with the same name")
         arrays = (member for member in members if member.endswith(_NPY))
         self.names = frozenset(member.removesuffix(_NPY) for member in arrays)
         """Of its arrays. Members without the ending are none."""

@@ -1,17 +1,33 @@
-r"""p, the reverse process: its variance, fixed or learned. Its mean is `forward.q_posterior`'s.
+r"""The reverse process p: its variance, fixed or learned.
 
 p(x_s | x_t) is a Gaussian. Its mean is that of `forward.q_posterior` with the network's x0_hat in
-the place of x_0. For its variance there are three choices:
+the place of x_0. There are three choices for its variance. "small" is the posterior's own:
 
-    small          b_s^2 (1 - SNR_t / SNR_s), the posterior's own
-    large          b_t^2 (1 - SNR_t / SNR_s), that of the step itself, its beta
-    learned_range  exp(u log large + (1 - u) log small), u the network's second output
+.. math::
 
-in each mode of the process, with a^2 = alpha_bar and b^2 = 1 - alpha_bar for a schedule.
+    \sigma^2_{\mathrm{small}} = b_s^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big) \tag{1}
 
-The first two are right for data of no variance and of unit variance and bound what is right for
-others (Ho et al. 2020, section 3.2, https://arxiv.org/abs/2006.11239); the third is Nichol &
-Dhariwal 2021, eq. 15 (https://arxiv.org/abs/2102.09672).
+"large" is that of the step itself, its beta:
+
+.. math::
+
+    \sigma^2_{\mathrm{large}} = b_t^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big) \tag{2}
+
+"learned_range" lies between them in the logarithm, with u the network's second output:
+
+.. math::
+
+    \log \sigma^2_{\mathrm{learned}}
+    = u \log \sigma^2_{\mathrm{large}} + (1 - u) \log \sigma^2_{\mathrm{small}} \tag{3}
+
+Each is read in each mode of the process; a^2 = alpha_bar and b^2 = 1 - alpha_bar for a schedule.
+
+Eq. (1) is the best for data of no variance and eq. (2) for data of unit variance; what is best for
+other data lies between (Ho et al. 2020, section 3.2). Eq. (3) is Nichol & Dhariwal 2021, eq. 15.
+
+References:
+    - Ho et al. 2020, https://arxiv.org/abs/2006.11239
+    - Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
 """
 
 from typing import Any, Literal
@@ -36,11 +52,15 @@ __all__ = [
 ]
 
 Variance = Literal["small", "large", "learned_range"]
-"""Where the variance of p(x_s | x_t) comes from."""
+"""Where the variance of p(x_s | x_t) comes from: eq. (1), (2) or (3) of `ddpm_jax.reverse`."""
 
 
 def check_predicts(process: Modal, predicts: str) -> None:
-    """Refuses a kind of prediction that the process cannot use.
+    """Raises ValueError for a kind of prediction that the process cannot use.
+
+    Args:
+        process: a schedule, or another process of modes.
+        predicts: what a network predicts.
 
     Raises:
         ValueError: an unknown kind, or eps with a process that leaves no signal at T - 1.
@@ -56,7 +76,14 @@ def check_predicts(process: Modal, predicts: str) -> None:
 
 
 def split_output(output: Any, *, variance: Variance) -> tuple[Any, Any]:
-    """A network's prediction, and its interpolation if `variance` is "learned_range", else None.
+    """A network's prediction, and its interpolation if it learned its variance.
+
+    Args:
+        output: what the network returned.
+        variance: where the variance comes from; "learned_range" needs a pair.
+
+    Returns:
+        `(prediction, interpolation)`; the second is None unless `variance` is "learned_range".
 
     Raises:
         TypeError: "learned_range" and a network that returned no pair, or a pair for the others.
@@ -77,14 +104,39 @@ def fixed_variance(
     *,
     variance: Literal["small", "large"],
 ) -> Float[Array, "batch *modes"]:
-    """The "small" or the "large" variance of p(x_s | x_t), `[batch]`, for any s < t; else NaN.
+    r"""The "small" or the "large" variance of p(x_s | x_t), for any s < t.
 
-    At `s = -1`, the data, the small one is 0 and the large one 1 - alpha_bar_t. Of a process of
-    many modes it is that of each, `[batch, *modes]`.
+    .. math::
+
+        \sigma^2_{\mathrm{small}} = b_s^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big), \qquad
+        \sigma^2_{\mathrm{large}} = b_t^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big)
+
+    Eq. (1) and (2) of `ddpm_jax.reverse`; Ho et al. 2020, section 3.2. At `s = -1`, the data, the
+    small one is 0 and the large one 1 - alpha_bar_t.
+
+    Args:
+        process: a schedule, or another process of modes.
+        t: times in [0, T), int32 `[batch]`.
+        s: earlier times, -1 <= s < t, int32 `[batch]`.
+        variance: which of the two.
+
+    Returns:
+        The variance, float32 `[batch]`, or `[batch, *modes]` of a process of many modes; NaN where
+        s is not earlier.
 
     Raises:
         TypeError, ValueError: a time of the wrong dtype or shape, or an unknown `variance`.
         NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import reverse, schedules
+        >>> schedule, t = schedules.constant(10, beta=0.5), jnp.array([0, 5])
+        >>> reverse.fixed_variance(schedule, t, t - 1, variance="large").tolist()  # beta
+        [0.5, 0.5]
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_modal("process", process)
     check_vector("t", t)
@@ -102,25 +154,33 @@ def learned_log_variance(
     t: Int[Array, " batch"],
     s: Int[Array, " batch"],
 ) -> Float[Array, "batch *data"]:
-    """log of the learned variance of p(x_s | x_t), between small and large in the logarithm.
+    r"""log of the learned variance of p(x_s | x_t), between small and large in the logarithm.
 
-    Nichol & Dhariwal 2021, eq. 15. At `s = -1`, where the small one is 0, the small one of the
-    step from t = 1 to s = 0 takes its place, or the large one if that step adds nothing. A step
-    that adds nothing has no variance, whatever is learned: -inf.
+    .. math::
+
+        u \log \sigma^2_{\mathrm{large}} + (1 - u) \log \sigma^2_{\mathrm{small}}
+
+    Eq. (3) of `ddpm_jax.reverse`; Nichol & Dhariwal 2021, eq. 15. At `s = -1`, where the small one
+    is 0, the small one of the step from t = 1 to s = 0 takes its place, or the large one if that
+    step adds nothing. Where a step adds no noise, the result is -inf.
 
     Args:
         process: a schedule, or another process of modes.
-        interpolation: u in the equation, a network's second output, one for each mode: 0 is the
-            small variance, 1 the large one, and nothing keeps it between. Networks that give it in
-            [-1, 1], as some published ones do, are read as (output + 1) / 2.
-        t: times in [0, T).
-        s: earlier times.
+        interpolation: u, a network's second output, one for each mode, `[batch, ...]`. 0 is the
+            small variance, 1 the large one; it is not clipped. Networks that give it in [-1, 1], as
+            some published ones do, are read as (output + 1) / 2.
+        t: times in [0, T), int32 `[batch]`.
+        s: earlier times, -1 <= s < t, int32 `[batch]`.
 
     Returns:
-        Shaped as `interpolation`, at least float32.
+        The log variance, natural logarithm, shaped as `interpolation`, at least float32.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        NoClosedForm: a chain without modes.
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     check_images("interpolation", interpolation, t=t, s=s)
     return interpolate(interpolation, *variance_range(process, t, s))
@@ -129,7 +189,22 @@ def learned_log_variance(
 def variance_range(
     process: Modal, t: Int[Array, " batch"], s: Int[Array, " batch"]
 ) -> tuple[Float[Array, "batch *modes"], Float[Array, "batch *modes"]]:
-    """The small and the large variance between which one is learned."""
+    """The small and the large variance between which one is learned.
+
+    At `s = -1`, where the small one would be 0, it is that of the step from t = 1 to s = 0.
+
+    Args:
+        process: a schedule, or another process of modes.
+        t: times in [0, T), int32 `[batch]`.
+        s: earlier times, -1 <= s < t, int32 `[batch]`.
+
+    Returns:
+        The small and the large variance, float32 `[batch, *modes]` each.
+
+    Raises:
+        TypeError, ValueError: a time of the wrong dtype or shape.
+        NoClosedForm: a chain without modes.
+    """
     onto_data = s < 0
     small = fixed_variance(
         process, jnp.where(onto_data, 1, t), jnp.where(onto_data, 0, s), variance="small"
@@ -142,7 +217,17 @@ def interpolate(
     small: Float[Array, "batch *modes"],
     large: Float[Array, "batch *modes"],
 ) -> Float[Array, "batch *data"]:
-    """u log large + (1 - u) log small, large where small is 0; -inf where both are."""
+    """The logarithm of a variance between small and large, by eq. (3) of `ddpm_jax.reverse`.
+
+    Args:
+        interpolation: u, `[batch, ...]`.
+        small: the small variance, `[batch, *modes]`; where it is 0, the large one takes its place.
+        large: the large variance, `[batch, *modes]`.
+
+    Returns:
+        u log large + (1 - u) log small, shaped as `interpolation`, at least float32; -inf where
+        `large` is 0.
+    """
     u = widened(interpolation)
     still = large == 0.0
     large = jnp.where(still, 1.0, large)

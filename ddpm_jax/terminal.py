@@ -1,10 +1,9 @@
-"""The one way to print: text from outside stays text, and a stream that refuses costs no work.
+"""Printing: text is never markup, and an unwritable stream does not stop a run.
 
 Names of files, classes, arrays and data sets come from outside. `say`, `complain` and `cell` show
-what a terminal would obey (control characters, bidirectional overrides, line breaks) as `repr`
-does, and take nothing for markup. `streams` puts this between Python and its standard streams, so
-that nothing is raised for a full disk, a closed pipe, a terminal that is gone, or a character that
-the encoding lacks.
+control characters, bidirectional overrides and line breaks as `repr` does, and interpret nothing as
+markup. `streams` replaces the standard streams, so that a full disk, a closed pipe, a lost terminal
+or a character that the encoding lacks raises nothing.
 """
 
 import contextlib
@@ -43,8 +42,19 @@ def escape(text: str) -> str:
 
 
 def make_console() -> Console:
-    """On standard output; a str is text, neither markup nor emoji codes nor highlighted."""
-    return Console(markup=False, emoji=False, highlight=False)
+    """On standard output; a str is text, neither markup nor emoji codes nor highlighted.
+
+    Where FORCE_COLOR is set, as notebooks do, a pipe gets colours, and no progress bar.
+    """
+    bar = None if _is_terminal(sys.stdout) else False
+    return Console(markup=False, emoji=False, highlight=False, force_interactive=bar)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
 
 
 def say(console: Console, text: str) -> None:

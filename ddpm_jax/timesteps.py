@@ -1,20 +1,33 @@
 r"""How the time of each training example is drawn.
 
-A single-time estimate of a sum over the chain, sum_t L_t, is L_t / p_t with t drawn from p. For
-uniform t that is T L_t; for another p the loss is multiplied by the weight
+The loss of the chain is a sum over its times, and one time of it is an unbiased estimate:
 
-    w_t = 1 / (T p_t)
+.. math::
 
-and its mean is still that over uniform t. All draws here are unbiased; they differ in variance:
+    \sum_t L_t = \mathrm{E}_{t \sim p}\big[L_t / p_t\big] \tag{1}
 
-    uniform      every example by itself
-    stratified   uniform, and a batch spread evenly over the chain
-    importance   likewise spread, with p_t proportional to sqrt(E[L_t^2]), the least variance that
-                 any p has (Nichol & Dhariwal 2021, section 3.3, https://arxiv.org/abs/2102.09672)
+For uniform t that is T L_t. For another p the loss is multiplied by the weight
 
-E[L_t^2] is not known and changes as the network learns. A `LossHistory` keeps the last losses at
-each t, and `probabilities` makes p of them. It is a pytree of two arrays: part of the train state,
-in its checkpoints, and the same on every device of a mesh.
+.. math::
+
+    w_t = \frac{1}{T p_t} \tag{2}
+
+and its mean is still that over uniform t. All draws here are unbiased; their variances differ:
+
+- `uniform`: every example by itself.
+- `stratified`: uniform, and a batch spread evenly over the chain.
+- `importance`: likewise spread, with the p of least variance,
+
+.. math::
+
+    p_t \propto \sqrt{\mathrm{E}[L_t^2]} \tag{3}
+
+(Nichol & Dhariwal 2021, section 3.3). E[L_t^2] is not known and changes as the network learns. A
+`LossHistory` keeps the last losses at each t, and `probabilities` makes p of them. It is a pytree
+of two arrays: part of the train state, in its checkpoints, and the same on every device of a mesh.
+
+References:
+    Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
 """
 
 from typing import NamedTuple
@@ -41,35 +54,72 @@ _LATTICE = 2.0**29
 
 
 class LossHistory(NamedTuple):
-    """The last losses at each t, `length` of them. Make one with `loss_history`."""
+    """The last losses at each t, `length` of them; a pytree. Make one with `loss_history`."""
 
     losses: Float[Array, "T length"]
-    """Rings: the next loss at t replaces the one at position counts[t] mod length."""
+    """Rings, float32 `[T, length]`: the next loss at t goes to position counts[t] mod length."""
     counts: Int[Array, " T"]
-    """How many losses each t has had, below 2^31."""
+    """How many losses each t has had, int32 `[T]`, below 2^31."""
 
 
 def uniform(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " batch"]:
-    """Independent times, int32 `[batch]`, uniform on [0, num_steps).
+    """Independent times, uniform on [0, num_steps).
+
+    Args:
+        key: typed random key.
+        batch: number of examples, at least 1.
+        num_steps: T, at least 1.
+
+    Returns:
+        The times, int32 `[batch]`.
 
     Raises:
         TypeError, ValueError: `key` is not a typed key, or a count below 1.
+
+    Example:
+        >>> import jax
+        >>> from ddpm_jax import timesteps
+        >>> timesteps.uniform(jax.random.key(0), batch=4, num_steps=1000).shape
+        (4,)
     """
     _check(key, batch=batch, num_steps=num_steps)
     return jax.random.randint(key, (batch,), 0, num_steps, dtype=jnp.int32)
 
 
 def stratified(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " batch"]:
-    """Times that cover the chain evenly within each batch (Kingma et al. 2021, appendix I.1).
+    r"""Times that cover the chain evenly within each batch.
 
-    One offset is drawn for the whole batch; example i gets the time at (offset + i / batch) mod 1
-    of the way along. Each t is uniform on [0, num_steps), but the batch has no clumps and no
-    gaps, so the estimate of the ELBO varies less. The offset is drawn on the integer lattice of
-    batch * num_steps points, where this is exact and not only to rounding.
+    One offset u is drawn for the whole batch, and example i gets
+
+    .. math::
+
+        t_i = \big\lfloor T \cdot \big((u + i / \mathrm{batch}) \bmod 1\big) \big\rfloor
+
+    (Kingma et al. 2021, appendix I.1). Each t is uniform on [0, num_steps), but the times of a
+    batch neither cluster nor leave gaps, so the estimate of the ELBO varies less. The offset is
+    drawn on the integer lattice of batch * num_steps points, where this is exact and not only to
+    rounding.
+
+    Args:
+        key: typed random key.
+        batch: number of examples, at least 1.
+        num_steps: T, at least 1.
+
+    Returns:
+        The times, int32 `[batch]`.
 
     Raises:
-        TypeError, ValueError: `key` is not a typed key, a count below 1, or a lattice of
-            2^30 points or more.
+        TypeError, ValueError: `key` is not a typed key, a count below 1, or a lattice of 2^30
+            points or more.
+
+    Example:
+        >>> import jax
+        >>> from ddpm_jax import timesteps
+        >>> sorted(timesteps.stratified(jax.random.key(0), batch=4, num_steps=4).tolist())
+        [0, 1, 2, 3]
+
+    References:
+        Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     _check(key, batch=batch, num_steps=num_steps)
     lattice = batch * num_steps
@@ -85,31 +135,34 @@ def stratified(key: Key[Array, ""], batch: int, num_steps: int) -> Int[Array, " 
 def importance(
     key: Key[Array, ""], batch: int, probabilities: Float[Array, " T"]
 ) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
-    """Times drawn from `probabilities`, and the weights 1 / (T p_t) that make up for it.
+    r"""Times drawn from `probabilities`, and the weights 1 / (T p_t) that keep the mean unbiased.
 
-    mean(weight * L_t) estimates the mean of L over uniform t without bias, whatever p is, as long
-    as it is above 0 where L is not 0. As in `stratified`, one offset is drawn for the whole batch:
-    example i gets the time at (offset + i / batch) mod 1 of the way up the cumulated p, so every
-    example's t is distributed as p and the batch holds each t batch * p_t times, rounded up or
-    down.
+    .. math::
+
+        \mathrm{E}_{t \sim p}\Big[\frac{L_t}{T p_t}\Big] = \frac{1}{T} \sum_t L_t
+
+    Eq. (1) and (2) of `ddpm_jax.timesteps`; Nichol & Dhariwal 2021, section 3.3. The mean of weight
+    * L_t is an unbiased estimate of the mean of L over uniform t, whatever p is, as long as it is
+    above 0 where L is not 0. As in `stratified`, one offset is drawn for the whole batch: example i
+    gets the time at (offset + i / batch) mod 1 of the way up the cumulated p, so every example's t
+    is distributed as p and the batch holds each t batch * p_t times, rounded up or down.
 
     p is rounded to a lattice of about 2^29 points, each t owning a whole number of them, at least
-    one if its p is not 0. The draw and the weights are those of the rounded p: no sum of float32
-    is near the draw, and rounding costs no bias.
+    one if its p is not 0. The draw and the weights are those of the rounded p, so rounding causes
+    no bias.
 
     Args:
         key: typed random key.
-        batch: number of examples.
-        probabilities: p, not negative; made to sum to 1 here. With anything else in it the
-            weights are NaN.
+        batch: number of examples, at least 1.
+        probabilities: p, `[T]`, not negative; it is divided by its sum. With negative or non-finite
+            values the weights are NaN.
 
     Returns:
-        `t`, int32 `[batch]` in [0, T), and the weight of each, float32 `[batch]`. A batch of one
-        is one independent draw.
+        `t`, int32 `[batch]` in [0, T), and the weight of each, float32 `[batch]`. A batch of one is
+        one independent draw.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype or shape, by name, or `batch`
-            below 1.
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name, or `batch` below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -117,6 +170,9 @@ def importance(
         >>> t, weight = timesteps.importance(jax.random.key(0), 4, jnp.array([0.75, 0.25]))
         >>> sorted(t.tolist()), sorted(weight.tolist())
         ([0, 0, 0, 1], [0.6666666865348816, 0.6666666865348816, 0.6666666865348816, 2.0])
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     _check(key, batch=batch)
     check_float("probabilities", probabilities)
@@ -144,10 +200,22 @@ def importance(
 
 
 def loss_history(num_steps: int, length: int = 10) -> LossHistory:
-    """The empty history of a chain of `num_steps`, `length` losses for each t.
+    """The empty history of a chain.
+
+    Args:
+        num_steps: T, at least 1.
+        length: how many losses it holds for each t, at least 1; the paper's are 10.
+
+    Returns:
+        A history of zeros, with counts of 0.
 
     Raises:
-        ValueError: a count below 1.
+        TypeError, ValueError: a count that is no whole number, or below 1.
+
+    Example:
+        >>> from ddpm_jax import timesteps
+        >>> timesteps.loss_history(1000).losses.shape
+        (1000, 10)
     """
     _check(None, num_steps=num_steps, length=length)
     return LossHistory(jnp.zeros((num_steps, length), jnp.float32), jnp.zeros(num_steps, jnp.int32))
@@ -158,17 +226,17 @@ def update_history(
 ) -> LossHistory:
     """The history after the examples of a batch, as if they came one after the other.
 
-    A t may be there many times, more often than the history is long too. Losses that are not
-    finite are ignored, as a step that overflowed is no news of the size of L_t; so are times
-    outside [0, T).
+    A time may occur several times in a batch, even more often than the history is long. Losses that
+    are not finite are ignored, because a step that overflowed does not show the size of L_t; so are
+    times outside [0, T).
 
     Args:
-        history: what was known.
-        t: the times that were drawn.
-        losses: L_t of each example, without the weight.
+        history: of the examples before.
+        t: the times that were drawn, int32 `[batch]`.
+        losses: L_t of each example, `[batch]`, without the weight.
 
     Returns:
-        A history of its own, whole on every device; `history` is as it was.
+        A new history, whole on every device; `history` is unchanged.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
@@ -206,17 +274,36 @@ def update_history(
 
 
 def probabilities(history: LossHistory, *, uniform_share: float = 1e-3) -> Float[Array, " T"]:
-    """p_t proportional to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, eq. 18), float32 `[T]`.
+    r"""The p of least variance, from the losses that a history has.
 
-    E[L_t^2] is the mean over the history. Uniform until the history is full at every t.
+    .. math::
+
+        p_t = (1 - u) \frac{\sqrt{\mathrm{E}[L_t^2]}}{\sum_i \sqrt{\mathrm{E}[L_i^2]}} + \frac{u}{T}
+
+    with u the `uniform_share` (Nichol & Dhariwal 2021, eq. 18, has u = 0). E[L_t^2] is the mean
+    over the history. p is uniform until the history is full at every t.
 
     Args:
         history: of the losses that `importance` weights.
-        uniform_share: the share of draws that is uniform all the same. It bounds the weights by
-            1 / uniform_share, where a history of few losses calls an L_t small that is not.
+        uniform_share: u, in (0, 1]: the share of draws that is uniform. It bounds the weights by 1
+            / u, because a short history can underestimate L_t.
+
+    Returns:
+        p, float32 `[T]`, which sums to 1.
 
     Raises:
-        TypeError, ValueError: a history that is none, or `uniform_share` outside (0, 1].
+        TypeError, ValueError: `history` is not a history, or `uniform_share` outside (0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import timesteps
+        >>> history = timesteps.LossHistory(jnp.array([[3.0], [1.0]]), jnp.array([1, 1]))
+        >>> p = timesteps.probabilities(history, uniform_share=0.2)
+        >>> [round(value, 3) for value in p.tolist()]
+        [0.7, 0.3]
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     _check_history(history)
     if not 0.0 < uniform_share <= 1.0:

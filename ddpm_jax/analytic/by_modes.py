@@ -1,16 +1,21 @@
 r"""Mixtures of Gaussians under a process of many modes, which are not the mixtures' axes.
 
-In modes, where a process is a pair (a, b) for each of them, component k of the data is
-x_0 = m_k + R_k u, with u ~ N(0, I) and a root R_k of its covariance, and x_t is
+In modes, where a process is a pair (a, b) for each of them, component k of the data is x_0 = m_k +
+R_k u, with u ~ N(0, I) and a root R_k of its covariance, and x_t is
 
-    (1)  x_t - a m_k = H_k (u, eps)        H_k = ( diag(a) R_k   diag(b) )
+.. math::
+
+    x_t - a m_k = H_k \begin{pmatrix} u & \epsilon \end{pmatrix}^T, \qquad
+    H_k = \begin{pmatrix} \mathrm{diag}(a) R_k & \mathrm{diag}(b) \end{pmatrix} \tag{1}
 
 a plane in the space of (u, eps), of which all directions are standard normal. So the mean of
 (u, eps) given x_t is the point of the plane that is closest to 0. With H_k^T = Q L^T, Q of d
-orthonormal columns and L lower triangular, and within the component
+orthonormal columns and L lower triangular, and within the component, w = L^-1 (x_t - a m_k) gives
 
-    (2)  w = L^-1 (x_t - a m_k)
-         E[(u, eps) | x_t] = Q w        score = -L^-T w        Cov[x_t] = L L^T
+.. math::
+
+    \mathrm{E}[(u, \epsilon) \mid x_t] = Q w, \qquad \mathrm{score} = -L^{-T} w, \qquad
+    \mathrm{Cov}[x_t] = L L^T \tag{2}
 
 and x_0 = m_k + R_k u, v = a eps - b x_0: nothing is divided by a or b, so all holds without noise,
 without signal, and for data without variance. L is a Cholesky factor, but that of H H^T, which

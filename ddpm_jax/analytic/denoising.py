@@ -1,29 +1,42 @@
-r"""Data whose best denoiser is known in closed form: what to check a sampler or a loss against.
+r"""The best denoiser of Gaussian mixtures, and the density of the noised data.
 
-Data distributed as a mixture of Gaussians, sum_k w_k N(m_k, C_k), stay one under the forward
-process. With a = sqrt(alpha_bar_t) and b = sqrt(1 - alpha_bar_t), and in the eigenbasis of each
-covariance, C_k = U_k diag(lambda_k) U_k^T,
+Data distributed as a mixture of Gaussians stay one under the forward process. With
+a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t), and in the eigenbasis of each covariance,
+C_k = U_k diag(lambda_k) U_k^T,
 
-    (1)  x_t ~ sum_k w_k N(a m_k, U_k diag(D_k) U_k^T),       D_k = a^2 lambda_k + b^2
-    (2)  y_k = U_k^T (x_t - a m_k),       r_k = P(component k | x_t)       by Bayes' rule
+.. math::
 
-and within a component everything is linear in x_t. The best prediction in mean squared error is
-the conditional mean, for the mixture the one of (3) weighted with r_k:
+    x_t \sim \sum_k w_k\, \mathcal{N}\big(a m_k,\ U_k\, \mathrm{diag}(D_k)\, U_k^T\big), \qquad
+    D_k = a^2 \lambda_k + b^2 \tag{1}
 
-    (3)  E[target | x_t, k] = shift m_k + U_k (gain y_k)
-             target    shift    gain
-             eps       0        b / D_k
-             x0        1        a lambda_k / D_k
-             v         -b       a b (1 - lambda_k) / D_k
-             score     0        -1 / D_k
+.. math::
 
-The score is the gradient of log q(x_t), and eps = -b score is Tweedie's formula (Efron 2011,
-https://doi.org/10.1198/jasa.2011.tm11181). Each row of (3) is computed as it stands, not from
-another, so it holds at both ends of the chain, on a chain that ends in nothing but noise (a = 0)
-and for data without variance (lambda = 0), where conversions divide by a or b.
+    y_k = U_k^T (x_t - a m_k), \qquad
+    r_k = P(\mathrm{component}\ k \mid x_t)\ \mathrm{by\ Bayes'\ rule} \tag{2}
+
+and within a component everything is linear in x_t. The best prediction in mean squared error is the
+conditional mean, for the mixture that of eq. (3) weighted with r_k:
+
+.. math::
+
+    \mathrm{E}[\mathrm{target} \mid x_t, k]
+    = \mathrm{shift}\cdot m_k + U_k (\mathrm{gain}\cdot y_k) \tag{3}
+
+- eps: shift 0, gain b / D_k
+- x0: shift 1, gain a lambda_k / D_k
+- v: shift -b, gain a b (1 - lambda_k) / D_k
+- score: shift 0, gain -1 / D_k
+
+The score is the gradient of log q(x_t), and eps = -b score is Tweedie's formula (Efron 2011). Each
+row of eq. (3) is computed as it stands, not from another, so it holds at both ends of the chain, on
+a chain that ends in nothing but noise (a = 0) and for data without variance (lambda = 0), where
+conversions divide by a or b.
 
 A process of many modes has an a and a b for each, and its modes are not the eigenbasis of the data:
-`by_modes` has what takes the place of (1) to (3) there, and its cost.
+`by_modes` has what takes the place of eq. (1) to (3) there, and its cost.
+
+References:
+    Efron 2011, https://doi.org/10.1198/jasa.2011.tm11181
 """
 
 import jax
@@ -55,20 +68,27 @@ def denoise(
     *,
     target: Quantity,
 ) -> Float[Array, "batch *data"]:
-    """E[target | x_t], eq. (3): the prediction that no network betters in mean squared error.
+    r"""E[target | x_t], the prediction with the least mean squared error.
 
-    With a schedule in O(d^2) for each example and component, with a process of many modes in
-    O(d^3).
+    Eq. (3) of `ddpm_jax.analytic.denoising`. For eps it is
+
+    .. math::
+
+        \hat\epsilon(x_t) = \sum_k P(k \mid x_t)\, b\, (a^2 C_k + b^2 I)^{-1} (x_t - a m_k)
+
+    The cost is O(d^2) for each example and component with a schedule, and O(d^3) with a process of
+    many modes.
 
     Args:
         data: the distribution of x_0, in d dimensions.
         process: a schedule, or another process of modes.
-        x_t: noised data of any shape with d values per example.
-        t: times in [0, T), or -1 for the data themselves if no covariance is singular.
-        target: eps, x0, v or score.
+        x_t: noised data, `[batch, ...]` with d values per example.
+        t: times in [0, T), int32 `[batch]`, or -1 for the data themselves if no covariance is
+            singular.
+        target: "eps", "x0", "v" or "score".
 
     Returns:
-        Shape and dtype of `x_t`; computed in float32.
+        The prediction, with the shape and dtype of `x_t`; computed in float32.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or an unknown `target`.
@@ -100,10 +120,18 @@ def denoise(
 
 
 def predictor(data: Mixture, process: Modal, *, predicts: Predicts) -> Predict:
-    """`(x_t, t) -> prediction`, a perfect network: what samplers and `bits_per_dim` call.
+    """A perfect network, `(x_t, t) -> prediction`: what samplers and `bits_per_dim` call.
 
-    Build it on the process that a network would be trained on. Where a sampler runs on a
-    respaced schedule it calls its network with the times of the original one, and this one, too.
+    Give it the process that a network would be trained on, also where a sampler runs on a respaced
+    schedule: samplers call their network with the times of the original one.
+
+    Args:
+        data: the distribution of x_0, in d dimensions.
+        process: a schedule, or another process of modes.
+        predicts: "eps", "x0" or "v".
+
+    Returns:
+        A function of x_t `[batch, ...]` and t int32 `[batch]`: `denoise` with this target.
 
     Raises:
         ValueError: an unknown `predicts`.
@@ -127,12 +155,25 @@ def predictor(data: Mixture, process: Modal, *, predicts: Predicts) -> Predict:
 def log_density(
     data: Mixture, process: Modal, x_t: Float[Array, "batch *data"], t: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """log q(x_t) in nats, eq. (1), for t in [0, T); `t = -1` gives that of the data themselves.
+    r"""log q(x_t) in nats, the density of the noised data.
 
-    Where a covariance is singular the data have no density: at `t = -1` it is not finite then.
+    .. math::
+
+        \log q(x_t) = \log \sum_k w_k\, \mathcal{N}\big(x_t;\, a m_k,\ a^2 C_k + b^2 I\big)
+
+    Args:
+        data: the distribution of x_0, in d dimensions.
+        process: a schedule, or another process of modes.
+        x_t: noised data, `[batch, ...]` with d values per example.
+        t: times in [0, T), int32 `[batch]`; -1 gives the density of the data themselves, which is
+            not finite where a covariance is singular.
+
+    Returns:
+        Nats, `[batch]`, in the dtype of `x_t`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name.
+        NoClosedForm: a chain without modes.
     """
     _check_noised(data, process, x_t, t)
     if process.signal(t).ndim > 1:

@@ -1,4 +1,4 @@
-"""The expected ELBO of Gaussian data with the best denoiser: the least that a chain can pay."""
+"""The expected ELBO of Gaussian data with the best denoiser."""
 
 import math
 from typing import NamedTuple
@@ -21,6 +21,7 @@ class ElboTerms(NamedTuple):
     """Minus the expected ELBO in nats: the parts that `bits_per_dim` has, and their sum."""
 
     total: Float[Array, ""]
+    """prior + kl + decoder, a scalar."""
     prior: Float[Array, ""]
     """KL of what the chain leaves to the prior."""
     kl: Float[Array, ""]
@@ -32,29 +33,51 @@ class ElboTerms(NamedTuple):
 
 
 def elbo_terms(data: Mixture, process: Modal, *, shape: tuple[int, ...] | None = None) -> ElboTerms:
-    """Minus the expected ELBO of one Gaussian in nats, with the best denoiser.
+    r"""Minus the expected ELBO of one Gaussian in nats, with the best denoiser.
 
-        prior    E KL(q(x_{T-1} | x_0) || p(x_{T-1}))
-        t >= 1   (SNR_{t-1} - SNR_t) / 2 E|x_0 - x0_hat|^2
-        decoder  -E log N(x_0; x0_hat, beta_0) at t = 0
+    The parts, for generative steps that have the posterior's variance (Kingma et al. 2021, eq. 13):
 
-    where the generative steps have the posterior's variance (Kingma et al. 2021, eq. 13,
-    https://arxiv.org/abs/2107.00630), and E|x_0 - x0_hat|^2 is the variance of x_0 given x_t:
-    sum_i lambda_i b^2 / (a^2 lambda_i + b^2) under a schedule. Under a process of many modes each
-    of the lines is a sum over modes, of which the variance is the diagonal of the covariance of x_0
-    given x_t, in modes. What `prior_term` and `vlb_terms` of `ddpm_jax.losses` give for draws of
-    the data has these means. The total is never below the `entropy`.
+    .. math::
+
+        \mathrm{prior} = \mathrm{E}\, \mathrm{KL}\big(q(x_{T-1} \mid x_0) \,\|\, p(x_{T-1})\big)
+
+    .. math::
+
+        \mathrm{kl}_t = \tfrac12 \big(\mathrm{SNR}_{t-1} - \mathrm{SNR}_t\big)\,
+        \mathrm{E}\,|x_0 - \hat{x}_0|^2, \qquad t \ge 1
+
+    .. math::
+
+        \mathrm{decoder} = -\mathrm{E} \log \mathcal{N}(x_0;\, \hat{x}_0, \beta_0 I), \qquad t = 0
+
+    The squared error is the variance of x_0 given x_t; under a schedule, with the eigenvalues
+    lambda_i of the data's covariance,
+
+    .. math::
+
+        \mathrm{E}\,|x_0 - \hat{x}_0|^2 = \sum_i \frac{\lambda_i b^2}{a^2 \lambda_i + b^2}
+
+    Under a process of many modes each part is a sum over modes, of which the variance is the
+    diagonal of the covariance of x_0 given x_t, in modes. What `prior_term` and `vlb_terms` of
+    `ddpm_jax.losses` give for draws of the data has these means. The total is never below the
+    `entropy`.
 
     Args:
         data: one Gaussian, in d dimensions.
         process: a schedule, in O(T d), or another process of modes, in O(T d^3).
         shape: of one example; to be given where the modes of a process are fewer than the data.
 
+    Returns:
+        The parts and their sum.
+
     Raises:
-        ValueError: more than one component. What x_t leaves unknown then depends on x_t and its
-            mean is no closed form: average the terms of a `predictor` over draws. A `shape` that is
-            missing or does not hold d values, or a process with tables for several examples.
+        ValueError: more than one component: the expected error then has no closed form, so average
+            the terms of a `predictor` over draws. Or a `shape` that is missing or does not hold d
+            values, or a process with tables for several examples.
         NoClosedForm: a chain without modes.
+
+    References:
+        Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     check_modal("process", process)
     check_one_component(

@@ -31,30 +31,41 @@ __all__ = [
 
 
 class Mixture(NamedTuple):
-    """K Gaussians in d dimensions, float32. Make one with `gaussian` or `mixture`."""
+    """K Gaussians in d dimensions, float32; a pytree. Make one with `gaussian` or `mixture`."""
 
     log_weights: Float[Array, " K"]
+    """Natural logarithms of the components' probabilities, `[K]`."""
     means: Float[Array, "K d"]
+    """`[K, d]`."""
     variances: Float[Array, "K d"]
-    """Eigenvalues of each covariance, rising; zeros are allowed."""
+    """Eigenvalues of each covariance, rising, `[K, d]`; zeros are allowed."""
     axes: Float[Array, "K d d"]
-    """Their eigenvectors, orthonormal columns."""
+    """Their eigenvectors, orthonormal columns, `[K, d, d]`."""
 
 
 class Estimate(NamedTuple):
     """A Monte Carlo mean and the standard error that its sample size leaves."""
 
     mean: Float[Array, ""]
+    """The mean of the draws, a scalar."""
     standard_error: Float[Array, ""]
+    """Of the mean: the draws' standard deviation over the root of their number."""
 
 
 def gaussian(mean: ArrayLike, covariance: ArrayLike) -> Mixture:
-    """The data N(mean `[d]`, covariance `[d, d]`), read in float64: a mixture of one.
+    """The data N(mean, covariance), read in float64: a mixture of one.
+
+    Args:
+        mean: `[d]`.
+        covariance: `[d, d]`, symmetric, positive semi-definite.
+
+    Returns:
+        A mixture of one component.
 
     Raises:
-        ValueError: shapes that do not fit, values that float32 does not hold, or a covariance
-            that is not symmetric or has a negative eigenvalue, by more than 1e-6 of its largest
-            entry, which is what rounding to float32 may leave.
+        ValueError: shapes that do not fit, values that float32 does not hold, or a covariance that
+            is not symmetric or has a negative eigenvalue, by more than 1e-6 of its largest entry,
+            an error that rounding to float32 may cause.
 
     Example:
         >>> from ddpm_jax import analytic
@@ -74,6 +85,9 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> Mix
         weights: `[K]`, each positive, summing to 1 (to 1e-6; they are then made to).
         means: `[K, d]`.
         covariances: `[K, d, d]`; all zeros make a component one point.
+
+    Returns:
+        The mixture.
 
     Raises:
         ValueError: as `gaussian`, and weights that are not positive or do not sum to 1.
@@ -100,7 +114,15 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> Mix
 def sample(
     data: Mixture, key: Key[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, "batch *data"]:
-    """Independent draws from the data, float32 of `shape` = `[batch, ...]`, d values each.
+    """Independent draws from the data.
+
+    Args:
+        data: the distribution, in d dimensions.
+        key: typed random key.
+        shape: `[batch, ...]` with d values per example.
+
+    Returns:
+        The draws, float32 of `shape`.
 
     Raises:
         TypeError, ValueError: `key` is not a typed key, or a shape that does not hold d values.
@@ -117,12 +139,35 @@ def sample(
 
 
 def mean(data: Mixture) -> Float[Array, " d"]:
-    """E[x_0], of the flattened data."""
+    """E[x_0], of the flattened data.
+
+    Args:
+        data: the distribution, in d dimensions.
+
+    Returns:
+        The mean, float32 `[d]`.
+
+    Example:
+        >>> from ddpm_jax import analytic
+        >>> analytic.mean(analytic.gaussian([0.0, 1.0], [[1.0, 0.5], [0.5, 1.0]])).tolist()
+        [0.0, 1.0]
+    """
     return einsum("k,kd->d", jnp.exp(data.log_weights), data.means)
 
 
 def covariance(data: Mixture) -> Float[Array, "d d"]:
-    """Cov[x_0], of the flattened data: what is within the components and what between them."""
+    r"""Cov[x_0], of the flattened data: what is within the components and what is between them.
+
+    .. math::
+
+        \sum_k w_k \big[ C_k + (m_k - m)(m_k - m)^T \big], \qquad m = \sum_k w_k m_k
+
+    Args:
+        data: the distribution, in d dimensions.
+
+    Returns:
+        The covariance, float32 `[d, d]`.
+    """
     weights = jnp.exp(data.log_weights)
     within = einsum("k,kde,ke,kfe->df", weights, data.axes, data.variances, data.axes)
     offsets = data.means - mean(data)[None]
@@ -130,12 +175,26 @@ def covariance(data: Mixture) -> Float[Array, "d d"]:
 
 
 def entropy(data: Mixture) -> Float[Array, ""]:
-    """Differential entropy of one Gaussian in nats, sum_i log(2 pi e lambda_i) / 2.
+    r"""Differential entropy of one Gaussian in nats.
 
-    -inf where the covariance is singular.
+    .. math::
+
+        \tfrac12 \sum_i \log(2 \pi e\, \lambda_i)
+
+    Args:
+        data: one Gaussian, with the eigenvalues lambda_i of its covariance.
+
+    Returns:
+        Nats, a scalar; -inf where the covariance is singular.
 
     Raises:
         ValueError: more than one component: use `entropy_estimate`.
+
+    Example:
+        >>> from ddpm_jax import analytic
+        >>> data = analytic.gaussian([0.0, 1.0], [[1.0, 0.0], [0.0, 1.0]])
+        >>> round(float(analytic.entropy(data)), 3)
+        2.838
     """
     check_one_component(data, "the entropy of a mixture", "entropy_estimate estimates it")
     return 0.5 * jnp.sum(jnp.log(2.0 * math.pi * math.e * data.variances))
@@ -143,6 +202,14 @@ def entropy(data: Mixture) -> Float[Array, ""]:
 
 def entropy_estimate(data: Mixture, key: Key[Array, ""], num: int) -> Estimate:
     """Differential entropy in nats: the mean of minus the log density of `num` draws.
+
+    Args:
+        data: the distribution, in d dimensions.
+        key: typed random key.
+        num: how many draws, at least 2.
+
+    Returns:
+        The estimate in nats and its standard error, scalars.
 
     Raises:
         TypeError, ValueError: `key` is not a typed key, or `num` is below 2.

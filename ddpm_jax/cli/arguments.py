@@ -1,4 +1,4 @@
-"""What the subcommands' argument parsing has in common."""
+"""Argument parsing that the subcommands share."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,8 @@ import tyro
 from ddpm_jax import config as configs
 from ddpm_jax.cli.help import ALL, SHORT, config_help
 from ddpm_jax.config import Config, Member
-from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import Experiment, RunDirectory
+from ddpm_jax.experiment import RunDirectory
 from ddpm_jax.terminal import complain, escape
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "EXECUTED",
     "ParamsName",
     "check_at_least",
-    "check_label",
     "check_seed",
     "own_modules",
     "parse_config",
@@ -33,18 +31,16 @@ __all__ = [
 
 ParamsName = Literal["ema", "raw"]
 DEFAULTS = Config()
-"""Whose members stand in the help of commands that are given no run."""
-_MOST_NAMES = 12
-"""A sentence names at most so many classes."""
+"""The config whose members the help of a command shows if no run is given."""
 EXECUTED = (
-    "A config file is a Python program: it is executed with your rights, as a script would be, so"
-    " read one from somebody else before you run it."
+    "A config file is a Python program that is executed with your rights: read a file from somebody"
+    " else before you run it."
 )
-"""What the help of each command that takes a config file says."""
+"""A warning in the help of each command that takes a config file."""
 
 
 def parse_options(options: Any, prog: str, arguments: Sequence[str], **how: Any) -> Any:
-    """`tyro.cli`; its messages show what a terminal would obey in arguments as `repr` does."""
+    """`tyro.cli`; its messages show control characters in arguments as `repr` does."""
     arguments = ["--help" if argument == ALL else argument for argument in arguments]
     prog, harmless = escape(prog), [escape(argument) for argument in arguments]
     if harmless != arguments:
@@ -92,7 +88,7 @@ def parse_config(command: str, arguments: Sequence[str]) -> Config:
 
 
 def check_at_least(options: Any, least: int, *names: str) -> None:
-    """Raises UserError if an option of one of these names was given and is less."""
+    """Raises UserError if one of these options was given and is below `least`."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
@@ -100,16 +96,16 @@ def check_at_least(options: Any, least: int, *names: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raises UserError unless JAX's keys can be made of it."""
+    """Raises UserError unless the seed is in the range of JAX's keys."""
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed is {seed}; it has to be in [0, 2^32)")
 
 
 def replace_members(config: Any, arguments: Sequence[str], *modules: str) -> tuple[Any, list[str]]:
-    """Takes `--sampler ddim` out of the arguments, and puts that member into the config.
+    """Removes options like `--sampler ddim` from the arguments, and changes the config's members.
 
-    What members of a family have in common stays; other fields take their defaults. What follows,
-    as `--sampler.eta 0.2`, is left to `parse_options`.
+    The fields of the family keep their values; other fields take their defaults. Options of fields,
+    such as `--sampler.eta 0.2`, are left to `parse_options`.
 
     Args:
         config: a dataclass with members, or a member.
@@ -157,7 +153,7 @@ def _with_member(config: Any, path: Sequence[str], kind: type[Member], family: t
 
 
 def _assembled(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass that may be incomplete: `tyro.MISSING` stands where an option is required."""
+    """A dataclass that may be incomplete: `tyro.MISSING` stands for each required option."""
     made: Any = object.__new__(kind)  # __init__ may check types
     for name, value in values.items():
         empty = value is dataclasses.MISSING
@@ -168,10 +164,10 @@ def _assembled(kind: type, values: dict[str, Any]) -> Any:
 def parse_for_run(
     options: type, prog: str, arguments: Sequence[str], *, for_training: bool = False
 ) -> tuple[Any, Config]:
-    """The options of a command that reads a run, and the run's config with them.
+    """The options of a command that reads a run, and the run's config with these options.
 
-    A field of the options that a config has, too, such as `sampler`, begins with the run's own
-    member: `--sampler.steps 50` changes a field of it, `--sampler ddim` takes another one.
+    An option that a config also has, such as `sampler`, has the run's own member as its default:
+    `--sampler.steps 50` changes a field of it, `--sampler ddim` takes another member.
 
     Args:
         options: a dataclass with a positional `run`.
@@ -180,11 +176,11 @@ def parse_for_run(
         for_training: see `RunDirectory.read_config`.
 
     Raises:
-        UserError: no run there, or an option that is wrong.
+        UserError: there is no run, or an option is wrong.
     """
     run = _run_in(arguments)
     if run is None or {"-h", "--help"} & set(arguments):
-        return parse_options(options, prog, arguments), DEFAULTS  # which ends with a message
+        return parse_options(options, prog, arguments), DEFAULTS  # exits with a message
     config = RunDirectory(run).read_config(for_training=for_training, report=complain)
     names = {field.name for field in dataclasses.fields(options)}
     shared = [field.name for field in dataclasses.fields(Config) if field.name in names]
@@ -194,7 +190,12 @@ def parse_for_run(
         | {name: getattr(config, name) for name in shared}
         | {"run": run},
     )
-    default, rest = replace_members(default, arguments, *own_modules(config))
+    try:
+        default, rest = replace_members(default, arguments, *own_modules(config))
+    except configs.ConfigError as error:
+        raise configs.ConfigError(
+            f"{error} (classes of your own are known only from the run's own copy, config.py)"
+        ) from error
     parsed = parse_options(options, prog, rest, default=default)
     changed = {name: getattr(parsed, name) for name in shared}
     return parsed, dataclasses.replace(config, **changed)
@@ -212,41 +213,3 @@ def own_modules(config: Config) -> list[str]:
     """Modules that define members of a config, beside this package."""
     names = {type(member).__module__ for _, member in configs.members_of(config)}
     return sorted(name for name in names if not name.startswith("ddpm_jax."))
-
-
-def check_label(text: str | None, experiment: Experiment) -> int | None:
-    """The class that `--label` names, of a run that has classes.
-
-    Raises:
-        UserError: a run without classes, or another class than it was trained on.
-    """
-    if text is None:
-        return None
-    if not experiment.config.network.classes:
-        raise UserError("--label is for runs with classes; this one has none")
-    return _label(text, experiment.spec)
-
-
-def _label(text: str, spec: ImageSpec) -> int:
-    """The class of this name, or else of this number, if it was trained."""
-    names = spec.classes or ()
-    if text in names:
-        label = names.index(text)
-    elif text.isdecimal() and int(text) < len(names):
-        label = int(text)
-    else:
-        raise UserError(f"--label is {text!r}; the run has the classes {_named(names)}")
-    if label not in spec.trained_classes:
-        trained = tuple(names[label] for label in spec.trained_classes)
-        raise UserError(
-            f"--label is {text!r}, a class without training images, which the network never saw;"
-            f" it was trained on {_named(trained)}"
-        )
-    return label
-
-
-def _named(names: Sequence[str]) -> str:
-    """All of a few; of many the first and the last."""
-    if len(names) > _MOST_NAMES:
-        names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
-    return ", ".join(names)

@@ -1,4 +1,4 @@
-"""`ddpm-jax configs`: the configs that come with the package, and a copy of one to edit."""
+"""`ddpm-jax configs`: lists the configs of the package, and copies one to edit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ __all__ = ["run"]
 _USAGE = """usage: ddpm-jax configs
        ddpm-jax configs copy NAME FILE.py
 
-The configs that come with the package. Wherever a command takes a CONFIG, it takes one of these
-names, or the path of a file of your own. `copy` writes such a file to begin with; it overwrites
-none. (`ddpm-jax list` shows what a config can choose from.)"""
+Lists the configs of the package. Each command that takes a CONFIG takes one of these names, or the
+path of your own file. `copy` writes a copy that you can edit; it does not overwrite a file.
+(`ddpm-jax list` shows what a config can choose from.)"""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -35,5 +35,5 @@ def run(arguments: Sequence[str], console: Console) -> None:
         case _:
             given = " ".join(map(repr, arguments))
             raise UserError(
-                f"ddpm-jax configs takes no arguments, or copy NAME FILE.py, and not {given}"
+                f"ddpm-jax configs takes no arguments, or copy NAME FILE.py, not {given}"
             )

@@ -26,55 +26,57 @@ _USAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Prepares a data set of TensorFlow Datasets as array_record, downloading it if need be."""
+    """Prepares a data set of TensorFlow Datasets as array_record, and downloads it if needed."""
 
     name: tyro.conf.Positional[str]
-    """As TensorFlow Datasets names it: fashion_mnist, cifar10, downsampled_imagenet/64x64."""
+    """Name of the data set: fashion_mnist, cifar10, downsampled_imagenet/64x64."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """A folder of files that were downloaded by hand, in place of a download."""
+    """Folder of files that you have downloaded, in place of a download."""
     dir: str | None = None
-    """Where prepared data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of prepared data sets. None: TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     overwrite: bool = False
-    """Make it anew if it is there."""
+    """Prepare the data set again if it exists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How images are read, as the fields of a config's `data` have it."""
+    """Options for reading images, as in a config's `data`."""
 
     on_bad_image: OnBadImage = "stop"
-    """What to do with a file of a folder that cannot be decoded."""
+    """What to do with a file of a folder that cannot be decoded: "stop" ends the command, "skip"
+    leaves the file out and reports it."""
     memory_gb: float = 4.0
-    """The pixels of a split may need so many gigabytes."""
+    """Largest size of the pixels of a split, in gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Converts public files of images into an .npz that --data archive --data.path TARGET reads."""
+    """Converts public files of images to an .npz that --data archive --data.path TARGET reads."""
 
     format: tyro.conf.Positional[Format]
-    """mnist and fashion_mnist are IDX files, cifar10 is the binary version, folder holds images."""
+    """Format of the source: mnist and fashion_mnist are IDX files, cifar10 is the binary version,
+    folder is a folder of images."""
     source: tyro.conf.Positional[Path]
     """The folder, or cifar-10-binary.tar.gz."""
     target: tyro.conf.Positional[Path]
-    """The file to write; it ends in .npz."""
+    """The file to write; its name ends in .npz."""
     overwrite: bool = False
     """Replace the target if it exists."""
     preparation: Preparation = DEFAULTS.preparation
-    """What is done to each image before it is written, without crops and flips."""
+    """What is done to each image before it is written. Crops and flips are not."""
     data: Reading = Reading()
 
 
 @dataclasses.dataclass(frozen=True)
 class Inception:
-    """Converts PyTorch's file of Inception-v3 into an .npz, once, for `ddpm-jax evaluate`."""
+    """Converts PyTorch's file of Inception-v3 to an .npz for `ddpm-jax evaluate`. Needed once."""
 
     weights: tyro.conf.Positional[Path]
-    """pt_inception-2015-12-05-6726825d.pth; its sha256 is compared before it is read."""
+    """The file pt_inception-2015-12-05-6726825d.pth; its SHA-256 is checked before it is read."""
     target: tyro.conf.Positional[Path]
-    """The file to write; it ends in .npz."""
+    """The file to write; its name ends in .npz."""
     other_weights: bool = False
-    """Take another file of such weights, too; its numbers are then named after it."""
+    """Accept another file of Inception-v3 weights. The results are then named after it."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -91,7 +93,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         case _:
             given = repr(arguments[0]) if arguments else "nothing"
             raise UserError(
-                f"ddpm-jax data wants convert, prepare or inception, not {given}: {_USAGE}"
+                f"ddpm-jax data needs convert, prepare or inception, not {given}: {_USAGE}"
             )
 
 

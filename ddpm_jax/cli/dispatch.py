@@ -1,4 +1,4 @@
-"""Runs one subcommand, and turns what it raises into one line and an exit code."""
+"""Runs one subcommand, and turns its errors into one line and an exit code."""
 
 import importlib
 import logging
@@ -24,12 +24,12 @@ __all__ = ["dispatch", "load"]
 
 EXIT_DIVERGED = 1
 EXIT_UNFORESEEN = 70
-"""As sysexits.h has it: Python's own exit code for a traceback is 1."""
+"""The code of sysexits.h; Python's own exit code for a traceback is 1."""
 
 
 def load(command: str) -> ModuleType:
     """The module of a subcommand; importing it takes seconds."""
-    # Orbax and grain warn through absl about what is handled here.
+    # Orbax and grain warn through absl about errors that this package handles.
     logging.getLogger("absl").setLevel(logging.ERROR)
     ignore_absent_accelerators()
     return importlib.import_module(f"ddpm_jax.cli.{command}")
@@ -70,6 +70,6 @@ def _fail(sentence: str, code: int) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """At once: an orderly exit waits for others, who may be gone or wait for this one."""
+    """Exits at once: an orderly exit waits for other processes, which may be dead or wait, too."""
     sys.stdout.flush()
     os._exit(code)

@@ -28,41 +28,43 @@ _SHOWN_TIMES = 9
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Bits per dimension on held-out images, and metrics and pictures of samples."""
+    """Measures bits per dimension on held-out images, and metrics of samples; draws pictures."""
 
     run: tyro.conf.Positional[Path]
-    """The run directory; it may still be trained in."""
+    """The run directory; the run may still be training."""
     params: Literal["both", "ema", "raw"] = "both"
-    """The moving average of the parameters, the raw ones, or one after the other."""
+    """Which parameters: the moving average, the raw ones, or both."""
     sigma_rel: float | None = None
-    """In their place an average of this relative width, of a run with averages PostHocEMA."""
+    """Relative width of a post-hoc average to use in place of these parameters, for a run with
+    averages PostHocEMA."""
     skip_missing_snapshots: bool = False
-    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
+    """Make that average without the snapshots that are missing or damaged."""
     num: int | None = None
-    """Samples for the metrics, 0 for none; by default as many as there are training images, at most
-    10,000."""
+    """Number of samples for the metrics, 0 for no metrics; by default the number of training
+    images, at most 10,000."""
     sampler: Sampler = DEFAULTS.sampler
-    """--sampler ddim takes another one; by default it is that of the run."""
+    """The sampler; by default that of the run. --sampler ddim takes another one."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples, in [0, 2^32)."""
     evaluation: Evaluation = DEFAULTS.evaluation
-    """What is measured of held-out images; by default what the run's config says. Its batch size is
-    that of samples and metrics, too; results do not depend on it but for rounding."""
+    """The measurement on held-out images; by default that of the run. Its batch size is also used
+    for samples and metrics; it changes results only by rounding."""
     classifier: Path | None = None
-    """The classifier.npz of another evaluation on these images, in place of one of its own."""
+    """The classifier.npz of another evaluation on the same images; by default a classifier is
+    trained."""
     inception: Path | None = None
     """Weights of Inception-v3, for FID, KID, precision, recall and Inception score: the public
-    pt_inception-2015-12-05-6726825d.pth, or what `ddpm-jax data inception` made of it."""
+    pt_inception-2015-12-05-6726825d.pth, or the .npz that `ddpm-jax data inception` made of it."""
     other_weights: bool = False
-    """Take another file of such weights, too; its numbers are then named after it."""
+    """Accept another file of Inception-v3 weights. The results are then named after it."""
     data: Data = DEFAULTS.data
-    """Where the run's data set is now."""
+    """Place of the run's data set, if it has moved."""
     out: Path | None = None
-    """A folder for pictures and results.json; by default evaluation/ in the run."""
+    """Folder for pictures and results.json; by default evaluation/ in the run."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-    """Measures, draws and prints; goes on with an evaluation that was interrupted."""
+    """Measures, draws and prints; continues an interrupted evaluation."""
     if set(SHORT) & set(arguments):
         print(options_help("evaluate RUN", Arguments))
         return
@@ -70,7 +72,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     options, config = parse_for_run(Arguments, "ddpm-jax evaluate", arguments)
     check_at_least(options, 0, "num")
     if options.num == 1:
-        raise UserError("--num is 1; a spread takes at least 2 samples")
+        raise UserError("--num is 1; it has to be 0, or at least 2 for a spread")
     check_seed(options.seed)
     directory = RunDirectory(options.run)
     restored = restore_run(
@@ -84,7 +86,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     experiment = restored.experiment
     names = ("ema", "raw") if options.params == "both" else (options.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
-    lines = directory.read_metrics()  # a damaged one is known before hours of work
+    lines = directory.read_metrics()  # early: a damaged file is reported before hours of work
     folder = options.out or directory.evaluation / f"step_{restored.step:07d}"
     results = evaluate(
         experiment,
@@ -131,7 +133,7 @@ def _inception(path: Path, experiment: Experiment, *, other_weights: bool) -> An
 
 
 def _per_time_table(results: dict[str, Any]) -> Table:
-    """Some of the terms; all of them are in results.json."""
+    """A selection of the terms; all of them are in results.json."""
     columns = [values["per_time"] for values in results["params"].values()]
     table = Table(title="terms of the ELBO, bits/dim")
     table.add_column("t", justify="right")
@@ -150,7 +152,7 @@ def _term(terms: dict[str, Any], t: int) -> str:
 
 
 def _metrics_table(results: dict[str, Any]) -> Table:
-    """One row a metric, one column a set of parameters, and what has to stand beside them."""
+    """A row for each metric, a column for each set of parameters, and columns to compare with."""
     how = results["sampling"]
     table = Table(
         title=cell(
@@ -158,7 +160,7 @@ def _metrics_table(results: dict[str, Any]) -> Table:
             f" in {how['steps'] or 'all'} steps"
         ),
         caption=f"held out: {results['held_out_images']} held-out images in place of samples;"
-        " halves: one half of the training images in place of samples, against the other",
+        " halves: one half of the training images in place of samples, compared with the other",
     )
     table.add_column("metric")
     for heading in (*results["params"], "held out", "halves"):

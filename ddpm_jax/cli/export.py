@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from ddpm_jax.cli.arguments import DEFAULTS, ParamsName, check_label, parse_for_run
+from ddpm_jax.cli.arguments import DEFAULTS, ParamsName, parse_for_run
 from ddpm_jax.config import Data, Sampler, member_name
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import (
@@ -20,6 +20,7 @@ from ddpm_jax.experiment import (
     restore_run,
     sampler_files,
 )
+from ddpm_jax.experiment.sampling import class_of
 from ddpm_jax.terminal import complain, say
 
 __all__ = ["run"]
@@ -27,32 +28,32 @@ __all__ = ["run"]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Writes the whole sampler of a run as one program, which runs on JAX alone."""
+    """Writes the sampler of a run as one program that needs only JAX."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     sampler: Sampler = DEFAULTS.sampler
-    """--sampler ddim takes another one; by default it is that of the run."""
+    """The sampler; by default that of the run. --sampler ddim takes another one."""
     steps: int | None = None
     """Short for --sampler.steps."""
     label: str | None = None
-    """The class of all images, by its name or its number, of a run with classes; by default the
-    program takes the classes as an argument."""
+    """Class of all images, by name or number. By default the classes are an argument of the
+    program, for a run with classes."""
     out: Path = Path("sampler.bin")
-    """The file, a .bin. README.md, with an example that runs, is written beside it."""
+    """File to write, a .bin. README.md, with an example, is written beside it."""
     parameters: Placement = "inside"
-    """Whether the program holds the parameters, or takes them as an argument: they are in a file
-    .safetensors beside it then."""
+    """Place of the parameters: inside the program, or in a .safetensors file beside it."""
     platforms: tuple[str, ...] = PLATFORMS
-    """Where it will run: some of cpu, cuda, rocm, tpu. None of them has to be here."""
+    """Platforms that can run the program: some of cpu, cuda, rocm, tpu."""
     params: ParamsName = "ema"
-    """The moving average of the parameters, or the raw ones."""
+    """Which parameters: the moving average, or the raw ones."""
     sigma_rel: float | None = None
-    """In their place an average of this relative width, of a run with averages PostHocEMA."""
+    """Relative width of a post-hoc average to use in place of these parameters, for a run with
+    averages PostHocEMA."""
     skip_missing_snapshots: bool = False
-    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
+    """Make that average without the snapshots that are missing or damaged."""
     data: Data = DEFAULTS.data
-    """Where the run's data set is now, for a run that has not recorded what it needs of it."""
+    """Place of the run's data set, for a run without a record of it."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -74,7 +75,9 @@ def run(arguments: Sequence[str], console: Console) -> None:
     )
     experiment = restored.experiment
     name = "sigma_rel" if options.sigma_rel is not None else options.params
-    label = check_label(options.label, experiment)
+    label = None
+    if options.label is not None:
+        label = class_of(experiment, options.label, "--label")
     files = export_sampler(
         experiment,
         restored.params[name],
@@ -91,14 +94,14 @@ def run(arguments: Sequence[str], console: Console) -> None:
     say(
         console,
         f"{files.program}: {member_name(type(sampler))}, {steps} steps, of step {restored.step},"
-        f" for {', '.join(platforms)}; {size:,} bytes; {files.readme} says how to run it",
+        f" for {', '.join(platforms)}; {size:,} bytes; {files.readme} explains how to run it",
     )
 
 
 def _sampler(options: Arguments, arguments: Sequence[str]) -> Sampler:
-    """With `--steps`."""
+    """The sampler with `--steps`."""
     if options.steps is None:
         return options.sampler
     if any(argument.partition("=")[0] == "--sampler.steps" for argument in arguments):
-        raise UserError("--steps is short for --sampler.steps; give one of them")
+        raise UserError("--steps is short for --sampler.steps; give only one of them")
     return dataclasses.replace(options.sampler, steps=options.steps)

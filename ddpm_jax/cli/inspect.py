@@ -22,9 +22,9 @@ __all__ = ["run"]
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-    """Prints the forward process and the network as tables; needs no data set.
+    """Prints the forward process and the network of a config as tables; needs no data set.
 
-    Of a run, what it has stored, and executes nothing.
+    For a run it prints the stored config, and executes nothing.
     """
     if arguments and Path(arguments[0]).is_dir():
         _inspect_run(RunDirectory(arguments[0]), console)
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     shape, model = spec.shape, make_network(config, spec)
     if config.process.placeholder(shape) is not None:
         name = type(config.process).__name__
-        say(console, f"process: {name}, which follows from the images when a run begins")
+        say(console, f"process: {name}, which is measured on the images when a run begins")
     else:
         console.print(_process_table(config, shape))
     layers = layer_table(model, shape, labelled=config.network.classes > 0)
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 
 def _process_table(config: Config, shape: tuple[int, int, int]) -> Table:
-    """How fast the signal goes, in the modes that keep it longest and lose it first."""
+    """The log SNR over t, in the modes that lose the signal first and last."""
     process = make_process(config.schedule, config.process, shape)
     times = np.unique(np.linspace(0, process.num_steps - 1, 5).round().astype(np.int32))
     log_snr = np.log(np.asarray(process.snr(jnp.asarray(times))).reshape(len(times), -1))
@@ -85,8 +85,8 @@ def _inspect_run(run: RunDirectory, console: Console) -> None:
         copy = run.config_copy
         is_file = copy.is_file()
         sha256 = hashlib.sha256(copy.read_bytes()).hexdigest() if is_file else None
-        same = "as it was stored" if sha256 == source.get("sha256") else "NOT as it was stored"
-        say(console, f"{copy}: {same if is_file else 'is not there'}; it was not executed")
+        same = "unchanged" if sha256 == source.get("sha256") else "CHANGED since it was stored"
+        say(console, f"{copy}: {same if is_file else 'missing'}; it was not executed")
     if files := imported_files(run):
         for name, file in files.items():
             say(console, f"imported, {name}: {file.num_parameters:,} parameters in {file.path}")
@@ -99,7 +99,7 @@ def _inspect_run(run: RunDirectory, console: Console) -> None:
 
 
 def _own_members(stored: dict[str, Any], prefix: str = "") -> list[str]:
-    """Members whose class is of the run's own config file."""
+    """Members whose class the run's own config file defines."""
     names: list[str] = []
     for name, value in stored.items():
         if isinstance(value, dict):

@@ -14,8 +14,8 @@ __all__ = ["run"]
 
 _USAGE = """usage: ddpm-jax list [FAMILY]
 
-What a config can choose from: the members of each family, or of one, with their fields. (The
-configs that come with the package are listed by `ddpm-jax configs`.)"""
+Lists the members of each family that a config can choose from, or of one, with their fields.
+(`ddpm-jax configs` lists the configs of the package.)"""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         return
     known = families()
     if len(arguments) > 1:
-        raise UserError(f"list takes one family at most, and here are {len(arguments)}")
+        raise UserError(f"list takes at most one family; {len(arguments)} were given")
     for name in arguments:
         if name not in known:
             raise UserError(
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
             )
     for name in arguments or known:
         console.print(_table(name, known[name]))
-    say(console, "--FAMILY MEMBER takes another one, --FAMILY.FIELD VALUE changes a field")
+    say(console, "--FAMILY MEMBER chooses a member, --FAMILY.FIELD VALUE changes a field")
 
 
 def _table(name: str, family: type[Member]) -> Table:

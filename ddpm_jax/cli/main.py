@@ -16,33 +16,48 @@ from ddpm_jax.errors import MissingExtra, require
 __all__ = ["COMMANDS", "EXIT_DISK", "EXIT_SIGNAL", "EXIT_USAGE", "main", "quiet_interrupts"]
 
 COMMANDS = {
-    "train": "train a config, or go on with it, then evaluate and draw",
+    "train": "train a config, or resume its run; then evaluate and draw",
     "data": "convert public files of images, or prepare a data set of TensorFlow Datasets",
     "sample": "draw images from a run",
-    "export": "the whole sampler of a run as one program that runs on JAX alone",
-    "evaluate": "bits per dimension of a run on held-out images, beside baselines",
-    "weights": "weights of other programs as a run, and a run's for other programs",
-    "configs": "the configs that come with the package, and a copy of one to edit",
-    "list": "what a config can choose from: families, members, their fields",
-    "replay": "one step of a run once more: which examples and parameters were bad in it",
-    "inspect": "the network of a config as a table: shapes, parameters, FLOPs",
-    "plan": "memory, traffic and time of a config on a pod, before the pod is rented",
+    "export": "write the sampler of a run as one program that needs only JAX",
+    "evaluate": "measure bits per dimension of a run, and metrics of its samples",
+    "weights": "import the weights of other programs as a run, or export those of a run",
+    "configs": "list the configs of the package, or copy one to edit",
+    "list": "list what a config can choose from: families, members, their fields",
+    "replay": "compute one step of a run again, and show its worst examples and parameters",
+    "inspect": "show the network of a config as a table: shapes, parameters, FLOPs",
+    "plan": "predict memory, traffic and time of a config on a pod that you do not have",
 }
+"""Subcommands, and what each does."""
 
 EXIT_USAGE = 2
+"""Exit code after an error that the user can fix."""
 EXIT_DISK = 3
+"""Exit code if the disk refuses."""
 EXIT_SIGNAL = 128
-"""Plus the signal's number."""
+"""Exit code after a signal, plus the signal's number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns the exit code.
+    """Runs one subcommand.
 
-    0 done, 1 training diverged, 2 something in the arguments or files that a person can mend,
-    3 the disk refused one save too many, or a file that standard output goes to, 4 another process
-    of the run is gone, 70 an error that nobody foresaw, 129, 130 or 143 stopped by SIGHUP, ctrl-C
-    or SIGTERM. `train` has saved the step at hand in the last three cases, but for a second ctrl-C.
-    A closed pipe changes no exit code; nor does, of `train`, a standard output that refuses.
+    Args:
+        arguments: of the command line, without the program's name; by default those of the process.
+
+    Returns:
+        The exit code, one of these.
+
+        - 0: done.
+        - 1: training diverged.
+        - 2: an error in the arguments or files, which the user can fix.
+        - 3: too many saves failed, or standard output is a file that could not be written.
+        - 4: another process of the run has died.
+        - 70: an unexpected error.
+        - 129, 130, 143: stopped by SIGHUP, ctrl-C or SIGTERM. `train` has saved its last step,
+          unless there was a second ctrl-C.
+
+        A closed pipe does not change the exit code. Nor does an unwritable standard output in
+        `train`.
     """
     with quiet_interrupts():
         try:
@@ -59,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         out.settle()
         if code == 0 and out.is_short() and arguments[:1] != ["train"]:
-            terminal.complain(f"standard output did not take all of it: {out.refusal}")
+            terminal.complain(f"standard output could not be written completely: {out.refusal}")
             code = EXIT_DISK
     return code
 
@@ -90,7 +105,7 @@ def _usage() -> str:
     lines = [f"  ddpm-jax {name:<10} {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: ddpm-jax COMMAND ...   (ddpm-jax COMMAND --help tells more)",
+            "usage: ddpm-jax COMMAND ...   (ddpm-jax COMMAND --help shows its options)",
             "",
             *lines,
             "",
@@ -101,9 +116,9 @@ def _usage() -> str:
 
 @contextlib.contextmanager
 def quiet_interrupts() -> Iterator[None]:
-    """For imports and arguments: a signal leaves at once, with a line; no library can swallow it.
+    """During imports and parsing, a signal ends the process at once, with one line.
 
-    Signals that are ignored or that somebody else handles are left to them.
+    Signals that are ignored, or that somebody else handles, are not changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

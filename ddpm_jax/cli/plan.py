@@ -22,26 +22,28 @@ __all__ = ["run"]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Memory, traffic and the least step time of a config on machines that need not be there.
+    """Predicts memory, traffic and the least step time of a config on machines you do not have.
 
-    The config comes first, as for train, and any of its fields can be given, too:
+    The config comes first, as for train, and its fields can be overridden:
     ddpm-jax plan cifar10 --topology v5e:4x4 --train.batch-size 2048
     """
 
     topology: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """v5e:4x4, 2xv5e:16x16 for two slices, v5p:4x4x8, h100:8; again for more of them."""
+    """Machines to plan for: v5e:4x4, 2xv5e:16x16 for two slices, v5p:4x4x8, h100:8. Give the option
+    again for more machines."""
     slices: int = 1
-    """How many of each."""
+    """Number of slices of each topology."""
     json: Path | None = None
-    """Also write all numbers there."""
+    """File to which all numbers are also written."""
     largest_batch: bool = False
-    """Look for the largest batch that fits, too: some minutes more."""
+    """Also look for the largest batch that fits, which takes some more minutes."""
     thorough: bool = False
-    """Let the compiler optimize as it does for a run, in ten minutes in place of one. Without it,
-    activations are rather too large than too small, and parameters are sent before they are
+    """Let the compiler optimize as for a run, which takes ten minutes in place of one. Without it
+    the memory of activations tends to be overestimated, and parameters are sent before they are
     rounded to bfloat16."""
     advise: bool = True
-    """Look for what would make it fit where it does not: some minutes more."""
+    """If a step does not fit into memory, look for changes that make it fit, which takes some more
+    minutes."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -56,7 +58,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     config = parse_config("plan", rest)
     config = validate(config)
     if not options.topology:
-        raise UserError("--topology is missing; say for what to plan, such as --topology v5e:4x4")
+        raise UserError("--topology is missing; name a machine, such as --topology v5e:4x4")
     topologies = [parse(name, options.slices) for name in options.topology]
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(

@@ -24,7 +24,7 @@ def plans_table(plans: Sequence[Plan]) -> Table:
 
 
 def collectives_table(plan: Plan) -> Table:
-    """What devices send to each other in one step, in groups of so many, and out of their slice."""
+    """The collectives of one step: groups of devices, and what each device sends."""
     title = f"{plan['topology']}: collectives of one step"
     table = Table(title=title, collapse_padding=True, pad_edge=False)
     for heading in ("kind", "dtype", "axis"):
@@ -47,33 +47,33 @@ def collectives_table(plan: Plan) -> Table:
 
 
 def sentences(plans: Sequence[Plan]) -> list[str]:
-    """What a plan comes to."""
+    """The results of the plans in sentences."""
     lines = []
     for plan in plans:
         name, over = plan["topology"], plan["needed_bytes"] - plan["usable_bytes"]
         if plan["fits"]:
             lines.append(f"{name}: fits, with {size(-over)} to spare on each device")
         elif plan["needed_bytes"]:
-            lines.append(f"{name}: does not fit, by {size(over)} on each device")
+            lines.append(f"{name}: does not fit; {size(over)} are missing on each device")
         else:
             lines.append(f"{name}: does not fit; the compiler does not say by how much")
         if plan.get("would_fit"):
             for result in plan["would_fit"]:
-                lines.append(f"  it would with {result['change']}, {size(result['needed_bytes'])}")
+                lines.append(f"  it fits with {result['change']}: {size(result['needed_bytes'])}")
         elif "would_fit" in plan:
-            lines.append("  and no rematerialization, fsdp or accumulation tried makes it fit")
+            lines.append("  no change of remat, fsdp or accumulate that was tried makes it fit")
         if "largest_batch" in plan:
             lines.append("  " + _largest(plan["largest_batch"]))
     if any(plan["fits"] for plan in plans):
         lines.append(
-            "The times are the least that published peak rates allow for what the compiler counts:"
-            " no step is faster, and real ones are slower"
+            "The times are lower bounds from published peak rates and the compiler's counts; real"
+            " steps are slower"
         )
     return lines
 
 
 def size(count: int | float) -> str:
-    """Bytes in a unit that suits them."""
+    """A number of bytes with a unit."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if abs(count) >= 2**power:
             return f"{count / 2**power:.3g} {unit}"
@@ -84,7 +84,7 @@ def _largest(result: dict[str, int | None] | None) -> str:
     if result is None:
         return "no batch fits, not even one image on each device"
     less = f"; {result['fails']:,} does not" if result["fails"] else ""
-    return f"the largest batch seen to fit is {result['fits']:,}{less}"
+    return f"the largest batch that fits, of those tried, is {result['fits']:,}{less}"
 
 
 def _seconds(value: int | float) -> str:

@@ -21,18 +21,18 @@ __all__ = ["run"]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """One step of a run once more: which examples and which parameters were bad in it?"""
+    """Computes one step of a run again, and shows its worst examples and parameters."""
 
     run: tyro.conf.Positional[Path]
     """The run directory; nothing is written to it."""
     step: int
-    """Counted from 1, as in the log."""
+    """Number of the step, from 1, as in the log."""
     worst: int = 8
-    """Examples and parameters that are shown."""
+    """Number of examples and of parameters to show."""
     json: Path | None = None
-    """A file for all of them."""
+    """File for all examples and parameters."""
     data: Data = DEFAULTS.data
-    """Where the run's data set is now."""
+    """Place of the run's data set, if it has moved."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -87,12 +87,12 @@ def _parameters(result: Replayed, worst: int) -> Table:
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
-    """Indices, what is not finite first."""
+    """Indices from the largest value down; values that are not finite come first."""
     return np.argsort(-np.where(np.isfinite(values), values, np.inf), kind="stable")
 
 
 def _plain(result: Replayed) -> dict[str, object]:
-    """As JSON, which has no NaN: what is not finite is text."""
+    """Values for JSON; those that are not finite become text, because JSON has no NaN."""
 
     def plain(value: float) -> float | str:
         return value if np.isfinite(value) else str(value)

@@ -14,7 +14,6 @@ from ddpm_jax.cli.arguments import (
     DEFAULTS,
     ParamsName,
     check_at_least,
-    check_label,
     check_seed,
     parse_for_run,
 )
@@ -22,6 +21,7 @@ from ddpm_jax.config import Data, Sampler, member_name
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png
 from ddpm_jax.experiment import Experiment, RunDirectory, alone, make_drawer, restore_run
+from ddpm_jax.experiment.sampling import class_of
 from ddpm_jax.files import whole_file
 from ddpm_jax.terminal import complain, say
 
@@ -30,30 +30,33 @@ __all__ = ["run"]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Draws images from a finished or running run. The data set need not be there."""
+    """Draws images from a finished or running run. The data set is not needed."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     num: int = 64
-    """How many images."""
+    """Number of images."""
     sampler: Sampler = DEFAULTS.sampler
-    """--sampler ddim takes another one; by default it is that of the run."""
+    """The sampler; by default that of the run. --sampler ddim takes another one."""
     label: str | None = None
-    """The class of all images, by its name or its number, of a run with classes; by default one
-    after the other."""
+    """Class of all images, by name or number, for a run with classes. By default the classes follow
+    each other."""
     batch_size: int | None = None
-    """Images drawn at once; by default evaluation.batch_size of the run. They are the same."""
+    """Images drawn at once; by default evaluation.batch_size of the run. The images are the same.
+    Lower it if memory runs out."""
     out: Path = Path("samples.png")
-    """A .png for a grid, a .npz for the uint8 grey levels as array `images`."""
+    """File to write: a .png with a grid, or an .npz with uint8 grey levels as array `images`."""
     seed: int = 0
+    """Seed of the images, in [0, 2^32)."""
     params: ParamsName = "ema"
-    """The moving average of the parameters, or the raw ones."""
+    """Which parameters: the moving average, or the raw ones."""
     sigma_rel: float | None = None
-    """In their place an average of this relative width, of a run with averages PostHocEMA."""
+    """Relative width of a post-hoc average to use in place of these parameters, for a run with
+    averages PostHocEMA."""
     skip_missing_snapshots: bool = False
-    """Makes that average of the snapshots that are sound, where others are missing or damaged."""
+    """Make that average without the snapshots that are missing or damaged."""
     data: Data = DEFAULTS.data
-    """Where the run's data set is now, for a run that has not recorded what it needs of it."""
+    """Place of the run's data set, for a run without a record of it."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -78,7 +81,9 @@ def run(arguments: Sequence[str], console: Console) -> None:
         skip_missing_snapshots=options.skip_missing_snapshots,
     )
     experiment = restored.experiment
-    label = check_label(options.label, experiment)
+    label = None
+    if options.label is not None:
+        label = class_of(experiment, options.label, "--label")
     say(console, f"drawing {options.num} images of step {restored.step}")
     images = _draw(
         options,
@@ -101,7 +106,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 
 def _draw(options: Arguments, experiment: Experiment, params: Any, label: int | None) -> np.ndarray:
-    """In batches; which ones does not matter."""
+    """Draws in batches, on which the images do not depend."""
     size = min(options.num, options.batch_size or experiment.config.evaluation.batch_size)
     drawer = make_drawer(experiment, num=size, sampler=options.sampler, label=label)
     key = jax.random.key(options.seed, impl="threefry2x32")  # see Experiment.key
@@ -110,7 +115,7 @@ def _draw(options: Arguments, experiment: Experiment, params: Any, label: int | 
 
 
 def _class(label: int | None, experiment: Experiment) -> str:
-    """The class that was drawn, if `--label` says one."""
+    """The class that was drawn, if `--label` names one."""
     names = experiment.spec.classes
     if label is None or names is None:
         return ""

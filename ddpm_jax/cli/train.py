@@ -17,12 +17,12 @@ __all__ = ["run"]
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-    """Trains, evaluates, and says where everything is."""
+    """Trains, evaluates, and prints the paths of the results."""
     with quiet_interrupts():
         config = parse_config("train", arguments)
     if config.hosts.several:
         watchdog.install()
-    config.hosts.join()  # before anything is asked of JAX
+    config.hosts.join()  # before any other use of JAX
     _keep_compiled_programs(config.compilation_cache)
     directory = RunDirectory(config.workdir)
     if not hosts.is_first():
@@ -30,10 +30,10 @@ def run(arguments: Sequence[str], console: Console) -> None:
     try:
         results = train(config, console=console)
     except KeyboardInterrupt:
-        say(console, "the same command goes on from the last checkpoint")
+        say(console, "the same command resumes from the last checkpoint")
         raise
     except training.InterruptedTraining:
-        say(console, "the same command goes on from there")
+        say(console, "the same command resumes from there")
         hosts.leave()
         raise
     except training.SaveError:
@@ -44,8 +44,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
         raise training.DivergenceError(
             error.step,
             f"; the checkpoints in {directory.checkpoints} are from before it. `ddpm-jax replay"
-            f" {directory.path} --step {error.step}` tells what was bad. The same command would"
-            " repeat it: lower --optimizer.learning-rate, with another --workdir",
+            f" {directory.path} --step {error.step}` shows what was bad. The same command would"
+            " repeat it: lower --optimizer.learning-rate, and choose another --workdir",
         ) from None
     console.print(config.evaluation.table(results))
     say(console, f"pictures   {directory.pictures}")
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
 
 def _keep_compiled_programs(directory: str | None) -> None:
-    """Has JAX store compiled programs in this folder, unless it has one already."""
+    """Lets JAX store compiled programs in this folder, unless a folder is set already."""
     if directory is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))

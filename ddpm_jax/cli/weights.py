@@ -32,29 +32,29 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Makes a run directory of somebody else's weights.
+    """Makes a run directory from the weights of another program.
 
-    They are a folder of diffusers, a .pt file of OpenAI's programs, a .safetensors file that
+    The source is a folder of diffusers, a .pt file of OpenAI's programs, a .safetensors file that
     `weights export` wrote, or the name of a model on the Hugging Face hub.
     """
 
     source: tyro.conf.Positional[str]
-    """Path of the folder or the file; or, where there is no such path, a name on the hub, as
+    """Path of the folder or file; or, if that does not exist, a name on the hub, such as
     google/ddpm-cifar10-32."""
     workdir: Path
-    """The run directory to make; a new or an empty folder."""
+    """The run directory to create: a new or an empty folder."""
     revision: str | None = None
-    """Branch, tag or commit, of a name on the hub."""
+    """Branch, tag or commit of a model on the hub."""
     options: str | None = None
-    """What the weights do not say of themselves. Of a .pt: the flags of its program, as
-    "--num_channels 128 --num_res_blocks 3". Of a folder without a scheduler: "chain=linear
-    num_steps=1000 predicts=eps", also variance, image_size and variant."""
+    """Settings that the weights do not contain. For a .pt: the flags of its program, such as
+    "--num_channels 128 --num_res_blocks 3". For a folder without a scheduler: "chain=linear
+    num_steps=1000 predicts=eps", and also variance, image_size and variant."""
     raw: Path | None = None
-    """The file of the parameters of the last step, beside one of averages."""
+    """File with the parameters of the last training step, beside a file of averages."""
     classes: str | None = None
-    """Names of the classes: a file, JSON or one a line, or the names with commas between."""
+    """Names of the classes: a file (JSON, or one name a line), or the names separated by commas."""
     config_file: Path | None = None
-    """The config file that the config of a .safetensors has members of. It is executed."""
+    """The config file that defines members of the config in a .safetensors. It is executed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Export:
     run: tyro.conf.Positional[Path]
     """The run directory."""
     format: Literal["diffusers", "safetensors"]
-    """A folder that diffusers' DDPMPipeline loads; or one file of any network, with its config."""
+    """A folder that diffusers' DDPMPipeline loads, or one file for any network, with its config."""
     out: Path
-    """The folder or the .safetensors file to write; it must not exist."""
+    """The folder or the .safetensors file to write; it may not exist."""
     params: ParamsName = "ema"
-    """The moving average of the parameters, or the raw ones."""
+    """Which parameters: the moving average, or the raw ones."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -82,11 +82,11 @@ def run(arguments: Sequence[str], console: Console) -> None:
             _export(parse_options(Export, "ddpm-jax weights export", rest), console)
         case _:
             given = repr(arguments[0]) if arguments else "nothing"
-            raise UserError(f"ddpm-jax weights wants import or export, not {given}: {_USAGE}")
+            raise UserError(f"ddpm-jax weights needs import or export, not {given}: {_USAGE}")
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """With `--options=VALUE` in place of `--options VALUE`: the value may begin with dashes."""
+    """Arguments with `--options=VALUE` for `--options VALUE`, whose value may begin with dashes."""
     joined = [*arguments]
     if "--options" in joined[:-1]:
         place = joined.index("--options")
@@ -128,13 +128,13 @@ def _read(options: Import, path: Path, console: Console) -> Weights:
         return from_openai(path, raw=options.raw, options=options.options)
     if path.exists():
         raise UserError(
-            f"{options.source!r} is no folder of diffusers, and no file that ends in .safetensors"
-            f" or {' or '.join(_TORCH)}"
+            f"{options.source!r} is neither a folder of diffusers nor a file that ends in"
+            f" .safetensors or {' or '.join(_TORCH)}"
         )
     if ".." in options.source or not _HUB_NAME.fullmatch(options.source):
         raise UserError(
-            f"there is no file or folder {options.source!r}, and it is no name on the Hugging Face"
-            " hub, such as google/ddpm-cifar10-32"
+            f"there is no file or folder {options.source!r}, and it is not a name on the Hugging"
+            " Face hub, such as google/ddpm-cifar10-32"
         )
     _refuse(options, "a name on the hub", "raw", "config_file")
     from ddpm_jax.weights.hub import download
@@ -148,7 +148,7 @@ def _read(options: Import, path: Path, console: Console) -> Weights:
 
 
 def _refuse(options: Import, what: str, *names: str) -> None:
-    """Raises UserError if one of these options was given: it is for something else."""
+    """Raises UserError if one of these options was given, which `what` does not take."""
     for name in names:
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
@@ -156,7 +156,7 @@ def _refuse(options: Import, what: str, *names: str) -> None:
 
 
 def _folder_options(text: str | None) -> dict[str, Any]:
-    """Arguments of `from_diffusers` in words like `name=value`; unknown ones are the chain's."""
+    """Arguments of `from_diffusers` from words like `name=value`; others belong to the chain."""
     values: dict[str, Any] = {}
     for word in (text or "").split():
         name, equals, value = word.partition("=")
@@ -172,13 +172,13 @@ def _folder_options(text: str | None) -> dict[str, Any]:
         kwargs["chain"] = Recipe(str(values.pop("chain")), values)
     elif values:
         raise UserError(
-            f"--options has {' and '.join(values)}, of a chain; name it, as chain=linear"
+            f"--options has {' and '.join(values)} of a chain; name the chain, as in chain=linear"
         )
     return kwargs
 
 
 def _with_classes(weights: Weights, text: str | None) -> Weights:
-    """With the names of its classes."""
+    """The weights with the names of their classes."""
     if text is None:
         return weights
     if not weights.classes:

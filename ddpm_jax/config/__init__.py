@@ -1,7 +1,7 @@
-"""The configuration of an experiment: a member of each family of choices, and the run.
+"""The config of an experiment: a member of each family of choices, and the run.
 
-Each family has a module: its base, which says what a member's `make` gets and returns, and the
-members of this package. A config file may define its own.
+Each family has a module with its base class, which says what a member's `make` gets and returns,
+and with the members of this package. A config file may define members of its own.
 """
 
 from ddpm_jax.errors import require
@@ -28,9 +28,13 @@ from ddpm_jax.config.packaged import *
 from ddpm_jax.config.process import *
 from ddpm_jax.config.sampler import *
 from ddpm_jax.config.schedule import *
-from ddpm_jax.config.source import *
+from ddpm_jax.config.source import OWN as OWN
+from ddpm_jax.config.source import same_definitions as same_definitions
+from ddpm_jax.config.source import source_of as source_of
 from ddpm_jax.config.stored import *
-from ddpm_jax.config.values import *
+from ddpm_jax.config.values import checked as checked
+from ddpm_jax.config.values import nearest as nearest
+from ddpm_jax.config.values import shown as shown
 from ddpm_jax.data import ImageSpec as ImageSpec
 from ddpm_jax.training.objective import LossTerms as LossTerms
 from ddpm_jax.training.objective import TimeLaw as TimeLaw

@@ -13,17 +13,17 @@ __all__ = ["EMA", "Averages", "PostHocEMA", "Snapshots"]
 
 
 class Snapshots(NamedTuple):
-    """Averages that are stored again and again, so that others can be made of them later."""
+    """Averages that training stores at intervals, so that other averages can be made afterwards."""
 
     widths: tuple[float, ...]
-    """sigma_rel of each, see `ema.gamma_of`."""
+    """Relative width sigma_rel of each average, see `ema.gamma_of`."""
     every: int
-    """Steps from one stored set to the next; all are kept."""
+    """Steps between two stored sets. No set is deleted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Averages(Member):
-    """Averages by constant decays; the first is evaluated and drawn from."""
+    """Averages with constant decays. Evaluation and sampling use the first one."""
 
     affects: ClassVar[Affects] = Affects.TRAINING
     decays: Annotated[
@@ -33,17 +33,22 @@ class Averages(Member):
             "one or more numbers in [0, 1)",
         ),
     ] = (0.9999,)
-    """Late in training."""
+    """Decay of each average late in training, in [0, 1). Lower it for short runs: an average covers
+    about 1 / (1 - decay) steps."""
     warmup: bool = True
-    """Early averages decay faster, see `ema.decay_at`."""
+    """Use smaller decays early in training, see `ema.decay_at`."""
 
     @abc.abstractmethod
     def make(self) -> tuple[Decay, ...]:
-        """The decay of each average as a function of the steps done, `decays` first."""
+        """The decay of each average as a function of the steps done.
+
+        Returns:
+            One function `steps done -> decay` for each average, those of `decays` first.
+        """
 
     @property
     def snapshots(self) -> Snapshots | None:
-        """Of the averages after `decays`; None where nothing is stored but checkpoints."""
+        """The averages after `decays` that are stored; None if only checkpoints are stored."""
         return None
 
 
@@ -59,7 +64,7 @@ class EMA(Averages):
 
 @dataclasses.dataclass(frozen=True)
 class PostHocEMA(EMA):
-    """Power-function averages, too, of which others are made after training (Karras 2024)."""
+    """EMA, and power-function averages for averages of any width after training (Karras 2024)."""
 
     widths: Annotated[
         tuple[float, ...],
@@ -68,12 +73,12 @@ class PostHocEMA(EMA):
             "one or more widths sigma_rel in (0, 0.2886]",
         ),
     ] = (0.05, 0.1)
-    """sigma_rel of the averages that are stored, two as a rule."""
+    """Relative widths sigma_rel of the stored averages, in (0, 0.2886]; two are usual."""
     every: Annotated[int, COUNT, Affects.REPORTS] = 10_000
-    """Steps from one stored set of them to the next; all are kept."""
+    """Steps between two stored sets of averages. No set is deleted."""
 
     def make(self) -> tuple[Decay, ...]:
-        """Those of `EMA`, and `ema.power_decay_at` for each of `widths`."""
+        """The decays of `EMA`, then `ema.power_decay_at` for each of `widths`."""
         return (
             *super().make(),
             *(

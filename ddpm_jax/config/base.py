@@ -1,8 +1,8 @@
-"""What each choice of a config is: a member of a family, with its fields, bounds and `make`.
+"""The base class of every choice in a config, and the bounds of fields.
 
-A family is an abstract dataclass, such as `config.Schedule`; a member is a subclass of it, such as
+A family is an abstract dataclass, such as `config.Schedule`. A member is a subclass of it, such as
 `config.Cosine`, or one that a user's config file defines. No other code knows a member by its name:
-a config holds it, and the command line and a stored config find it by its class.
+a config holds the member, and the command line and stored configs find it by its class.
 """
 
 import abc
@@ -34,10 +34,11 @@ __all__ = [
 
 
 class Affects(enum.Enum):
-    """What another value of a field would change.
+    """What changes when a field gets another value.
 
-    A run goes on only with the values of its first two kinds that its checkpoints were trained
-    with, and with another length only if that leaves the steps that are done as they were.
+    A run resumes only if all fields of the kinds `MODEL` and `TRAINING` have the values that its
+    checkpoints were trained with. A field of the kind `LENGTH` may change if the steps that are
+    already done would be the same. All other fields may change.
     """
 
     MODEL = "what the parameters mean: the images, the noise, the network"
@@ -54,37 +55,61 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a field has to be, as a note in its annotation: `Annotated[float, FRACTION]`."""
+    """The allowed values of a field, as a note in its annotation: `Annotated[float, FRACTION]`."""
 
     holds: Callable[[Any], bool]
+    """Returns whether a value is allowed."""
     wanted: str
-    """In words, after "it has to be"."""
+    """The allowed values in words; error sentences put it after "it has to be"."""
 
 
 COUNT = Bound(lambda value: value is None or value >= 1, "1 or more")
+"""A number of things: 1 or more, or None."""
 NOT_NEGATIVE = Bound(lambda value: value >= 0, "0 or more")
+"""A number that is 0 or more."""
 NOT_EMPTY = Bound(lambda value: value.strip() != "", "a name that is not empty")
+"""A text that is not only white space."""
 POSITIVE = Bound(lambda value: 0.0 < value < math.inf, "positive and finite")
+"""A number that is positive and finite."""
 FRACTION = Bound(lambda value: 0.0 <= value < 1.0, "in [0, 1)")
+"""A number in [0, 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Member(abc.ABC):
-    """One choice. Frozen, and of plain values: int, float, bool, str, None, tuples, members."""
+    """One choice of a config: the base class of all families.
+
+    A member is a frozen dataclass. Its fields are int, float, bool, str, None, tuples of these, or
+    other members.
+    """
 
     affects: ClassVar[Affects]
-    """What its class, and each field without an `Affects` of its own, affects; a family sets it."""
+    """What changes with the class, and with each field that has no `Affects` in its annotation.
+    Each family sets it."""
 
     def check(self, config: "Config") -> None:  # noqa: B027 (most have nothing to check)
-        """Checks what depends on the rest of the config; each field was checked alone before.
+        """Checks what depends on other members of the config; each field has been checked alone.
+
+        Args:
+            config: the whole config that holds this member.
 
         Raises:
-            ConfigError: with the field and its value.
+            ConfigError: a value that does not fit the rest; the sentence names field and value.
         """
 
 
 def check_made(field: str, member: Member, made: Any, kind: Any) -> None:
-    """Raises ConfigError unless what the member's `make` returned is of this kind."""
+    """Checks the type of what a member's `make` returned.
+
+    Args:
+        field: dotted name of the member in the config, for the sentence.
+        member: the member.
+        made: what its `make` returned.
+        kind: the class that `made` has to be an instance of.
+
+    Raises:
+        ConfigError: `made` is of another class.
+    """
     if not isinstance(made, kind):
         raise ConfigError(
             f"{field}: {type(member).__name__}.make returned {article(type(made).__name__)}; it"
@@ -93,7 +118,15 @@ def check_made(field: str, member: Member, made: Any, kind: Any) -> None:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field; `dataclasses.MISSING` without one."""
+    """The default of a field.
+
+    Args:
+        field: of a dataclass.
+
+    Returns:
+        The value, made by the default factory if there is one; `dataclasses.MISSING` if the field
+        has no default.
+    """
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

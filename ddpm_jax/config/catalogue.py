@@ -1,4 +1,4 @@
-"""Families and their members, read from their declarations: for the command line and `list`."""
+"""The families and their members, for the command line and `ddpm-jax list`."""
 
 import inspect
 import re
@@ -14,15 +14,19 @@ __all__ = ["families", "find_member", "member_name", "members"]
 
 
 def families(values: Any = Config, prefix: str = "") -> dict[str, type[Member]]:
-    """The base of each family that a dataclass has members of, by the dotted name of its field.
+    """The families of a dataclass.
 
     Args:
-        values: a class; or an instance, whose members may have members that others of their
-            family do not have.
-        prefix: of the names.
+        values: a dataclass, or an instance of one. An instance also gives the families of the
+            members that it holds.
+        prefix: put before each name.
+
+    Returns:
+        The base class of each family by the dotted name of its field, such as
+        `{"sampler": Sampler, "sampler.threshold": Threshold}`.
 
     Raises:
-        ConfigError: a member with an annotation that is not supported.
+        ConfigError: a member has an annotation that is not supported.
     """
     bases: dict[str, type[Member]] = {}
     is_class = isinstance(values, type)
@@ -40,7 +44,15 @@ def families(values: Any = Config, prefix: str = "") -> dict[str, type[Member]]:
 
 
 def members(family: type[Member], *modules: str) -> list[type[Member]]:
-    """The members of a family that its module and those named define."""
+    """The members of a family.
+
+    Args:
+        family: its base class.
+        *modules: names of modules that may define members, beside the family's own module.
+
+    Returns:
+        The classes that are not abstract, in the order of their definition.
+    """
     kinds: dict[str, type[Member]] = {}
     for name in (family.__module__, *modules):
         for value in vars(sys.modules[name]).values():
@@ -55,7 +67,19 @@ def members(family: type[Member], *modules: str) -> list[type[Member]]:
 
 
 def member_name(kind: type[Member]) -> str:
-    """The name of a class on the command line: dpm-solver-pp, dit."""
+    """The name of a member on the command line.
+
+    Args:
+        kind: the member's class.
+
+    Returns:
+        The words of the class name in lower case, joined by hyphens.
+
+    Example:
+        >>> from ddpm_jax import config
+        >>> config.member_name(config.DPMSolverPP)
+        'dpm-solver-pp'
+    """
     words = re.findall(
         r"[A-Z][a-z][A-Z]$|[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]+|[A-Z]+[0-9]*", kind.__name__
     )
@@ -63,16 +87,20 @@ def member_name(kind: type[Member]) -> str:
 
 
 def find_member(family: type[Member], text: str, name: str, *modules: str) -> type[Member]:
-    """The member of this name; case, - and _ do not matter.
+    """The member of a family that has this name.
 
     Args:
-        family: its base.
-        text: such as dpm-solver-pp; the family's own name may be left out, as in `cosine`.
-        name: of the option, for errors.
-        modules: that may define members, beside the family's own.
+        family: its base class.
+        text: the name. Case, hyphens and underscores are ignored; the name of the family at its end
+            may be left out, as in `cosine` for `CosineDecay`.
+        name: of the option, for the sentence.
+        *modules: names of modules that may define members, beside the family's own module.
+
+    Returns:
+        The member's class.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no member has this name.
     """
     known = {_letters(member.__name__): member for member in members(family, *modules)}
     ending = _letters(family.__name__)

@@ -1,4 +1,4 @@
-"""One experiment: a member of each family, the run, and what has to hold of them together."""
+"""One experiment: a member of each family, the run, and the checks that involve several of them."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -39,38 +39,60 @@ MODEL, TRAINING, LENGTH, ROUNDING, REPORTS, PLACE = Affects
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The run."""
+    """Length of the run, batches, checkpoints, logs."""
 
     steps: Annotated[
         int, LENGTH, Bound(lambda value: 1 <= value < 2**31, "1 or more, and below 2^31")
     ] = 800_000
-    """A finished run is extended with more of them."""
+    """Number of training steps. Raise it to extend a finished run."""
     batch_size: Annotated[int, TRAINING, COUNT] = 128
-    """Over all devices and processes."""
+    """Images in each step, over all devices and processes."""
     label_dropout: Annotated[float, TRAINING, FRACTION] = 0.1
-    """Share of the examples whose class is hidden from the network, so that it can be guided."""
+    """Share of the training images whose class is hidden from the network, in [0, 1). Guidance
+    needs it above 0."""
     accumulate: Annotated[int, ROUNDING, COUNT] = 1
-    """Parts that each batch is taken in, one after the other: less memory, the same result but for
-    rounding."""
+    """Number of parts that each batch is split into; they are computed one after the other. Raise
+    it if memory runs out: the result is the same up to rounding."""
     skip_bad_steps: Annotated[int, TRAINING, NOT_NEGATIVE] = 0
-    """Steps in a row whose update may be left out because loss or gradient is NaN or Inf; the run
-    stops at the next."""
+    """Number of consecutive steps that may be skipped because their loss or gradient is NaN or Inf.
+    The run stops at the next one."""
     log_every: Annotated[int, REPORTS, COUNT] = 100
+    """Steps between two logged losses."""
     save_every: Annotated[int, REPORTS, COUNT] = 5000
+    """Steps between two checkpoints."""
     draw_every: Annotated[int, REPORTS, COUNT] = 10_000
+    """Steps between two sample grids."""
     keep_latest: Annotated[int, REPORTS, COUNT] = 2
-    """Checkpoints that stay: this many of the newest ..."""
+    """Number of newest checkpoints to keep."""
     keep_best: Annotated[int, REPORTS, NOT_NEGATIVE] = 1
-    """... and this many of those with the lowest held-out loss."""
+    """Number of checkpoints with the lowest held-out loss to keep, beside the newest."""
     verify_checkpoints: Annotated[bool, REPORTS] = True
-    """Compare every file with its checksum before anything is restored."""
+    """Compare each file of a checkpoint with its checksum before restoring it."""
     missed_saves: Annotated[int, REPORTS, NOT_NEGATIVE] = 3
-    """Saves in a row that the disk may refuse; the run stops at the next."""
+    """Number of consecutive saves that may fail because of the disk. The run stops at the next
+    failure."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """One experiment: a member of each family, and the run.
+
+    - `data`: the data set.
+    - `preparation`: what is done to each image.
+    - `schedule`: how noise grows over the chain.
+    - `process`: how the noise acts on the frequencies of an image.
+    - `network`: the network, and what it predicts.
+    - `objective`: the loss of each example.
+    - `times`: how training draws t.
+    - `optimizer`: the optimizer, and its learning rate.
+    - `averages`: moving averages of the parameters.
+    - `sampler`: how images are drawn.
+    - `evaluation`: what is measured on held-out images.
+    - `mesh`: the devices, and how a step runs on them.
+    - `hosts`: the processes that train together.
+    - `logger`: where figures and pictures go, beside the run's own files.
+    - `train`: length of the run, batches, checkpoints, logs.
+    """
 
     data: Data = Digits()
     preparation: Preparation = Standard()
@@ -90,29 +112,37 @@ class Config:
     init_from: Annotated[
         str | None, TRAINING, Bound(lambda value: value != "", "a run, or None")
     ] = None
-    """Directory of a run whose parameters a new run begins with, in place of random ones."""
+    """Directory of another run, whose parameters a new run starts from. None starts from random
+    parameters."""
     init_params: Annotated[
         Literal["ema", "raw"] | float,
         TRAINING,
         Bound(lambda value: isinstance(value, str) or value > 0.0, "'ema', 'raw' or a width"),
     ] = "ema"
-    """Which of them: the moving average, the raw ones, or the post-hoc average of this width."""
+    """Which parameters of the run `init_from`: its moving average "ema", the "raw" ones, or a
+    number, the relative width of a post-hoc average."""
     compilation_cache: Annotated[
         str | None, PLACE, Bound(lambda value: value != "", "the name of a folder, or None")
     ] = "~/.cache/ddpm_jax"
-    """Where compiled programs are stored, so that the next start is quick; None for nowhere."""
+    """Folder for compiled programs, which makes the next start faster. None stores none."""
     seed: Annotated[int, MODEL, Bound(lambda value: 0 <= value < 2**32, "in [0, 2^32)")] = 0
-    """Of everything random: parameters, data order, noise, samples."""
+    """Seed of all randomness: parameters, order of the data, noise, samples. In [0, 2^32)."""
     workdir: Annotated[str, PLACE, NOT_EMPTY] = "runs/run"
-    """Where checkpoints, metrics and pictures go; the same command resumes from there."""
+    """Directory for checkpoints, metrics and pictures. The same command resumes from there."""
 
 
 def validate(config: Config) -> Config:
-    """`config` with each value as its field has it, before anything is built.
+    """Checks a whole config before anything is built.
+
+    Args:
+        config: to be checked.
+
+    Returns:
+        The config, each value converted to the type of its field.
 
     Raises:
-        UserError: for the first value that is of another type, or cannot work: a ConfigError if it
-            is one of the config, and not a setting of JAX.
+        ConfigError: a value is of the wrong type, out of bounds, or does not fit another value.
+        UserError: a setting of JAX would change the results.
     """
     _check_jax_settings()
     config = checked(config, Config)
@@ -137,7 +167,15 @@ def validate(config: Config) -> Config:
 
 
 def members_of(values: Any, prefix: str = "") -> Iterator[tuple[str, Member]]:
-    """Each member of a config, and of its members, with its dotted name."""
+    """All members of a config, also those inside other members.
+
+    Args:
+        values: a config, or a member.
+        prefix: put before each name.
+
+    Returns:
+        Pairs (dotted name, member).
+    """
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
         if isinstance(value, Member):
@@ -145,31 +183,31 @@ def members_of(values: Any, prefix: str = "") -> Iterator[tuple[str, Member]]:
             yield from members_of(value, f"{prefix}{field.name}.")
 
 
-_OTHER_NUMBERS = "the random numbers of a run would be others"
+_OTHER_NUMBERS = "otherwise the run would draw different random numbers"
 _GUARD = "tables, images and results move between host and device"
 _JAX_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "jax_threefry_partitionable": ((True,), _OTHER_NUMBERS),
     "jax_random_seed_offset": ((0,), _OTHER_NUMBERS),
     "jax_accurate_erf_inv": ((False,), _OTHER_NUMBERS),
     "jax_disable_jit": ((False,), "steps are compiled before they run"),
-    "jax_debug_key_reuse": ((False,), "a key per example is folded in more than one program"),
+    "jax_debug_key_reuse": ((False,), "several programs fold the key of the same example"),
     **{
         f"jax_transfer_guard{direction}": ((None, "allow", "log", "log_explicit"), _GUARD)
         for direction in ("", "_host_to_device", "_device_to_device", "_device_to_host")
     },
 }
-"""Settings of JAX, from the environment or `jax.config`: what each may be, and why nothing else.
+"""Settings of JAX, from the environment or `jax.config`: the allowed values, and the reason.
 
-A run has to end with the same bits wherever it is resumed, so what changes random numbers is
-refused. All other settings leave the bits as they are, or change them by rounding:
+A run has to end with the same bits wherever it is resumed, so settings that change random numbers
+are refused. All other settings leave the bits as they are, or change them by rounding:
 `tests/config/test_jax_settings.py` has the table.
 """
 
 
 def _check_jax_settings() -> None:
-    """Raises UserError for the first setting of JAX under which no run is possible."""
+    """Raises UserError for the first setting of JAX that is not allowed."""
     for name, (allowed, reason) in _JAX_SETTINGS.items():
-        value = getattr(jax.config, name, allowed[0])  # an older JAX has fewer of them
+        value = getattr(jax.config, name, allowed[0])  # an older JAX lacks some of them
         if value not in allowed:
             wanted = "unset" if allowed[0] is None else repr(allowed[0])
             raise UserError(f"{name.upper()} is {value!r}; it has to be {wanted}, since {reason}")

@@ -1,4 +1,4 @@
-"""What is measured on held-out images when training ends."""
+"""The measurements on held-out images when training ends."""
 
 import abc
 import dataclasses
@@ -17,38 +17,55 @@ __all__ = ["BitsPerDim", "Evaluation", "HeldOutLoss", "Measurements", "measure"]
 
 
 class Measurements(NamedTuple):
-    """What was measured of one set of parameters."""
+    """The results for one set of parameters."""
 
     results: dict[str, Any]
-    """Numbers, texts and None by name, which results.json holds."""
+    """Numbers, texts and None by name, as results.json holds them."""
     per_time: likelihood.PerTime | None = None
-    """The term of the ELBO at each t, where there is one."""
+    """The term of the ELBO at each t, or None."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Member):
-    """Figures of a trained network on held-out images, and how many images at once."""
+    """A measurement of a trained network on held-out images, and its sample grid."""
 
     affects: ClassVar[Affects] = Affects.REPORTS
     batch_size: Annotated[int, COUNT] = 128
-    """Images in one compiled call, over all devices."""
+    """Images in one call of the network, over all devices. Lower it if memory runs out."""
     num_samples: Annotated[int, COUNT] = 64
     """Images in a sample grid."""
 
     @abc.abstractmethod
     def make(self, model: likelihood.TrainedModel) -> Callable[[Any], Measurements]:
-        """`params -> figures`, of one trained model; what takes long is compiled here or there."""
+        """The measurement of one model.
+
+        Args:
+            model: the network as a function of its parameters, and the images.
+
+        Returns:
+            A function `params -> Measurements`.
+        """
 
     def baselines(self, images: ImageSet) -> dict[str, Any]:
-        """Figures that stand beside the network's own; by default none."""
+        """Results without a network, which the table shows beside those of the network.
+
+        Args:
+            images: the data set.
+
+        Returns:
+            Numbers by name; by default none.
+        """
         return {}
 
     def table(self, results: dict[str, Any], *, params: str = "") -> Table:
-        """The results for people; by default each by its name.
+        """The results as a table; by default one row for each name.
 
         Args:
-            results: as `make`'s function returns them, with the `step` that they are of.
-            params: which parameters they are of, for the title.
+            results: those of `Measurements`, and the `step` of the parameters.
+            params: name of the parameters, for the title.
+
+        Returns:
+            A table of rich.
         """
         table = Table("result", "value", title=cell(f"step {results['step']} {params}".strip()))
         for name, value in results.items():
@@ -57,10 +74,18 @@ class Evaluation(Member):
 
 
 def measure(evaluation: Evaluation, model: likelihood.TrainedModel, params: Any) -> Measurements:
-    """What a member measures of one set of parameters.
+    """Measures one set of parameters.
+
+    Args:
+        evaluation: the member that measures.
+        model: the network as a function of its parameters, and the images.
+        params: the parameters.
+
+    Returns:
+        The results.
 
     Raises:
-        ConfigError: it returned something else.
+        ConfigError: the member returned something else.
     """
     measurements = evaluation.make(model)(params)
     check_made("evaluation", evaluation, measurements, Measurements)
@@ -69,15 +94,17 @@ def measure(evaluation: Evaluation, model: likelihood.TrainedModel, params: Any)
 
 @dataclasses.dataclass(frozen=True)
 class BitsPerDim(Evaluation):
-    """Bits per dimension by the ELBO, beside two baselines."""
+    """Bits per dimension by the ELBO, and two baselines."""
 
     likelihood_times: Annotated[
         int | None, Bound(lambda value: value is None or value >= 2, "2 or more")
     ] = None
-    """ELBO terms computed of each held-out image, spread over the chain; by default all T."""
+    """Number of terms of the ELBO that are computed for each held-out image, at times spread over
+    the chain. None: all T terms. Lower it to save time; the estimate stays unbiased, with a larger
+    standard error."""
 
     def check(self, config: Any) -> None:
-        """There are no more terms than T."""
+        """Checks that there are at most T terms."""
         num_steps = config.schedule.num_steps
         if (self.likelihood_times or 1) > num_steps:
             raise ConfigError(
@@ -94,11 +121,11 @@ class BitsPerDim(Evaluation):
         )
 
     def baselines(self, images: ImageSet) -> dict[str, Any]:
-        """`evaluation.likelihood.baselines`: uniform grey levels, and a histogram of each pixel."""
+        """Uniform grey levels, and a histogram of each pixel; `evaluation.likelihood.baselines`."""
         return likelihood.baselines(images)
 
     def table(self, results: dict[str, Any], *, params: str = "") -> Table:
-        """Bits per dimension beside the two baselines, and the parts of the ELBO."""
+        """Bits per dimension, the parts of the ELBO, and the two baselines."""
         title = f"{results['dataset']}, {results['images']} held-out images, step {results['step']}"
         table = Table(title=cell(f"{title}, {params}" if params else title))
         table.add_column("code")
@@ -118,21 +145,21 @@ class BitsPerDim(Evaluation):
             elbo = f"ELBO over T = {num_steps}, from {num_times} terms of each image"
         error = results["standard_error"]
         spread = "" if error is None else f" +- {error:.3f}"
-        table.add_row(
-            f"this model, {elbo}", Text.assemble((f"{results['bits_per_dim']:.3f}", "bold"), spread)
-        )
+        given = " given the class" if results.get("given_class") else ""
+        bits = Text.assemble((f"{results['bits_per_dim']:.3f}", "bold"), spread)
+        table.add_row(f"this model{given}, {elbo}", bits)
         return table
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutLoss(Evaluation):
-    """The objective itself on held-out images; of chains or losses that have no bits per dimension.
+    """The training objective on held-out images, for chains without bits per dimension.
 
-    It is the figure that ranks checkpoints.
+    The same number ranks the checkpoints.
     """
 
     def make(self, model: likelihood.TrainedModel) -> Callable[[Any], Measurements]:
-        """One number."""
+        """Returns a function with one number as its result."""
         return lambda params: Measurements(
             {
                 "dataset": model.images.name,

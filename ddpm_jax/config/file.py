@@ -1,4 +1,4 @@
-"""A configuration from a Python file."""
+"""Loads a config from a Python file."""
 
 import contextlib
 import dataclasses
@@ -23,21 +23,26 @@ __all__ = ["load"]
 
 
 def load(path: str | os.PathLike[str]) -> Config:
-    """The `get_config()` of a Python file, which is executed with your rights.
+    """The config of a Python file, or of a name in the package.
 
-    `path` is that of a file, or the name of a config of the package (see `packaged`).
+    The file is executed with your rights. Each value is checked and converted to the type of its
+    field; call `validate` to check what depends on several fields.
 
-    Each value is checked and converted to the type of its field (see `ddpm_jax.config.values`);
-    `validate` checks what depends on several fields.
+    Args:
+        path: of the file, whose name ends in .py; or the name of a config of the package, such as
+            "digits", see `packaged`.
+
+    Returns:
+        The config.
 
     Raises:
-        ConfigError: no such file or name, an error in executing it, no get_config that returns a
-            Config, or a value of another type.
+        ConfigError: the file or name does not exist, the file fails, it has no `get_config` that
+            returns a Config, or a value has the wrong type.
     """
     path = packaged_file(str(path)) if is_name(str(path)) else Path(path)
     name = f"the config {str(path)!r}"
     if "\0" in str(path) or not path.is_file():
-        what = "is no file" if "\0" not in str(path) and path.exists() else "does not exist"
+        what = "is not a file" if "\0" not in str(path) and path.exists() else "does not exist"
         near = nearest(path.stem, packaged())
         raise ConfigError(f"{name} {what}; `ddpm-jax configs` lists those of the package{near}")
     if path.suffix != ".py":
@@ -86,7 +91,7 @@ def _get_config(module: ModuleType) -> Callable[[], Any]:
 
 
 def _place(error: BaseException, path: str) -> str:
-    """The line of the config file that fails, and that of another file in which it does."""
+    """The line of the config file that fails, or that of another file with a syntax error."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         where = "" if error.filename == path else f" of {error.filename}"
         return f" in line {error.lineno}{where}"
@@ -96,9 +101,9 @@ def _place(error: BaseException, path: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Type and text of the error in one line, with the field that a misspelt one may mean."""
+    """Type and text of the error in one line; for a misspelt field also the nearest name."""
     text = ""
-    with contextlib.suppress(Exception):  # of a class whose text cannot be made
+    with contextlib.suppress(Exception):  # str() of a strange error may raise
         text = str(error.msg if isinstance(error, SyntaxError) else error)
     sentence = f"{type(error).__name__}: {' '.join(text.split())}"
     if match := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):

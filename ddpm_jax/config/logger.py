@@ -1,4 +1,4 @@
-"""Where the figures and pictures of training go beside metrics.jsonl, which every run writes."""
+"""The loggers: places for the curves and pictures of training, beside the run's metrics.jsonl."""
 
 import abc
 import contextlib
@@ -20,40 +20,57 @@ __all__ = ["Logger", "LoggingRun", "NoLogger", "TensorBoard"]
 
 @runtime_checkable
 class LoggingRun(Protocol):
-    """What a logger does during one run. An exception costs one line, not the run."""
+    """The calls of a logger during one run. If one raises, the run prints a line and goes on."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Figures after so many steps: the loss, the speed."""
+        """Logs numbers.
+
+        Args:
+            step: number of training steps done.
+            values: by name, such as the loss and the speed.
+        """
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Drawn images, uint8 `[height, width, channel]`."""
+        """Logs a picture of drawn images.
+
+        Args:
+            step: number of training steps done.
+            name: of the picture.
+            picture: uint8 `[height, width, channel]`.
+        """
 
     def close(self) -> None:
-        """The run ends."""
+        """Ends the log; the run calls it last."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logger(Member):
-    """A place for figures and pictures; in a run of several processes the first one has it."""
+    """A place for curves and pictures.
+
+    In a run of several processes only the first one logs.
+    """
 
     affects: ClassVar[Affects] = Affects.REPORTS
 
     @abc.abstractmethod
     def make(self, directory: Path, resumed_at: int) -> LoggingRun:
-        """Opens it.
+        """Opens the log of one run.
 
         Args:
             directory: of the run.
-            resumed_at: steps that were done before; what was logged of later ones is void.
+            resumed_at: number of steps done before. What was logged of later steps is void.
+
+        Returns:
+            The log, which the run calls.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class NoLogger(Logger):
-    """Nothing but metrics.jsonl and the pictures in the run."""
+    """No log beside metrics.jsonl and the pictures in the run."""
 
     def make(self, directory: Path, resumed_at: int) -> LoggingRun:
-        """Ignores everything."""
+        """Returns a log that ignores all calls."""
         return _Nothing()
 
 
@@ -62,7 +79,7 @@ class TensorBoard(Logger):
     """Event files in RUN/tensorboard."""
 
     def make(self, directory: Path, resumed_at: int) -> LoggingRun:
-        """A new file, which voids what others have of later steps."""
+        """Begins a new file, which voids later steps in older files."""
         return _Events(directory / "tensorboard", resumed_at)
 
 
@@ -78,9 +95,9 @@ class _Nothing:
 
 
 class _Events:
-    """Events in a file, each written at once; those that the disk refuses are lost.
+    """Writes each event to the file at once; an event is lost if the disk is full.
 
-    The writer of tensorboardX has a thread, which would wait for a full disk without end.
+    The writer of tensorboardX has a thread that would wait for a full disk forever.
     """
 
     def __init__(self, directory: Path, resumed_at: int) -> None:
@@ -119,7 +136,7 @@ class _Events:
 
 
 def _record(event: Any) -> bytes:
-    """As TensorBoard reads it: length, its checksum, the event, its checksum."""
+    """The format that TensorBoard reads: length, its checksum, the event, its checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     data = event.SerializeToString()
@@ -129,7 +146,7 @@ def _record(event: Any) -> bytes:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """All of it or, if the disk refuses, nothing."""
+    """Appends all of the data, or nothing if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)

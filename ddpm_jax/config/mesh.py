@@ -15,30 +15,39 @@ __all__ = ["Hosts", "JaxHosts", "Jit", "Mesh", "Pmap", "ShardMap"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh(Member):
-    """A mesh of devices, and the form of the train step on it; see `ddpm_jax.parallel`."""
+    """A mesh of devices, and the form of the train step on it.
+
+    See `ddpm_jax.parallel`.
+    """
 
     affects: ClassVar[Affects] = Affects.ROUNDING
     data: Annotated[
         int, Bound(lambda value: value == -1 or value >= 1, "1 or more, or -1 for all")
     ] = -1
-    """Devices that share each batch and hold the same parameters; -1 for all there are."""
+    """Size of the mesh axis that splits each batch and copies the parameters. -1 takes all devices
+    (divided by `fsdp`)."""
     fsdp: Annotated[int, COUNT] = 1
-    """Devices that share each batch and the parameters, too; neighbours."""
+    """Size of the mesh axis that splits each batch and also the parameters. Raise it if the
+    training state does not fit on one device."""
     reduction: Reduction = "float32"
-    """In which dtype gradients are averaged over devices; "bfloat16" if the network is in it."""
+    """Dtype in which gradients are averaged over devices. "bfloat16" halves the traffic, and needs
+    a network that computes in bfloat16."""
 
     @abc.abstractmethod
     def make(self, devices: Devices, shardings: Any, compute: Reduction) -> Form:
-        """How the train step is taken over the devices, placed and compiled.
+        """The form of the train step: how it is placed on the devices and compiled.
 
         Args:
             devices: the mesh, with the axes "data" and "fsdp".
-            shardings: of each array of the training state.
+            shardings: sharding of each array of the training state, in the same structure.
             compute: dtype of the network's computation.
+
+        Returns:
+            The form, see `ddpm_jax.parallel.Form`.
         """
 
     def check(self, config: Any) -> None:
-        """Gradients are not averaged in less than they are computed in."""
+        """Checks that gradients are not averaged in a lower precision than they are computed in."""
         if self.reduction != "float32" and config.network.compute_dtype != "bfloat16":
             raise ConfigError(
                 f"mesh.reduction is {self.reduction}; it has to be 'float32' where the network"
@@ -48,83 +57,84 @@ class Mesh(Member):
 
 @dataclasses.dataclass(frozen=True)
 class Jit(Mesh):
-    """The compiler places everything."""
+    """`jax.jit` on the global batch: the compiler inserts the communication."""
 
     def make(self, devices: Devices, shardings: Any, compute: Reduction) -> Form:
-        """`parallel.jit_form`."""
+        """Returns `parallel.jit_form`."""
         return parallel.jit_form(devices, shardings, self.reduction, compute=compute)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardMap(Mesh):
-    """What is gathered and averaged over devices is written out."""
+    """`jax.shard_map`: the gathers and the averages over devices are explicit."""
 
     def make(self, devices: Devices, shardings: Any, compute: Reduction) -> Form:
-        """`parallel.shard_map_form`."""
+        """Returns `parallel.shard_map_form`."""
         return parallel.shard_map_form(devices, shardings, self.reduction)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pmap(Mesh):
-    """The classic form in one process, which keeps all parameters on each device."""
+    """`jax.pmap` in one process: each device holds all parameters."""
 
     def check(self, config: Any) -> None:
-        """No parameters are split."""
+        """Checks that the parameters are not split: `fsdp` is 1."""
         super().check(config)
         if self.fsdp != 1:
             raise ConfigError(
-                f"mesh.fsdp is {self.fsdp}; it has to be 1 where mesh is Pmap, which keeps all"
+                f"mesh.fsdp is {self.fsdp}; it has to be 1 with the mesh Pmap, which keeps all"
                 " parameters on each device"
             )
 
     def make(self, devices: Devices, shardings: Any, compute: Reduction) -> Form:
-        """`parallel.pmap_form`."""
+        """Returns `parallel.pmap_form`."""
         return parallel.pmap_form(devices, self.reduction)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosts(Member):
-    """The processes that train together, one for each host as a rule."""
+    """The processes that train together, usually one on each host."""
 
     affects: ClassVar[Affects] = Affects.PLACE
 
     @abc.abstractmethod
     def join(self) -> None:
-        """Joins the others; has to come before any other use of JAX.
+        """Connects this process to the others. Call it before any other use of JAX.
 
         Raises:
-            UserError: the others cannot be found or reached.
+            UserError: the other processes cannot be found or reached.
         """
 
     @property
     @abc.abstractmethod
     def several(self) -> bool:
-        """Whether there may be others."""
+        """Whether there may be more than one process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JaxHosts(Hosts):
-    """Processes that `jax.distributed` brings together. Alone if no field is set."""
+    """Processes connected by `jax.distributed`; a single process if no field is set."""
 
     detect: bool = False
-    """Let JAX find the others, as it can under SLURM, on Cloud TPUs, on GKE and under Open MPI."""
+    """Let JAX find the other processes. This works under SLURM, on Cloud TPUs, on GKE and under
+    Open MPI."""
     coordinator: str | None = None
-    """host:port of process 0, reachable from all; needs `count` and `index`."""
+    """Address host:port of process 0, which all processes can reach. Needs `count` and `index`."""
     count: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     index: int | None = None
-    """Which of them this one is, from 0."""
+    """Number of this process, from 0."""
     heartbeat_seconds: int = 10
-    """A process that is silent for so long counts as dead, and the others end."""
+    """Seconds of silence after which a process counts as dead; then the other processes exit."""
     start_seconds: int = 300
-    """A process waits so long for the others to start, and then ends: before all have joined, none
-    can tell one that died from one that comes late."""
+    """Seconds to wait until all processes have started; then this process exits. Raise it if hosts
+    start at very different times."""
 
     def join(self) -> None:
-        """`parallel.hosts.join`."""
+        """Calls `parallel.hosts.join`."""
         hosts.join(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     @property
     def several(self) -> bool:
-        """More than one, or as many as JAX finds."""
+        """Whether `count` is above 1, or JAX looks for the processes."""
         return self.detect or (self.count or 1) > 1

@@ -3,17 +3,16 @@
 import abc
 import contextlib
 import dataclasses
-import functools
 import re
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from ddpm_jax import models
+from ddpm_jax.config import unet_levels
 from ddpm_jax.config.base import (
     COUNT,
     FRACTION,
@@ -38,50 +37,75 @@ __all__ = ["EDM", "DiT", "Network", "UNet"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network(Member):
-    """A network `model.apply(params, x_t, t) -> prediction`, shaped as `x_t`.
+    """A network `model.apply(params, x_t, t) -> prediction`; the prediction has the shape of `x_t`.
 
-    What it takes beside `x_t` and `t` it is given, if its `__call__` has a parameter of the name:
-    `train` (bool), `keys` (one for each example, in training), `labels` (int32 `[batch]`, where
-    `classes` is not 0).
+    If its `__call__` has a parameter of one of these names, the network also gets `train` (bool),
+    `keys` (one key for each example, in training only) and `labels` (int32 `[batch]`, if `classes`
+    is not 0). A label is from 0 to `classes` - 1, or -1 for no class, in guidance and by
+    `train.label_dropout`.
     """
 
     affects: ClassVar[Affects] = Affects.MODEL
     predicts: Predicts = "eps"
-    """What the network's output stands for."""
+    """What the network predicts: the noise "eps", the image "x0", or "v"."""
     variance: Variance = "small"
-    """Of p(x_{t-1} | x_t): fixed, or a second output of the network, "learned_range"."""
+    """Variance of p(x_{t-1} | x_t): fixed to the posterior's, "small", or to beta, "large"; or
+    "learned_range", between the two by a second output of the network."""
     classes: Annotated[int, NOT_NEGATIVE] = 0
-    """Classes that the network takes as input, as many as the data set has; 0 for none."""
+    """Number of classes that the network takes as input. It has to be the number of classes of the
+    data set, or 0 for a network without classes."""
 
     @abc.abstractmethod
     def make(self, images: ImageSpec) -> nn.Module:
-        """The network for these images: anything with the `init` and `apply` of a Flax module.
-
-        With variance "learned_range" it returns a pair, (prediction, interpolation), see
-        `ddpm_jax.reverse.learned_log_variance`.
+        """The network for these images.
 
         Args:
             images: shape (height, width, channel), grey levels and classes of the data set.
 
+        Returns:
+            Anything with the `init` and `apply` of a Flax module. With variance "learned_range" the
+            network returns a pair, (prediction, interpolation), see
+            `ddpm_jax.reverse.learned_log_variance`.
+
         Raises:
-            ConfigError: it cannot have images of this shape.
+            ConfigError: the network does not work on images of this shape.
         """
 
     def make_for(self, images: ImageSpec, process: Modal) -> nn.Module:
-        """The network for these images and this forward process, which few networks depend on."""
+        """The network for these images and this forward process.
+
+        Override it for a network that depends on the process; by default it calls `make`.
+
+        Args:
+            images: shape (height, width, channel), grey levels and classes of the data set.
+            process: the forward process.
+
+        Returns:
+            The network, as `make` returns it.
+        """
         return self.make(images)
 
     @property
     def compute_dtype(self) -> Literal["float32", "bfloat16"]:
-        """Of the computation inside; it decides how gradients are averaged over devices."""
+        """Dtype of the computation inside. `mesh.reduction` may not be lower."""
         return "float32"
 
     def smaller(self) -> Sequence[tuple[str, Any]]:
-        """Fields and values with which training takes less memory, the least change first."""
+        """Changes of fields with which training takes less memory.
+
+        Returns:
+            Pairs (field, value), the smallest saving first.
+        """
         return ()
 
     def portable(self) -> "Network":
-        """The same network without what only one kind of device has, for `ddpm-jax export`."""
+        """The same network without kernels that only one kind of device has.
+
+        `ddpm-jax export` uses it.
+
+        Returns:
+            A member of the same class.
+        """
         fields = [field.name for field in dataclasses.fields(self)]
         inner = {
             name: value for name in fields if isinstance(value := getattr(self, name), Network)
@@ -92,19 +116,20 @@ class Network(Member):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ImageNetwork(Network):
-    """What the networks of `ddpm_jax.models` have in common."""
+    """Fields that all networks of `ddpm_jax.models` have."""
 
     time_scale: Annotated[float, POSITIVE] = 1.0
-    """Factor of t before its sinusoids; 1000 / T lets it go to 1000 on any chain."""
+    """Factor of t in the time embedding. With 1000 / T the embedded time runs to 1000 for any T."""
     null_class: bool = True
-    """One more vector, for no class: without it all examples need labels."""
+    """Add an embedding for "no class". Label dropout and guidance need it."""
     interpolation_range: InterpolationRange = "unit"
-    """Of the learned variance: the output is u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
+    """Range of the output for the learned variance: "unit" is u in [0, 1], "symmetric" is v in
+    [-1, 1] with u = (v + 1) / 2."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation inside the network; parameters are float32 either way."""
+    """Dtype of the computation inside the network. Parameters are always float32."""
 
     def check(self, config: Any) -> None:
-        """Without a vector for no class, none may be hidden in training, or needed by guidance."""
+        """Checks that label dropout and guidance are off if there is no vector for "no class"."""
         if self.null_class or not self.classes:
             return
         for name, value, wanted in (
@@ -113,12 +138,12 @@ class _ImageNetwork(Network):
         ):
             if value != wanted:
                 raise ConfigError(
-                    f"{name} is {value}; it has to be {wanted} where network.null_class is False"
+                    f"{name} is {value}; it has to be {wanted} if network.null_class is False"
                 )
 
     @property
     def compute_dtype(self) -> Literal["float32", "bfloat16"]:
-        """`dtype`."""
+        """The field `dtype`."""
         return self.dtype
 
 
@@ -129,67 +154,69 @@ class UNet(_ImageNetwork):
     channels: Annotated[
         int, Bound(lambda value: value >= 4 and value % 2 == 0, "an even number, 4 or more")
     ] = 128
-    """Width of the first level."""
+    """Channels of the first level."""
     multipliers: Annotated[
         tuple[int | float, ...],
         Bound(
             lambda values: len(values) > 0 and min(values) > 0, "a positive number for each level"
         ),
     ] = (1, 2, 2, 2)
-    """Width of each level in units of `channels`."""
+    """Channels of each level, as multiples of `channels`. Each further level halves the image."""
     num_blocks: Annotated[int, COUNT] = 2
     """Residual blocks in each level."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Heights at which every block is followed by self-attention."""
+    """Heights of the levels with self-attention after each block, in pixels."""
     attention_levels: tuple[int, ...] = ()
-    """Levels, from 0, on which it is, too."""
+    """More levels with self-attention, by their number from 0."""
     up_attention_levels: tuple[int, ...] | None = None
-    """Levels on which it is on the way up, where they are others than on the way down."""
+    """Levels with self-attention on the way up. None: the same as on the way down."""
     middle_attention: bool = True
-    """Self-attention between the two blocks in the middle."""
+    """Use self-attention between the two blocks in the middle."""
     heads: Annotated[int, COUNT] = 1
-    """Of each self-attention."""
+    """Heads of each self-attention."""
     head_channels: Annotated[int | None, COUNT] = None
-    """Width of each head, in place of their number."""
+    """Channels of each head. If it is given, it replaces `heads`."""
     up_heads: Annotated[int | None, COUNT] = None
-    """Heads on the way up, if it is another number."""
+    """Heads on the way up. None: the same as on the way down."""
     attention_kernel: Annotated[AttentionKernel, Affects.ROUNDING] = "xla"
-    """What computes attention on a GPU: "cudnn" is one fused kernel, for bfloat16 and heads of at
-    most 128 channels (256 from an H100 on). Elsewhere it is always "xla"."""
+    """Implementation of attention on a GPU. "cudnn" is one fused kernel: it needs bfloat16, and
+    heads of at most 128 channels (256 on an H100 or newer). Other devices always use "xla"."""
     resampling: Resampling | tuple[Resampling, ...] = "convolution"
-    """What halves and doubles the resolution, on all levels or on each: a convolution, a residual
-    block, or an average alone."""
+    """Operation that halves and doubles the resolution: a convolution, a residual block, or an
+    average without parameters. One for all levels, or one for each."""
     up_resampling: Resampling | tuple[Resampling, ...] | None = None
-    """What doubles it, if it is something else."""
+    """Operation that doubles the resolution. None: the same as `resampling`."""
     symmetric_padding: bool = False
-    """Zeros on all sides for the convolution that halves, not to the right and below alone."""
+    """Pad the convolution that halves the resolution on all sides, not only right and below."""
     scale_shift: bool = False
-    """The time scales and shifts the second norm of each block (Nichol & Dhariwal 2021)."""
+    """Let the time embedding scale and shift the second norm of each block (Nichol & Dhariwal
+    2021), in place of adding it."""
     dropout: Annotated[float, FRACTION, Affects.TRAINING] = 0.1
-    """Rate inside residual blocks."""
+    """Dropout rate inside residual blocks, in [0, 1)."""
     dropout_resolutions: Annotated[tuple[int, ...] | None, Affects.TRAINING] = None
-    """Heights at which it is; by default all."""
+    """Heights of the levels with dropout, in pixels. None: all levels."""
     norm_groups: Annotated[int, COUNT] = 32
-    """Groups of each group norm."""
+    """Groups of each group norm. It has to divide the channels of each level."""
     middle_norm_groups: Annotated[
         int | None, Bound(lambda value: value is None or value >= 0, "0 or more")
     ] = None
-    """Groups of the norm of the middle attention, if it is another number; 0 for no norm."""
+    """Groups of the norm before the middle attention. None: `norm_groups`; 0: no norm."""
     norm_epsilon: Annotated[float, POSITIVE] = 1e-6
-    """Added to the variance of each group."""
+    """Number added to the variance of each group."""
     cosine_first: bool = False
-    """The order of the sinusoids of t: cosines before sines."""
+    """Put the cosines of the time embedding before its sines."""
     frequency_shift: Annotated[float, NOT_NEGATIVE] = 1.0
-    """With 1 their frequencies end at 1 / max_period, with 0 one step above."""
+    """Spacing of the frequencies of the time embedding: with 1 the lowest is 1 / max_period, with 0
+    it is one step higher."""
     max_period: Annotated[float, Bound(lambda value: value > 1.0, "above 1")] = 10_000.0
-    """Of the slowest sinusoid, in units of 2 pi."""
+    """Period of the slowest sinusoid of the time embedding, in units of 2 pi."""
     remat: Annotated[Remat, Affects.ROUNDING] = "none"
-    """What the backward pass computes again to save memory: nothing; attention; all but
-    convolutions; whole blocks."""
+    """What the backward pass recomputes to save memory: nothing; attention; all but convolutions;
+    whole blocks. Take a later one if memory runs out."""
 
     def check(self, config: Any) -> None:
-        """Widths have to be multiples of groups and heads; levels have to be there."""
-        widths, levels = self._widths(), len(self.multipliers)
+        """Checks that groups and heads divide the channels, and that the named levels exist."""
+        widths, levels = unet_levels.widths(self), len(self.multipliers)
         for width in widths:
             if width % self.norm_groups:
                 raise ConfigError(
@@ -214,7 +241,7 @@ class UNet(_ImageNetwork):
                     f"network.{name} has {len(value)} entries; it has to have one for each of"
                     f" {levels} levels, or be one for all"
                 )
-        self._head_shapes(0)  # of those that do not depend on the height
+        unet_levels.head_shapes(self, 0)  # those that do not depend on the height
         if self.channels // 2 <= self.frequency_shift:
             raise ConfigError(
                 f"network.frequency_shift is {self.frequency_shift}; it has to be below"
@@ -222,14 +249,14 @@ class UNet(_ImageNetwork):
             )
         if self.attention_kernel != "xla" and self.dtype != "bfloat16":
             raise ConfigError(
-                f"network.attention_kernel is {self.attention_kernel}; it has to be 'xla' where"
+                f"network.attention_kernel is {self.attention_kernel}; it has to be 'xla' if"
                 " network.dtype is 'float32'"
             )
         super().check(config)
 
     def make(self, images: ImageSpec) -> nn.Module:
-        """`models.UNet`, if the levels divide the images and have the heights for attention."""
-        self._check_images(images)
+        """Returns `models.UNet`; the images have to be divisible by 2^(levels - 1)."""
+        unet_levels.check_images(self, images)
         own = {field.name for field in dataclasses.fields(models.UNet)}
         values = {
             field.name: getattr(self, field.name)
@@ -239,7 +266,7 @@ class UNet(_ImageNetwork):
         return models.UNet(
             **values
             | {
-                "attention_kernel": self._kernel(images.shape[0]),
+                "attention_kernel": unet_levels.attention_kernel(self, images.shape[0]),
                 "dtype": jnp.dtype(self.dtype),
                 "learned_variance": self.variance == "learned_range",
                 "num_classes": self.classes,
@@ -247,86 +274,13 @@ class UNet(_ImageNetwork):
         )
 
     def smaller(self) -> Sequence[tuple[str, Any]]:
-        """The values of `remat` after its own."""
+        """The values of `remat` that save more memory."""
         policies = typing.get_args(Remat)  # in the order of what they save
         return [("remat", policy) for policy in policies[policies.index(self.remat) + 1 :]]
 
     def portable(self) -> "UNet":
-        """With attention by "xla"."""
+        """The same network with `attention_kernel` "xla"."""
         return dataclasses.replace(self, attention_kernel="xla")
-
-    def _check_images(self, images: ImageSpec) -> None:
-        height, width, _ = images.shape
-        levels, heights = len(self.multipliers), self._heights(height)
-        factor = 2 ** (levels - 1)
-        if height % factor or width % factor:
-            raise ConfigError(
-                f"network.multipliers is {self.multipliers}, {levels} levels that halve the image"
-                f" {levels - 1} times; the images of {images.name!r} are"
-                f" {height}x{width}, which {factor} does not divide, so take fewer levels"
-            )
-        for name in ("attention_resolutions", "dropout_resolutions"):
-            for resolution in getattr(self, name) or ():
-                if resolution not in heights:
-                    raise ConfigError(
-                        f"network.{name} holds {resolution}; the levels have the heights {heights}"
-                    )
-        self._head_shapes(height)
-
-    def _widths(self) -> list[int]:
-        """Channels of each level."""
-        return [int(self.channels * multiplier) for multiplier in self.multipliers]
-
-    def _heights(self, height: int) -> list[int]:
-        """Of the images on each level."""
-        return [height // 2**level for level in range(len(self.multipliers))]
-
-    def _head_shapes(self, height: int) -> list[tuple[int, int, int]]:
-        """(positions, heads, channels of a head) of each kind of self-attention.
-
-        Raises:
-            ConfigError: the heads do not divide the channels.
-        """
-        kinds: list[tuple[int, int, str]] = []
-        own, up_own = ("heads", "up_heads" if self.up_heads else "heads")
-        levels = list(zip(self._heights(height), self._widths(), strict=True))
-        for level, (side, width) in enumerate(levels):
-            down = level in self.attention_levels or side in self.attention_resolutions
-            up = down if self.up_attention_levels is None else level in self.up_attention_levels
-            middle = self.middle_attention and level == len(levels) - 1
-            kinds += [(side, width, own)] * (down or middle) + [(side, width, up_own)] * up
-        shapes = []
-        for side, width, field in kinds:
-            field = field if self.head_channels is None else "head_channels"
-            value = getattr(self, field)
-            if width % value:
-                raise ConfigError(
-                    f"network.{field} is {value}; it has to be a divisor of the width of each level"
-                    f" with self-attention, and one is {width} wide"
-                )
-            heads = value if self.head_channels is None else width // value
-            shapes.append((side**2, heads, width // heads))
-        return shapes
-
-    def _kernel(self, height: int) -> AttentionKernel:
-        """What computes attention here: "cudnn" only on a GPU that can.
-
-        Raises:
-            ConfigError: JAX has no such kernel for the heads of this network.
-        """
-        if self.attention_kernel == "xla" or jax.default_backend() != "gpu":
-            return "xla"
-        attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-        for shape in self._head_shapes(height):
-            array = jax.ShapeDtypeStruct((1, *shape), self.dtype)
-            try:
-                jax.eval_shape(attention, array, array, array)
-            except RuntimeError as error:  # of which NotImplementedError is one
-                raise ConfigError(
-                    f"network.attention_kernel is 'cudnn', which JAX cannot use for heads of"
-                    f" {shape[-1]} channels here ({error}); take 'xla'"
-                ) from error
-        return self.attention_kernel
 
 
 _TRANSFORMERS = {
@@ -343,25 +297,27 @@ class DiT(_ImageNetwork):
     """The diffusion transformer of Peebles & Xie 2023; see `ddpm_jax.models.DiT`."""
 
     size: Literal["S", "B", "L", "XL"] = "S"
-    """Width, depth and heads of the paper: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
+    """Width, depth and heads as in the paper: S is 384, 12, 6; B is 768, 12, 12; L is 1024, 24, 16;
+    XL is 1152, 28, 16."""
     width: Annotated[int | None, COUNT] = None
-    """Of the vector of each patch, in place of that of `size`."""
+    """Channels of each patch. None: as `size` says."""
     depth: Annotated[int | None, COUNT] = None
-    """Blocks, in place of those of `size`."""
+    """Number of blocks. None: as `size` says."""
     heads: Annotated[int | None, COUNT] = None
-    """Of each self-attention, in place of those of `size`."""
+    """Heads of each self-attention. None: as `size` says."""
     patch: Annotated[int, COUNT] = 2
-    """Side of the squares that the image is cut into, in pixels."""
+    """Side of the square patches that the image is cut into, in pixels. It has to divide height and
+    width. Doubling it makes the sequence four times shorter."""
     mlp_ratio: Annotated[float, POSITIVE] = 4.0
-    """Width of the layer inside a block's network, in units of `width`."""
+    """Width of the hidden layer in each block, as a multiple of `width`."""
     dropout: Annotated[float, FRACTION, Affects.TRAINING] = 0.0
-    """Rate behind self-attention and inside each block's network."""
+    """Dropout rate after self-attention and inside the hidden layers, in [0, 1)."""
     remat: Annotated[TokenRemat, Affects.ROUNDING] = "none"
-    """What the backward pass computes again to save memory: nothing; the weights of attention;
-    whole blocks."""
+    """What the backward pass recomputes to save memory: nothing; the weights of attention; whole
+    blocks. Take a later one if memory runs out."""
 
     def check(self, config: Any) -> None:
-        """The width has to be a multiple of the heads, and of the parts of a position."""
+        """Checks that the width is a multiple of the heads, and of 4."""
         width, _, heads = self._shape()
         if width % heads:
             raise ConfigError(
@@ -369,8 +325,8 @@ class DiT(_ImageNetwork):
             )
         if width % 4:
             raise ConfigError(
-                f"network.width is {width}; it has to be a multiple of 4: sines and cosines of rows"
-                " and columns"
+                f"network.width is {width}; it has to be a multiple of 4, for the sines and cosines"
+                " of rows and columns"
             )
         if int(width * self.mlp_ratio) < 1:
             raise ConfigError(
@@ -379,7 +335,7 @@ class DiT(_ImageNetwork):
         super().check(config)
 
     def make(self, images: ImageSpec) -> nn.Module:
-        """`models.DiT`, if patches divide the images."""
+        """Returns `models.DiT`; patches have to divide the images."""
         height, width, _ = images.shape
         if height % self.patch or width % self.patch:
             raise ConfigError(
@@ -404,7 +360,7 @@ class DiT(_ImageNetwork):
         )
 
     def smaller(self) -> Sequence[tuple[str, Any]]:
-        """The values of `remat` after its own."""
+        """The values of `remat` that save more memory."""
         policies = typing.get_args(TokenRemat)
         return [("remat", policy) for policy in policies[policies.index(self.remat) + 1 :]]
 
@@ -418,19 +374,20 @@ class DiT(_ImageNetwork):
 class EDM(Network):
     """Another network with the preconditioning of Karras et al. 2022.
 
-    See `ddpm_jax.models.Preconditioned`. Its `predicts`, `variance` and `classes` count; those of
-    the other network are left alone.
+    See `ddpm_jax.models.Preconditioned`. The fields `predicts`, `variance` and `classes` of this
+    member count; leave those of the network inside alone.
     """
 
     predicts: Predicts = dataclasses.field(default="x0", kw_only=True)
-    """What the output stands for; the network is the same function of the data for all."""
+    """What the output is converted to: "x0", "eps" or "v". The parameters have the same meaning for
+    all three."""
     network: Network = UNet()
-    """The network inside; its times are c_noise = ln(sigma) / 4."""
+    """The network inside. It gets the time c_noise = ln(sigma) / 4."""
     sigma_data: Annotated[float, POSITIVE] = 0.5
     """Standard deviation of the images in [-1, 1]."""
 
     def check(self, config: Any) -> None:
-        """Signal has to be left at T - 1, and the network inside may not contradict this one."""
+        """Checks that signal is left at T - 1, and that the inner network agrees."""
         if isinstance(self.network, EDM):
             raise ConfigError("network.network is an EDM; it has to be another network")
         defaults = {field.name: default_of(field) for field in dataclasses.fields(self.network)}
@@ -438,8 +395,8 @@ class EDM(Network):
             own, inner = getattr(self, name), getattr(self.network, name)
             if inner not in (own, defaults[name]):
                 raise ConfigError(
-                    f"network.network.{name} is {inner} and network.{name} is {own}; leave the"
-                    " first alone, since the second counts"
+                    f"network.network.{name} is {inner} and network.{name} is {own}; only the"
+                    " second counts, so leave the first at its default"
                 )
         if make_schedule(config.schedule).zero_terminal_snr:
             raise ConfigError(
@@ -450,15 +407,15 @@ class EDM(Network):
             self._inner().check(config)
 
     def make(self, images: ImageSpec) -> nn.Module:
-        """Raises ConfigError: it has to be made by `make_for`."""
-        raise ConfigError("network is an EDM, which is made for a forward process: call make_for")
+        """Raises ConfigError: this network depends on the process, so use `make_for`."""
+        raise ConfigError("network is an EDM, which depends on the forward process: call make_for")
 
     def make_for(self, images: ImageSpec, process: Modal) -> nn.Module:
-        """`models.Preconditioned`, if the process is a schedule."""
+        """Returns `models.Preconditioned`; the process has to be isotropic."""
         if not isinstance(process, Schedule):
             raise ConfigError(
-                "network is an EDM, which has one level of noise for all of an image; the process"
-                f" is a {type(process).__name__}, so take isotropic"
+                "network is an EDM, which needs the same noise level in all pixels; the process is"
+                f" a {type(process).__name__}, so take isotropic"
             )
         with _inner_names():
             inner: Any = self._inner().make_for(images, process)
@@ -473,11 +430,11 @@ class EDM(Network):
 
     @property
     def compute_dtype(self) -> Literal["float32", "bfloat16"]:
-        """That of the network inside."""
+        """The dtype of the network inside."""
         return self.network.compute_dtype
 
     def smaller(self) -> Sequence[tuple[str, Any]]:
-        """Those of the network inside."""
+        """The changes of the network inside."""
         return [(f"network.{field}", value) for field, value in self.network.smaller()]
 
     def _inner(self) -> Network:
@@ -486,7 +443,7 @@ class EDM(Network):
 
 @contextlib.contextmanager
 def _inner_names() -> Iterator[None]:
-    """Errors of a network inside another one have the names of its fields there."""
+    """Puts "network.network" for "network" in the errors of a network inside another one."""
     try:
         yield
     except ConfigError as error:

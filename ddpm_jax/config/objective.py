@@ -1,4 +1,4 @@
-"""What is minimized in training, and at which times t it is taken."""
+"""The loss that training minimizes, and the times t at which it is computed."""
 
 import abc
 import dataclasses
@@ -30,24 +30,28 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(Member):
-    """The loss of each example, from the output of a network at t."""
+    """The loss of each example, from the output of the network at t."""
 
     affects: ClassVar[Affects] = Affects.TRAINING
     teaches_variance: ClassVar[bool] = False
-    """Whether it teaches the second output of a network with the learned range."""
+    """Whether the loss trains the variance of a network with `variance` "learned_range"."""
     needs_variance: ClassVar[bool] = False
-    """Whether it works with such a network alone."""
+    """Whether the loss works only with such a network."""
 
     @abc.abstractmethod
     def make(self) -> Callable[[LossTerms], Array]:
-        """A pure function, `terms -> loss [batch]`; the weight of t is applied by the caller."""
+        """The loss as a function.
+
+        Returns:
+            A pure function `terms -> loss [batch]`. The caller multiplies by the weight of t.
+        """
 
     def check(self, config: Any) -> None:
-        """The variance of the network has to be taught, and by this one it has to be there."""
+        """Checks that the objective fits the variance of the network."""
         name, learned = type(self).__name__, config.network.variance == "learned_range"
         if learned and not self.teaches_variance:
             raise ConfigError(
-                f"objective is {name}, which teaches no variance; with network.variance"
+                f"objective is {name}, which does not train the variance; with network.variance"
                 " 'learned_range' it has to be one that does, such as Hybrid"
             )
         if self.needs_variance and not learned:
@@ -59,7 +63,7 @@ class Objective(Member):
 
 @dataclasses.dataclass(frozen=True)
 class Simple(Objective):
-    """Mean squared error of what is predicted (Ho et al. 2020, equation 14)."""
+    """Mean squared error of the prediction (Ho et al. 2020, equation 14)."""
 
     def make(self) -> Callable[[LossTerms], Array]:
         """`losses.simple_loss`."""
@@ -68,7 +72,7 @@ class Simple(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class ELBO(Objective):
-    """Minus the ELBO, in bits per dimension."""
+    """The negative ELBO in bits per dimension."""
 
     teaches_variance: ClassVar[bool] = True
 
@@ -89,19 +93,19 @@ class ELBO(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Hybrid(Objective):
-    """The simple loss and a little of the ELBO, which teaches the variance (Nichol 2021)."""
+    """The simple loss plus a small share of the ELBO, which trains the variance (Nichol 2021)."""
 
     teaches_variance: ClassVar[bool] = True
     needs_variance: ClassVar[bool] = True
     vlb_weight: Annotated[float, FRACTION] = 1e-3
-    """Of the ELBO."""
+    """Factor of the ELBO in the sum, in [0, 1)."""
 
     def make(self) -> Callable[[LossTerms], Array]:
         """`losses.hybrid_loss`."""
         return lambda terms: losses.hybrid_loss(
             terms.process,
             terms.prediction,
-            typing.cast("Array", terms.interpolation),  # there is one, see `check`
+            typing.cast("Array", terms.interpolation),  # not None, see `check`
             terms.x0,
             terms.x_t,
             terms.t,
@@ -117,6 +121,7 @@ class MinSNR(Objective):
     """Squared error of x0, weighted by min(SNR, gamma) (Hang et al. 2023)."""
 
     gamma: float = 5.0
+    """Largest weight. Lower values give large noise more weight."""
 
     def make(self) -> Callable[[LossTerms], Array]:
         """`losses.weighted_loss` with `losses.min_snr`."""
@@ -128,7 +133,10 @@ class P2(Objective):
     """Squared error of x0, weighted by SNR / (k + SNR)^gamma (Choi et al. 2022)."""
 
     k: float = 1.0
+    """SNR around which the weight bends."""
     gamma: float = 1.0
+    """Exponent. 0 weights as the simple loss of eps does; higher values give less weight to times
+    with little noise."""
 
     def make(self) -> Callable[[LossTerms], Array]:
         """`losses.weighted_loss` with `losses.p2`."""
@@ -140,6 +148,7 @@ class TruncatedSNR(Objective):
     """Squared error of x0, weighted by max(SNR, minimum) (Salimans & Ho 2022)."""
 
     minimum: float = 1.0
+    """Smallest weight."""
 
     def make(self) -> Callable[[LossTerms], Array]:
         """`losses.weighted_loss` with `losses.truncated_snr`."""
@@ -148,7 +157,7 @@ class TruncatedSNR(Objective):
 
 
 def _of_prediction(loss: Callable[..., Array], **kwargs: Any) -> Callable[[LossTerms], Array]:
-    """A loss of the prediction alone as a function of the terms."""
+    """A loss that uses only the prediction, as a function of the terms."""
     return lambda terms: loss(
         *(terms.process, terms.prediction, terms.x0, terms.t, terms.eps),
         predicts=terms.predicts,
@@ -158,22 +167,33 @@ def _of_prediction(loss: Callable[..., Array], **kwargs: Any) -> Callable[[LossT
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times(Member):
-    """The law by which training draws t; see `ddpm_jax.timesteps`."""
+    """The distribution from which training draws t; see `ddpm_jax.timesteps`."""
 
     affects: ClassVar[Affects] = Affects.TRAINING
 
     @abc.abstractmethod
     def make(self, num_steps: int) -> TimeLaw:
-        """The law for a chain of so many steps."""
+        """The distribution for a chain of this length.
+
+        Args:
+            num_steps: T.
+
+        Returns:
+            The functions that draw t and its weight, see `ddpm_jax.training.TimeLaw`.
+        """
 
     def held_out(self) -> "Times":
-        """The law for held-out losses, which has no memory of training."""
+        """The distribution for held-out losses.
+
+        Returns:
+            A member that does not depend on the losses of training; by default this one.
+        """
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Times):
-    """Independent, each t alike."""
+    """Independent times, each t with the same probability."""
 
     def make(self, num_steps: int) -> TimeLaw:
         """`timesteps.uniform`."""
@@ -182,15 +202,15 @@ class Uniform(Times):
 
 @dataclasses.dataclass(frozen=True)
 class Stratified(Times):
-    """Spread evenly over the chain within each batch."""
+    """Times spread evenly over the chain within each batch; the loss then varies less."""
 
     def check(self, config: Any) -> None:
-        """The lattice of times has to fit into 30 bits."""
+        """Checks that the lattice of times fits into 30 bits."""
         num_steps, batch_size = config.schedule.num_steps, config.train.batch_size
         if batch_size * num_steps >= 2**30:
             raise ConfigError(
                 f"train.batch_size is {batch_size}; it has to be below 2^30 / schedule.num_steps"
-                f" = {2**30 // num_steps} where times are stratified"
+                f" = {2**30 // num_steps} if times are stratified"
             )
 
     def make(self, num_steps: int) -> TimeLaw:
@@ -200,15 +220,18 @@ class Stratified(Times):
 
 @dataclasses.dataclass(frozen=True)
 class Importance(Times):
-    """More often where losses have been large; their history is part of the state."""
+    """Times with large losses more often (Nichol & Dhariwal 2021); weights keep the mean the same.
+
+    The recent losses of each t are part of the training state.
+    """
 
     history: Annotated[int, COUNT] = 10
-    """Losses that are remembered for each t."""
+    """Number of recent losses that are stored for each t."""
     uniform_share: Annotated[float, FRACTION] = 1e-3
-    """Of the draws, that is uniform all the same."""
+    """Share of the draws that stays uniform, in [0, 1)."""
 
     def make(self, num_steps: int) -> TimeLaw:
-        """`timesteps.importance` by a `timesteps.loss_history`."""
+        """`timesteps.importance` with a `timesteps.loss_history`."""
         return TimeLaw(
             draw=lambda key, batch, memory: timesteps.importance(
                 key, batch, timesteps.probabilities(memory, uniform_share=self.uniform_share)
@@ -218,7 +241,7 @@ class Importance(Times):
         )
 
     def held_out(self) -> Times:
-        """Stratified."""
+        """Returns `Stratified()`."""
         return Stratified()
 
 

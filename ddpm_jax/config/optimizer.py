@@ -1,4 +1,4 @@
-"""How parameters follow the gradient: optax's optimizers, and laws of the learning rate."""
+"""The optimizers of optax, and the schedules of their learning rate."""
 
 import abc
 import dataclasses
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decay(Member):
-    """What the learning rate does after the warm-up."""
+    """The learning rate after the warm-up."""
 
     affects: ClassVar[Affects] = Affects.TRAINING
 
@@ -47,15 +47,18 @@ class Decay(Member):
         """The learning rate as a function of the steps since the warm-up.
 
         Args:
-            peak: where the warm-up ends.
-            steps: of training after the warm-up, 1 or more.
-            warmup_steps: before.
+            peak: the learning rate at the end of the warm-up.
+            steps: number of training steps after the warm-up, 1 or more.
+            warmup_steps: number of steps of the warm-up.
+
+        Returns:
+            A function `steps since the warm-up -> learning rate`.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class ConstantDecay(Decay):
-    """It stays at the peak."""
+    """The learning rate stays at the peak."""
 
     def make(self, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
         """`optax.constant_schedule`."""
@@ -64,10 +67,10 @@ class ConstantDecay(Decay):
 
 @dataclasses.dataclass(frozen=True)
 class CosineDecay(Decay):
-    """Half a cosine down to `final` at the last step."""
+    """Half a cosine from the peak down to `final` at the last step."""
 
     final: Annotated[float, FRACTION] = 0.0
-    """Share of the peak."""
+    """Learning rate at the last step as a share of the peak, in [0, 1)."""
 
     def make(self, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
         """`optax.cosine_decay_schedule`."""
@@ -76,10 +79,10 @@ class CosineDecay(Decay):
 
 @dataclasses.dataclass(frozen=True)
 class LinearDecay(Decay):
-    """A line down to `final` at the last step."""
+    """A line from the peak down to `final` at the last step."""
 
     final: Annotated[float, FRACTION] = 0.0
-    """Share of the peak."""
+    """Learning rate at the last step as a share of the peak, in [0, 1)."""
 
     def make(self, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
         """`optax.linear_schedule`."""
@@ -91,35 +94,43 @@ class InverseSqrtDecay(Decay):
     """peak * sqrt(timescale / (timescale + steps since the warm-up))."""
 
     timescale: Annotated[int | None, COUNT] = None
-    """In steps; by default those of the warm-up."""
+    """Time scale in steps. None: the number of warm-up steps."""
 
     def make(self, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-        """A function of one expression."""
+        """Returns the formula as a function."""
         timescale = self.timescale or max(warmup_steps, 1)
         return lambda step: peak * (timescale / (timescale + step)) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(Member):
-    """An optax transformation behind a clip of the gradient's norm, and its learning rate."""
+    """An optax optimizer, its learning rate, and a clip of the gradient's norm before it."""
 
     affects: ClassVar[Affects] = Affects.TRAINING
     learning_rate: Annotated[float, POSITIVE] = 2e-4
-    """At its peak."""
+    """Peak of the learning rate, at the end of the warm-up. Lower it if training diverges."""
     warmup_steps: Annotated[
         int, Bound(lambda value: 0 <= value < 2**31, "0 or more, and below 2^31")
     ] = 5000
-    """Over so many steps the learning rate rises linearly from 0."""
+    """Number of steps in which the learning rate rises linearly from 0 to its peak."""
     decay: Decay = ConstantDecay()
-    """What it does then."""
+    """The learning rate after the warm-up."""
     clip_norm: Annotated[
         float | None, Bound(lambda value: value is None or value > 0.0, "positive, or None")
     ] = 1.0
-    """The gradient's global norm is cut to this; None leaves it as it is."""
+    """Largest global norm of the gradient; a larger gradient is scaled down to it. None: no
+    clipping."""
 
     @abc.abstractmethod
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-        """The transformation of clipped gradients."""
+        """The optimizer, which gets the clipped gradient.
+
+        Args:
+            learning_rate: as a function of the step.
+
+        Returns:
+            An optax transformation.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +138,11 @@ class Adam(Optimizer):
     """Adam (Kingma & Ba 2015)."""
 
     b1: Annotated[float, FRACTION] = 0.9
+    """Decay of the average of gradients, in [0, 1)."""
     b2: Annotated[float, FRACTION] = 0.999
+    """Decay of the average of squared gradients, in [0, 1)."""
     eps: Annotated[float, POSITIVE] = 1e-8
+    """Number added to the root of the average of squared gradients."""
 
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         """`optax.adam`."""
@@ -140,9 +154,13 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     b1: Annotated[float, FRACTION] = 0.9
+    """Decay of the average of gradients, in [0, 1)."""
     b2: Annotated[float, FRACTION] = 0.999
+    """Decay of the average of squared gradients, in [0, 1)."""
     eps: Annotated[float, POSITIVE] = 1e-8
+    """Number added to the root of the average of squared gradients."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
+    """Weight decay, which is multiplied by the learning rate."""
 
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         """`optax.adamw`."""
@@ -153,10 +171,12 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent, with momentum if it is not 0."""
+    """Gradient descent, with or without momentum."""
 
     momentum: Annotated[float, FRACTION] = 0.0
+    """Decay of the sum of gradients, in [0, 1). 0: no momentum."""
     nesterov: bool = False
+    """Use Nesterov's momentum."""
 
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         """`optax.sgd`."""
@@ -165,11 +185,14 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """The sign of an average of gradients (Chen et al. 2023)."""
+    """Lion, which steps along the sign of an average of gradients (Chen et al. 2023)."""
 
     b1: Annotated[float, FRACTION] = 0.9
+    """Weight of the average in the update, in [0, 1)."""
     b2: Annotated[float, FRACTION] = 0.99
+    """Decay of the average of gradients, in [0, 1)."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-3
+    """Weight decay, which is multiplied by the learning rate."""
 
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         """`optax.lion`."""
@@ -181,10 +204,13 @@ class Muon(Optimizer):
     """Orthogonalized momentum for matrices, AdamW for the rest (Jordan 2024)."""
 
     beta: Annotated[float, FRACTION] = 0.95
+    """Decay of the average of gradients, in [0, 1)."""
     ns_steps: Annotated[int, COUNT] = 5
-    """Newton-Schulz iterations."""
+    """Number of Newton-Schulz iterations, which orthogonalize an update."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Weight decay, which is multiplied by the learning rate."""
     nesterov: bool = True
+    """Use Nesterov's momentum."""
 
     def make(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         """`optax.contrib.muon`."""
@@ -198,7 +224,18 @@ class Muon(Optimizer):
 
 
 def make_learning_rate(optimizer: Optimizer, steps: int) -> optax.Schedule:
-    """Linear from 0 to the peak, then as `decay` has it until step `steps` of training."""
+    """The learning rate of a whole run: a linear warm-up from 0, then the member's decay.
+
+    Args:
+        optimizer: with the peak, the warm-up and the decay.
+        steps: number of training steps, warm-up included.
+
+    Returns:
+        A function `step -> learning rate`.
+
+    Raises:
+        ConfigError: the decay's `make` returned no function.
+    """
     peak, warmup_steps = optimizer.learning_rate, optimizer.warmup_steps
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     rest = optimizer.decay.make(peak, max(steps - warmup_steps, 1), warmup_steps)
@@ -209,10 +246,17 @@ def make_learning_rate(optimizer: Optimizer, steps: int) -> optax.Schedule:
 def make_optimizer(
     optimizer: Optimizer, learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The transformation behind the clip, if there is one.
+    """The optimizer, with the clip of the gradient's norm before it.
+
+    Args:
+        optimizer: the member.
+        learning_rate: as a function of the step, see `make_learning_rate`.
+
+    Returns:
+        An optax transformation.
 
     Raises:
-        ConfigError: `make` returned something else.
+        ConfigError: the member's `make` returned something else.
     """
     made = optimizer.make(learning_rate)
     check_made("optimizer", optimizer, made, optax.GradientTransformation)

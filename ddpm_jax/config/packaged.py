@@ -1,20 +1,21 @@
-"""The configs that come with the package, which go by their names: `digits`, `cifar10`."""
+"""The configs of the package, which have names: `digits`, `cifar10`."""
 
 import ast
-import shutil
+import os
 from pathlib import Path
 
 from ddpm_jax.config.base import ConfigError
 from ddpm_jax.config.values import nearest
+from ddpm_jax.files import whole_file
 
 __all__ = ["copy_packaged", "packaged", "packaged_file"]
 
 
 def packaged() -> dict[str, str]:
-    """The configs of the package and what they say of themselves; executes none.
+    """The configs of the package; none of them is executed.
 
     Returns:
-        The first line of each docstring, by the names of the configs.
+        The first line of each config's docstring, by its name.
 
     Example:
         >>> from ddpm_jax import config
@@ -28,58 +29,58 @@ def packaged() -> dict[str, str]:
 
 
 def packaged_file(name: str) -> Path:
-    """The file of the config of this name.
+    """The file of a config of the package.
 
     Args:
-        name: without a folder and without .py.
+        name: of the config, such as "digits".
 
     Returns:
-        Its path.
+        The path of the file.
 
     Raises:
-        ConfigError: none has this name.
+        ConfigError: no config has this name.
     """
     path = _folder() / f"{name}.py"
     if not path.is_file():
         near = nearest(name, packaged())
         raise ConfigError(
             f"the config is {name!r}; no config of the package has this name{near}: `ddpm-jax"
-            " configs` lists them, and the path of a file ends in .py"
+            " configs` lists them, and the path of a file has to end in .py"
         )
     return path
 
 
 def copy_packaged(name: str, target: Path) -> None:
-    """Copies the file of a config.
+    """Copies the file of a config of the package.
 
     Args:
-        name: of the config, see `packaged`.
-        target: the file to write, NAME.py.
+        name: of the config.
+        target: path of the copy; its name ends in .py.
 
     Raises:
-        ConfigError: no such config, or a target that exists, or is no Python file in a folder.
+        ConfigError: no config has this name; or the target exists, its folder does not, or its name
+            has another ending.
     """
     path = packaged_file(name)
     if target.suffix != ".py":
         raise ConfigError(f"the copy is {str(target)!r}; its name has to end in .py")
     if not target.parent.is_dir():
         raise ConfigError(f"the copy is {str(target)!r}; there is no folder {target.parent}")
-    try:
-        with path.open("rb") as source, target.open("xb") as copy:
-            shutil.copyfileobj(source, copy)
-    except FileExistsError:
+    if os.path.lexists(target):
         raise ConfigError(
-            f"the copy is {str(target)!r}, which is there already, and is not overwritten"
-        ) from None
+            f"the copy is {str(target)!r}, which exists already, and is not overwritten"
+        )
+    with whole_file(target) as file:
+        file.write(path.read_bytes())
 
 
 def is_name(text: str) -> bool:
-    """Whether it is the name of a config of the package, if there is one, and no path."""
+    """Whether a text can be the name of a config of the package: it is not a path."""
     return bool(text) and "\0" not in text and Path(text).name == text and not Path(text).suffix
 
 
 def _folder() -> Path:
-    """In the package where it was installed, beside it in a checkout."""
+    """The folder of the configs: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.with_name("configs")

@@ -1,13 +1,16 @@
 r"""The forward processes: how the noise of a schedule acts on each frequency of an image.
 
-Cosine modes of images `[height, width, channel]` have the frequencies w = pi (i / height,
-j / width). Noise of pixels (x, y) apart that is correlated by rho^(|x| + |y|) has the spectrum
+Cosine modes of images `[height, width, channel]` have the frequencies
+:math:`w = \pi (i / \mathrm{height}, j / \mathrm{width})`. If the noise of two pixels :math:`(x, y)`
+apart has the correlation :math:`\rho^{|x| + |y|}`, its spectrum is
 
-    lambda(w) = f(w_1) f(w_2)        f(w) = (1 - rho^2) / (1 - 2 rho cos w + rho^2)
+.. math::
 
-that of an autoregression in each direction; in cosine modes the borders mirror it. It is divided by
-its mean over the modes, so that noise has the variance that the schedule says in the mean over the
-pixels, for any rho.
+    \lambda(w) = f(w_1) f(w_2), \qquad f(w) = \frac{1 - \rho^2}{1 - 2 \rho \cos w + \rho^2},
+
+the spectrum of an autoregression in each direction; cosine modes mirror the noise at the borders.
+The spectrum is divided by its mean over the modes, so that the mean variance of the pixels is that
+of the schedule for any rho.
 """
 
 import abc
@@ -38,7 +41,7 @@ __all__ = [
 _SHARE = Bound(lambda value: 0.0 < value <= 1.0, "in (0, 1]")
 _PIXELS = Bound(lambda value: 0.0 <= value < math.inf, "0 or more, in pixels")
 _MEASURED_IMAGES = 10_000
-"""A spectrum is measured on at most so many images; each variance is then good to 2%."""
+"""Number of images on which a spectrum is measured; each variance then has an error of 2%."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,26 +54,48 @@ class Process(Member):
     def make(
         self, schedule: Chain, shape: tuple[int, int, int], measured: np.ndarray | None
     ) -> Modal:
-        """The process of images of one shape; a ValueError becomes a sentence.
+        """The process for images of one shape.
 
         Args:
-            schedule: of the signal and the noise.
+            schedule: tables of the chain.
             shape: (height, width, channel).
-            measured: what `measure` returned, stored with the run.
+            measured: the result of `measure`, which is stored with the run.
+
+        Returns:
+            The process, see `ddpm_jax.processes`.
+
+        Raises:
+            ValueError: the fields make no process. The caller turns it into a ConfigError.
         """
 
     def measure(self, images: ImageSet) -> np.ndarray | None:
-        """What `make` needs of the images themselves; by default nothing."""
+        """What `make` needs to know of the images.
+
+        Args:
+            images: the data set; use its training images only.
+
+        Returns:
+            An array, or None (the default) if `make` needs nothing.
+        """
         return None
 
     def placeholder(self, shape: tuple[int, int, int]) -> np.ndarray | None:
-        """An array like that of `measure`, for plans without images; by default none is needed."""
+        """An array that can stand for the result of `measure` if there are no images.
+
+        `ddpm-jax plan` and `ddpm-jax inspect` use it.
+
+        Args:
+            shape: (height, width, channel).
+
+        Returns:
+            An array of the shape that `measure` returns, or None (the default).
+        """
         return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Isotropic(Process):
-    """White noise: all frequencies alike, as in DDPM."""
+    """White noise, the same at all frequencies, as in DDPM."""
 
     def make(
         self, schedule: Chain, shape: tuple[int, int, int], measured: np.ndarray | None
@@ -81,12 +106,12 @@ class Isotropic(Process):
 
 @dataclasses.dataclass(frozen=True)
 class Blurring(Process):
-    """White noise on an image that is blurred more and more."""
+    """White noise, and a blur that grows with t (Hoogeboom & Salimans 2022)."""
 
     max_blur: Annotated[float, _PIXELS] = 2.0
     """Standard deviation of the blur at t = T - 1, in pixels."""
     min_scale: Annotated[float, _SHARE] = 1e-3
-    """What blur alone leaves of each frequency's amplitude at least."""
+    """Smallest factor of an amplitude by the blur, in (0, 1]."""
 
     def make(
         self, schedule: Chain, shape: tuple[int, int, int], measured: np.ndarray | None
@@ -97,10 +122,11 @@ class Blurring(Process):
 
 @dataclasses.dataclass(frozen=True)
 class Correlated(Process):
-    """The noise of neighbouring pixels is alike."""
+    """Noise that is correlated between neighbouring pixels."""
 
     correlation_length: Annotated[float, _PIXELS] = 0.5
-    """The noise of pixels (x, y) apart has the correlation exp(-(|x| + |y|) / this)."""
+    """Length in pixels: noise at a distance of (x, y) pixels has the correlation
+    exp(-(abs(x) + abs(y)) / length). 0 is white noise."""
 
     def make(
         self, schedule: Chain, shape: tuple[int, int, int], measured: np.ndarray | None
@@ -112,25 +138,28 @@ class Correlated(Process):
 
 @dataclasses.dataclass(frozen=True)
 class EqualSNR(Process):
-    """Noise with the spectrum of the training images, which is measured when a run begins."""
+    """Noise with the spectrum of the training images, so that all frequencies have the same SNR.
+
+    The spectrum is measured when a run begins.
+    """
 
     floor: Annotated[float, _SHARE] = 1e-4
-    """Variances below this share of the largest are raised to it."""
+    """Smallest variance of a frequency, as a share of the largest one, in (0, 1]."""
 
     def make(
         self, schedule: Chain, shape: tuple[int, int, int], measured: np.ndarray | None
     ) -> Modal:
         """`processes.equal_snr`."""
         if measured is None:
-            raise ValueError("equal_snr has the spectrum of images, and none were measured")
+            raise ValueError("equal_snr needs the spectrum of the images, which was not measured")
         return processes.equal_snr(schedule, measured, bases.dct(), floor=self.floor)
 
     def measure(self, images: ImageSet) -> np.ndarray:
-        """Their spectrum."""
+        """Returns `measured_spectrum`."""
         return measured_spectrum(images)
 
     def placeholder(self, shape: tuple[int, int, int]) -> np.ndarray:
-        """A flat spectrum."""
+        """Returns a flat spectrum."""
         return np.ones(shape)
 
 
@@ -140,10 +169,20 @@ def make_process(
     shape: tuple[int, int, int],
     measured: np.ndarray | None = None,
 ) -> Modal:
-    """The process of images of one shape.
+    """The process of a config for images of one shape.
+
+    Args:
+        schedule: the member of this family.
+        process: the member of this family.
+        shape: (height, width, channel).
+        measured: the result of `process.measure`, if it has one.
+
+    Returns:
+        The process, see `ddpm_jax.processes`.
 
     Raises:
-        ConfigError: numbers that make no process of these images, or no process.
+        ConfigError: the fields make no process of these images, or the member's `make` returned
+            none.
     """
     chain = make_schedule(schedule)
     try:
@@ -155,11 +194,22 @@ def make_process(
 
 
 def exponential_spectrum(shape: tuple[int, int, int], length: float) -> np.ndarray:
-    """The variance of correlated noise in each mode, `[height, width, 1]`; see the module.
+    r"""The variance of correlated noise in each cosine mode.
+
+    With :math:`\rho = \exp(-1 / \mathrm{length})` the correlation of the noise of two pixels
+    :math:`(x, y)` apart is :math:`\rho^{|x| + |y|}`, and
+
+    .. math::
+
+        \lambda(w) \propto f(w_1) f(w_2), \qquad
+        f(w) = \frac{1 - \rho^2}{1 - 2 \rho \cos w + \rho^2}.
 
     Args:
         shape: (height, width, channel).
-        length: the correlation is exp(-(|x| + |y|) / length), in pixels; 0 is white noise.
+        length: in pixels, 0 or more; 0 is white noise.
+
+    Returns:
+        float64 `[height, width, 1]` with the mean 1.
     """
     rho = np.exp(-1.0 / length) if length > 0.0 else 0.0
     rows, columns = (1.0 + rho**2 - 2.0 * rho * np.cos(np.pi * np.arange(n) / n) for n in shape[:2])
@@ -168,7 +218,14 @@ def exponential_spectrum(shape: tuple[int, int, int], length: float) -> np.ndarr
 
 
 def measured_spectrum(images: ImageSet) -> np.ndarray:
-    """Variance of the training images in each cosine mode, `[height, width, channel]`."""
+    """The variance of the training images in each cosine mode.
+
+    Args:
+        images: the data set, of which at most 10,000 training images are read.
+
+    Returns:
+        float64 `[height, width, channel]`, of images in [-1, 1].
+    """
     (some, _), *_ = in_batches(images.train_centred, _MEASURED_IMAGES)
     modes = np.asarray(bases.dct().to_modes(to_model_range(some, images.levels)), np.float64)
     return np.var(modes, axis=0)

@@ -1,4 +1,4 @@
-"""How images are drawn from a trained network: the samplers of `ddpm_jax.samplers`."""
+"""The samplers, which draw images from a trained network; see `ddpm_jax.samplers`."""
 
 import abc
 import dataclasses
@@ -31,33 +31,41 @@ __all__ = [
 
 
 class BoundModel(NamedTuple):
-    """A trained network with its parameters, labels and guidance."""
+    """A trained network as a function of x_t and t: with its parameters, labels and guidance."""
 
     process: Modal
+    """The forward process that the network was trained on."""
     predict: Predict
     """`(x_t, t) -> prediction`."""
     predict_pair: Predict
-    """The same, or `-> (prediction, interpolation)` of a network with a learned variance."""
+    """The same; `(x_t, t) -> (prediction, interpolation)` if the network learns the variance."""
     predicts: Predicts
+    """What the network predicts: "eps", "x0" or "v"."""
     variance: Variance
+    """Variance of p(x_{t-1} | x_t), see `ddpm_jax.reverse`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold(Member):
-    """What keeps x0_hat in [-1, 1] at each step."""
+    """A function that limits x0_hat at each step, because images are in [-1, 1]."""
 
     affects: ClassVar[Affects] = Affects.REPORTS
 
     @abc.abstractmethod
     def make(self) -> samplers.Threshold | None:
-        """`x0_hat -> x0_hat`, or None."""
+        """The threshold as a function.
+
+        Returns:
+            `x0_hat -> x0_hat` of the same shape, or None for no threshold.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class StaticThreshold(Threshold):
-    """Clips to [-limit, limit]."""
+    """Clips x0_hat to [-limit, limit]."""
 
     limit: Annotated[float, POSITIVE] = 1.0
+    """Largest absolute value."""
 
     def make(self) -> samplers.Threshold | None:
         """`samplers.static_threshold`."""
@@ -68,13 +76,15 @@ class StaticThreshold(Threshold):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicThreshold(Threshold):
-    """Scales an image into [-1, 1] where more than a quantile is outside (Saharia et al. 2022)."""
+    """Scales x0_hat down to [-1, 1] by a quantile of its absolute values (Saharia et al. 2022)."""
 
     quantile: Annotated[float, Bound(lambda value: 0.0 < value <= 1.0, "in (0, 1]")] = 0.995
+    """Quantile of the absolute values of an image, in (0, 1]; the image is divided by it if it is
+    above 1."""
     maximum: Annotated[
         float | None, Bound(lambda value: value is None or value >= 1.0, "1 or more")
     ] = None
-    """Of what an image is divided by; None for no maximum."""
+    """Largest divisor. None: no limit."""
 
     def make(self) -> samplers.Threshold | None:
         """`samplers.dynamic_threshold`."""
@@ -83,37 +93,54 @@ class DynamicThreshold(Threshold):
 
 @dataclasses.dataclass(frozen=True)
 class NoThreshold(Threshold):
-    """Leaves x0_hat as it is."""
+    """Leaves x0_hat unchanged."""
 
     def make(self) -> samplers.Threshold | None:
-        """None."""
+        """Returns None."""
         return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(Member):
-    """A sampler, the times that it visits, and guidance."""
+    """A sampler, the times that it visits, and guidance by class."""
 
     affects: ClassVar[Affects] = Affects.REPORTS
     steps: Annotated[int | None, COUNT] = None
-    """How many; by default all T."""
+    """Number of steps, at most T. None: all T. Fewer steps are faster."""
     spacing: Spacing = "linspace"
-    """How they are spread over the chain, see `ddpm_jax.samplers.time_grid`."""
+    """Rule by which the times are spread over the chain, see `ddpm_jax.samplers.time_grid`."""
     guidance: float = 1.0
-    """Of a network with classes: 0 leaves them out, 1 is the network as it is, more is guided."""
+    """Scale of classifier-free guidance, for a network with classes. 0 ignores the class, 1 is no
+    guidance; above 1 images follow their class more closely, but vary less."""
     guidance_interval: tuple[int, int] | None = None
-    """First and last network time that is guided; by default all."""
+    """Smallest and largest network time with guidance. None: all times."""
     guidance_rescale: Annotated[float, Bound(lambda value: 0.0 <= value <= 1.0, "in [0, 1]")] = 0.0
-    """How far a guided x0_hat gets the standard deviation of the conditional one back."""
+    """Share, in [0, 1], by which a guided x0_hat gets the standard deviation of the conditional
+    one. Raise it if guided images are too saturated."""
     threshold: Threshold = StaticThreshold()
-    """What keeps x0_hat in [-1, 1]."""
+    """Limit of x0_hat at each step."""
 
     @abc.abstractmethod
     def make(self, model: BoundModel) -> samplers.Sampler:
-        """The sampler of one network."""
+        """The sampler of one network.
+
+        Args:
+            model: the trained network.
+
+        Returns:
+            The sampler, see `ddpm_jax.samplers.Sampler`.
+        """
 
     def guided(self, conditional: Predict, unconditional: Predict) -> Predict:
-        """`samplers.guidance.classifier_free` with these fields."""
+        """The guided prediction: `samplers.guidance.classifier_free` with the fields of guidance.
+
+        Args:
+            conditional: `(x_t, t) -> prediction` with the class.
+            unconditional: the same without the class.
+
+        Returns:
+            `(x_t, t) -> prediction`.
+        """
         return samplers.guidance.classifier_free(
             conditional,
             unconditional,
@@ -123,11 +150,18 @@ class Sampler(Member):
         )
 
     def times(self, process: Modal) -> Int[Array, " steps"]:
-        """The times that are visited, falling."""
+        """The times that the sampler visits.
+
+        Args:
+            process: the forward process of the network.
+
+        Returns:
+            int32 `[steps]`, falling.
+        """
         return samplers.time_grid(process, self.steps or process.num_steps, self.spacing)
 
     def check(self, config: Any) -> None:
-        """As many steps as the chain has at most; guidance where there are classes."""
+        """Checks that the chain has as many steps, and that a guided network has classes."""
         num_steps = config.schedule.num_steps
         if (self.steps or 1) > num_steps:
             raise ConfigError(
@@ -136,16 +170,16 @@ class Sampler(Member):
             )
         if config.network.classes == 0 and self.guidance != 1.0:
             raise ConfigError(
-                f"sampler.guidance is {self.guidance}; it has to be 1 where network.classes is 0"
+                f"sampler.guidance is {self.guidance}; it has to be 1 if network.classes is 0"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Sampler):
-    """The reverse chain itself (Ho et al. 2020, algorithm 2)."""
+    """The reverse chain of DDPM (Ho et al. 2020, algorithm 2)."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
-        """`samplers.ancestral`, the one that has a use for a learned variance."""
+        """`samplers.ancestral`, the only sampler that uses a learned variance."""
         return samplers.ancestral(
             model.process,
             model.predict_pair,
@@ -157,12 +191,14 @@ class Ancestral(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class DDIM(Sampler):
-    """Deterministic at eta = 0, with noise up to the chain's own at 1 (Song et al. 2021)."""
+    """DDIM, which is deterministic at eta = 0 (Song et al. 2021)."""
 
     eta: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Noise of each step, in units of the posterior's deviation."""
+    """Noise of each step, as a multiple of the posterior's standard deviation. 0 is deterministic,
+    1 is as noisy as the reverse chain."""
     noise_after_threshold: bool = True
-    """The noise agrees with x0_hat after its threshold; otherwise it is the predicted one."""
+    """Compute eps_hat again from x0_hat after the threshold. Otherwise the network's own eps_hat is
+    used."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.ddim`."""
@@ -172,11 +208,12 @@ class DDIM(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPP(Sampler):
-    """DPM-Solver++ (Lu et al. 2022)."""
+    """DPM-Solver++ (Lu et al. 2022); good at 10 to 50 steps."""
 
     order: Annotated[int, Bound(lambda value: value in (1, 2), "1 or 2")] = 2
+    """Order of the solver, 1 or 2. Order 1 without noise is DDIM."""
     stochastic: bool = False
-    """The SDE's version."""
+    """Solve the stochastic differential equation, which adds noise at each step."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.dpm_solver_pp`."""
@@ -186,7 +223,7 @@ class DPMSolverPP(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class Heun(Sampler):
-    """Heun's method on the probability flow (Karras et al. 2022)."""
+    """Heun's method on the probability flow; two network calls a step (Karras et al. 2022)."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.heun`."""
@@ -198,6 +235,7 @@ class ProbabilityFlow(Sampler):
     """The probability flow by a linear multistep method."""
 
     order: Annotated[int, Bound(lambda value: 1 <= value <= 4, "1 to 4")] = 4
+    """Order of the method, 1 to 4."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.probability_flow`."""
@@ -207,7 +245,7 @@ class ProbabilityFlow(Sampler):
 def _make(
     sampler: Callable[..., samplers.Sampler], model: BoundModel, member: Sampler, **kwargs: Any
 ) -> samplers.Sampler:
-    """One that uses the prediction alone."""
+    """A sampler that uses only the prediction."""
     return sampler(
         model.process,
         model.predict,

@@ -25,21 +25,30 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(Member):
-    """A chain of T steps, and what is done to it after it is made."""
+    """How noise grows over a chain of T steps, and two changes that fit any schedule."""
 
     affects: ClassVar[Affects] = Affects.MODEL
     num_steps: Annotated[int, Bound(lambda value: value <= 1_000_000, "at most 1,000,000")] = 1000
-    """T, the length of the chain."""
+    """T, the number of steps of the chain."""
     shift_resolution: Annotated[int | None, COUNT] = None
-    """Lower log SNR for images of this side (Hoogeboom et al. 2023); None leaves it."""
+    """Side of the images in pixels. The schedule is shifted to more noise for images larger than
+    `shift_reference` (Hoogeboom et al. 2023). None: no shift."""
     shift_reference: Annotated[int, COUNT] = 64
-    """The side of the images that the schedule without the shift is made for."""
+    """Side of the images for which the schedule needs no shift, in pixels."""
     zero_terminal_snr: bool = False
-    """Bend the schedule so that no signal is left at T - 1; needs network.predicts v or x0."""
+    """Change the schedule so that no signal is left at t = T - 1 (Lin et al. 2024). The network has
+    to predict "v" or "x0"."""
 
     @abc.abstractmethod
     def make(self) -> schedules.Schedule:
-        """The schedule before any shift or bend; a ValueError becomes a sentence."""
+        """The schedule, without the shift and without `zero_terminal_snr`.
+
+        Returns:
+            The tables of the chain, see `ddpm_jax.schedules.Schedule`.
+
+        Raises:
+            ValueError: the fields make no schedule. The caller turns it into a ConfigError.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +56,9 @@ class Linear(Schedule):
     """beta grows linearly (Ho et al. 2020)."""
 
     beta_min: float = 1e-4
-    """The first beta."""
+    """beta at t = 0, in (0, 1)."""
     beta_max: float = 0.02
-    """The last beta."""
+    """beta at t = T - 1, in (0, 1)."""
 
     def make(self) -> schedules.Schedule:
         """`schedules.linear`."""
@@ -61,9 +70,9 @@ class Quadratic(Schedule):
     """sqrt(beta) grows linearly (Stable Diffusion)."""
 
     beta_min: float = 1e-4
-    """The first beta."""
+    """beta at t = 0, in (0, 1)."""
     beta_max: float = 0.02
-    """The last beta."""
+    """beta at t = T - 1, in (0, 1)."""
 
     def make(self) -> schedules.Schedule:
         """`schedules.quadratic`."""
@@ -75,6 +84,7 @@ class ConstantBeta(Schedule):
     """The same beta at each step."""
 
     beta: float = 0.02
+    """beta at each t, in (0, 1)."""
 
     def make(self) -> schedules.Schedule:
         """`schedules.constant`."""
@@ -86,9 +96,9 @@ class Cosine(Schedule):
     """alpha_bar is a squared cosine (Nichol & Dhariwal 2021)."""
 
     offset: float = 0.008
-    """Keeps the first betas from vanishing."""
+    """Shift of the cosine, as a share of the chain. Without it the first betas are close to 0."""
     max_beta: float = 0.999
-    """Larger betas are cut to this."""
+    """Largest beta; larger ones are cut to it. In (0, 1)."""
 
     def make(self) -> schedules.Schedule:
         """`schedules.cosine`."""
@@ -100,10 +110,13 @@ class Sigmoid(Schedule):
     """alpha_bar is a sigmoid (Jabri et al. 2023)."""
 
     start: float = -3.0
+    """Argument of the sigmoid where the chain begins, below `end`."""
     end: float = 3.0
+    """Argument of the sigmoid where the chain ends."""
     tau: float = 1.0
+    """Temperature, above 0. alpha_bar falls more evenly if it is large."""
     max_beta: float = 0.999
-    """Larger betas are cut to this."""
+    """Largest beta; larger ones are cut to it. In (0, 1)."""
 
     def make(self) -> schedules.Schedule:
         """`schedules.sigmoid`."""
@@ -126,14 +139,14 @@ class LinearLogSNR(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class FromBetas(Schedule):
-    """Any betas, one for each step, as other programs store them."""
+    """A list of betas, one for each step, as other programs store them."""
 
     betas: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="(one for each step)")]
-    """From t = 0 on; the last may be 1."""
+    """beta at each t from 0 on, in (0, 1); the last may be 1."""
     num_steps: Annotated[int, Bound(lambda value: 0 <= value <= 1_000_000, "0 to 1,000,000")] = (
         dataclasses.field(default=0, kw_only=True)
     )
-    """T. It follows from `betas`: 0 stands for as many as there are."""
+    """T. Leave it at 0: it becomes the number of betas."""
 
     def __post_init__(self) -> None:
         """Counts the betas."""
@@ -145,16 +158,23 @@ class FromBetas(Schedule):
         if self.num_steps != len(self.betas):
             raise ValueError(
                 f"num_steps is {self.num_steps}, and betas has {len(self.betas)} numbers; leave"
-                " num_steps out, or give that many"
+                " num_steps out, or set it to that number"
             )
         return schedules.from_betas(np.array(self.betas, np.float64))
 
 
 def make_schedule(schedule: Schedule) -> schedules.Schedule:
-    """The schedule, shifted and bent as its fields say.
+    """The schedule of a member, with its shift and `zero_terminal_snr`.
+
+    Args:
+        schedule: the member.
+
+    Returns:
+        The tables of the chain.
 
     Raises:
-        ConfigError: T below 2, a beta outside (0, 1), log SNR that does not fall, or no schedule.
+        ConfigError: T is below 2, a beta is outside (0, 1), log SNR does not fall, or the member's
+            `make` returned no schedule.
     """
     try:
         made = schedule.make()

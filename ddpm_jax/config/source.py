@@ -1,4 +1,4 @@
-"""Classes that a user's config file defines: their file, and how to bring them back.
+"""The config file of a user that defines classes, and how a run loads them again.
 
 A run stores a copy of the file. Only this file is copied: what it imports has to be installed.
 """
@@ -16,24 +16,24 @@ from ddpm_jax.config.config import Config, members_of
 __all__ = ["OWN", "Source", "class_text", "execute", "same_definitions", "source_of"]
 
 OWN = "config.py"
-"""The run's copy of the file; a stored config calls its classes "config.py:Name"."""
+"""Name of the run's copy of the config file; a stored config calls its classes "config.py:Name"."""
 PACKAGE = "ddpm_jax.config."
-"""How the modules of this package begin."""
+"""Prefix of the modules of this package."""
 _SOURCE = "__ddpm_jax_source__"
-"""The attribute of an executed module with what was executed."""
+"""Attribute of an executed module that holds its `Source`."""
 
 
 class Source(NamedTuple):
     """A config file."""
 
     name: str
-    """Without its folder."""
+    """File name without the folder."""
     content: bytes
-    """As on the disk: Python reads the encoding from it."""
+    """Content of the file; Python finds its encoding."""
 
     @property
     def sha256(self) -> str:
-        """Of the content, in hex."""
+        """SHA-256 of the content, in hex."""
         return hashlib.sha256(self.content).hexdigest()
 
 
@@ -47,27 +47,33 @@ def execute(source: Source, path: str) -> ModuleType:
     module = ModuleType(f"ddpm_jax_config_{source.sha256[:12]}")
     module.__file__ = path
     setattr(module, _SOURCE, source)
-    sys.modules[module.__name__] = module  # where a dataclass of the file looks for its types
+    sys.modules[module.__name__] = module  # a dataclass of the file looks for its types there
     try:
         exec(compile(source.content, path, "exec"), module.__dict__)
     except BaseException:
-        sys.modules.pop(module.__name__, None)  # half a module is none
+        sys.modules.pop(module.__name__, None)  # the module is incomplete
         raise
     return module
 
 
 def class_text(member: Member) -> str:
-    """How a stored config names the class of a member, "module:Name"."""
+    """The name of a member's class in a stored config, "module:Name"."""
     kind = type(member)
     place = kind.__module__ if kind.__module__.startswith(PACKAGE) else OWN
     return f"{place}:{kind.__qualname__}"
 
 
 def source_of(config: Config) -> Source | None:
-    """The file that defines those members that are not of this package; None if there are none.
+    """The file that defines those members of a config that are not of this package.
+
+    Args:
+        config: a config.
+
+    Returns:
+        The file, or None if all members are of this package.
 
     Raises:
-        ConfigError: a class that a copy of one file does not bring back.
+        ConfigError: a copy of one file is not enough to load a class again.
     """
     source: Source | None = None
     for name, member in members_of(config):
@@ -77,13 +83,13 @@ def source_of(config: Config) -> Source | None:
         if "." in kind.__qualname__:
             raise ConfigError(
                 f"{name} is a {kind.__qualname__}; define its class at the top level of the file,"
-                " so that the run can find it again"
+                " so that the run can load it again"
             )
         own = _source_of_module(kind.__module__)
         if own is None or (source is not None and own.content != source.content):
             raise ConfigError(
                 f"{name} is {kind.__module__}:{kind.__qualname__}; a run stores a copy of its"
-                " config file alone, so define the class there, as in"
+                " config file only, so define the class there, as in"
                 f" class {kind.__qualname__}({kind.__module__}.{kind.__qualname__}): ..."
             )
         source = own
@@ -91,7 +97,15 @@ def source_of(config: Config) -> Source | None:
 
 
 def same_definitions(first: bytes, second: bytes) -> bool:
-    """Whether two files differ in `get_config`, comments and layout alone."""
+    """Whether two config files define the same classes.
+
+    Args:
+        first: content of a file.
+        second: content of another file.
+
+    Returns:
+        True if the files differ only in `get_config`, comments and layout.
+    """
     try:
         one, other = (ast.dump(_without_get_config(content)) for content in (first, second))
     except (SyntaxError, ValueError):

@@ -1,12 +1,13 @@
-"""A configuration to and from JSON: the format of RUN/config.json and of each checkpoint.
+"""A config to and from JSON: the format of RUN/config.json and of each checkpoint.
+
+An example::
 
     {"format": 1, "source": {"name": "own_network.py", "sha256": "..."} or null,
      "data": {"class": "ddpm_jax.config.data:Digits", "on_bad_image": "stop", ...},
      "network": {"class": "config.py:TinyMLP", "width": 128, ...}, ..., "seed": 0, ...}
 
-It has all fields, and the class of each member: one of this package, or one of the run's own copy
-of its config file. This is a promise: later versions read format 1. A field that they add takes
-its default.
+It has all fields, and the class of each member: a class of this package, or one of the run's copy
+of its config file. Later versions will read format 1; fields that they add take their defaults.
 """
 
 import contextlib
@@ -41,11 +42,18 @@ FORMAT = 1
 
 
 class UnknownClassError(ConfigError):
-    """A stored config has a member of a class that is not there."""
+    """A stored config has a member of a class that does not exist."""
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """Nested plain values, as `json.loads` returns them: lists in place of tuples."""
+    """A config as plain values, for JSON.
+
+    Args:
+        config: to be stored.
+
+    Returns:
+        Nested dictionaries and lists, as `json.loads` returns them; `from_json` is the inverse.
+    """
     source = source_of(config)
     values = {
         "format": FORMAT,
@@ -56,7 +64,14 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def plain(values: Any) -> dict[str, Any]:
-    """A config or a member as nested plain values; each member has its class."""
+    """A config or a member as nested plain values.
+
+    Args:
+        values: a config or a member.
+
+    Returns:
+        The fields by name; a member also has its class, as "class".
+    """
     result: dict[str, Any] = {"class": class_text(values)} if isinstance(values, Member) else {}
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
@@ -75,20 +90,24 @@ def from_json(
 
     Args:
         values: the stored config.
-        copy: the run's copy of its config file, which is executed if a class of it is needed.
-        own: such classes by their names, in place of the copy.
-        report: gets a line before the copy is executed, and one of the fields that take their
-            defaults.
+        copy: path of the run's copy of its config file. It is executed if one of its classes is
+            needed.
+        own: classes of the config file by name, in place of the copy.
+        report: gets a line before the copy is executed, and a line that names the fields that take
+            their defaults.
+
+    Returns:
+        The config.
 
     Raises:
-        UnknownClassError: a class that is missing.
-        ConfigError: another format, a field that this version does not know, a value that is not of
-            its field's type, or a copy that has changed.
+        UnknownClassError: a class does not exist.
+        ConfigError: the format is another one, this version does not know a field, a value has the
+            wrong type, or the copy has changed.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"the stored config is {shown(values)}; it has to be an object")
     if (number := values.get("format")) != FORMAT:
-        what = f"is of format {shown(number)}"
+        what = f"has the format {shown(number)}"
         if number is None:
             what = "has no format: an older version wrote it"
         raise ConfigError(f"the stored config {what}; this version of ddpm_jax reads {FORMAT}")
@@ -125,14 +144,31 @@ def from_json(
 
 
 def to_message(config: Config) -> dict[str, Any]:
-    """`to_json` and the config file that defines members of `config`, for another process."""
+    """A config for another process: `to_json`, and the config file if it defines members.
+
+    Args:
+        config: to be sent.
+
+    Returns:
+        Plain values, which JSON can hold; `from_message` is the inverse.
+    """
     source = source_of(config)
     content = None if source is None else source.content.decode("latin-1")
     return {"config": to_json(config), "content": content}
 
 
 def from_message(message: dict[str, Any]) -> Config:
-    """The inverse of `to_message`; executes the config file if there is one."""
+    """The inverse of `to_message`; executes the config file if there is one.
+
+    Args:
+        message: the result of `to_message`.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: as in `from_json`.
+    """
     values, content = message["config"], message["content"]
     if content is None:
         return from_json(values)
@@ -145,12 +181,12 @@ def _own_module(
 ) -> ModuleType:
     """The copy as a module; executes it unless a file with the same content was executed before."""
     if copy is None or not copy.is_file() or not isinstance(stored, dict):
-        raise ConfigError(f"{what} is a class of the run's {OWN}, which is not there")
+        raise ConfigError(f"{what} is a class of the run's {OWN}, which is missing")
     source = Source(str(stored.get("name")), copy.read_bytes())
     if source.sha256 != stored.get("sha256"):
         raise ConfigError(
-            f"{str(copy)!r} is not as it was when training began, by its sha256; bring it back:"
-            f" {what} is defined in it"
+            f"{str(copy)!r} has changed since training began (its SHA-256 differs); restore the"
+            f" original file, which defines {what}"
         )
     name = f"ddpm_jax_config_{source.sha256[:12]}"
     if name in sys.modules:
@@ -160,31 +196,39 @@ def _own_module(
         return execute(source, str(copy))
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"{str(copy)!r} fails with {type(error).__name__}: {error}; {what} is defined in it"
+            f"{str(copy)!r} fails with {type(error).__name__}: {error}; it defines {what}"
         ) from error
 
 
 class Difference(NamedTuple):
-    """A field of two configs, by its dotted name; its two values; what it affects."""
+    """A field in which two configs differ."""
 
     field: str
+    """Dotted name of the field."""
     first: Any
+    """Its value in the first config."""
     second: Any
+    """Its value in the second config."""
     affects: Affects
+    """What changes with the field."""
 
 
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], config: Config
 ) -> list[Difference]:
-    """The fields in which two stored configs differ, in the order of their declaration.
+    """The fields in which two stored configs differ.
 
-    If the classes of a member differ, its fields are left out. A field that one config lacks has
-    the default of its class.
+    If the classes of a member differ, its fields are not compared. A field that one config lacks
+    has the default of its class. No code is executed.
 
     Args:
-        first: as `to_json` returns it; nothing is executed.
-        second: the same.
-        config: one of the two, or another with the same classes, which say what a field affects.
+        first: a config as `to_json` returns it.
+        second: another one.
+        config: one of the two, or another config with the same classes, which say what a field
+            affects.
+
+    Returns:
+        The differences, in the order in which the fields are declared.
     """
     known = effects(config)
     here, there = flat(first), flat(second)
@@ -194,7 +238,7 @@ def differences(
         parts = field.split(".")
         names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
         if any(other.field in names for other in result):
-            continue  # of a member of another class
+            continue  # a field of a member of another class
         default = _default_of(config, field)
         pair = here.get(field, default), there.get(field, default)
         if pair[0] != pair[1]:
@@ -204,7 +248,7 @@ def differences(
 
 
 def _default_of(config: Config, field: str) -> Any:
-    """The default of a field as `flat` has it; None without one."""
+    """The default of a field as `flat` has it; None if it has none."""
     *path, name = field.split(".")
     value: Any = config
     for part in path:
@@ -219,7 +263,15 @@ def _default_of(config: Config, field: str) -> Any:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The result of `to_json` by dotted names; the name of a member has its class."""
+    """A stored config with dotted names in place of nested dictionaries.
+
+    Args:
+        values: the result of `to_json`.
+        prefix: put before each name.
+
+    Returns:
+        Values by dotted name; the value of a member is the name of its class.
+    """
     names: dict[str, Any] = {}
     for name, value in values.items():
         if not prefix and name in ("format", "source"):

@@ -1,7 +1,7 @@
 """The check of values against the annotations of their fields.
 
 It is the same for config files, the command line, stored configs and configs that a script builds.
-An annotation is int, float, bool, str, a `Literal`, `X | None`, a tuple of these, a member of a
+An annotation is int, float, bool, str, a `Literal`, ``X | None``, a tuple of these, a member of a
 family (`config.base`), or another dataclass. A `Bound` in it restricts the values.
 """
 
@@ -30,18 +30,22 @@ _NOUNS = {int: "integer", float: "number", str: "text"}
 
 
 def checked(value: Any, kind: Any, name: str = "") -> Any:
-    """A dataclass `kind` with the values of `value`, each of the type of its field.
+    """A dataclass with each value converted to the type of its field.
 
-    An int of a float field becomes a float, a list a tuple, a scalar of NumPy one of Python; a
+    In a float field an int becomes a float; a list becomes a tuple, a NumPy scalar a Python one. A
     dataclass of a subclass without fields of its own becomes one of `kind`.
 
     Args:
-        value: a dataclass of any values.
+        value: a dataclass with any values.
         kind: the class that it has to be of.
-        name: of its field, with dots; empty for the whole config.
+        name: dotted name of its field; empty for the whole config.
+
+    Returns:
+        A dataclass of the class `kind`; of a member, of its own class.
 
     Raises:
-        ConfigError: with the field, its value, what it has to be, and a similar value that works.
+        ConfigError: a value has the wrong type or is out of bounds. The sentence names the field,
+            its value, the allowed values, and a similar value that would do.
     """
     if not isinstance(value, kind):
         if isinstance(value, type):
@@ -57,7 +61,9 @@ def checked(value: Any, kind: Any, name: str = "") -> Any:
     fields, prefix = annotations(kind, name), f"{name}." if name else ""
     own = {field.name for field in dataclasses.fields(value)} | vars(value).keys()
     for extra in sorted(own - fields.keys()):
-        raise ConfigError(f"{prefix}{extra} is no field of {kind.__name__}{nearest(extra, fields)}")
+        raise ConfigError(
+            f"{prefix}{extra} is not a field of {kind.__name__}{nearest(extra, fields)}"
+        )
     return kind(
         **{
             field: checked(getattr(value, field), hint, prefix + field)
@@ -76,17 +82,20 @@ def from_plain(
     find_class: Callable[[str, type, str], type],
     absent: dict[str, str],
 ) -> Any:
-    """A dataclass `kind` with the values of a JSON object.
+    """A dataclass from the values of a JSON object.
 
     Args:
         values: by the names of fields; a member also has "class".
         kind: the class that it has to be of.
         name: as in `checked`.
         find_class: `(text, family, name) -> class` of a member.
-        absent: gets the name, and the default as text, of each field that the values lack.
+        absent: filled with the name, and the default as text, of each field that `values` lacks.
+
+    Returns:
+        A dataclass of the class `kind`; of a member, of its own class.
 
     Raises:
-        ConfigError: as `checked`; a field that this version does not know; or one that is absent
+        ConfigError: as in `checked`; or this version does not know a field; or a field is absent
             and has no default.
     """
     where, prefix = name or "the stored config", f"{name}." if name else ""
@@ -122,7 +131,7 @@ def from_plain(
 
 
 def effects(value: Any, prefix: str = "", family: Affects | None = None) -> dict[str, Affects]:
-    """What each field of a config affects, by its name with dots; for a member also its class."""
+    """What changes with each field of a config, by dotted name; of a member also with its class."""
     result: dict[str, Affects] = {}
     for name, hint in annotations(type(value)).items():
         inner = getattr(value, name)
@@ -136,22 +145,37 @@ def effects(value: Any, prefix: str = "", family: Affects | None = None) -> dict
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`(did you mean ...?)` with the one of `names` that is most like `name`, or nothing."""
+    """A hint for a misspelt name.
+
+    Args:
+        name: as it was given.
+        names: the right ones.
+
+    Returns:
+        " (did you mean X?)" with the most similar of `names`, or "" if none is similar.
+    """
     near = difflib.get_close_matches(name.lower(), names, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def shown(value: Any) -> str:
-    """The `repr` of any value, in one short line."""
+    """The `repr` of any value in one line of at most 80 characters.
+
+    Args:
+        value: any value, also one whose `repr` raises.
+
+    Returns:
+        The text.
+    """
     try:
         text = " ".join(_REPR.repr(value).split())
-    except Exception:  # of a class that is none of ours, or of an integer of 10,000 digits
+    except Exception:  # repr of a foreign class, or of an integer of 10,000 digits
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 class _MisfitError(Exception):
-    """A value, or an item of it, is not what an annotation says."""
+    """A value, or an item of it, does not fit its annotation."""
 
     def __init__(self, value: Any, hint: Any, place: str = "") -> None:
         super().__init__()
@@ -174,7 +198,7 @@ def _value(value: Any, hint: Any, name: str) -> Any:
 
 
 def _wanted(misfit: _MisfitError) -> str:
-    """What the value has to be, and a similar one that works."""
+    """The allowed values in words, and a similar value that would do."""
     wanted = _described(misfit.hint)
     if (kind := type(_plain(misfit.value))) in _arms(misfit.hint):
         wanted += _BOUNDS.get(kind, "")
@@ -185,7 +209,7 @@ def _wanted(misfit: _MisfitError) -> str:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`value` as a value of the type `hint`; raises _MisfitError if it is none."""
+    """`value` as a value of the type `hint`; raises _MisfitError if it does not fit."""
     if typing.get_origin(hint) is Annotated:
         return _converted(value, typing.get_args(hint)[0])
     if len(arms := _arms(hint)) > 1:
@@ -193,7 +217,7 @@ def _converted(value: Any, hint: Any) -> Any:
             try:
                 return _converted(value, arm)
             except _MisfitError as error:
-                if error.place:  # an item does not fit: the tuple itself does
+                if error.place:  # an item does not fit, but the tuple itself does
                     raise
         raise _MisfitError(value, hint)
     if typing.get_origin(hint) is tuple:
@@ -213,7 +237,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _as_tuple(value: Any, hint: Any) -> tuple[Any, ...]:
-    items = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or JAX
+    items = value.tolist() if hasattr(value, "tolist") else value  # an array of NumPy or JAX
     if not isinstance(items, list | tuple):
         raise _MisfitError(value, hint)
     hints = typing.get_args(hint)
@@ -231,7 +255,7 @@ def _as_tuple(value: Any, hint: Any) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of NumPy or JAX, a path, or a member of an enum of str or int, as Python's own."""
+    """A scalar of NumPy or JAX, a path, or an enum of str or int as the plain Python type."""
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, os.PathLike):
@@ -245,7 +269,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_file_name(value: str) -> bool:
-    """Whether a file can have this name: what all text of a config has to be, path or not."""
+    """Whether a file can have this name; all text of a config has to be such a name."""
     try:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -253,7 +277,7 @@ def _is_file_name(value: str) -> bool:
 
 
 _FITS = {
-    int: lambda value: -(2**63) <= value < 2**63,  # what arrays hold
+    int: lambda value: -(2**63) <= value < 2**63,  # int64
     float: lambda value: not math.isnan(value),
     str: _is_file_name,
     bool: lambda value: True,
@@ -264,7 +288,7 @@ _BOUNDS = {int: " below 2^63", str: " that can be the name of a file"}
 
 
 def _candidates(value: Any, hint: Any) -> Iterator[Any]:
-    """Values that may be meant, the likeliest first."""
+    """Values that the user may have meant, the likeliest first."""
     value = _plain(value)
     if isinstance(value, str) and len(value) <= _MOST_SHOWN:
         for arm in _arms(hint):
@@ -302,11 +326,11 @@ def annotations(kind: type, name: str = "") -> dict[str, Any]:
     """The annotation of each field of a dataclass.
 
     Raises:
-        ConfigError: a class of the user has one that is not supported.
+        ConfigError: an annotation in a user's class is not supported.
     """
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
-    except Exception as error:  # annotations of a user may raise anything
+    except Exception as error:  # a user's annotation may raise anything
         raise ConfigError(
             f"{name or kind.__name__}: {kind.__name__} has an annotation that fails"
             f" with {type(error).__name__}: {error}"
@@ -340,7 +364,7 @@ def _check_decorated(kind: type, name: str) -> None:
     for attribute, hint in inspect.get_annotations(kind).items():
         if attribute not in fields and "ClassVar" not in str(hint):
             raise ConfigError(
-                f"{name} is {article(kind.__name__)}, whose {attribute} is no field yet; put"
+                f"{name} is {article(kind.__name__)}, whose {attribute} is not a field yet; put"
                 " @dataclasses.dataclass(frozen=True) above the class"
             )
 
@@ -352,7 +376,7 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 
 def _described(hint: Any, *, plural: bool = False) -> str:
-    """What a value has to be, in words."""
+    """The allowed values in words."""
     if len(arms := _arms(hint)) > 1:
         return " or ".join(map(_described, arms))
     if hint is type(None):

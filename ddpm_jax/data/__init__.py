@@ -1,4 +1,4 @@
-"""Images in and out: sources of images, endless batches that resume, scaling to [-1, 1]."""
+"""Data sets of images, endless batches that resume exactly, and scaling to [-1, 1]."""
 
 from ddpm_jax.errors import require
 

@@ -1,12 +1,12 @@
 """Images in an .npz archive, as NumPy writes it.
 
-It has the arrays `train_images` and `test_images`, and `train_labels` and `test_labels` if there
-are labels; or `images` alone (and `labels`), of which each tenth is held out. Images are uint8
-`[n, height, width]` or `[n, height, width, 1 or 3]`. A number `levels` says how many grey levels
-they have, if not 256, and an array `class_names` of strings what each label stands for. What
-`ddpm-jax sample --out x.npz` writes can be read.
+The archive has the arrays `train_images` and `test_images`, and `train_labels` and `test_labels` if
+there are labels. Or it has only `images` (and `labels`), of which every tenth is held out. Images
+are uint8 `[n, height, width]` or `[n, height, width, 1 or 3]`. The number `levels` is the number of
+grey levels, if it is not 256, and `class_names` is an array with the name of each label. Files that
+`ddpm-jax sample --out x.npz` writes have this format.
 
-Other arrays are not read. Images are read into memory, so that they may have `memory_gb` at most.
+Other arrays are not read. All images are read into memory.
 """
 
 import contextlib
@@ -29,17 +29,25 @@ __all__ = ["archive_levels", "archive_shape", "read_archive"]
 
 _MOST_CLASSES = 100_000
 _MOST_NAMES = 2**26
-"""Bytes of the names of the classes."""
+"""Largest size of the names of the classes, in bytes."""
 
 
 def read_archive(
     path: pathlib.Path, *, preparation: Preparation = STORED, memory_gb: float = 4.0
 ) -> ImageSet:
-    """The images in the archive at `path`.
+    """Reads the images of an .npz archive; the module describes the format.
+
+    Args:
+        path: of the archive.
+        preparation: applied to each image.
+        memory_gb: largest size of the images of a split, in gigabytes.
+
+    Returns:
+        The training images and the held-out ones.
 
     Raises:
-        DataError: no archive, a damaged one, arrays that are missing, or are no images; or more
-            images than `memory_gb`.
+        DataError: the archive does not exist or is damaged, arrays are missing or are not images,
+            or there are more images than `memory_gb` allows.
     """
     with _opened(path) as reader:
         prefixes = _prefixes(path, reader)
@@ -57,8 +65,8 @@ def read_archive(
         (images,) = whole
         if len(images) < 10:
             raise DataError(
-                f"archive {str(path)!r} has {len(images)} images, too few to hold one in ten out;"
-                " it can have 'train_images' and 'test_images'"
+                f"archive {str(path)!r} has {len(images)} images; it needs 10 so that one in ten"
+                " can be held out, or the arrays 'train_images' and 'test_images'"
             )
         apart = np.arange(len(images)) % 10 == 9
         whole = [_some(images, which) for which in (~apart, apart)]
@@ -77,10 +85,17 @@ def read_archive(
 
 
 def archive_shape(path: pathlib.Path, *, preparation: Preparation = STORED) -> tuple[int, int, int]:
-    """(height, width, channel) of its prepared images, by the headers alone.
+    """The shape of an archive's prepared images; only headers are read.
+
+    Args:
+        path: of the archive.
+        preparation: applied to each image.
+
+    Returns:
+        (height, width, channel).
 
     Raises:
-        DataError: as `read_archive`, as far as headers tell.
+        DataError: as in `read_archive`, as far as the headers show it.
     """
     with _opened(path) as reader:
         _levels(path, reader, preparation)
@@ -89,7 +104,17 @@ def archive_shape(path: pathlib.Path, *, preparation: Preparation = STORED) -> t
 
 
 def archive_levels(path: pathlib.Path) -> int:
-    """The number of grey levels of its images, which are not read."""
+    """The number of grey levels of an archive's images; the images are not read.
+
+    Args:
+        path: of the archive.
+
+    Returns:
+        The number `levels` of the archive, 256 without it.
+
+    Raises:
+        DataError: as in `read_archive`.
+    """
     with _opened(path) as reader:
         return _levels(path, reader, STORED)
 
@@ -97,29 +122,30 @@ def archive_levels(path: pathlib.Path) -> int:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[NpzReader]:
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         folder = (
-            f"; images in it are read with --data folder --data.path {path}"
+            f"; to read images in it, take --data folder --data.path {path}"
             if path.is_dir()
             else ""
         )
         raise DataError(f"archive {str(path)!r} {what}{folder}")
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip file, or not all of one")
-        # How much is read is compared with a limit before.
+            raise ValueError("it is not a zip file, or it is truncated")
+        # `_check_memory` compares the size with the limit.
         with open_npz(path, most_bytes=sys.maxsize) as reader:
             yield reader
     except DataError:
         raise
     except Exception as error:  # whatever damage makes of zipfile, zlib and NumPy's headers
         raise DataError(
-            f"archive {str(path)!r} cannot be read ({first_line(error)}); numpy.savez writes such"
+            f"archive {str(path)!r} cannot be read ({first_line(error)}); it has to be a file as"
+            " numpy.savez writes it"
         ) from error
 
 
 def _prefixes(path: pathlib.Path, reader: NpzReader) -> tuple[str, ...]:
-    """What the names of the arrays of its splits begin with; one that is empty without splits."""
+    """The prefixes of the arrays of the splits; one empty prefix if there are no splits."""
     if {"train_images", "test_images"} <= reader.names:
         return "train_", "test_"
     if "images" in reader.names:
@@ -142,7 +168,7 @@ def _stored_shape(path: pathlib.Path, name: str, header: Header) -> tuple[int, i
     if len(shape) != 4:
         raise DataError(
             f"{name} of {str(path)!r} has shape {header.shape}; images are [n, height, width,"
-            " channel], with a channel axis of 1 for grey ones"
+            " channel], with 1 channel if they are grey"
         )
     return shape[1:]
 
@@ -150,7 +176,7 @@ def _stored_shape(path: pathlib.Path, name: str, header: Header) -> tuple[int, i
 def _check_memory(
     path: pathlib.Path, name: str, reader: NpzReader, preparation: Preparation, memory_gb: float
 ) -> None:
-    """Of the images in the archive, of what they become, and of their labels."""
+    """Checks the size of the stored images, the prepared images, and the labels."""
     images, labels = reader.header(name), name.replace("images", "labels")
     height, width, channel = _stored_shape(path, name, images)
     prepared = images.shape[0] * math.prod(preparation.shape_of((height, width, channel)))
@@ -160,8 +186,8 @@ def _check_memory(
     if needed > memory_gb * 1e9:
         raise DataError(
             f"{name} of {str(path)!r} need {needed / 1e9:.3g} GB of memory, and data.memory_gb is"
-            f" {memory_gb:g}; --data.memory-gb {math.ceil(needed / 1e9)} would do, or images in a"
-            " folder (--data folder), which are read as they are needed"
+            f" {memory_gb:g}; set --data.memory-gb {math.ceil(needed / 1e9)}, or put the images in"
+            " a folder (--data folder), which is read during training"
         )
 
 
@@ -195,13 +221,13 @@ def _class_names(path: pathlib.Path, reader: NpzReader) -> tuple[str, ...] | Non
     names = tuple(map(str, reader.read("class_names")))
     if len(set(names)) < len(names):
         raise DataError(
-            f"class_names of {str(path)!r} has one name twice; each label needs its own"
+            f"class_names of {str(path)!r} contains a name twice; each label needs its own name"
         )
     return names
 
 
 def _part(path: pathlib.Path, arrays: dict[str, np.ndarray], prefix: str, levels: int) -> Arrays:
-    """The images and labels whose names begin so."""
+    """The images and labels of one split."""
     images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
     name = f"{prefix}images of {str(path)!r}"
     if images.ndim == 3:

@@ -1,13 +1,13 @@
 """Converts public files of images to the archive that `ddpm_jax.data.archive` reads.
 
-| format | source |
-| --- | --- |
-| `mnist`, `fashion_mnist` | a folder with the four IDX files of the set, gzipped or not |
-| `cifar10` | the binary version: `cifar-10-binary.tar.gz`, or the folder in it |
-| `folder` | a folder of images, see `ddpm_jax.data.folder` |
+Formats and their sources:
 
-Images keep the order of the files. A size that a file states is compared with the file's length
-before memory is allocated, and no more is unpacked than such a set can have.
+- `mnist`, `fashion_mnist`: a folder with the four IDX files of the set, gzipped or not;
+- `cifar10`: the binary version, `cifar-10-binary.tar.gz`, or the folder in it;
+- `folder`: a folder of images, see `ddpm_jax.data.folder`.
+
+Images keep the order of the files. The size in a file's header is compared with the file's length
+before memory is allocated, and no more is unpacked than such a data set can have.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ _CLASSES = {
 _TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = "test_batch.bin"
 _BATCH = 10_000
-"""Images in each of these files."""
+"""Number of images in each of these files."""
 _RECORD = 1 + 3 * 32 * 32
-"""Bytes of an image in them: its label, then red, green and blue, each row by row."""
+"""Bytes of each image: its label, then red, green and blue, each row by row."""
 
 
 class _Part(NamedTuple):
@@ -70,29 +70,31 @@ def convert(
     memory_gb: float = 4.0,
     overwrite: bool = False,
 ) -> str:
-    """Writes the images of `source` to the archive `target`, all of it or nothing.
+    """Writes the images of `source` to the archive `target`, either completely or not at all.
 
     Args:
         kind: format of the source.
         source: a folder, or the .tar.gz of CIFAR-10.
         target: the .npz to write.
-        preparation: what is done to every image; nothing by default.
+        preparation: applied to each image; nothing by default.
         on_bad_image: what to do with a file of a folder that cannot be decoded.
-        memory_gb: the pixels of a split may need so many gigabytes.
+        memory_gb: largest size of the pixels of a split, in gigabytes.
         overwrite: replace a target that exists.
 
     Returns:
-        One sentence: the target, its splits and classes, and the number of images in each.
+        One sentence with the target, its splits and classes, and the number of images in each.
 
     Raises:
-        DataError: files that are missing, damaged or of another format, images that cannot be used
-            or need more than `memory_gb`, or a target that exists or cannot be written.
+        DataError: files are missing, damaged or of another format; images cannot be used or need
+            more than `memory_gb`; or the target exists or cannot be written.
     """
     if kind not in get_args(Format):
-        raise DataError(f"the format is {kind!r}; it is one of {', '.join(get_args(Format))}")
+        raise DataError(
+            f"the format is {kind!r}; it has to be one of {', '.join(get_args(Format))}"
+        )
     if target.suffix != ".npz":
         raise DataError(f"the target is {str(target)!r}; its name has to end in .npz")
-    if os.path.exists(target) and not overwrite:  # no error where a folder cannot be searched
+    if os.path.exists(target) and not overwrite:  # False if the folder cannot be searched
         raise DataError(f"the target {str(target)!r} exists; --overwrite replaces it")
     preparation = preparation or Preparation()
     if kind == "folder":
@@ -119,7 +121,7 @@ def _check_memory(name: str, needed: int, memory_gb: float) -> None:
     if needed > memory_gb * 1e9:
         raise DataError(
             f"{name} needs {needed / 1e9:.3g} GB of memory, and data.memory_gb is {memory_gb:g};"
-            f" --data.memory-gb {math.ceil(needed / 1e9)} would do"
+            f" set --data.memory-gb {math.ceil(needed / 1e9)}"
         )
 
 
@@ -169,7 +171,7 @@ def _read_idx(folder: pathlib.Path, part: str, memory_gb: float) -> _Part:
     if len(images) != len(labels):
         raise DataError(
             f"{part} in {str(folder)!r} has {len(images):,} images and {len(labels):,} labels; it"
-            " has to have one label for each image"
+            " needs one label for each image"
         )
     return _Part(images[..., None], labels)
 
@@ -187,7 +189,7 @@ def _read_idx_file(folder: pathlib.Path, name: str, axes: int, memory_gb: float)
         with (gzip.GzipFile if zipped else open)(path, "rb") as file:
             start = file.read(4 + 4 * axes)
             if start[:4] != bytes([0, 0, 8, axes]) or len(start) < 4 + 4 * axes:
-                raise ValueError(f"it does not begin as an IDX file of bytes with {axes} axes does")
+                raise ValueError(f"it does not begin like an IDX file of bytes with {axes} axes")
             lengths = struct.unpack(f">{axes}I", start[4:])
             count = math.prod(lengths)
             if count > stored * (MOST_DEFLATED if zipped else 1):
@@ -267,7 +269,7 @@ def _check_batch(path: pathlib.Path, size: int) -> None:
 
 
 class _LimitedGzip(gzip.GzipFile):
-    """A gzipped file of which at most so many bytes are unpacked."""
+    """A gzipped file of which at most `most_bytes` are unpacked."""
 
     def __init__(self, path: pathlib.Path, most_bytes: int) -> None:
         super().__init__(path, "rb")

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits, the images that need no download."""
+"""Scikit-learn's handwritten digits, which need no download."""
 
 import numpy as np
 
@@ -10,20 +10,27 @@ from ddpm_jax.errors import require
 __all__ = ["DIGITS_LEVELS", "digits_shape", "read_digits"]
 
 DIGITS_LEVELS = 17
+"""Number of grey levels of the digits."""
 _SHAPE = (8, 8, 1)
 _TRAIN = 1437
-"""Digits to train on; the other 360 of 1,797 are held out."""
+"""Number of digits for training; the other 360 of 1,797 are held out."""
 _SPLIT_SEED = 0
 
 
 def read_digits(preparation: Preparation = STORED) -> ImageSet:
-    """All 1,797 of them, 8x8, 17 grey levels, in one fixed random split of 1,437 and 360.
+    """Reads the 1,797 digits, 8x8, 17 grey levels: 1,437 for training and 360 held out.
 
-    It is the split of all numbers that this project publishes. The data do not say who wrote a
-    digit, so a writer's digits are in both parts.
+    The split is random and always the same; all results that this project publishes use it. The
+    data do not name the writers, so digits of the same writer are in both parts.
+
+    Args:
+        preparation: applied to each image.
+
+    Returns:
+        The training images and the held-out ones.
 
     Raises:
-        DataError: a preparation that digits cannot have, see `digits_shape`.
+        DataError: the preparation does not work on digits, see `digits_shape`.
 
     Example:
         >>> from ddpm_jax.data import read_digits
@@ -54,14 +61,20 @@ def read_digits(preparation: Preparation = STORED) -> ImageSet:
 
 
 def digits_shape(preparation: Preparation) -> tuple[int, int, int]:
-    """(height, width, channel) of the prepared digits.
+    """The shape of the prepared digits.
+
+    Args:
+        preparation: applied to each image.
+
+    Returns:
+        (height, width, channel).
 
     Raises:
-        DataError: a preparation that is for images with 256 levels, or a border that is too small.
+        DataError: the preparation needs images with 256 levels, or `pad` is too small.
     """
     if preparation.size is not None or preparation.grey:
         raise DataError(
-            f"preparation.size is {preparation.size} and preparation.grey {preparation.grey};"
-            " digits have 17 grey levels, and only images of 256 are resized or made grey"
+            f"preparation.size is {preparation.size} and preparation.grey {preparation.grey}; leave"
+            " them out: digits have 17 grey levels, and only images of 256 are resized or made grey"
         )
     return preparation.shape_of(_SHAPE)

@@ -1,9 +1,9 @@
 """Images that are stored as PNG, JPEG and the like, and decoded when they are used.
 
-Damage shows when an image is decoded. An image that cannot be decoded ends the run with a sentence
-that names it. With `on_bad_image="skip"` it is left out, counted and reported: a set that is read
-into memory then has fewer images; in one that is decoded during training the next good image takes
-its place, since a set of millions is not decoded beforehand.
+An image that cannot be decoded ends the run with a sentence that names it. With
+`on_bad_image="skip"` it is left out, counted and reported: a data set that is read into memory then
+has fewer images; in a data set that is decoded during training, the next good image takes its
+place.
 """
 
 import concurrent.futures
@@ -24,18 +24,19 @@ from ddpm_jax.data.source import Arrays, CentreCropped, Examples, ImageSet, Sour
 __all__ = ["Encoded", "OnBadImage", "Record", "Records", "read_all"]
 
 OnBadImage = Literal["stop", "skip"]
+"""What to do with an image that cannot be decoded: end the run, or leave it out and report it."""
 
 _AT_ONCE = 1000
 """Records in one read when all are read."""
 _SIZES, _SAMPLE, _AT_MOST = 20_000, 64, 2**20
-"""Of a fingerprint: files whose size is in it, records whose bytes are, and bytes of each."""
+"""For a fingerprint: number of file sizes, number of records, and largest bytes of each record."""
 
 
 class Record(NamedTuple):
     """One stored image."""
 
     encoded: bytes | OSError
-    """Or why it cannot be read."""
+    """Content of the file, or the error of reading it."""
     label: int | None
 
 
@@ -46,10 +47,10 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """Those at these indices."""
+        """The records at these indices."""
 
     def where(self, index: int) -> str:
-        """Where it is, for people: its path, or its number in its data set."""
+        """The place of a record in words: its path, or its number in the data set."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Encoded:
     records: Records
     preparation: Preparation
     channels: int
-    """Of what is stored; 1 or 3."""
+    """Channels of the decoded images, 1 or 3."""
     image_shape: tuple[int, int, int]
     labelled: bool
     on_bad_image: OnBadImage = "stop"
@@ -73,7 +74,7 @@ class Encoded:
 
     @property
     def labels(self) -> Sequence[int] | None:
-        """Of all images, where they are known before an image is read."""
+        """The labels of all images, if they are known before an image is read."""
         return getattr(self.records, "labels", None) if self.labelled else None
 
     def __len__(self) -> int:
@@ -107,10 +108,10 @@ class Encoded:
     def decoded(
         self, indices: Sequence[int]
     ) -> list[tuple[np.ndarray, int | None] | BadImageError]:
-        """Image and label of each; the error in place of one to be skipped.
+        """Image and label of each index; for an image that is skipped, the error.
 
         Raises:
-            BadImageError: one cannot be used, and is not to be skipped.
+            BadImageError: an image cannot be used, and `on_bad_image` is "stop".
         """
         results: list[tuple[np.ndarray, int | None] | BadImageError] = []
         for index, record in zip(indices, self.records.read(indices), strict=True):
@@ -120,7 +121,7 @@ class Encoded:
                 sentence = f"{self.records.where(index)} {error}"
                 if self.on_bad_image == "stop":
                     raise BadImageError(
-                        f"{sentence}; mend or remove it, or leave out such with"
+                        f"{sentence}; repair or remove it, or skip such images with"
                         " --data.on-bad-image skip"
                     ) from error
                 with self._lock:
@@ -136,7 +137,7 @@ class Encoded:
             height, width = pixels.shape[:2]
             raise BadImageError(
                 f"is {height}x{width}, and others are {self.image_shape[0]}x{self.image_shape[1]};"
-                " --preparation.size makes them alike"
+                " --preparation.size resizes all to one size"
             )
         return pixels
 
@@ -149,10 +150,10 @@ class Encoded:
 
 
 def read_all(source: Encoded, name: str) -> Arrays:
-    """All images of a source in memory, without those to be skipped.
+    """All images of a source in memory, without those that are skipped.
 
     Raises:
-        DataError: an image cannot be used, or none is left.
+        DataError: an image cannot be used, or all are skipped.
     """
     starts = range(0, len(source), _AT_ONCE)
     images = np.empty((len(source), *source.image_shape), np.uint8)
@@ -206,16 +207,20 @@ def _stacked(examples: list[tuple[np.ndarray, int | None]], source: Encoded) -> 
 def with_crop_and_memory(
     images: ImageSet, *, crop: int | None = None, memory_gb: float = 4.0
 ) -> ImageSet:
-    """The images, the held-out ones cropped in the middle, decoded now if they are few.
+    """Images with a crop, decoded into memory if they are small enough.
 
     Args:
-        images: as one of the readers opens them.
-        crop: side of the squares that training sees, each at random.
-        memory_gb: a split of at most so many gigabytes of pixels is decoded once, into memory; a
-            larger one as it is read.
+        images: a data set as a reader returns it.
+        crop: side of the squares in pixels: cut at random for training, in the middle for held-out
+            images. None: no crop.
+        memory_gb: size up to which a split is decoded now into memory, in gigabytes of pixels.
+            Larger ones are decoded while they are read.
+
+    Returns:
+        The data set; the training images are not cropped yet.
 
     Raises:
-        DataError: an image that cannot be decoded.
+        DataError: an image cannot be decoded.
     """
     train, held_out = (
         _read_if_small(source, memory_gb, f"{images.name}, {split}")

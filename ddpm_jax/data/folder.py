@@ -1,21 +1,24 @@
-"""A folder of images: files in subfolders that name their classes, in any depth.
+"""A folder of images, with a subfolder for each class.
 
-    root/train/cat/1.png    root/val/cat/7.jpg       its splits, where both folders are there
-    root/cat/1.png          root/dog/deep/down.jpg   no splits: one in ten is held out
-    root/train/cat/1.png                             the same, if there is nothing beside train
-    root/1.png                                       no subfolders, so no classes
+These layouts are supported::
 
-Splits are known by their usual names, in upper or lower case: train or training; and of test,
-validation, held_out, eval, dev and the like, the first that is there is held out, in the order of
-`_HELD_OUT`. The others are not used.
+    root/train/cat/1.png    root/val/cat/7.jpg       with splits: both folders exist
+    root/cat/1.png          root/dog/deep/down.jpg   no splits: one image in ten is held out
+    root/train/cat/1.png                             the same, if train is the only subfolder
+    root/1.png                                       no subfolders: no classes
 
-Which one in ten is a matter of the file's name alone (the sha256 of its path below its class), so
-a file stays where it is when others come or go, and when its class gets another name. Of two images
-or more at least one is held out, and each class keeps at least one to train on: where chance alone
-would hold out one or none, the next by that hash is held out, too, and may be replaced later.
+A split is recognized by its name, in upper or lower case: train or training; test, validation,
+held_out, eval, dev and the like. If several of the latter exist, the first in the order of
+`_HELD_OUT` is held out, and the others are not used.
 
-Folders that are links are followed, each real folder once in a class. Files and folders whose names
-begin with a dot are not looked at.
+Without splits the file's name decides whether it is held out (the SHA-256 of its path below the
+class folder). A file therefore stays in its part if files are added or removed, or if its class is
+renamed. At least one of two or more images is held out, and each class keeps at least one training
+image: if the hash holds out too few images, the next ones by hash are held out, too. They may
+change when files are added.
+
+Links to folders are followed, each real folder once in a class. Names that begin with a dot are
+ignored.
 """
 
 import collections
@@ -41,11 +44,11 @@ _HELD_OUT = (
     *("test", "testing", "validation", "valid", "val", "heldout", "holdout"),
     *("evaluation", "eval", "development", "dev"),
 )
-"""Letters of the names of splits; of several that are there the first is held out."""
+"""Letters of the names of held-out splits; the first that exists is held out."""
 _SPLIT = re.compile(rf"({'|'.join((*_TRAIN, *_HELD_OUT))})(set|split|images?|data)?[0-9]*")
 """Also as in `test1`, `train2017` and `Training_set`."""
 _MOST_BYTES = 2**29
-"""A larger file is not read: no honest image of 89 million pixels has as many."""
+"""Largest file that is read, in bytes; an image of 89 million pixels has fewer."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +68,7 @@ class _Files:
         return str(self.paths[index])
 
     def size(self, index: int) -> int:
-        """Of a file in bytes; -1 of one that cannot be read."""
+        """Size of a file in bytes; -1 if it cannot be read."""
         try:
             return self.paths[index].stat().st_size
         except OSError:
@@ -78,16 +81,25 @@ def read_folder(
     preparation: Preparation = STORED,
     on_bad_image: OnBadImage = "stop",
 ) -> ImageSet:
-    """The images below `root`, not yet decoded; three channels unless they become grey.
+    """Lists the images of a folder; the module describes the layouts. They are decoded later.
+
+    Args:
+        root: the folder.
+        preparation: applied to each image.
+        on_bad_image: what to do with an image that cannot be decoded.
+
+    Returns:
+        The training images and the held-out ones; three channels unless they become grey.
 
     Raises:
-        DataError: no folder, no images, a class without any, images beside classes, classes that
-            only one split has, or a first image that cannot be decoded.
+        DataError: the folder does not exist or has no images, a class has no images, there are
+            images beside the class folders, the splits have different classes, or the first image
+            cannot be decoded.
     """
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+        what = "is not a folder" if root.exists() else "does not exist"
         file = (
-            f"; an archive is read with --data archive --data.path {root}" if root.is_file() else ""
+            f"; to read an .npz, take --data archive --data.path {root}" if root.is_file() else ""
         )
         raise DataError(f"folder {str(root)!r} {what}{file}")
     splits = _splits(root)
@@ -99,8 +111,8 @@ def read_folder(
         if classes != held_out_classes:
             differ = sorted(set(classes or ()) ^ set(held_out_classes or ()))
             raise DataError(
-                f"folder {str(root)!r} has other classes in {training} than in {held_out}"
-                f" ({', '.join(differ[:3])}); both have to have the same subfolders"
+                f"folder {str(root)!r} has different classes in {training} and in {held_out}"
+                f" ({', '.join(differ[:3])}); both need the same subfolders"
             )
     else:
         names, unused = ("nine in ten", "one in ten"), []
@@ -110,8 +122,8 @@ def read_folder(
         files, classes = _files_below(below)
         if len(files) < 2:
             raise DataError(
-                f"folder {str(root)!r} has {len(files)} images, too few to hold one in ten out; it"
-                " needs two, or subfolders train and test"
+                f"folder {str(root)!r} has {len(files)} images; it needs two or more so that one"
+                " can be held out, or subfolders train and test"
             )
         parts = [path.relative_to(below).parts for path in files.paths]
         inside = ["/".join(of_path if classes is None else of_path[1:]) for of_path in parts]
@@ -140,7 +152,7 @@ def read_folder(
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What is in it and not hidden, in the order of the names."""
+    """Paths of the entries that are not hidden, in the order of their names."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -152,16 +164,16 @@ def _subfolders(root: pathlib.Path) -> list[str]:
 
 
 def _split_name(folder: str) -> str | None:
-    """The split that a folder is by its name: "Training_set" is "training"."""
+    """The split that a folder's name stands for: "Training_set" is "training"."""
     match = _SPLIT.fullmatch(re.sub(r"[\W_]", "", folder.casefold()))
     return match[1] if match else None
 
 
 def _splits(root: pathlib.Path) -> list[str] | None:
-    """The folder to train on, the one to hold out, and all that are not used; None without splits.
+    """The training folder, the held-out folder, and all unused ones; None without splits.
 
     Raises:
-        DataError: nothing but splits, and not one of them to train on.
+        DataError: there are only splits, and none or several for training.
     """
     subfolders = _subfolders(root)
     training = [name for name in subfolders if _split_name(name) in _TRAIN]
@@ -171,8 +183,8 @@ def _splits(root: pathlib.Path) -> list[str] | None:
         return [*training, *held_out, *others]
     if held_out and not others:
         raise DataError(
-            f"folder {str(root)!r} has the splits {', '.join(map(repr, subfolders))}; it has to"
-            " have one to train on, such as train, beside one to hold out, such as test"
+            f"folder {str(root)!r} has the splits {', '.join(map(repr, subfolders))}; it needs one"
+            " for training, such as train, and one to hold out, such as test"
         )
     return None
 
@@ -189,7 +201,7 @@ def _files_below(root: pathlib.Path) -> tuple[_Files, tuple[str, ...] | None]:
         )
     if not folders:
         if not loose:
-            raise DataError(f"folder {str(root)!r} is empty; it has to hold images")
+            raise DataError(f"folder {str(root)!r} is empty; it has to contain images")
         return _Files(loose, [None] * len(loose)), None
     paths: list[pathlib.Path] = []
     labels: list[int | None] = []
@@ -197,7 +209,7 @@ def _files_below(root: pathlib.Path) -> tuple[_Files, tuple[str, ...] | None]:
         inside = sorted(_walk(folder))
         if not inside:
             raise DataError(
-                f"folder {str(folder)!r} is empty; it is a class, which has to have images"
+                f"folder {str(folder)!r} is empty; a folder of a class has to contain images"
             )
         paths += inside
         labels += [label] * len(inside)
@@ -229,7 +241,7 @@ def _walk(top: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _leads_back(path: pathlib.Path, top: pathlib.Path) -> bool:
-    """Whether it is a link to a folder that holds it, or that holds `top`: a loop."""
+    """Whether it is a link to a folder that contains it, or that contains `top`: a loop."""
     if not path.is_symlink():
         return False
     target = path.resolve()
@@ -245,9 +257,9 @@ def _check_no_splits(parent: pathlib.Path, folders: Sequence[str]) -> None:
     )
     if training is not None and held_out is not None:
         raise DataError(
-            f"folder {str(parent)!r} is in a class and has the splits {training!r} and"
-            f" {held_out!r}; splits have to be outermost, so move them up, or name the folder"
-            " that has them"
+            f"folder {str(parent)!r} is inside a class and has the splits {training!r} and"
+            f" {held_out!r}; splits have to be outside of the classes, so move them up, or set the"
+            " path to the folder that has them"
         )
 
 
@@ -256,7 +268,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def _is_file(path: pathlib.Path) -> bool:
-    """Also a link that leads nowhere, which is an image that is missing."""
+    """Whether it is a file, or a broken link, which stands for a missing image."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
@@ -272,22 +284,23 @@ def _are_held_out(names: Sequence[str], labels: Sequence[int | None]) -> list[bo
         stay = {max(stay, key=orders.__getitem__)}
     free = {order for index, order in enumerate(orders) if index not in stay}
     chosen = {order for order in free if order[0] == 0}
-    if len(chosen) < 2 and free > chosen:  # not for none alone: it would leave when the first comes
+    # Also with one: if only an empty set got one, it would lose it when a file by hash is added.
+    if len(chosen) < 2 and free > chosen:
         chosen.add(min(free - chosen))
-    # Of classes with files of the same names, the same ones.
+    # Files with the same name in several classes are in the same part.
     return [index not in stay and order in chosen for index, order in enumerate(orders)]
 
 
 def _order(name: str) -> tuple[int, int]:
-    """A random place among images to be held out, always the same; those at 0 are one in ten."""
-    # One name has two spellings in Unicode, and systems differ in which they keep.
+    """A place in a random order that is always the same; one in ten begins with 0."""
+    # A name can have two encodings in Unicode, and systems differ in which they store.
     encoded = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
     word = int.from_bytes(hashlib.sha256(encoded).digest()[:8])
     return word % 10, word
 
 
 def _shape_of_first(files: _Files, preparation: Preparation) -> tuple[int, int, int]:
-    """Of what comes out: of all images if there is a size, else of the first that is one."""
+    """The shape of the prepared images: by `size`, or else that of the first good image."""
     if preparation.size is not None:
         return preparation.shape_of((None, None, 3))
     reasons: dict[str, pathlib.Path] = {}
@@ -305,8 +318,7 @@ def _shape_of_first(files: _Files, preparation: Preparation) -> tuple[int, int, 
         return preparation.shape_of((picture.height, picture.width, 3))
     ((reason, _),) = counts.most_common(1)
     raise DataError(
-        f"none of the {len(files)} files, such as {reasons[reason]}, is an image that can be used:"
-        f" it {reason}"
+        f"none of the {len(files)} files, such as {reasons[reason]}, is a usable image: it {reason}"
     )
 
 

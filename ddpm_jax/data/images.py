@@ -1,13 +1,15 @@
-"""Checks of images and labels, and the conversion of grey levels to numbers for a network.
+r"""Checks of images and labels, and the conversion of grey levels to numbers for a network.
 
-On the host images are uint8 `[n, height, width, channel]`, values 0 to levels - 1: 256 levels for
-8-bit pictures, 17 for scikit-learn's digits. They stay uint8 until they are inside the compiled
-step, so that a quarter of the bytes travels to the device, and become there
+On the host images are uint8 `[n, height, width, channel]` with values 0 to levels - 1: 256 levels
+for 8-bit pictures, 17 for scikit-learn's digits. They are converted inside the compiled step, so
+that only a quarter of the bytes is sent to the device. There a level u becomes
 
-    x = 2 u / (levels - 1) - 1,   float32 in [-1, 1]
+.. math::
 
-whose grid, `levels` values 2 / (levels - 1) apart, is the one the discretized likelihood of the
-ELBO's last term integrates over.
+    x = \frac{2 u}{\mathrm{levels} - 1} - 1
+
+in float32, in [-1, 1]. The discretized likelihood of the ELBO's decoder term uses the same grid of
+`levels` values, 2 / (levels - 1) apart.
 """
 
 import jax
@@ -29,11 +31,20 @@ __all__ = [
 
 
 class DataError(UserError):
-    """Data that cannot be used; the sentence has the argument, its value, and what would do."""
+    """Data that cannot be used; the sentence names the argument, its value, and what would do."""
 
 
 def check_images(name: str, images: np.ndarray, levels: int = 256) -> None:
-    """Raises DataError unless `images` is uint8 [n, height, width, 1 or 3] with values < levels."""
+    """Checks an array of images.
+
+    Args:
+        name: of the array, for the sentence.
+        images: to be checked: uint8 `[n, height, width, 1 or 3]`, values 0 to levels - 1.
+        levels: number of grey levels, 2 to 256.
+
+    Raises:
+        DataError: the array is of another type, dtype or shape, is empty, or has larger values.
+    """
     _check_levels(levels)
     _check_array(name, images)
     if images.dtype != np.uint8:
@@ -42,8 +53,8 @@ def check_images(name: str, images: np.ndarray, levels: int = 256) -> None:
         )
     if images.ndim != 4:
         raise DataError(
-            f"{name} has shape {images.shape}; images are [n, height, width, channel], with a"
-            " channel axis of 1 for grey ones"
+            f"{name} has shape {images.shape}; images are [n, height, width, channel], with 1"
+            " channel if they are grey"
         )
     if images.size == 0:
         raise DataError(f"{name} has shape {images.shape}; it has to hold at least one image")
@@ -61,7 +72,16 @@ def check_images(name: str, images: np.ndarray, levels: int = 256) -> None:
 
 
 def check_labels(name: str, labels: np.ndarray, count: int) -> None:
-    """Raises DataError unless `labels` is `count` integers, none negative."""
+    """Checks an array of labels.
+
+    Args:
+        name: of the array, for the sentence.
+        labels: to be checked: integers `[count]`, 0 or more.
+        count: number of images.
+
+    Raises:
+        DataError: the array is of another type, dtype or shape, or has negative values.
+    """
     _check_array(name, labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{name} has dtype {labels.dtype}; labels are integers, 0 or more")
@@ -78,10 +98,21 @@ def check_labels(name: str, labels: np.ndarray, count: int) -> None:
 def to_model_range(
     images: UInt8[Array | np.ndarray, "*shape"], levels: int
 ) -> Float[Array, "*shape"]:
-    """Grey levels to float32 in [-1, 1]: 2 u / (levels - 1) - 1; meant for inside the jit.
+    r"""Converts grey levels to numbers in [-1, 1]; call it inside `jax.jit`.
+
+    .. math::
+
+        x = \frac{2 u}{\mathrm{levels} - 1} - 1
+
+    Args:
+        images: uint8, any shape, values 0 to levels - 1.
+        levels: number of grey levels, 2 to 256.
+
+    Returns:
+        float32 in [-1, 1], same shape.
 
     Raises:
-        DataError: `images` not uint8, or `levels` outside 2 to 256.
+        DataError: `images` is not uint8, or `levels` is outside 2 to 256.
 
     Example:
         >>> import numpy as np
@@ -96,19 +127,25 @@ def to_model_range(
             f"images has dtype {images.dtype}; only grey levels, uint8 from 0 to {levels - 1}, are"
             " scaled"
         )
-    # 2 u - (levels - 1) is exact, so one rounded product gives the same bits with and without jit,
-    # which would turn a division into a product and fuse it with the - 1.
+    # 2 u - (levels - 1) is exact, so that the single rounded product gives the same bits with and
+    # without jit. jit would turn a division into a product and fuse it with the - 1.
     return (2.0 * jnp.asarray(images).astype(jnp.float32) - (levels - 1)) * (1.0 / (levels - 1))
 
 
 def to_levels(x: Float[Array, "*shape"], levels: int) -> UInt8[Array, "*shape"]:
-    """The nearest grey level to each value, clipped to 0 to levels - 1.
+    """Converts numbers in [-1, 1] to the nearest grey levels: the inverse of `to_model_range`.
 
-    Undoes `to_model_range` exactly; computed in float32 whatever the dtype of `x`.
+    Args:
+        x: floating point, any shape. Values outside [-1, 1] are clipped. The computation is in
+            float32.
+        levels: number of grey levels, 2 to 256.
+
+    Returns:
+        uint8, 0 to levels - 1, same shape.
 
     Raises:
-        TypeError: `x` not floating point.
-        DataError: `levels` outside 2 to 256.
+        TypeError: `x` is not floating point.
+        DataError: `levels` is outside 2 to 256.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,10 +160,17 @@ def to_levels(x: Float[Array, "*shape"], levels: int) -> UInt8[Array, "*shape"]:
 
 
 def to_bytes(images: UInt8[np.ndarray, "*shape"], levels: int) -> UInt8[np.ndarray, "*shape"]:
-    """Grey levels 0 to levels - 1 spread over 0 to 255, for pictures and for networks of pictures.
+    """Scales grey levels 0 to levels - 1 to 0 to 255, for pictures and for feature networks.
+
+    Args:
+        images: uint8, any shape, values 0 to levels - 1.
+        levels: number of grey levels, 2 to 256.
+
+    Returns:
+        uint8, 0 to 255, same shape.
 
     Raises:
-        DataError: `levels` outside 2 to 256.
+        DataError: `levels` is outside 2 to 256.
 
     Example:
         >>> import numpy as np
@@ -140,7 +184,7 @@ def to_bytes(images: UInt8[np.ndarray, "*shape"], levels: int) -> UInt8[np.ndarr
 
 def _check_levels(levels: int) -> None:
     if not 2 <= levels <= 256:
-        raise DataError(f"levels is {levels}; grey levels held in uint8 are 2 to 256")
+        raise DataError(f"levels is {levels}; it has to be 2 to 256, as images are uint8")
 
 
 def _check_array(name: str, value: object) -> None:

@@ -1,24 +1,24 @@
-"""Endless batches of uint8 images, the same ones after a resume and on any number of processes.
+"""Endless batches of uint8 images, the same after a resume and on any number of processes.
 
-The data are one stream without end: epoch after epoch, each a fresh permutation of all images.
-Place i of the stream is image `order[i mod n]` of epoch `i // n`, flipped and cropped as random
-words of its own say, and batch k of a run is places k * batch_size to (k + 1) * batch_size. So
+The data are an endless stream of epochs, each a new permutation of all images. Place i of the
+stream is image `order[i mod n]` of epoch `i // n`, flipped and cropped by its own random words.
+Batch k of a run is the places k * batch_size to (k + 1) * batch_size. Therefore
 
-- an epoch holds every image exactly once; batches run on across its end and none is dropped, also
-  where `batch_size` or the number of processes does not divide n;
-- process p of P takes the p-th of P equal blocks of each batch: together they hold the batch, and
-  joined in the order of their index they are the batch that one process would have made. The state
-  is the number of batches handed out, which every process shares, so a run may resume on another
-  number of processes;
-- order, flips and crops depend on `seed` and the place alone. Their random words come straight from
-  Philox (Salmon et al. 2011), a bit generator whose stream NumPy keeps from release to release,
-  which it does not promise for `Generator.permutation`.
+- an epoch contains each image exactly once. Batches continue across its end, and no image is
+  dropped, even if `batch_size` or the number of processes does not divide n;
+- process p of P takes the p-th of P equal blocks of each batch. Joined in the order of the
+  processes, the blocks are the batch that one process would have made. The state is the number of
+  batches returned, the same on all processes, so that a run may resume on another number of
+  processes;
+- order, flips and crops depend only on `seed` and the place. Their random words come directly from
+  Philox (Salmon et al. 2011), a bit generator whose stream NumPy keeps from release to release; it
+  does not promise that for `Generator.permutation`.
 
-Images in memory are gathered by one index array for a whole batch: 0.1 ms for 128 digits, where a
-grain pipeline of one item per image (shuffle, slice, repeat, batch) takes 3.7 ms, 29 microseconds
-of Python an image. grain therefore reads batches here, and gives the threads that read ahead,
-several where images are decoded, and the state that counts what was handed out, not what was read
-ahead. Its threads share one memory; its worker processes would tie the state to their number.
+Images in memory are gathered by one index array for a whole batch. That takes 0.1 ms for 128
+digits; a grain pipeline with one item per image (shuffle, slice, repeat, batch) takes 3.7 ms, 29
+microseconds of Python an image. Therefore grain reads whole batches here. It provides the threads
+that read ahead, several if images are decoded, and a state that counts the batches returned, not
+those read ahead. Its threads share memory; worker processes would tie the state to their number.
 """
 
 import functools
@@ -43,15 +43,17 @@ _MOST_THREADS = 16
 
 
 class BatchIterator:
-    """Hands out `Examples` of `batch_size / process_count` images, uint8, for ever.
+    """An endless iterator over `Examples` of `batch_size / process_count` images, uint8.
 
-    Made by `make_iterator`. `get_state` is a small dict of JSON values that stands for exactly the
-    batches handed out so far; `set_state` goes to that place, forward or back.
+    `make_iterator` makes it.
+
+    Args:
+        batches: the stream; an implementation detail.
     """
 
     def __init__(self, batches: "_Batches"):
         require("ddpm_jax.data.pipeline", "train", "grain")
-        import grain  # a fifth of a second, spared to those who do not train
+        import grain  # takes a fifth of a second, and only training needs it
 
         self._run = batches.run
         self._iterator: Any = iter(
@@ -67,15 +69,23 @@ class BatchIterator:
         return next(self._iterator)
 
     def get_state(self) -> State:
-        """Batches handed out, and what the stream was made of."""
+        """The place in the stream.
+
+        Returns:
+            The number of batches returned so far and the arguments of the stream, as values that
+            JSON can hold.
+        """
         return {"batches": self._iterator.get_state()["next_index"], **self._run}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues after `state["batches"]` batches.
+        """Moves to a place in the stream, forward or back.
+
+        Args:
+            state: the result of `get_state`.
 
         Raises:
-            DataError: the state is of another stream (its seed, batch size, number of images,
-                flips or crops differ), which would repeat or skip images unseen; or of none.
+            DataError: the state is of another stream: its seed, batch size, number of images, flips
+                or crops differ, so that images would be repeated or skipped.
         """
         for name, here in self._run.items():
             if name not in state:
@@ -86,7 +96,7 @@ class BatchIterator:
                 raise DataError(
                     f"the data set had {state[name]} images when the state was saved"
                     f" (num_images = {state[name]}) and has {here} now; images would be repeated or"
-                    " skipped, so bring back those it had, or begin anew"
+                    " skipped, so restore the former images, or begin a new run"
                 )
             if state[name] != here:
                 raise DataError(
@@ -110,22 +120,25 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
-    """This process's part of an endless, shuffled, resumable stream of batches.
+    """An endless, shuffled, resumable stream of batches: the part of this process.
 
     Args:
-        source: the whole training set, the same on every process.
-        batch_size: of the global batch, all processes together. It may exceed the number of
-            images: such a batch holds some of them more than once.
-        seed: of the order, the flips and the crops, 0 to 2**32 - 1; the same on every process.
-        flip: whether to mirror each image left to right with probability 1/2, anew in each epoch.
-        crop: side of a square that is cut out of each image at random, anew in each epoch.
-        with_labels: whether to hand out labels, too.
-        process_index: which process this is, `jax.process_index()`.
-        process_count: how many there are, `jax.process_count()`; divides `batch_size`.
+        source: all training images, the same on all processes.
+        batch_size: number of images of the global batch, over all processes. It may exceed the
+            number of images: a batch then contains some of them more than once.
+        seed: of order, flips and crops, 0 to 2**32 - 1; the same on all processes.
+        flip: whether to mirror images left to right with probability 1/2, newly drawn each epoch.
+        crop: side of a square that is cut from each image at random, newly drawn each epoch, in
+            pixels.
+        with_labels: whether batches contain labels.
+        process_index: number of this process, `jax.process_index()`.
+        process_count: number of processes, `jax.process_count()`; it divides `batch_size`.
+
+    Returns:
+        The iterator. It raises a DataError when it reaches an image that cannot be used.
 
     Raises:
-        DataError: an argument outside its range, by name; labels of a source that has none. Later,
-            when a batch is made: an image that cannot be used.
+        DataError: an argument is out of range, or the source has no labels.
 
     Example:
         >>> import numpy as np
@@ -149,15 +162,15 @@ def make_iterator(
     if batch_size % process_count:
         nearest = -(-batch_size // process_count) * process_count
         raise DataError(
-            f"batch_size is {batch_size}; it is shared evenly by process_count = {process_count}"
-            f" processes, so take a multiple, such as {nearest}"
+            f"batch_size is {batch_size}; it has to be a multiple of process_count,"
+            f" {process_count}, such as {nearest}"
         )
     if not 0 <= seed < 2**32:
         raise DataError(f"seed is {seed}; it has to be 0 to {2**32 - 1}")
     if crop is not None:
         check_crop(crop, source.image_shape)
     if with_labels and not source.labelled:
-        raise DataError("the data set has no labels, and the network takes classes")
+        raise DataError("the data set has no labels; a network with classes needs them")
     return BatchIterator(
         _Batches(source, batch_size, seed, flip, crop, with_labels, process_index, process_count)
     )
@@ -165,13 +178,13 @@ def make_iterator(
 
 def _read_options(source: Source) -> dict[str, int]:
     """Two batches ahead for each thread."""
-    # Of images in memory by one thread: the gather then costs the training loop nothing.
+    # One thread is enough for images in memory: the training loop never waits for it.
     threads = 1 if source.in_memory else min(os.cpu_count() or 1, _MOST_THREADS)
     return {"num_threads": threads, "prefetch_buffer_size": 2 * threads}
 
 
 class _Batches:
-    """One process's batches of one stream, by their number: a grain source."""
+    """One process's batches of a stream by number: a source for grain."""
 
     def __init__(
         self,
@@ -223,13 +236,13 @@ class _Batches:
 
 
 class _Epoch(NamedTuple):
-    """What is random of each place of an epoch."""
+    """The random choices of an epoch, for each place."""
 
     order: Int[np.ndarray, " n"]
     """A permutation of the images."""
     flipped: Bool[np.ndarray, " n"]
     corner: UInt64[np.ndarray, "n 2"] | None
-    """Of the crop: random words for top and left."""
+    """Random words for top and left of the crop."""
 
     def at(self, places: Int[np.ndarray, " some"]) -> "_Epoch":
         corner = None if self.corner is None else self.corner[places]

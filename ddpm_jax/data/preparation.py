@@ -1,4 +1,4 @@
-"""From encoded bytes to the pixels a network sees: decoded, resized, cropped, bordered."""
+"""Decodes images and prepares their pixels: grey, resized, with a border."""
 
 import dataclasses
 import io
@@ -14,22 +14,22 @@ from ddpm_jax.errors import first_line
 __all__ = ["STORED", "BadImageError", "Preparation", "decode"]
 
 _MOST_PIXELS = 89_478_485
-"""A picture of more is refused before it is decoded: Pillow's own limit, 0.27 GB of colours."""
+"""Largest number of pixels that is decoded: Pillow's own limit, 0.27 GB of colours."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is decoded. Pillow has readers of more, some of which run other programs."""
+"""Formats that are decoded. Pillow has more readers, some of which run other programs."""
 _EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB"}
 
 
 class BadImageError(DataError):
-    """One image that cannot be used: where it is, and why."""
+    """An image cannot be used; the sentence says where it is, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What is done to every image, in this order; nothing by default.
+    """What is done to each image, in the order of the fields; nothing by default.
 
     Raises:
-        DataError: a side that is not 1 or more.
+        DataError: `size` or `pad` is below 1.
 
     Example:
         >>> from ddpm_jax.data import Preparation
@@ -40,12 +40,12 @@ class Preparation:
     """
 
     grey: bool = False
-    """Colours become grey by the weights of ITU-R 601."""
+    """Convert colours to grey by the weights of ITU-R 601."""
     size: int | None = None
-    """The shorter side is resized to this, by Pillow's bicubic filter with its antialiasing, and
-    the middle of the longer side is kept."""
+    """Side in pixels: resize the shorter side to it, by Pillow's bicubic filter with antialiasing,
+    and cut the longer side to it in the middle."""
     pad: int | None = None
-    """A black border makes the image a square of this side, with the image in its middle."""
+    """Side in pixels: add a black border, so that the image is a square of this side."""
 
     def __post_init__(self) -> None:
         for name in ("size", "pad"):
@@ -65,32 +65,46 @@ class Preparation:
         return ", ".join(done) or "as stored"
 
     def shape_of(self, stored: tuple[int | None, int | None, int]) -> tuple[int, int, int]:
-        """(height, width, channel) of what comes out, of what is stored; None is of any length.
+        """The shape of the prepared images.
+
+        Args:
+            stored: (height, width, channel) of the stored images; None if images differ in it.
+
+        Returns:
+            (height, width, channel).
 
         Raises:
-            DataError: images of several sizes and no `size`, or images larger than `pad`.
+            DataError: the images have several sizes and there is no `size`, or they are larger than
+                `pad`.
         """
         height, width, channels = stored
         if self.size is not None:
             height = width = self.size
         if height is None or width is None:
             raise DataError(
-                f"images have the shape {stored}, no one size; --preparation.size 64 makes them"
-                " 64x64"
+                f"images have the shape {stored}, so their sizes differ; --preparation.size 64"
+                " makes them 64x64"
             )
         if self.pad is not None:
             if max(height, width) > self.pad:
                 raise DataError(
-                    f"preparation.pad is {self.pad}; images of {height}x{width} have no place in it"
+                    f"preparation.pad is {self.pad}; it has to be {max(height, width)} or more for"
+                    f" images of {height}x{width}"
                 )
             height = width = self.pad
         return height, width, 1 if self.grey else channels
 
     def of_picture(self, picture: PIL.Image.Image) -> np.ndarray:
-        """uint8 `[height, width, channel]` of a picture in mode L or RGB.
+        """The pixels of one picture.
+
+        Args:
+            picture: in mode L or RGB.
+
+        Returns:
+            uint8 `[height, width, channel]`.
 
         Raises:
-            BadImageError: it is larger than `pad`, or too long and narrow to be resized.
+            BadImageError: the picture is larger than `pad`, or too long and narrow to be resized.
         """
         if self.grey:
             picture = picture.convert("L")
@@ -102,13 +116,23 @@ class Preparation:
             return pixels
         if max(picture.size) > self.pad:
             raise BadImageError(
-                f"is {picture.height}x{picture.width}, and preparation.pad {self.pad};"
-                " --preparation.size makes it smaller"
+                f"is {picture.height}x{picture.width}, larger than preparation.pad, {self.pad};"
+                " --preparation.size resizes it"
             )
         return _bordered(pixels, self.pad)
 
     def of_array(self, images: np.ndarray) -> np.ndarray:
-        """The same of uint8 `[n, height, width, channel]` with 256 levels."""
+        """The prepared images of an array.
+
+        Args:
+            images: uint8 `[n, height, width, channel]` with 256 levels.
+
+        Returns:
+            uint8 `[n, height, width, channel]`.
+
+        Raises:
+            BadImageError: as in `of_picture`.
+        """
         if self.grey or self.size is not None:
             flat = images.squeeze(-1) if images.shape[-1] == 1 else images
             return np.stack([self.of_picture(PIL.Image.fromarray(image)) for image in flat])
@@ -116,15 +140,15 @@ class Preparation:
 
 
 STORED = Preparation()
-"""Leaves images as they are stored."""
+"""The preparation that leaves images as they are stored."""
 
 
 def decode(encoded: bytes, channels: int) -> PIL.Image.Image:
-    """A picture in mode L or RGB, upright as its EXIF says, transparency laid on white.
+    """A picture in mode L or RGB, turned upright by its EXIF data, on white if it is transparent.
 
     Raises:
-        BadImageError: no picture, half a picture, one of more than 89 million pixels, or of more
-            than 8 bits; without saying which, as it does not know.
+        BadImageError: the bytes are not a picture, or it is truncated, has more than 89 million
+            pixels, or more than 8 bits. The sentence does not name the file.
     """
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -133,7 +157,7 @@ def decode(encoded: bytes, channels: int) -> PIL.Image.Image:
                 raise BadImageError(_too_large(picture.height, picture.width))
             kind = _kind(picture)
             if picture.mode not in _EIGHT_BITS or ";16" in kind:
-                raise BadImageError(f"has pixels of the kind {kind!r}, not of 8 bits")
+                raise BadImageError(f"has pixels of the mode {kind!r}, not of 8 bits")
             upright = PIL.ImageOps.exif_transpose(picture)
             if upright.has_transparency_data:
                 laid = PIL.Image.new("RGBA", upright.size, "white")
@@ -147,9 +171,9 @@ def decode(encoded: bytes, channels: int) -> PIL.Image.Image:
 
 
 def _open(encoded: bytes) -> PIL.Image.Image:
-    """As PIL.Image.open does, but for its warning of many pixels.
+    """PIL.Image.open without its warning of many pixels.
 
-    That one would be printed, or raised, as filters say that belong to all threads alike.
+    All threads share the filters that decide whether a warning is printed or raised.
     """
     if not encoded:
         raise BadImageError("is empty")
@@ -163,11 +187,11 @@ def _open(encoded: bytes) -> PIL.Image.Image:
             return reader(io.BytesIO(encoded), "")
         except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
             raise BadImageError(f"is a damaged {name} ({first_line(error)})") from error
-    raise BadImageError(f"is no image ({', '.join(_FORMATS)} are)")
+    raise BadImageError(f"is not an image in a known format ({', '.join(_FORMATS)})")
 
 
 def _kind(picture: PIL.Image.Image) -> str:
-    """Pixels as they are stored: Pillow makes 8 bits of some of 16 without a word."""
+    """The mode of the stored pixels: Pillow silently converts some of 16 bits to 8."""
     for _, _, _, arguments in getattr(picture, "tile", ()):
         raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         if isinstance(raw, str):
@@ -190,7 +214,7 @@ def _resized(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:
 
 
 def _bordered(pixels: np.ndarray, side: int) -> np.ndarray:
-    """With black around the last three axes' height and width."""
+    """Adds black around height and width, the first two of the last three axes."""
     borders = [(0, 0)] * pixels.ndim
     for axis in (-3, -2):
         missing = side - pixels.shape[axis]

@@ -1,11 +1,11 @@
 """Runs a builder of TensorFlow Datasets, which writes a data set as array_record.
 
 A builder downloads a data set, extracts its images and writes them. Most builders need TensorFlow
-for that; reading what they wrote does not. `ddpm_jax.data.convert` reads the files of some public
-data sets without it.
+for that; reading the result does not. `ddpm_jax.data.convert` reads the files of some public data
+sets without it.
 
-Files that were downloaded by hand come from a folder. They have to be, byte for byte, the files
-that TensorFlow Datasets knows by their sha256.
+Files that you have downloaded yourself are read from a folder. They have to be exactly the files
+whose SHA-256 TensorFlow Datasets stores.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ddpm_jax.errors import first_line, require
 __all__ = ["prepare"]
 
 _RETRIES = 4
-"""Of a connection, after 0.2 s, 0.4 s and so on."""
+"""Number of retries of a connection, after 0.2 s, 0.4 s and so on."""
 
 
 def prepare(
@@ -41,26 +41,27 @@ def prepare(
 
     Args:
         name: as `ddpm_jax.data.read_prepared` takes it.
-        directory: of prepared data sets; made if it is not there.
-        source: a folder of files that were downloaded by hand; without it they are downloaded.
-        overwrite: prepare it again if it is there already.
-        report: gets a sentence if nothing has to be done.
+        directory: folder of prepared data sets; created if it does not exist.
+        source: a folder of files that you have downloaded; without it they are downloaded.
+        overwrite: prepare the data set again if it exists.
+        report: gets a sentence if there is nothing to do.
 
     Returns:
         The folder of the data set.
 
     Raises:
         MissingExtra: tensorflow_datasets is not installed.
-        DataError: an unknown name, a file that is not the one it should be, no connection, or a
-            builder that needs TensorFlow where it is not installed.
+        DataError: the name is unknown, a file has the wrong content, there is no connection, or the
+            builder needs TensorFlow, which is not installed.
     """
     require("ddpm-jax data prepare", "tfds", "tensorflow_datasets", "importlib_resources")
     import tensorflow_datasets as tfds
 
     if source is not None and not source.is_dir():
-        raise DataError(f"--from is {str(source)!r}, which is no folder")
+        raise DataError(f"--from is {str(source)!r}, which is not a folder")
     directory.mkdir(parents=True, exist_ok=True)
-    # Away from what is there, which a builder would delete first, and moved there when it is whole.
+    # A builder would delete the existing data set first, so it writes to another folder, which is
+    # moved when it is complete.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".preparing-") as folder:
         made, manual = pathlib.Path(folder, "made"), pathlib.Path(folder, "manual")
         manual.mkdir()
@@ -78,7 +79,7 @@ def prepare(
         new = pathlib.Path(builder.data_path)
         there = directory / new.relative_to(made)
         if there.exists() and not overwrite:
-            report(f"{there} is there already")
+            report(f"{there} exists already")
             return there
         missing = [] if source is None else _collect(builder, source, manual)
         config = tfds.download.DownloadConfig(
@@ -92,15 +93,13 @@ def prepare(
         except Exception as error:  # whatever the network, a builder or a file makes of its trouble
             if _needs_tensorflow(error):
                 raise DataError(
-                    f"data set {name!r} is prepared with TensorFlow, which is not installed (pip"
-                    f" install tensorflow){_instead(builder.name)}"
+                    f"data set {name!r} needs TensorFlow to be prepared, which is not installed"
+                    f" (pip install tensorflow){_instead(builder.name)}"
                 ) from error
-            hint = (
-                "it is downloaded, which wants a connection; --from DIR takes files from a folder"
-            )
+            hint = "the download needs a connection; --from DIR takes the files from a folder"
             if source is not None:
                 without = f", which has no {' and no '.join(missing)}" if missing else ""
-                hint = f"its files are those in {str(source)!r}{without}"
+                hint = f"its files were taken from {str(source)!r}{without}"
             raise DataError(
                 f"data set {name!r} cannot be prepared ({first_line(error)}); {hint}"
             ) from error
@@ -115,13 +114,13 @@ def prepare(
 
 
 def _is_own(name: str) -> bool:
-    """Whether it is rather the path of images of one's own, or of none that are prepared."""
+    """Whether the name looks like a path of the user's own images."""
     return name.startswith((".", "/", "~")) or name.endswith(".npz")
 
 
 @contextlib.contextmanager
 def _manners() -> Iterator[None]:
-    """No lines of tfds on stdout, and progress bars on a terminal only.
+    """Suppresses lines of tfds on stdout, and progress bars outside of a terminal.
 
     Gives up on an unreachable server within seconds.
     """
@@ -143,7 +142,7 @@ def _collect(builder: Any, source: pathlib.Path, manual: pathlib.Path) -> list[s
     """Links the files of `source` into the folder where the builder looks for them.
 
     Returns:
-        The files that it knows and that are not there.
+        The files of the builder that are missing.
     """
     known = {info.filename: info for info in builder.url_infos.values() if info.filename}
     for path in sorted(source.iterdir()):
@@ -151,8 +150,8 @@ def _collect(builder: Any, source: pathlib.Path, manual: pathlib.Path) -> list[s
         # A file without a known checksum is for the builder to judge.
         if info is not None and (sha256 := _sha256(path)) != info.checksum:
             raise DataError(
-                f"{str(path)!r} is not the file that TensorFlow Datasets knows by this name: its"
-                f" sha256 is {sha256[:12]}... and not {info.checksum[:12]}..."
+                f"{str(path)!r} is not the file that TensorFlow Datasets expects under this name:"
+                f" its SHA-256 is {sha256[:12]}... and not {info.checksum[:12]}..."
                 f"{_instead(builder.name)}"
             )
         (manual / path.name).symlink_to(path.resolve())
@@ -174,9 +173,9 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _instead(name: str) -> str:
-    """How to have a data set without its builder."""
+    """How to get a data set without its builder."""
     if name in get_args(Format):
-        return f"; `ddpm-jax data convert {name}` reads its public files as they are"
+        return f"; `ddpm-jax data convert {name}` reads its public files without it"
     return "; images in a folder need no preparation (--data folder --data.path PATH)"
 
 

@@ -1,8 +1,8 @@
 """Reads an image data set that TensorFlow Datasets prepared, without TensorFlow.
 
-Records come through array_record, and PNG or JPEG bytes are decoded by Pillow, so that pixels do
-not depend on whether OpenCV is there. Only the files of a data set
-are read; its own code, which may download, runs in `ddpm_jax.data.prepare` only.
+array_record reads the records, and Pillow decodes PNG and JPEG, so that pixels do not depend on
+whether OpenCV is installed. Only the files of a data set are read; its own code, which may download
+files, runs only in `ddpm_jax.data.prepare`.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from ddpm_jax.errors import first_line, require
 __all__ = ["declared_shape", "nearest_names", "prepared_directory", "read_prepared"]
 
 _TENTHS = ("train[10%:]", "train[:10%]")
-"""Of a data set of one split. Its records are in the order of a hash of their names, unless its
-builder says otherwise, so that the first tenth is one at random, and always the same."""
+"""The parts of a data set with one split. Its records are in the order of a hash of their names,
+unless its builder says otherwise, so that the first tenth is random and always the same."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,11 +66,20 @@ def read_prepared(
     preparation: Preparation = STORED,
     on_bad_image: OnBadImage = "stop",
 ) -> ImageSet:
-    """The data set `name` prepared below `directory`, not yet decoded.
+    """Opens a data set that TensorFlow Datasets prepared. Its images are decoded later.
+
+    Args:
+        name: of the data set, such as "cifar10" or "downsampled_imagenet/64x64".
+        directory: folder of prepared data sets.
+        preparation: applied to each image.
+        on_bad_image: what to do with an image that cannot be decoded.
+
+    Returns:
+        The training images and the held-out ones.
 
     Raises:
-        DataError: an unknown name, or a data set that is not there, is not array_record, or has no
-            images of one size.
+        DataError: the name is unknown; or the data set is not prepared, is not in the format
+            array_record, or has images of different sizes and `preparation` has no `size`.
     """
     builder = _open(name, directory)
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
@@ -96,9 +105,19 @@ def read_prepared(
 
 
 def declared_shape(name: str, directory: pathlib.Path) -> tuple[int | None, int | None, int]:
-    """(height, width, channel) as the data set declares them; it need not be prepared.
+    """The shape of a data set's images as it declares them; it need not be prepared.
 
-    If it declares no size, a name like `downsampled_imagenet/64x64` has it.
+    If it declares no size, the size is taken from a name like `downsampled_imagenet/64x64`.
+
+    Args:
+        name: of the data set.
+        directory: folder of prepared data sets.
+
+    Returns:
+        (height, width, channel); None for a side that the data set does not declare.
+
+    Raises:
+        DataError: the name is unknown, or the data set has no images.
     """
     _require_tfds(name)
     import tensorflow_datasets as tfds
@@ -145,15 +164,15 @@ def _open(name: str, directory: pathlib.Path) -> Any:
         )
     near = " or ".join(map(repr, nearest_names(bare, known)))
     raise DataError(
-        f"data set {name!r} is not in {directory} and TensorFlow Datasets has none of that name;"
-        + (f" did you mean {near}," if near else "")
-        + " or is it one of your own, elsewhere (--data.dir or TFDS_DATA_DIR)? Images in a folder"
-        " are read with --data folder --data.path PATH, an .npz file with --data archive"
+        f"data set {name!r} is not in {directory}, and TensorFlow Datasets has no data set of that"
+        f" name{f' (did you mean {near}?)' if near else ''}. For a data set of your own, give its"
+        " folder with --data.dir or TFDS_DATA_DIR. To read images in a folder, take --data folder"
+        " --data.path PATH; for an .npz file, --data archive"
     )
 
 
 def nearest_names(name: str, known: Sequence[str]) -> list[str]:
-    """Of those that are known; capital letters, hyphens and the like do not count."""
+    """Similar names among the known ones; case, hyphens and the like are ignored."""
     by_letters = {_letters(one): one for one in known}
     return [by_letters[near] for near in difflib.get_close_matches(_letters(name), by_letters)]
 
@@ -163,15 +182,15 @@ def _letters(name: str) -> str:
 
 
 def _parts(where: str, splits: dict[str, int]) -> tuple[str, str]:
-    """What is trained on and what is held out, as tfds names them."""
+    """The parts for training and held out, as tfds names them."""
     if splits.keys() == {"train"} and splits["train"] >= 10:
         return _TENTHS
     parts = "train", "test" if "test" in splits else "validation"
     for split in parts:
         if not splits.get(split):
             raise DataError(
-                f"{where} has no images in split {split!r}, but {splits}; it has to have some in"
-                " train and in test or validation, or ten in train alone"
+                f"{where} has no images in the split {split!r}, but {splits}; it needs images in"
+                " train and in test or validation, or ten in train only"
             )
     return parts
 
@@ -196,7 +215,7 @@ def _records(
     records = _TfdsRecords(name, directory, split, source, classes is not None)
     if records.labelled:
         (first,) = records.read([0])
-        if first.label is not None and first.label < 0:  # so tfds writes labels that are withheld
+        if first.label is not None and first.label < 0:  # tfds writes this for withheld labels
             return dataclasses.replace(records, labelled=False)
     return records
 
@@ -212,11 +231,13 @@ def _first_shape(records: _TfdsRecords, channels: int) -> tuple[int, int, int]:
             reasons.append(str(error))
             continue
         return picture.height, picture.width, channels
-    raise DataError(f"no image of {len(records)} can be used: {records.where(0)} {reasons[0]}")
+    raise DataError(
+        f"none of {len(records)} images can be used; the first: {records.where(0)} {reasons[0]}"
+    )
 
 
 def _check_features(where: str, features: Any) -> tuple[int, tuple[str, ...] | None]:
-    """How many channels the images have, and the names of the classes if there are labels."""
+    """The number of channels, and the names of the classes if there are labels."""
     import tensorflow_datasets as tfds
 
     by_name = dict(features.items()) if hasattr(features, "items") else {}
@@ -237,10 +258,17 @@ def _check_features(where: str, features: Any) -> tuple[int, tuple[str, ...] | N
 def _how_to_prepare(name: str, directory: pathlib.Path, overwrite: bool = False) -> str:
     command = f"ddpm-jax data prepare {name} --dir {directory}"
     command += " --overwrite" if overwrite else ""
-    return f"prepare it with `{command}`, or say where it is with --data.dir or TFDS_DATA_DIR"
+    return f"prepare it with `{command}`, or give its folder with --data.dir or TFDS_DATA_DIR"
 
 
 def prepared_directory(given: str | None) -> pathlib.Path:
-    """Where prepared data sets are, by default TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """The folder of prepared data sets.
+
+    Args:
+        given: a path, or None.
+
+    Returns:
+        That path; or else the variable TFDS_DATA_DIR; or else ~/tensorflow_datasets.
+    """
     place = given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return pathlib.Path(place).expanduser()

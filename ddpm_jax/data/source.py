@@ -1,8 +1,8 @@
-"""The contract of sources of images, and sets of images.
+"""The interface of a source of images, and data sets of two sources.
 
-A source has a number of images of one shape, and returns any of them by index, as uint8
-`[n, height, width, channel]`, with their labels if it has some. They may be arrays in memory, files
-in a folder or records of a data set.
+A source has a number of images of one shape. It returns images by index, as uint8
+`[n, height, width, channel]`, with their labels if it has labels. The images may be arrays in
+memory, files in a folder or records of a data set.
 """
 
 import dataclasses
@@ -30,54 +30,52 @@ __all__ = [
 ]
 
 _NAMED = 10
-"""So many classes are named in a sentence."""
+"""Number of classes that a sentence names."""
 _HASHED, _SAMPLE = 2**27, 64
-"""Of a fingerprint: bytes of arrays in memory, and images of other sources."""
+"""For a fingerprint: bytes of arrays in memory, and number of images of other sources."""
 
 
 class Examples(NamedTuple):
-    """Some images, and what they show. A pytree of NumPy's arrays, or of a device's.
-
-    images: uint8 `[n, height, width, channel]`.
-    labels: int32 `[n]`, or None, which is no leaf.
-    """
+    """Images and their labels: a pytree of arrays of NumPy or JAX."""
 
     images: Any
+    """uint8 `[n, height, width, channel]`."""
     labels: Any
+    """int32 `[n]`, or None without labels."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Images by index."""
+    """Images by index: `source[indices]` returns `Examples`, and `len(source)` their number."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channel) of every image."""
+        """(height, width, channel) of each image."""
 
     @property
     def labelled(self) -> bool:
-        """Whether its examples have labels."""
+        """Whether the examples have labels."""
 
     @property
     def in_memory(self) -> bool:
-        """Whether images are there already, and cost no decoding."""
+        """Whether the images are decoded already."""
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Images that could not be used so far and were left out or replaced: where and why."""
+        """The reason for each image that was left out or replaced so far, by its place."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
-        """The images at these indices, in their order; a copy, which is the caller's."""
+        """The images at these indices, in their order, as a copy that the caller may change."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Images in memory.
+    """A source of images in memory.
 
     Raises:
-        DataError: see `check_images` and `check_labels`.
+        DataError: images or labels do not fit, see `check_images` and `check_labels`.
 
     Example:
         >>> import numpy as np
@@ -90,13 +88,17 @@ class Arrays:
     """
 
     images: UInt8[np.ndarray, "n height width channel"]
+    """uint8 `[n, height, width, channel]`."""
     labels: Integer[np.ndarray, " n"] | None = None
+    """Class of each image, from 0; None without labels."""
     levels: int = 256
+    """Number of grey levels: values are 0 to levels - 1."""
     name: str = "images"
-    """What errors call it."""
+    """Name in error sentences."""
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The reason for each image that was left out, by its place."""
     origin: Any = None
-    """The source of encoded images that they were decoded from, if there is one."""
+    """Source of the encoded images from which these were decoded, if there is one."""
 
     def __post_init__(self) -> None:
         check_images(self.name, self.images, self.levels)
@@ -116,14 +118,18 @@ class Arrays:
 
     @property
     def in_memory(self) -> bool:
-        """Whether images cost no decoding."""
+        """Whether the images are decoded already: yes."""
         return True
 
     def __len__(self) -> int:
         return len(self.images)
 
     def update_digest(self, digest: Any) -> None:
-        """Adds what identifies these images to a hash: see `ImageSet.fingerprint`."""
+        """Adds these images to a hash; see `ImageSet.fingerprint`.
+
+        Args:
+            digest: a hash object of hashlib.
+        """
         if self.origin is not None:
             self.origin.update_digest(digest)
             return
@@ -139,10 +145,12 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CentreCropped:
-    """The middle `side` x `side` pixels of a source's images."""
+    """A source of the middle `side` x `side` pixels of another source's images."""
 
     source: Source
+    """The source of the whole images."""
     side: int
+    """Side of the square, in pixels."""
 
     def __post_init__(self) -> None:
         check_crop(self.side, self.source.image_shape)
@@ -159,12 +167,12 @@ class CentreCropped:
 
     @property
     def in_memory(self) -> bool:
-        """Whether images cost no decoding."""
+        """Whether the images are decoded already."""
         return self.source.in_memory
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """As the source says."""
+        """The reason for each image that was left out or replaced so far, by its place."""
         return self.source.skipped
 
     def __len__(self) -> int:
@@ -181,33 +189,34 @@ class ImageSpec:
     """The facts about a data set that a network and a sampler need, without its images."""
 
     name: str
+    """Name of the data set."""
     shape: tuple[int, int, int]
-    """(height, width, channel) of every image that a network sees."""
+    """(height, width, channel) of the images that a network gets."""
     levels: int = 256
     """Number of grey levels: values are 0 to levels - 1."""
     classes: tuple[str, ...] | None = None
     """Name of each class; None without labels."""
     class_counts: tuple[int, ...] | None = None
-    """Training images of each class; None without labels, or if they were not counted."""
+    """Number of training images of each class; None without labels, or if it is unknown."""
 
     @property
     def num_classes(self) -> int:
-        """0 without labels."""
+        """Number of classes; 0 without labels."""
         return 0 if self.classes is None else len(self.classes)
 
     @property
     def trained_classes(self) -> tuple[int, ...]:
-        """Labels of the classes that have a training image."""
+        """Labels of the classes that have training images."""
         counts = self.class_counts or (1,) * self.num_classes
         return tuple(label for label, count in enumerate(counts) if count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images to train on and images held out.
+    """A data set: training images and held-out images.
 
     Raises:
-        DataError: the two parts differ in image shape, or have labels beyond `classes`.
+        DataError: the two parts differ in image shape, or a label is beyond `classes`.
 
     Example:
         >>> import numpy as np
@@ -219,21 +228,23 @@ class ImageSet:
     """
 
     name: str
+    """Name of the data set."""
     train: Source
-    """Before any crop; training crops them at random if `crop` is set."""
+    """Training images, not cropped; training crops them at random if `crop` is set."""
     held_out: Source
+    """Held-out images, cropped in the middle if `crop` is set."""
     levels: int = 256
     """Number of grey levels: values are 0 to levels - 1."""
     classes: tuple[str, ...] | None = None
-    """What each label stands for; None without labels."""
+    """Name of each class; None without labels."""
     splits: tuple[str, str] = ("train", "held out")
-    """What the data set itself calls the two parts."""
+    """Names of the two parts in the data set itself."""
     unused: tuple[str, ...] = ()
-    """Splits and folders of the data set that are neither trained on nor held out."""
+    """Splits and folders of the data set that are in neither part."""
     preparation: str = "as stored"
-    """What was done to the images."""
+    """What was done to the images, in words."""
     crop: int | None = None
-    """Side of the squares that training sees of each image; held-out images are cropped."""
+    """Side of the squares that are cut from each image, in pixels; None without a crop."""
 
     def __post_init__(self) -> None:
         for name, part in (("train", self.train), ("held_out", self.held_out)):
@@ -252,30 +263,30 @@ class ImageSet:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channel) of every image that a network sees."""
+        """(height, width, channel) of the images that a network gets."""
         return self.train_centred.image_shape
 
     @property
     def train_centred(self) -> Source:
-        """The images to train on without chance: cropped in the middle if they are cropped."""
+        """The training images, cropped in the middle if `crop` is set: without randomness."""
         return self.train if self.crop is None else CentreCropped(self.train, self.crop)
 
     @property
     def num_classes(self) -> int:
-        """0 without labels."""
+        """Number of classes; 0 without labels."""
         return 0 if self.classes is None else len(self.classes)
 
     @property
     def spec(self) -> ImageSpec:
-        """The facts about the set that do not need its images."""
+        """The facts about the data set, without its images."""
         counts = self.class_counts
         return ImageSpec(self.name, self.image_shape, self.levels, self.classes, counts)
 
     @functools.cached_property
     def class_counts(self) -> tuple[int, ...] | None:
-        """The number of training images of each class; None without labels.
+        """Number of training images of each class; None without labels.
 
-        Also None where labels are read with each image and were not counted.
+        It is also None if labels are only known after reading each image.
         """
         labels = getattr(_uncropped(self.train), "labels", None)
         if self.classes is None or labels is None:
@@ -285,14 +296,14 @@ class ImageSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The sha256 of what identifies the images, wherever they are and whatever they are called.
+        """SHA-256 that identifies the images, independent of their place and of names.
 
         It covers the number of images, their shape, grey levels, preparation and labels, and which
-        are held out. Of arrays it covers all pixels up to 128 MB, and of larger ones as many bytes
-        of images that are spread evenly. Of files and records it covers the sizes of up to 20,000
-        files and the bytes of 64 files or records of each part, spread evenly, so that it does not
-        depend on whether they were decoded into memory. It misses changes of anything else. Names
-        of classes and files do not count, but their order does.
+        are held out. For arrays it covers all pixels up to 128 MB; of larger arrays as many bytes,
+        from images spread evenly. For files and records it covers the sizes of up to 20,000 files
+        and the bytes of 64 files or records of each part, spread evenly, so that it does not depend
+        on whether they were decoded into memory. It misses other changes. Names of classes and
+        files do not matter, but their order does.
 
         Example:
             >>> from ddpm_jax.data import Preparation, read_digits
@@ -314,7 +325,11 @@ class ImageSet:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """One sentence with the splits, the classes, and how many images they have."""
+        """The splits and classes, with their numbers of images, in a sentence.
+
+        Returns:
+            One line.
+        """
         (train, held_out), parts = self.splits, []
         parts.append(f"{len(self.train):,} images to train on ({train!r})")
         parts.append(f"{len(self.held_out):,} held out ({held_out!r})")
@@ -337,7 +352,7 @@ class ImageSet:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many of `count` indices, spread evenly, with the first and the last."""
+    """At most `most` of `count` indices, spread evenly, with the first and the last."""
     if count <= most:
         return list(range(count))
     return [index * (count - 1) // max(1, most - 1) for index in range(most)]
@@ -355,17 +370,34 @@ def _some(names: Sequence[str]) -> str:
 
 
 def check_crop(side: int, image_shape: tuple[int, int, int]) -> None:
-    """Raises DataError unless a square of this side is inside such images."""
+    """Checks that a square of this side fits into the images.
+
+    Args:
+        side: in pixels.
+        image_shape: (height, width, channel).
+
+    Raises:
+        DataError: it does not fit.
+    """
     height, width, _ = image_shape
     if not 1 <= side <= min(height, width):
         raise DataError(
-            f"preparation.crop is {side}; of images of {height}x{width} it can leave 1 to"
-            f" {min(height, width)} pixels"
+            f"preparation.crop is {side}; it has to be 1 to {min(height, width)} for images of"
+            f" {height}x{width}"
         )
 
 
 def in_batches(source: Source, size: int, count: int | None = None) -> Iterator[Examples]:
-    """The first `count` examples of a source, or all, in their order; the last batch is smaller."""
+    """The examples of a source in batches, in their order.
+
+    Args:
+        source: of images.
+        size: examples in a batch; the last batch may be smaller.
+        count: number of examples, from the first; None for all.
+
+    Returns:
+        An iterator over batches.
+    """
     count = len(source) if count is None else min(count, len(source))
     for first in range(0, count, size):
         yield source[np.arange(first, min(first + size, count))]

@@ -1,4 +1,4 @@
-"""Evaluation: samples in a feature space, its networks, baselines, pictures and plots."""
+"""Evaluation: metrics of samples in a feature space, feature networks, baselines, pictures."""
 
 from ddpm_jax.errors import require
 
@@ -44,4 +44,3 @@ from ddpm_jax.evaluation.references import load_reference as load_reference
 from ddpm_jax.evaluation.references import make_reference as make_reference
 from ddpm_jax.evaluation.references import save_reference as save_reference
 from ddpm_jax.evaluation.streaming import features_of as features_of
-from ddpm_jax.weights import WeightsError as WeightsError

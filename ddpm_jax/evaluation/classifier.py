@@ -1,12 +1,13 @@
 """A small classifier, trained in seconds on the images themselves: a feature space for small sets.
 
-Inception knows photographs of 299x299 pixels; for digits of 8x8 its features say little, and its
-weights may not be at hand. A classifier of the data set's own classes is a feature space in which
-the same distances can be taken. They compare two sets of images in *this* space and are no FID: a
-number goes with the classifier that it was measured in, known by the sha256 of its weights.
+Inception was trained on photographs of 299x299 pixels. For digits of 8x8 its features mean little,
+and its weights may not be available. A classifier of the data set's own classes is a feature space
+in which the same distances can be computed. They are not FID: each number belongs to the classifier
+with which it was measured, which is identified by the SHA-256 of its weights.
 
-Three convolutions, each at half the resolution of the one before, mean and maximum over positions,
-and a dense layer whose activations are the features; the logits follow from these by a linear map.
+The network has three convolutions, each at half the resolution of the one before, mean and maximum
+over positions, and a dense layer whose activations are the features; the logits are a linear map of
+these.
 """
 
 import functools
@@ -136,7 +137,7 @@ def _compiled(model: Classifier) -> Callable[[Any, Array], Features]:
 
 
 def accuracy(network: FeatureNetwork, images: ImageSet, batch_size: int = 500) -> float:
-    """Share of the held-out images whose class it finds."""
+    """Share of the held-out images that the network classifies correctly."""
     right = 0
     for pictures, labels in in_batches(images.held_out, batch_size):
         logits = network.apply(jnp.asarray(to_bytes(pictures, images.levels))).logits
@@ -145,7 +146,7 @@ def accuracy(network: FeatureNetwork, images: ImageSet, batch_size: int = 500) -
 
 
 def save_classifier(path: Path, params: Any, *, images: str = "") -> None:
-    """Writes parameters as an .npz with a sha256 of them, all of it or nothing.
+    """Writes parameters as an .npz with their SHA-256, either completely or not at all.
 
     Args:
         path: of the file.
@@ -179,19 +180,21 @@ def load_classifier(path: Path, *, images: str | None = None) -> Any:
         ) from error
     if not intact:
         raise EvaluationError(
-            f"{where} is not as it was written: it does not have the sha256 that it states; take"
-            " one that ddpm-jax evaluate wrote"
+            f"{where} has been altered: its SHA-256 differs; take a file that ddpm-jax evaluate"
+            " wrote"
         )
     if images is not None and trained_on != images:
-        raise EvaluationError(f"{where} is one of other images, {trained_on}; here are {images}")
+        raise EvaluationError(
+            f"{where} was trained on other images, {trained_on}, and this run on {images}"
+        )
     return params
 
 
 def _check(images: ImageSet, flat: Mapping[str, np.ndarray]) -> None:
     """Raises EvaluationError unless these are parameters of a `Classifier` of such images."""
     refused = (
-        f"the classifier is not one of {images.num_classes} classes of images"
-        f" {'x'.join(map(str, images.image_shape))}, as those of {images.name!r} are"
+        f"the classifier does not fit {images.name!r}, which has {images.num_classes} classes of"
+        f" images {'x'.join(map(str, images.image_shape))}"
     )
     if images.num_classes < 1:  # initializers divide by the size of an array
         raise EvaluationError(refused)

@@ -1,9 +1,9 @@
-"""Features of images by a network, and the checks of all that is computed from features.
+"""Features of images by a network, and checks of arrays of features.
 
-FID, KID, precision and recall compare clouds of `pooled` features; the Inception score reads the
-classes off `logits`. Results can be compared only if one network computed the features: hence
-`FeatureNetwork.name`, which is printed with every number, and `identity`, which statistics of a
-reference set are stored with.
+FID, KID, precision and recall compare sets of `pooled` features; the Inception score uses the
+`logits`. Results can be compared only if the same network computed the features. Therefore
+`FeatureNetwork.name` is printed with each number, and `identity` is stored with the statistics of a
+reference set.
 """
 
 from collections.abc import Callable
@@ -29,41 +29,45 @@ class Features(NamedTuple):
     """Output of a feature network for a batch of images, in float32."""
 
     pooled: Float[Array, "batch dim"]
+    """Features, `[batch, dim]`."""
     logits: Float[Array, "batch classes"]
-    """Without the last layer's bias where the network is Inception: see `inception`."""
+    """Logits of the classes, `[batch, classes]`; for Inception without the last layer's bias, see
+    `ddpm_jax.evaluation.inception`."""
 
 
 class FeatureNetwork(NamedTuple):
-    """A network with its weights, behind one function of images."""
+    """A feature network with its weights, as a function of images."""
 
     name: str
-    """As it is printed: "Inception-v3", "digits classifier"."""
+    """Name in results: "Inception-v3", "digits classifier"."""
     identity: str
-    """SHA-256, in hex, of the weights and of how images are prepared for them."""
+    """SHA-256, in hex, of the weights and of the preparation of images."""
     dim: int
+    """Number of features."""
     classes: int
+    """Number of classes."""
     apply: Callable[[UInt8[Array, "batch height width channel"]], Features]
-    """Pure, and compiled already: a `jax.tree_util.Partial` of the weights, so that under another
-    `jit` they are arguments, too. Images have 256 levels and 1 or 3 channels."""
+    """Pure and compiled function of images with 256 levels and 1 or 3 channels. It is a
+    `jax.tree_util.Partial` of the weights, so that under another `jit` they are arguments."""
 
 
 class EvaluationError(UserError):
-    """Statistics that cannot be computed or compared: what, its value, and what would do."""
+    """Statistics that cannot be computed or compared; the sentence says why, and what would do."""
 
 
 def check_features(name: str, features: np.ndarray, *, least: int = 1) -> None:
-    """Raises EvaluationError unless `features` is finite floats [at least `least`, dim]."""
+    """Raises EvaluationError unless `features` is finite floats ``[n, dim]`` with n >= `least`."""
     _check_matrix(name, features, least)
     if not np.issubdtype(features.dtype, np.floating):
         raise EvaluationError(
-            f"{name} has dtype {features.dtype}; it has to be floating point, as a network's"
-            " features are"
+            f"{name} has dtype {features.dtype}; it has to be floating point, like the features of"
+            " a network"
         )
     _check_finite(name, features)
 
 
 def check_rows(name: str, rows: np.ndarray, *, least: int = 1) -> None:
-    """The same, where grey levels and other integers will do as well."""
+    """The same for rows that may also be grey levels or other integers."""
     _check_matrix(name, rows, least)
     if np.issubdtype(rows.dtype, np.integer):
         return
@@ -73,11 +77,11 @@ def check_rows(name: str, rows: np.ndarray, *, least: int = 1) -> None:
 
 
 def check_same_dim(name: str, rows: np.ndarray, like_name: str, like: np.ndarray) -> None:
-    """Raises EvaluationError unless rows of the two are of one length."""
+    """Raises EvaluationError unless the rows of both have the same length."""
     if rows.shape[-1] != like.shape[-1]:
         raise EvaluationError(
             f"{name} has {rows.shape[-1]} dimensions and {like_name} {like.shape[-1]}; both have to"
-            " be of one network"
+            " be of the same network"
         )
 
 

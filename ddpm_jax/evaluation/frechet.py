@@ -1,25 +1,29 @@
-r"""The Frechet distance of two Gaussians, to the last digits of float64.
+r"""The Frechet distance of two Gaussians, exact to the last digits of float64.
 
-Between N(m_1, C_1) and N(m_2, C_2) it is, squared as everyone reports it (Dowson and Landau, *The
-Frechet distance between multivariate normal distributions*, 1982; Heusel et al. 2017, eq. 6,
-https://arxiv.org/abs/1706.08500),
+The squared distance of :math:`N(m_1, C_1)` and :math:`N(m_2, C_2)` is (Dowson and Landau, *The
+Frechet distance between multivariate normal distributions*, 1982; Heusel et al. 2017, equation 6,
+https://arxiv.org/abs/1706.08500)
 
-    |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2}).                                          (1)
+.. math::
 
-No square root of a matrix is taken. With any factors C_i = A_i A_i^T, the trace of the root is the
-sum of the singular values of A_1^T A_2 = W S V^T, and the whole second term is the least squared
-distance between the two factors when one may be turned,
+    |m_1 - m_2|^2 + \mathrm{tr}\big(C_1 + C_2 - 2 (C_1 C_2)^{1/2}\big). \tag{1}
 
-    min_U |A_1 U - A_2|^2 = |A_1 W V^T - A_2|^2,   U orthonormal,                               (2)
+No square root of a matrix is computed. With any factors :math:`C_i = A_i A_i^T`, the trace of the
+root is the sum of the singular values of :math:`A_1^T A_2 = W S V^T`. The whole second term is the
+least squared distance between the two factors if one may be rotated,
 
-the orthogonal Procrustes problem. (2) is a sum of squares: it does not cancel where (1) does, so
-equal statistics are as far apart as the square of a rounding error.
+.. math::
 
-Singular covariances, of fewer samples than dimensions or of features that never vary, keep all
-digits as well. A factor comes from the eigenvectors of the correlation matrix, scaled by the
-deviations, so that features of very different sizes do not round each other away. Eigenvalues that
-are zero come out of the computation as about 1e-16 of the largest, of either sign; their roots,
-1e-8, would be no rounding errors any more, so whatever is within rounding of zero is zero.
+    \min_U |A_1 U - A_2|^2 = |A_1 W V^T - A_2|^2, \quad U \text{ orthonormal}, \tag{2}
+
+the orthogonal Procrustes problem. (2) is a sum of squares and does not cancel where (1) does, so
+that the distance of equal statistics is the square of a rounding error.
+
+Singular covariances (fewer samples than dimensions, or constant features) keep all digits, too. A
+factor comes from the eigenvectors of the correlation matrix, scaled by the standard deviations, so
+that features of very different sizes do not lose digits. The computed value of a zero eigenvalue is
+about 1e-16 of the largest, of either sign. Its root, 1e-8, would be larger than rounding errors;
+therefore eigenvalues within rounding of zero are set to zero.
 """
 
 import numpy as np
@@ -31,19 +35,30 @@ from ddpm_jax.evaluation.moments import Moments, covariance
 __all__ = ["frechet_distance", "frechet_distance_of_gaussians"]
 
 _ROUNDING = 100.0 * float(np.finfo(np.float64).eps)
-"""Times the largest eigenvalue: how far from 0 rounding may leave one that is 0 (3 eps were seen,
-of up to 2048 dimensions)."""
+"""Largest rounding error of a zero eigenvalue, relative to the largest one (3 eps were seen, for up
+to 2048 dimensions)."""
 _REFUSED = 100.0
-"""An eigenvalue below 0 by so many times as much is none of rounding."""
+"""An eigenvalue that is below 0 by this many rounding errors is not due to rounding."""
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The squared Frechet distance of the Gaussians with these moments; FID, of Inception's.
+    r"""The squared Frechet distance of two sets of features; FID if they are Inception's.
 
-    See the module's docstring. The covariances are the unbiased ones, as in the paper's code.
+    .. math::
+
+        |m_1 - m_2|^2 + \mathrm{tr}\big(C_1 + C_2 - 2 (C_1 C_2)^{1/2}\big)
+
+    The covariances are the unbiased ones, as in the paper's code.
+
+    Args:
+        a: moments of the first set.
+        b: moments of the second set.
+
+    Returns:
+        The squared distance, 0 or more.
 
     Raises:
-        EvaluationError: moments of fewer than two rows, or of different dimensions.
+        EvaluationError: a set has fewer than two rows, or the sets have different dimensions.
 
     Example:
         >>> import numpy as np
@@ -51,6 +66,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         >>> x = np.array([[-1.0], [0.0], [1.0]], np.float32)
         >>> round(frechet_distance(moments_of(x), moments_of(3 * x + 4)), 12)  # 4^2 + (3 - 1)^2
         20.0
+
+    References:
+        Heusel et al. 2017, equation 6, https://arxiv.org/abs/1706.08500
     """
     check_same_dim("b.mean", b.mean, "a.mean", a.mean)
     return frechet_distance_of_gaussians(a.mean, covariance(a), b.mean, covariance(b))
@@ -62,11 +80,22 @@ def frechet_distance_of_gaussians(
     mean_b: Float[np.ndarray, " dim"],
     covariance_b: Float[np.ndarray, "dim dim"],
 ) -> float:
-    """The same of means and covariances, such as others publish; eq. (1) of the module.
+    """The squared Frechet distance of two Gaussians, from means and covariances.
+
+    Use it with statistics that others publish. See `frechet_distance` for the formula.
+
+    Args:
+        mean_a: `[dim]`.
+        covariance_a: `[dim, dim]`.
+        mean_b: `[dim]`.
+        covariance_b: `[dim, dim]`.
+
+    Returns:
+        The squared distance, 0 or more.
 
     Raises:
-        EvaluationError: shapes that do not fit, a value that is not finite, or a covariance that
-            is not symmetric or has a negative eigenvalue, beyond rounding.
+        EvaluationError: the shapes do not fit, a value is not finite, or a covariance is not
+            symmetric or has a negative eigenvalue, beyond rounding.
     """
     dim = len(mean_a)
     for name, value, shape in (
@@ -78,10 +107,10 @@ def frechet_distance_of_gaussians(
         if value.shape != shape:
             raise EvaluationError(f"{name} has shape {value.shape}; it has to be {shape}")
         if not np.isfinite(value).all():
-            raise EvaluationError(f"{name} has values that are not finite; all have to be")
+            raise EvaluationError(f"{name} has values that are not finite; all have to be finite")
     factor_a = _factor("covariance_a", covariance_a)
     factor_b = _factor("covariance_b", covariance_b)
-    if factor_a.shape[1] > factor_b.shape[1]:  # the narrower one is turned, and loses nothing
+    if factor_a.shape[1] > factor_b.shape[1]:  # rotate the narrower one, which loses nothing
         factor_a, factor_b = factor_b, factor_a
     left, _, right = np.linalg.svd(factor_a.T @ factor_b, full_matrices=False)
     apart = factor_a @ (left @ right) - factor_b
@@ -97,22 +126,22 @@ def _factor(name: str, matrix: np.ndarray) -> np.ndarray:
     scale = np.where(deviations > 0.0, deviations, 1.0)
     correlation = wide / scale[:, None] / scale
     if np.max(np.abs(correlation - correlation.T)) > _REFUSED * _ROUNDING:
-        raise EvaluationError(f"{name} is not symmetric; a covariance is")
+        raise EvaluationError(f"{name} is not symmetric; a covariance has to be")
     if not (variances >= 0.0).all():
         raise EvaluationError(
-            f"{name} is no covariance: it has the variance {np.min(variances):.3g}, and none may be"
-            " negative"
+            f"{name} is not a covariance: it has the variance {np.min(variances):.3g}, and"
+            " variances are not negative"
         )
     if np.any(correlation[deviations == 0.0]):
         raise EvaluationError(
-            f"{name} is no covariance: a feature of variance 0 has a covariance that is not 0"
+            f"{name} is not a covariance: a feature of variance 0 has a covariance that is not 0"
         )
     eigenvalues, vectors = np.linalg.eigh(correlation)
     zero = _ROUNDING * eigenvalues[-1]
     if eigenvalues[0] < -_REFUSED * zero:
         raise EvaluationError(
-            f"{name} is no covariance: scaled to unit variances it has the eigenvalue"
-            f" {eigenvalues[0]:.3g}, and none may be negative"
+            f"{name} is not a covariance: scaled to unit variances it has the eigenvalue"
+            f" {eigenvalues[0]:.3g}, and eigenvalues are not negative"
         )
     positive = eigenvalues > zero
     return deviations[:, None] * vectors[:, positive] * np.sqrt(eigenvalues[positive])

@@ -1,13 +1,13 @@
-"""Weights of Inception-v3: which file they are, whether it is whole, and where each tensor goes.
+"""Reads the weights of Inception-v3, and checks which file they are and whether it is complete.
 
 The public file is `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, which torch-fidelity
 releases as `weights-inception-2015-12-05-6726825d.pth`: 95,628,359 bytes, TensorFlow's graph of
-2015-12-05 converted tensor by tensor. Nothing is downloaded here; the user points to it. Its
-SHA-256 is compared before a byte of it is read as anything else.
+2015-12-05 converted tensor by tensor. Nothing is downloaded; the user gives the path. The SHA-256
+of the file is compared before it is parsed.
 
 `convert` writes the same tensors, under the same names and in the same layout, to an `.npz`, with
-the SHA-256 of the file that they came from and one of themselves, which is compared at each load.
-That detects damage and accidental edits, not tampering.
+the SHA-256 of the original file and that of the tensors, which is compared at each load. That
+detects damage and accidental edits, not tampering.
 """
 
 import functools
@@ -33,13 +33,13 @@ from ddpm_jax.weights.torch_files import read_state_dict
 __all__ = ["PUBLIC_SHA256", "convert", "expected_shapes", "inception_network", "to_variables"]
 
 PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Its beginning is in the file's name, as torch.hub wants it. All of it is from public projects
-that pin the file by it and agree; HyperGAN's documentation is one of them."""
+"""SHA-256 of the public file. Its beginning is in the file's name, as torch.hub requires. Several
+public projects pin the file by this digest; HyperGAN's documentation is one of them."""
 
 _MOST_BYTES = 2**28
-"""Of a file: Inception-v3 in float64 has 0.7 of it."""
+"""Largest size of a file in bytes; Inception-v3 in float64 has 0.7 of it."""
 _SOURCE = "source"
-"""The array of an `.npz` that is no tensor: the SHA-256 of the file that the tensors came from."""
+"""The array of an `.npz` that is not a tensor: the SHA-256 of the original file."""
 
 _BIAS = "fc.bias"
 """A tensor of the file that the network does not use: see `inception` about the logits."""
@@ -70,19 +70,21 @@ class Weights(NamedTuple):
 def inception_network(
     path: Path, *, other_weights: bool = False, sharding: jax.sharding.Sharding | None = None
 ) -> FeatureNetwork:
-    """Inception-v3 with the weights of a file: the public `.pth`, or the `.npz` made of it.
+    """Inception-v3 with the weights of a file.
 
     Args:
-        path: the file; what ends in ".npz" was written by `convert`.
-        other_weights: take any weights of that network. Unless they are the public ones, the
-            network's name then tells that they are not.
-        sharding: where the weights are put; on a mesh they are meant to be on every device,
-            `NamedSharding(mesh, PartitionSpec())`. By default JAX brings them to where the images
-            are, with each batch.
+        path: the public `.pth`, or the `.npz` that `convert` made of it.
+        other_weights: accept weights that are not the public ones; the network's name then says so.
+        sharding: placement of the weights. On a mesh they should be on each device,
+            `NamedSharding(mesh, PartitionSpec())`. By default JAX copies them to the images' device
+            with each batch.
+
+    Returns:
+        The feature network.
 
     Raises:
         WeightsError: the file is missing, damaged or altered; a tensor is missing, unknown or of
-            another shape; the weights are not the public ones, and `other_weights` is false.
+            another shape; or the weights are not the public ones, and `other_weights` is False.
     """
     weights = _read(path, other_weights=other_weights)
     variables = jax.device_put(to_variables(weights.tensors), sharding)
@@ -98,7 +100,7 @@ def inception_network(
 
 
 def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
-    """Writes the tensors of a `.pth` to an `.npz`, and returns a sentence that tells so.
+    """Writes the tensors of a `.pth` to an `.npz`, and returns a sentence for the user.
 
     Raises:
         WeightsError: see `inception_network`; or `target` exists, its folder does not, or its
@@ -107,7 +109,7 @@ def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
     if target.suffix != ".npz":
         raise WeightsError(f"the target is {target}; its name has to end in .npz")
     if target.exists():
-        raise WeightsError(f"the target {target} is there already; remove it, or name another")
+        raise WeightsError(f"the target {target} exists already; remove it, or choose another")
     if not target.parent.is_dir():
         raise WeightsError(f"the target is {target}; there is no folder {target.parent}")
     weights = _read(source, other_weights=other_weights)
@@ -161,9 +163,9 @@ def _read(path: Path, *, other_weights: bool) -> Weights:
     source = converted.source if converted else _sha256(path)
     if source != PUBLIC_SHA256 and not other_weights:
         raise WeightsError(
-            f"{path} is of the SHA-256 {source}, and the public Inception-v3 of 2015-12-05"
-            f" {PUBLIC_SHA256}; numbers of other weights compare with nobody's, so that they have"
-            " to be asked for and get a name of their own"
+            f"{path} has the SHA-256 {source}, and the public Inception-v3 of 2015-12-05 has"
+            f" {PUBLIC_SHA256}; results of other weights cannot be compared with published ones."
+            " --other-weights accepts them, and names the results after them"
         )
     tensors = converted.tensors if converted else read_state_dict(path, most_bytes=_MOST_BYTES)
     tensors = {name: t for name, t in tensors.items() if not name.endswith(_COUNTER)}
@@ -182,12 +184,12 @@ def _read_converted(path: Path) -> Weights:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # zip, zlib, NumPy and JSON each have their own
         raise WeightsError(
-            f"{path} is no converted Inception-v3, or damaged: {first_line(error)}"
+            f"{path} is not a converted Inception-v3, or it is damaged: {first_line(error)}"
         ) from error
     if not intact:
         raise WeightsError(
-            f"{path} is not as it was written: its tensors do not have the SHA-256 that it states;"
-            " convert the weights again"
+            f"{path} has been altered: the SHA-256 of its tensors differs; convert the weights"
+            " again"
         )
     return Weights(tensors, source)
 
@@ -212,4 +214,4 @@ def _sha256(path: Path) -> str:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise WeightsError(f"{path} is no file of weights: {error}") from error
+        raise WeightsError(f"{path} is not a file of weights: {error}") from error

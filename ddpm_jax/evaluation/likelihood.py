@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out images by a trained network, and by codes without one."""
+"""Bits per dimension of held-out images, by a trained network and by codes without a network."""
 
 import functools
 import math
@@ -31,28 +31,33 @@ __all__ = [
 ]
 
 _HISTOGRAM_IMAGES = 100_000
-"""The histogram is fitted on at most so many: some sets are decoded as they are read.
+"""Largest number of images for the histogram, because some sets are decoded while they are read.
 
-They are spread evenly, for some sets are sorted by class.
+They are spread evenly, because some sets are sorted by class.
 """
 
 
 class TrainedModel(NamedTuple):
-    """A process and a network whose parameters are an argument, with what it is measured on."""
+    """A network as a function of its parameters, with the process and the images to measure on."""
 
     process: Modal
+    """The forward process."""
     bind: Callable[..., Predict]
     """`(params, labels=None, with_variance=False) -> predict`."""
     predicts: Predicts
+    """What the network predicts: "eps", "x0" or "v"."""
     variance: Variance
+    """Variance of p(x_{t-1} | x_t), see `ddpm_jax.reverse`."""
     labelled: bool
     """Whether the network takes labels."""
     images: ImageSet
+    """The data set."""
     mesh: Mesh
+    """The devices."""
     key: Array
     """Root of the noise; an image's noise follows from its number."""
     seed: int
-    """Of the times that are chosen where not all are."""
+    """Seed of the times, if not all terms are computed."""
     held_out_loss: Callable[[Any], float]
     """`params -> loss`, by the objective of training."""
 
@@ -61,10 +66,11 @@ class PerTime(NamedTuple):
     """The term of the ELBO at each t, over held-out images, in bits per dimension: `[T]` each."""
 
     mean: np.ndarray
+    """Mean over the images; NaN without images at this t."""
     standard_error: np.ndarray
-    """NaN where there are fewer than two images."""
+    """Standard error of the mean; NaN for fewer than two images."""
     images: np.ndarray
-    """How many there are at this t."""
+    """Number of images at this t."""
 
 
 def baselines(images: ImageSet) -> dict[str, Any]:
@@ -84,24 +90,32 @@ def baselines(images: ImageSet) -> dict[str, Any]:
 
 
 def uniform_bits_per_dim(levels: int) -> float:
-    """log2(levels): every grey level of every pixel is as likely as any other."""
+    """Bits per dimension if all grey levels are equally likely, log2(levels).
+
+    Args:
+        levels: number of grey levels.
+
+    Returns:
+        Bits per dimension.
+    """
     return math.log2(levels)
 
 
 def histogram_bits_per_dim(
     train: Iterable[np.ndarray], held_out: Iterable[np.ndarray], *, levels: int
 ) -> float:
-    """Cost of `held_out` under one histogram for each pixel, fitted on `train`.
+    """Bits per dimension by independent histograms of the pixels.
 
-    The pixels are independent. One count is added to each level (Laplace's rule), so that a level
-    not seen in training costs much but not infinitely much.
+    One count is added to each level (Laplace's rule), so that the cost of a level that does not
+    occur in training is finite.
 
     Args:
-        train, held_out: batches of uint8 `[n, height, width, channel]`, values below `levels`.
-        levels: number of grey levels.
+        train: batches of uint8 `[n, height, width, channel]`, on which the histograms are fitted.
+        held_out: batches of the same shape, which are measured.
+        levels: number of grey levels; values are below it.
 
     Returns:
-        Mean of -log2 p over all images and dimensions.
+        Mean of -log2 p over all held-out images and dimensions.
     """
     train_counts, num_train = _counts(train, levels)
     counts, _ = _counts(held_out, levels)
@@ -126,10 +140,10 @@ def bits_per_dim(
     """Bits per dimension of all held-out images, and term by term.
 
     Args:
-        model: of which network and images.
+        model: the network and the images.
         params: of the network.
-        num_times: ELBO terms of each image; by default all T. Of fewer it is an estimate, and its
-            standard error has that chance in it.
+        num_times: number of ELBO terms for each image; by default all T. With fewer terms the
+            result is an estimate, and its standard error includes the choice of times.
         batch_size: images in one compiled call, over all devices.
     """
     images, num_steps = model.images, model.process.num_steps
@@ -142,6 +156,7 @@ def bits_per_dim(
         "dataset": images.name,
         "images": len(images.held_out),
         "levels": images.levels,
+        "given_class": model.labelled,
         "num_steps": num_steps,
         "num_times": num_times,
         "bits_per_dim": float(np.mean(total)),

@@ -1,16 +1,19 @@
-r"""Kernel distance and Inception score of samples, and the names under which they may be printed.
+r"""Kernel distance and Inception score of samples, and the names of metrics in results.
 
-The kernel distance is KID where the features are Inception's: the squared maximum mean discrepancy
-with the kernel k(x, y) = (x.y / dim + 1)^3, by the unbiased estimate of Binkowski et al. 2018,
-section 3 and eq. 4 (https://arxiv.org/abs/1801.01401),
+The kernel distance is the squared maximum mean discrepancy with the kernel
+:math:`k(x, y) = (x \cdot y / \mathrm{dim} + 1)^3`; it is KID if the features are Inception's. The
+unbiased estimate of Binkowski et al. 2018, section 3 and equation 4
+(https://arxiv.org/abs/1801.01401), is
 
-    1 / (m (m - 1)) sum_{i != j} k(x_i, x_j) + 1 / (n (n - 1)) sum_{i != j} k(y_i, y_j)
-        - 2 / (m n) sum_{i, j} k(x_i, y_j),                                                     (1)
+.. math::
 
-in float64. It is unbiased, so it may be negative; the number of samples changes its spread alone.
+    \frac{1}{m (m - 1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{n (n - 1)} \sum_{i \ne j} k(y_i, y_j)
+    - \frac{2}{m n} \sum_{i, j} k(x_i, y_j), \tag{1}
 
-The Inception score is exp(E_x KL(p(y|x) || p(y))), Salimans et al. 2016
-(https://arxiv.org/abs/1606.03498).
+computed in float64. Because it is unbiased, it may be negative, and the number of samples only
+changes its spread.
+
+The Inception score is that of Salimans et al. 2016 (https://arxiv.org/abs/1606.03498).
 """
 
 import itertools
@@ -42,51 +45,72 @@ __all__ = [
 ]
 
 Metric = Literal["FID", "KID", "precision", "recall", "IS"]
+"""Metrics of samples, by their names for Inception's features."""
 INCEPTION = "Inception-v3"
-"""The network whose features FID, KID and IS are of."""
+"""Name of the network of FID, KID and IS."""
 FULL = 50_000
-"""The number of samples that papers compare: a name leaves out the number from here on."""
+"""Number of samples in papers; from this number on, the name of a metric leaves it out."""
 
 _BLOCK = 2048
 """Rows of either set in one block: 32 MB of kernel values."""
 _OTHER_NETWORKS = {"FID": "Frechet distance", "KID": "kernel distance", "IS": "classifier score"}
-"""What these three are called in the space of another network."""
+"""Names of these three metrics for the features of another network."""
 
 
 class KernelDistance(NamedTuple):
     """The kernel distance over random subsets."""
 
     mean: float
-    """An unbiased estimate of the same quantity as `kernel_distance` of all rows."""
+    """Mean over the subsets, an unbiased estimate of `kernel_distance` of all rows."""
     standard_deviation: float
-    """Over the subsets. Papers print it after the mean; it is not the error of the mean."""
+    """Standard deviation over the subsets. Papers print it after the mean; it is not the error of
+    the mean."""
     standard_error: float
-    """Of the mean, as an estimate of the distance between these rows."""
+    """Standard error of the mean as an estimate of the distance between these rows."""
 
 
 class InceptionScore(NamedTuple):
-    """The Inception score over its splits, as it is published."""
+    """The Inception score over its splits, as papers publish it."""
 
     mean: float
+    """Mean over the splits."""
     standard_deviation: float | None
-    """Over the splits. Papers print it after the mean; it is not the error of the mean. None for
-    one split, or where a split has one sample: that one's score is 1, whatever the sample."""
+    """Standard deviation over the splits. Papers print it after the mean; it is not the error of
+    the mean. None for one split, or if a split has one sample, whose score is always 1."""
 
 
 def kernel_distance(a: Float[np.ndarray, "m dim"], b: Float[np.ndarray, "n dim"]) -> float:
-    """The unbiased estimate from all rows, eq. (1) of the module.
+    r"""The kernel distance of two sets of features from all rows; KID if they are Inception's.
 
-    It takes some (m + n)^2 dim / 2 multiplications, and memory for blocks of them: some 170 MB for
-    features of 2048 dimensions.
+    .. math::
+
+        \frac{1}{m (m - 1)} \sum_{i \ne j} k(x_i, x_j)
+        + \frac{1}{n (n - 1)} \sum_{i \ne j} k(y_i, y_j)
+        - \frac{2}{m n} \sum_{i, j} k(x_i, y_j),
+        \quad k(x, y) = (x \cdot y / \mathrm{dim} + 1)^3
+
+    It takes about (m + n)^2 dim / 2 multiplications, and 170 MB of memory for features of 2048
+    dimensions.
+
+    Args:
+        a: features, `[m, dim]`.
+        b: features, `[n, dim]`, by the same network.
+
+    Returns:
+        The unbiased estimate; it may be negative.
 
     Raises:
-        EvaluationError: features that are not finite, fewer than two rows, or different dimensions.
+        EvaluationError: features are not finite, there are fewer than two rows, or the dimensions
+            differ.
 
     Example:
         >>> import numpy as np
         >>> from ddpm_jax.evaluation import kernel_distance
         >>> kernel_distance(np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]]))
         297.5
+
+    References:
+        Binkowski et al. 2018, equation 4, https://arxiv.org/abs/1801.01401
     """
     check_features("a", a, least=2)
     check_features("b", b, least=2)
@@ -102,31 +126,33 @@ def kernel_distance_of_subsets(
     subsets: int = 100,
     subset_size: int = 1000,
 ) -> KernelDistance:
-    """The estimate as it is published: its mean over random subsets of both sets.
+    """The kernel distance as papers publish it: its mean over random subsets of both sets.
 
     Each subset is drawn without replacement; subsets overlap.
 
     Args:
-        a, b: features.
-        seed: of `np.random.default_rng`; the same one draws the same subsets.
-        subsets: how many, at least 2.
-        subset_size: rows of each, at least 2.
+        a: features, `[m, dim]`.
+        b: features, `[n, dim]`, by the same network.
+        seed: of `np.random.default_rng`; the same seed draws the same subsets.
+        subsets: number of subsets, at least 2.
+        subset_size: rows of each subset, at least 2.
+
+    Returns:
+        Mean, standard deviation and standard error over the subsets.
 
     Raises:
-        EvaluationError: as `kernel_distance`, or a set has fewer rows than a subset.
+        EvaluationError: as in `kernel_distance`, or a set has fewer rows than a subset.
     """
     check_at_least("subsets", subsets, 2)
     check_at_least("subset_size", subset_size, 2)
     if seed is None:
-        raise EvaluationError(
-            "seed is None; it has to be given, so that the result can be repeated"
-        )
+        raise EvaluationError("seed is None; set it, so that the result can be repeated")
     for name, features in (("a", a), ("b", b)):
         check_features(name, features)
         if len(features) < subset_size:
             raise EvaluationError(
-                f"subset_size is {subset_size}; {name} has {len(features)} rows, and no subset can"
-                " have more"
+                f"subset_size is {subset_size}; it has to be at most the number of rows of {name},"
+                f" {len(features)}"
             )
     check_same_dim("b", b, "a", a)
     generator = np.random.default_rng(seed)
@@ -161,28 +187,36 @@ def _mean_kernel(x: np.ndarray, y: np.ndarray | None = None) -> float:
 
 
 def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10) -> InceptionScore:
-    """exp(E_x KL(p(y|x) || p(y))), Salimans et al. 2016 (https://arxiv.org/abs/1606.03498).
+    r"""The Inception score of samples, from the logits of a classifier.
 
-    Computed in float64 from the logarithms of the softmax: no probability underflows, and no
-    logarithm is taken of 0. As in the paper's code, the samples are cut, in the order they come in,
-    into `splits` parts that differ in size by one at most, and p(y) is the mean within a part.
-    Samples drawn class by class have to be shuffled first.
+    .. math::
+
+        \exp \mathrm{E}_x \mathrm{KL}\big(p(y|x) \,\|\, p(y)\big)
+
+    It is computed in float64 from the logarithms of the softmax, so that no probability underflows.
+    As in the paper's code, the samples are split in their order into `splits` parts of equal size
+    (or one more), and p(y) is the mean within a part. Shuffle samples that were drawn class by
+    class.
 
     Args:
-        logits: of each sample, before the softmax.
-        splits: at most the number of samples. The score depends on how large a part is.
+        logits: of each sample, before the softmax, `[n, classes]`.
+        splits: number of parts, at most n. The score depends on the size of a part.
 
     Returns:
-        From 1 to the number of classes.
+        Mean and standard deviation over the parts of the score, which is between 1 and the number
+        of classes.
 
     Raises:
-        EvaluationError: logits that are not finite, or fewer samples than `splits`.
+        EvaluationError: logits are not finite, or there are fewer samples than `splits`.
 
     Example:
         >>> import numpy as np
         >>> from ddpm_jax.evaluation import inception_score
         >>> round(inception_score(100.0 * np.eye(5), splits=1).mean, 12)
         5.0
+
+    References:
+        Salimans et al. 2016, https://arxiv.org/abs/1606.03498
     """
     check_at_least("splits", splits, 1)
     check_features("logits", logits)
@@ -206,19 +240,23 @@ def _score(logits: np.ndarray) -> float:
 def metric_name(
     metric: Metric, *, samples: int, network: str = INCEPTION, full_reference: bool = True
 ) -> str:
-    """The name under which a result may be printed.
+    """The name of a metric in results, which says how it was computed.
 
-    "FID" alone is of Inception-v3, at least 50,000 samples and the full reference. Precision and
-    recall always name their network: their paper took VGG-16, and others Inception.
+    "FID" without more words stands for Inception-v3, at least 50,000 samples and the full
+    reference. Precision and recall always name their network: their paper used VGG-16, and others
+    use Inception.
 
     Args:
-        metric: what it would be called at its best.
-        samples: how many the result is of.
-        network: whose features, in words.
-        full_reference: whether it was compared with all images of a data set's split, not some.
+        metric: the metric.
+        samples: number of samples.
+        network: name of the feature network.
+        full_reference: whether the reference was all images of a data set's split.
+
+    Returns:
+        The name.
 
     Raises:
-        EvaluationError: another metric, no samples, or a network without a name.
+        EvaluationError: the metric is unknown, there are no samples, or the network has no name.
 
     Example:
         >>> from ddpm_jax.evaluation import metric_name
@@ -229,7 +267,7 @@ def metric_name(
     """
     if metric not in get_args(Metric):
         known = ", ".join(map(repr, get_args(Metric)))
-        raise EvaluationError(f"metric is {metric!r}; it is one of {known}")
+        raise EvaluationError(f"metric is {metric!r}; it has to be one of {known}")
     check_at_least("samples", samples, 1)
     if not network.strip():
         raise EvaluationError(f"network is {network!r}; it has to name the feature network")

@@ -1,15 +1,18 @@
-"""Mean and covariance of features, streamed: parts are added up in any order.
+r"""Mean and covariance of features, computed in parts that can be merged in any order.
 
-What is kept is the number of rows, their mean and their scatter, the sum of (x - mean)(x - mean)^T,
-all in float64. Two parts are merged by the pairwise update of Chan, Golub and LeVeque, *Updating
-formulae and a pairwise algorithm for computing sample variances*, 1979 (also in *Algorithms for
-computing the sample variance*, The American Statistician 37, 1983): with d = mean_b - mean_a,
+The moments are the number of rows n, their mean m and their scatter
+:math:`S = \sum_x (x - m)(x - m)^T`, all in float64. Two parts are merged by the pairwise update of
+Chan, Golub and LeVeque, *Updating formulae and a pairwise algorithm for computing sample
+variances*, 1979 (also in *Algorithms for computing the sample variance*, The American Statistician
+37, 1983): with :math:`d = m_b - m_a`
 
-    mean    = mean_a + d n_b / (n_a + n_b)
-    scatter = scatter_a + scatter_b + d d^T n_a n_b / (n_a + n_b).
+.. math::
 
-Sums of x and of x x^T would cancel where the mean is large; here nothing does. What remains is
-the rounding of the mean itself: 2^-53 of it, where two neighbouring float32 are 2^-24 apart.
+    m = m_a + \frac{n_b}{n_a + n_b} d, \qquad
+    S = S_a + S_b + \frac{n_a n_b}{n_a + n_b} d d^T
+
+Sums of x and of x x^T would cancel if the mean is large; here nothing cancels. The remaining error
+is the rounding of the mean itself: 2^-53 of it, while neighbouring float32 are 2^-24 apart.
 """
 
 import functools
@@ -23,21 +26,28 @@ from ddpm_jax.evaluation.features import EvaluationError, check_features, check_
 __all__ = ["Moments", "covariance", "merge", "moments_of"]
 
 _ROWS = 4096
-"""So many rows are held in float64 at a time."""
+"""Number of rows that are converted to float64 at a time."""
 
 
 class Moments(NamedTuple):
-    """Of some rows of features; float64."""
+    """Mean and scatter of rows of features, float64."""
 
     rows: int
-    """How many rows."""
+    """Number of rows."""
     mean: Float[np.ndarray, " dim"]
+    """Mean of the rows, `[dim]`."""
     scatter: Float[np.ndarray, "dim dim"]
-    """Sum over the rows of (x - mean)(x - mean)^T."""
+    """Sum over the rows of (x - mean)(x - mean)^T, `[dim, dim]`."""
 
 
 def moments_of(features: Float[np.ndarray, "n dim"]) -> Moments:
-    """Number, mean and scatter of the rows of `features`, in float64 whatever their dtype.
+    """The moments of an array of features.
+
+    Args:
+        features: floating point, `[n, dim]`.
+
+    Returns:
+        Number, mean and scatter of the rows, in float64.
 
     Raises:
         EvaluationError: `features` is not a finite array of floats with at least one row.
@@ -55,10 +65,24 @@ def moments_of(features: Float[np.ndarray, "n dim"]) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of all rows of both; see the module's docstring.
+    r"""The moments of the rows of two parts together.
+
+    With :math:`d = m_b - m_a`
+
+    .. math::
+
+        m = m_a + \frac{n_b}{n_a + n_b} d, \qquad
+        S = S_a + S_b + \frac{n_a n_b}{n_a + n_b} d d^T
+
+    Args:
+        a: moments of the first part.
+        b: moments of the second part.
+
+    Returns:
+        The moments of all rows.
 
     Raises:
-        EvaluationError: they differ in dimension.
+        EvaluationError: the dimensions differ.
 
     Example:
         >>> import numpy as np
@@ -76,21 +100,25 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def covariance(moments: Moments) -> Float[np.ndarray, "dim dim"]:
-    """scatter / (rows - 1), the unbiased estimate.
+    """The unbiased estimate of the covariance, scatter / (rows - 1).
+
+    Args:
+        moments: of at least two rows.
+
+    Returns:
+        float64 `[dim, dim]`.
 
     Raises:
-        EvaluationError: of fewer than two rows.
+        EvaluationError: there are fewer than two rows.
     """
     if moments.rows < 2:
-        raise EvaluationError(
-            f"moments are of {moments.rows} row; a covariance is estimated from at least 2"
-        )
+        raise EvaluationError(f"moments has {moments.rows} row; a covariance needs at least 2")
     return moments.scatter / (moments.rows - 1)
 
 
 def _moments(features: np.ndarray) -> Moments:
-    """Of rows that are held in float64 all at once."""
-    # Differences of float32 from one of the rows are exact, or as good as that, in float64.
+    """The moments of few enough rows to be converted to float64 at once."""
+    # Differences of float32 from one of the rows are (almost) exact in float64.
     from_first = features.astype(np.float64) - features[0].astype(np.float64)
     shift = from_first.mean(axis=0)
     centred = from_first - shift

@@ -1,22 +1,22 @@
-"""Exact nearest rows, and the improved precision and recall of samples.
+r"""Exact nearest rows, and the improved precision and recall of samples.
 
-Own code, because scikit-learn's `NearestNeighbors` is not exact where neighbours are near. It takes
-|x - y|^2 = |x|^2 + |y|^2 - 2 x.y, which costs one matrix product for a block of pairs and cancels
-where x is near y: with one distant row in the pool, near duplicates come in random order. Its
-metrics that subtract are exact, and took 9 times as long for features of 2048 dimensions; none of
-them puts the first of equally near rows first.
+scikit-learn's `NearestNeighbors` is not exact for close neighbours. It uses
+:math:`|x - y|^2 = |x|^2 + |y|^2 - 2 x \cdot y`, one matrix product for a block of pairs, which
+cancels if x is close to y: with one distant row in the pool, near duplicates come in random order.
+Its metrics that subtract are exact, but took 9 times as long for features of 2048 dimensions; and
+none of them puts the first of equally near rows first.
 
-Here the matrix product is used with a bound of its rounding error, only to leave out pairs that
-are certainly farther. The others are computed as sum((x - y)^2), which is 0 for equal rows, the
-same bits for (x, y) and (y, x), and right to about 1e-15 of itself. Float64 throughout; of integers
-the result is exact.
+Here the matrix product, with a bound of its rounding error, only excludes pairs that are certainly
+farther. The other distances are computed as sum((x - y)^2), which is 0 for equal rows, has the
+same bits for (x, y) and (y, x), and a relative error of about 1e-15. All is in float64; for
+integers the result is exact.
 
-Precision and recall are those of Kynkaanniemi et al. 2019, eq. 1 and 2
-(https://arxiv.org/abs/1904.06991). Around each feature of a set is a ball that reaches to its k-th
-nearest neighbour in the set; all the balls together are the set's manifold. Precision is the share
-of samples that lie in the manifold of the reference, recall the share of the reference that lies in
-that of the samples. As in the paper's code, a feature is not a neighbour of itself, an equal one
-is, and a ball has its surface.
+Precision and recall are those of Kynkaanniemi et al. 2019, equations 1 and 2
+(https://arxiv.org/abs/1904.06991). Each feature of a set has a ball that reaches to its k-th
+nearest neighbour in the set; all balls together are the set's manifold. Precision is the share of
+samples in the manifold of the reference, recall the share of the reference in the manifold of the
+samples. As in the paper's code, a feature is not its own neighbour, an equal feature is one, and a
+ball includes its surface.
 """
 
 from typing import NamedTuple
@@ -37,40 +37,45 @@ __all__ = ["Nearest", "PrecisionRecall", "nearest", "precision_recall"]
 QUERIES, POOL = 1024, 4096
 """Rows in one block of pairs: 32 MB for each of a few matrices of squared distances."""
 _PAIRS = 2**23
-"""Values of which differences are held at a time."""
+"""Number of differences that are in memory at a time."""
 _MANY = 8
-"""Pairs to a row from which on equal pairs are computed once."""
+"""Number of pairs for each row from which equal pairs are computed only once."""
 
 
 class Nearest(NamedTuple):
     """The k nearest rows of a pool to each query, nearest first."""
 
     indices: Int[np.ndarray, "queries k"]
-    """Of rows of the pool; of equally near ones, the first."""
+    """Indices of rows of the pool; of equally near rows, the first."""
     distances: Float[np.ndarray, "queries k"]
-    """Euclidean, float64."""
+    """Euclidean distances, float64."""
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, from 0 to 1."""
+    """Precision and recall of samples."""
 
     precision: float
+    """Share of samples in the manifold of the reference, in [0, 1]."""
     recall: float
+    """Share of the reference in the manifold of the samples, in [0, 1]."""
 
 
 def nearest(queries: np.ndarray, pool: np.ndarray, k: int) -> Nearest:
-    """The `k` rows of `pool` nearest to each row of `queries`, and how far they are.
+    """The `k` rows of a pool that are nearest to each query, exactly.
 
-    A row that is in both has itself for a neighbour, at the distance 0. Memory is that of blocks,
-    of 250 MB for many rows of 784 numbers.
+    A row that is in both has itself as a neighbour, at the distance 0. Memory does not grow with
+    the number of rows: 250 MB for rows of 784 numbers.
 
     Args:
         queries: `[q, dim]`, floats or integers: features, or pixels.
-        pool: `[n, dim]`.
-        k: from 1 to n.
+        pool: `[n, dim]`, floats or integers.
+        k: number of neighbours, 1 to n.
+
+    Returns:
+        Indices and distances, `[q, k]`.
 
     Raises:
-        EvaluationError: rows that are not finite, different dimensions, or a `k` out of range.
+        EvaluationError: rows are not finite, the dimensions differ, or `k` is out of range.
 
     Example:
         >>> import numpy as np
@@ -84,7 +89,7 @@ def nearest(queries: np.ndarray, pool: np.ndarray, k: int) -> Nearest:
     check_same_dim("queries", queries, "pool", pool)
     check_at_least("k", k, 1)
     if k > len(pool):
-        raise EvaluationError(f"k is {k}; pool has {len(pool)} rows, and k can be at most that")
+        raise EvaluationError(f"k is {k}; it has to be at most the rows of pool, {len(pool)}")
     indices, squares = _nearest(queries, pool, k)
     return Nearest(indices, np.sqrt(squares))
 
@@ -92,19 +97,23 @@ def nearest(queries: np.ndarray, pool: np.ndarray, k: int) -> Nearest:
 def precision_recall(
     samples: Float[np.ndarray, "m dim"], reference: Float[np.ndarray, "n dim"], k: int = 3
 ) -> PrecisionRecall:
-    """Precision and recall of `samples`; both depend on m, n and k. See the module's docstring.
+    """Improved precision and recall of samples; both depend on m, n and k.
 
-    Membership is right to the last places of a squared distance, also on the surface of a ball. It
-    takes (m + n)^2 dim multiplications at most, and memory for blocks of them, some 300 MB for
-    features of 2048 dimensions.
+    Precision is the share of samples inside the balls around features of the reference, which reach
+    to their k-th nearest neighbours; recall is the share of the reference inside the balls around
+    the samples. It takes at most (m + n)^2 dim multiplications, and 300 MB of memory for features
+    of 2048 dimensions.
 
     Args:
-        samples: features of generated images.
-        reference: features of data, by the same network; about as many as samples.
-        k: a ball reaches to the k-th neighbour, from 1 to one less than the size of either set.
+        samples: features of generated images, `[m, dim]`.
+        reference: features of data by the same network, `[n, dim]`; about as many as samples.
+        k: the neighbour to which a ball reaches, 1 to one less than the size of either set.
+
+    Returns:
+        Precision and recall, in [0, 1].
 
     Raises:
-        EvaluationError: features that are not finite, different dimensions, or a `k` out of range.
+        EvaluationError: features are not finite, the dimensions differ, or `k` is out of range.
 
     Example:
         >>> import numpy as np
@@ -112,14 +121,17 @@ def precision_recall(
         >>> reference = np.array([[0.0], [1.0], [5.0]])
         >>> precision_recall(np.array([[0.5], [7.0]]), reference, k=1)
         PrecisionRecall(precision=1.0, recall=1.0)
+
+    References:
+        Kynkaanniemi et al. 2019, equations 1 and 2, https://arxiv.org/abs/1904.06991
     """
     check_at_least("k", k, 1)
     for name, features in (("samples", samples), ("reference", reference)):
         check_features(name, features)
         if k >= len(features):
             raise EvaluationError(
-                f"k is {k}; {name} has {len(features)} rows, and k has to be below that, as no row"
-                " is its own neighbour"
+                f"k is {k}; it has to be below the number of rows of {name}, {len(features)}, as no"
+                " row is its own neighbour"
             )
     check_same_dim("samples", samples, "reference", reference)
     shares = []
@@ -210,14 +222,14 @@ def squared_distances(
     """sum((x - y)^2) of the pairs x[rows[i]], y[columns[i]], in float64."""
     if len(rows) <= _MANY * (len(x) + len(y)):
         return _squared_distances(x, y, rows, columns)
-    # Where a model draws one image again and again, many pairs are equally near.
+    # If a model draws the same image again and again, many pairs are equally near.
     pairs = _kinds(x)[rows] * len(y) + _kinds(y)[columns]
     _, first, kind = np.unique(pairs, return_index=True, return_inverse=True)
     return _squared_distances(x, y, rows[first], columns[first])[kind]
 
 
 def _kinds(rows: np.ndarray) -> np.ndarray:
-    """A number for each row, of equal rows the same one."""
+    """A number for each row, the same for equal rows."""
     numbers: dict[bytes, int] = {}
     return np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows])
 

@@ -1,4 +1,4 @@
-"""Pictures as PNG: grids of images, strips of how they came to be, and plots of an evaluation."""
+"""PNG pictures: grids of images, strips of sampling steps, and plots of an evaluation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ class Curve(NamedTuple):
 
 
 def image_grid(images: np.ndarray, *, levels: int, columns: int | None = None) -> np.ndarray:
-    """Lays out uint8 `[n, height, width, channel]` row by row, a thin border around each.
+    """A grid of images, row by row, with thin borders.
 
-    Values 0 ... levels - 1 are stretched to 0 ... 255; pixels are enlarged without smoothing.
+    Values 0 to levels - 1 are scaled to 0 to 255; small images are enlarged without smoothing.
 
     Args:
-        images: with 1 or 3 channels.
+        images: uint8 `[n, height, width, channel]` with 1 or 3 channels.
         levels: number of grey levels.
-        columns: images in a row; by default the grid is as square as can be.
+        columns: number of images in a row; by default the grid is almost square.
 
     Returns:
         One uint8 image `[height, width, channel]`.
@@ -56,12 +56,25 @@ def image_grid(images: np.ndarray, *, levels: int, columns: int | None = None) -
 
 
 def strip_times(num_steps: int, columns: int) -> np.ndarray:
-    """Indices of `columns` of a trajectory's steps, evenly spread, the last always among them."""
+    """Indices of steps for a strip of pictures.
+
+    Args:
+        num_steps: number of steps of the trajectory.
+        columns: largest number of indices.
+
+    Returns:
+        Indices spread evenly over the steps, rising, with the first and the last.
+    """
     return np.unique(np.linspace(0, num_steps - 1, min(columns, num_steps)).round().astype(int))
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 `[height, width, channel]`; a reader never sees half a file."""
+    """Writes an image as a PNG file, either completely or not at all.
+
+    Args:
+        path: of the file.
+        image: uint8 `[height, width, channel]` with 1 or 3 channels.
+    """
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     with whole_file(path) as file:
         Image.fromarray(pixels).save(file, format="PNG")
@@ -127,7 +140,7 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _title(axes: Any, title: str) -> None:
-    """As text: the name of a data set may have dollars in it, which is no formula."""
+    """Sets a title as plain text: dollar signs in a data set's name are not a formula."""
     axes.set_title(escape(title), parse_math=False)
 
 

@@ -1,7 +1,7 @@
-"""Statistics of a data set that samples are compared with, what they were computed from, and files.
+"""Statistics of the data set with which samples are compared, and their files.
 
-A file of a reference is an `.npz` with the sha256 of all that is in it (see `ddpm_jax.npz`).
-Nothing is pickled. Equal references make equal bytes.
+The file of a reference is an `.npz` that contains the SHA-256 of its arrays (see `ddpm_jax.npz`).
+Nothing is pickled. Equal references give equal bytes.
 """
 
 import hashlib
@@ -37,36 +37,41 @@ _NAMES = {
     *(f"{half}_{part}" for half in _HALVES for part in ("rows", "mean", "scatter")),
 }
 _MOST_BYTES = 2**30
-"""Of all arrays together: 10,000 features of 2048 numbers and their two moments are 0.15 of it."""
+"""Largest size of all arrays together, in bytes; 10,000 features of 2048 numbers and their two
+moments need 0.15 of it."""
 
 
 class Provenance(NamedTuple):
-    """What statistics were computed from, in words and hashes."""
+    """The origin of statistics, in words and hashes."""
 
     dataset: str
+    """Name of the data set."""
     split: str
+    """Name of its split."""
     images: int
-    """How many."""
+    """Number of images."""
     pixels_sha256: str
-    """Of the images in their order, before the preprocessing."""
+    """SHA-256 of the images in their order, before the preprocessing."""
     preprocessing: str
-    """How grey levels became what the network sees, in words."""
+    """The preprocessing of grey levels for the network, in words."""
     network: str
-    """The feature network's name."""
+    """Name of the feature network."""
     network_sha256: str
-    """What identifies its weights."""
+    """Identity of the feature network, see `FeatureNetwork.identity`."""
 
 
 class Reference(NamedTuple):
-    """Statistics of features of a data set's split."""
+    """Statistics of the features of a data set's split."""
 
     provenance: Provenance
+    """Origin of the statistics."""
     moments: Moments
+    """Moments of all features."""
     halves: tuple[Moments, Moments]
-    """Of every other image, the first among them, and of the others: how far the data set is from
-    itself. Together they are `moments`."""
+    """Moments of every other image from the first on, and of the other images. Their distance shows
+    how far the data set is from itself."""
     features: Float[np.ndarray, "some dim"] | None = None
-    """float32, of the first images: for the kernel distance, precision and recall."""
+    """float32 features of the first images, for the kernel distance, precision and recall."""
 
 
 def make_reference(
@@ -82,17 +87,26 @@ def make_reference(
     network_sha256: str,
     keep_features: int,
 ) -> Reference:
-    """Runs over the images once: their hash, and the statistics of `apply(images).pooled`.
+    """Computes the statistics of `apply(images).pooled` and the hash of the images, in one pass.
 
     Args:
-        apply, images, mesh, batch_size: see `features_of`. `images` are the data set's own, and
-            `apply` does the preprocessing, too.
-        dataset, split, preprocessing, network, network_sha256: see `Provenance`.
-        keep_features: the reference holds the features themselves of at most so many images, of
-            4 dim bytes each.
+        apply: the feature network with the preprocessing, see `features_of`.
+        images: batches of the data set's images, uint8 `[any number, height, width, channel]`.
+        mesh: mesh over which the batches are split.
+        batch_size: images in one call, at least 1.
+        dataset: name of the data set.
+        split: name of its split.
+        preprocessing: what `apply` does to grey levels before the network, in words.
+        network: name of the feature network.
+        network_sha256: identity of the feature network.
+        keep_features: number of images whose features the reference keeps, 4 dim bytes each.
+
+    Returns:
+        The statistics.
 
     Raises:
-        EvaluationError, DataError: as `features_of` and `moments_of`; or less than two images.
+        EvaluationError: as in `features_of` and `moments_of`; or there are fewer than two images.
+        DataError: a batch is not images.
     """
     digest = hashlib.sha256()
     count = 0
@@ -102,7 +116,7 @@ def make_reference(
     def hashed() -> Iterator[np.ndarray]:
         nonlocal count
         for batch in images:
-            yield batch  # where it is checked
+            yield batch  # the consumer checks it
             if not count:
                 digest.update(f"{batch.dtype} {list(batch.shape[1:])}\n".encode())
             digest.update(np.ascontiguousarray(batch).data)
@@ -119,7 +133,7 @@ def make_reference(
         start += len(features.pooled)
     even, odd = halves
     if even is None or odd is None:
-        raise EvaluationError(f"images has {count}; statistics are of at least two images")
+        raise EvaluationError(f"there are {count} images; statistics need at least two")
     provenance = Provenance(
         dataset, split, count, digest.hexdigest(), preprocessing, network, network_sha256
     )
@@ -128,21 +142,33 @@ def make_reference(
 
 
 def check_same(a: Provenance, b: Provenance) -> None:
-    """Raises EvaluationError, with the first field that differs, unless the two are the same."""
+    """Checks that two statistics have the same origin.
+
+    Args:
+        a: origin of the first statistics.
+        b: origin of the second statistics.
+
+    Raises:
+        EvaluationError: they differ; the sentence names the first field that does.
+    """
     for field, of_a, of_b in zip(Provenance._fields, a, b, strict=True):
         if of_a != of_b:
             raise EvaluationError(
-                f"{field} is {of_a!r} of some statistics and {of_b!r} of others; they can only be"
-                " compared or mixed if it is the same"
+                f"{field} is {of_a!r} in one of the statistics and {of_b!r} in the other; they can"
+                " be compared or mixed only if it is the same"
             )
 
 
 def save_reference(path: Path, reference: Reference) -> None:
-    """Writes `reference` to `path`, all of it or nothing.
+    """Writes a reference to a file, either completely or not at all.
+
+    Args:
+        path: of the file; its name ends in .npz.
+        reference: the statistics.
 
     Raises:
         EvaluationError: `path` does not end in .npz.
-        OSError: the disk refuses; what was at `path` is still there.
+        OSError: the disk refuses; an existing file is unchanged.
     """
     if path.suffix != ".npz":
         raise EvaluationError(f"path is {path}; it has to end in .npz")
@@ -150,10 +176,16 @@ def save_reference(path: Path, reference: Reference) -> None:
 
 
 def load_reference(path: Path) -> Reference:
-    """Reads what `save_reference` wrote.
+    """Reads a file that `save_reference` wrote.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The statistics.
 
     Raises:
-        EvaluationError: it is missing, damaged or altered, or of another version.
+        EvaluationError: the file is missing, damaged or altered, or of another version.
     """
     try:
         arrays, intact = load_npz(path, most_bytes=_MOST_BYTES)
@@ -163,28 +195,28 @@ def load_reference(path: Path) -> Reference:
         raise EvaluationError(f"{path} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # damage shows as whatever zipfile or numpy raises
         raise EvaluationError(
-            f"{path} is damaged or no file of statistics ({first_line(error)}); make it anew"
+            f"{path} is damaged or not a file of statistics ({first_line(error)}); make it again"
         ) from error
     version = arrays.get("format", np.array("absent"))
     if version.shape != () or version.item() != _FORMAT:
         raise EvaluationError(
             f"{path} is of another version of ddpm_jax: its format is {str(version)[:80]}, and"
-            f" {_FORMAT} is read here"
+            f" this version reads {_FORMAT}"
         )
     if not intact:
-        raise EvaluationError(f"{path} has been altered: it does not have its own sha256")
+        raise EvaluationError(f"{path} has been altered: its SHA-256 differs")
     try:
         return _reference(arrays)
-    except Exception as error:  # its own sha256 can be computed by anyone
+    except Exception as error:  # anyone can compute the SHA-256
         raise EvaluationError(
-            f"{path} is no file of statistics ({first_line(error)}); make it anew"
+            f"{path} is not a file of statistics ({first_line(error)}); make it again"
         ) from error
 
 
 def _reference(arrays: Mapping[str, np.ndarray]) -> Reference:
     """From the arrays of a file; ValueError, KeyError or TypeError if they are no reference."""
     if unknown := arrays.keys() - _NAMES:
-        raise ValueError(f"{min(unknown)[:80]!r} is none of its arrays")
+        raise ValueError(f"{min(unknown)[:80]!r} is not one of its arrays")
     halves = []
     for half in _HALVES:
         rows, mean, scatter = (arrays[f"{half}_{part}"] for part in ("rows", "mean", "scatter"))
@@ -202,7 +234,7 @@ def _reference(arrays: Mapping[str, np.ndarray]) -> Reference:
     provenance = Provenance(**json.loads(str(arrays["provenance"])))
     for field, kind in Provenance.__annotations__.items():
         if type(getattr(provenance, field)) is not kind:
-            raise ValueError(f"{field} of its provenance is no {kind.__name__}")
+            raise ValueError(f"{field} of its provenance is not of type {kind.__name__}")
     return Reference(provenance, merge(even, odd), (even, odd), features)
 
 

@@ -1,4 +1,4 @@
-"""A network's features of images, over the mesh, in batches of one size."""
+"""Computes a network's features of images over the mesh, in batches of one size."""
 
 import functools
 import math
@@ -25,26 +25,28 @@ def features_of(
     mesh: Mesh,
     batch_size: int,
 ) -> Iterator[Features]:
-    """`apply(images)` of all images, batch by batch, as arrays on the host.
+    """Computes `apply(images)` of all images, batch by batch.
 
-    Images are gathered into batches of `batch_size`, rounded up to a multiple of the devices; the
-    last one is filled up with copies of its own images, whose features are cut off. So one compiled
-    call serves all batches, and later ones of other images of that shape. Each batch is split over
-    the whole mesh; only its results, batch x dim and batch x classes numbers, are gathered by every
-    process.
+    Images are grouped into batches of `batch_size`, rounded up to a multiple of the devices. The
+    last batch is filled up with copies of its own images, whose features are removed. Therefore one
+    compiled call serves all batches, also later ones of the same shape. Each batch is split over
+    the whole mesh; only its results are gathered, by each process.
 
     Args:
-        apply: uint8 `[batch, height, width, channel]` -> arrays of leading axis batch, such as
-            `.pooled` and `.logits`; it may not mix images. Give the parameters of a network by
-            `jax.tree_util.Partial(function, params)`: they are arguments of the compiled program
-            then, and not constants in it.
-        images: uint8 `[any number, height, width, channel]` each, the same in every process.
-        mesh: over which the batches are split.
-        batch_size: at least 1.
+        apply: function of uint8 `[batch, height, width, channel]` that returns arrays with the
+            leading axis batch, such as `Features`. It may not mix images. Pass the parameters of a
+            network by `jax.tree_util.Partial(function, params)`: then they are arguments of the
+            compiled program, and not constants in it.
+        images: batches, uint8 `[any number, height, width, channel]`, the same in all processes.
+        mesh: mesh over which the batches are split.
+        batch_size: images in one call, at least 1.
+
+    Returns:
+        An iterator over the results of `apply` on the host, one for each batch.
 
     Raises:
-        EvaluationError: the batch size, or what `apply` returned is not one row for each image.
-        DataError: a batch that is not images.
+        EvaluationError: `batch_size` is below 1, or `apply` does not return one row for each image.
+        DataError: a batch is not images.
     """
     check_at_least("batch_size", batch_size, 1)
     return _features(apply, images, mesh, math.ceil(batch_size / mesh.size) * mesh.size)
@@ -66,7 +68,7 @@ def _features(
 
 @functools.cache
 def _compiled_call(mesh: Mesh) -> Callable[[Any, jax.Array], Any]:
-    """One for all calls, so that samples go through the program that the reference went through."""
+    """One program for all calls, so that the same program computes samples and reference."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))  # for every process
     def call(network: Callable[[jax.Array], Any], batch: jax.Array) -> Any:
@@ -86,8 +88,8 @@ def _regrouped(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         check_images("images", batch)
         if waiting and batch.shape[1:] != waiting[0].shape[1:]:
             raise EvaluationError(
-                f"images of shape {batch.shape[1:]} follow some of {waiting[0].shape[1:]}; all have"
-                " to be of one shape"
+                f"images of shape {batch.shape[1:]} follow images of shape {waiting[0].shape[1:]};"
+                " all have to have the same shape"
             )
         waiting.append(batch)
         if sum(map(len, waiting)) >= size:

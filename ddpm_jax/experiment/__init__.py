@@ -1,4 +1,4 @@
-"""An experiment: what a config stands for, its folder, and the commands' common ground."""
+"""An experiment: the objects that a config declares, its run directory, training and sampling."""
 
 from ddpm_jax.errors import require
 
@@ -9,14 +9,12 @@ require(
     *("grain", "matplotlib"),  # late, by each training
 )
 
-from ddpm_jax.experiment.data_record import check_same_data as check_same_data
 from ddpm_jax.experiment.data_record import read_data_record as read_data_record
 from ddpm_jax.experiment.experiment import Experiment as Experiment
 from ddpm_jax.experiment.experiment import build as build
 from ddpm_jax.experiment.experiment import check_batch as check_batch
 from ddpm_jax.experiment.experiment import image_spec_of as image_spec_of
 from ddpm_jax.experiment.experiment import initial_state as initial_state
-from ddpm_jax.experiment.experiment import load_images as load_images
 from ddpm_jax.experiment.experiment import make_network as make_network
 from ddpm_jax.experiment.experiment import state_of as state_of
 from ddpm_jax.experiment.post_hoc import post_hoc_params as post_hoc_params
@@ -37,9 +35,7 @@ from ddpm_jax.experiment.sampler_program import check_platforms as check_platfor
 from ddpm_jax.experiment.sampler_program import sampler_program as sampler_program
 from ddpm_jax.experiment.sampling import Samples as Samples
 from ddpm_jax.experiment.sampling import make_drawer as make_drawer
-from ddpm_jax.experiment.sampling import save_pictures as save_pictures
 from ddpm_jax.experiment.step import abstract_batch as abstract_batch
-from ddpm_jax.experiment.step import held_out_loss as held_out_loss
 from ddpm_jax.experiment.step import lower_step as lower_step
 from ddpm_jax.experiment.step import make_batches as make_batches
 from ddpm_jax.experiment.step import make_form as make_form

@@ -24,7 +24,7 @@ __all__ = ["cached_json", "move_aside_non_file", "params_sha256", "quiet", "sett
 
 
 def quiet(line: str) -> None:
-    """Tells nobody."""
+    """Reports nothing."""
 
 
 def cached_json(
@@ -54,7 +54,7 @@ def cached_json(
         else:
             if stated == _seal(name, follows_from, values):
                 return values
-            report(f"{str(path)!r} is not as it was written, by its sha256; computed again")
+            report(f"{str(path)!r} has been altered: its SHA-256 differs; computed again")
     # As it comes back from the file: tuples are lists.
     values = json.loads(json.dumps(compute()))
     write_json(path, values | {"sha256": _seal(name, follows_from, values)})
@@ -62,7 +62,7 @@ def cached_json(
 
 
 def move_aside_non_file(path: Path, report: Callable[[str], None]) -> None:
-    """Moves aside what is no file: a folder cannot be replaced, and a pipe be read for ever."""
+    """Renames what is not a file: a folder cannot be replaced, and reading a pipe never ends."""
     if path.exists() and not path.is_file():
         aside = path.with_name(f"{path.name}.aside-{time.time_ns()}")
         with contextlib.suppress(FileNotFoundError):  # another evaluation was quicker

@@ -1,8 +1,8 @@
-"""What a run records of its data set in `images.json`, so that sampling needs no images.
+"""The record of a run's data set, `images.json`, with which sampling needs no images.
 
-It is written once, when the run begins: shape, grey levels and classes of the images, and, for a
-process that follows from them, what it has measured. The counts and a fingerprint of the content
-tell whether a data set that is found later, here or elsewhere, is the same one.
+It is written once, when the run begins: shape, grey levels and classes of the images, and what the
+process has measured, if it depends on the images. The counts and a fingerprint of the content show
+whether another data set is the same one.
 """
 
 import dataclasses
@@ -30,19 +30,22 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataRecord:
-    """A data set without its images; only its spec where the data set of weights is unknown."""
+    """A data set without its images. For imported weights only the spec is known."""
 
     spec: ImageSpec
+    """Shape, grey levels and classes."""
     train_images: int | None = None
+    """Number of training images."""
     held_out_images: int | None = None
+    """Number of held-out images."""
     fingerprint: str | None = None
-    """Of the content, `ImageSet.fingerprint`."""
+    """Fingerprint of the content, `ImageSet.fingerprint`."""
     measured: np.ndarray | None = None
     """What the process has measured of the training images, see `config.Process.measure`."""
 
 
 def record_of(experiment: Experiment) -> DataRecord:
-    """Of the images that the experiment has loaded."""
+    """The record of the images that the experiment has loaded."""
     images = experiment.images
     return DataRecord(
         spec=experiment.spec,
@@ -54,19 +57,25 @@ def record_of(experiment: Experiment) -> DataRecord:
 
 
 def write_data_record(path: Path, record: DataRecord) -> None:
-    """All of it or nothing."""
+    """Writes the record, either completely or not at all."""
     values = plain_record(record)
     write_json(path, {**values, "sha256": json_digest(values)})
 
 
 def plain_record(record: DataRecord) -> dict[str, Any]:
-    """As plain values."""
+    """The record as plain values."""
     measured = None if record.measured is None else np.asarray(record.measured, np.float64).tolist()
     return {**dataclasses.asdict(record), "measured": measured}
 
 
 def read_data_record(path: Path) -> DataRecord | None:
-    """What `write_data_record` wrote; None if there is no file, as in a run that never began.
+    """Reads the record of a run's data set.
+
+    Args:
+        path: of the file, `RunDirectory.images`.
+
+    Returns:
+        The record, or None if there is no file, as in a run that never began.
 
     Raises:
         UserError: the file is damaged.
@@ -76,19 +85,19 @@ def read_data_record(path: Path) -> DataRecord | None:
     values = read_json(path)
     if values.pop("sha256", None) != json_digest(values):
         raise RunDirectoryError(
-            f"{str(path)!r} is damaged: it does not have its own sha256; delete it, and the data"
-            " set is read in its place"
+            f"{str(path)!r} is damaged: its SHA-256 differs; delete it, and the data set is read"
+            " instead"
         )
     return record_from_plain(values, repr(str(path)))
 
 
 def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
-    """Raises UserError unless `images` are those of the record, wherever they are.
+    """Raises UserError unless `images` are those of the record.
 
-    Where the record does not know the data set, they have to have the shape and the grey levels.
+    If the record does not know the data set, only shape and grey levels have to be the same.
     """
     differences = [
-        f"{name} {there} then and {here} now"
+        f"{name} were {there} and are {here}"
         for name, there, here in (
             ("shape", record.spec.shape, images.image_shape),
             ("grey levels", record.spec.levels, images.levels),
@@ -98,11 +107,11 @@ def check_same_data(record: DataRecord, images: ImageSet, run: Path) -> None:
         if there not in (here, None)
     ]
     if not differences and record.fingerprint not in (images.fingerprint, None):
-        differences = ["as many images of the same shape, but other content"]
+        differences = ["the same number and shape of images, but other content"]
     if differences:
         raise UserError(
-            f"the data set {images.name!r} is not the one that the run {str(run)!r} was begun with"
-            f" ({'; '.join(differences)}); --data and its fields say where the right one is"
+            f"the data set {images.name!r} is not the one with which the run {str(run)!r} began"
+            f" ({'; '.join(differences)}); give the right one with --data and its fields"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run that trains: a progress bar, or plain lines."""
+"""The display of a training run: a progress bar, or plain lines."""
 
 import math
 import time
@@ -30,7 +30,7 @@ class TrainingDisplay:
         self._bar = Progress(
             self._line,
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
             transient=True,
             expand=True,
         )
@@ -44,13 +44,13 @@ class TrainingDisplay:
         self.stop()
 
     def stop(self) -> None:
-        """Takes the bar away; may be called twice."""
+        """Removes the bar; may be called twice."""
         self._bar.stop()
 
     def advance(self, step: int, waited: float) -> None:
-        """A step was dispatched; the first of a process was compiled before that, untimed.
+        """Notes a dispatched step; the compilation before a process's first step is not timed.
 
-        Its batch kept the device waiting for so many seconds.
+        The device waited `waited` seconds for its batch.
         """
         if self._last is None:
             self._last = step, time.perf_counter()
@@ -83,12 +83,12 @@ class TrainingDisplay:
         figures["left"] = f"{_minutes(left)} left"
         self._line.figures = figures
         self._bar.update(self._task, completed=step)
-        if not self._console.is_terminal:
+        if not self._console.is_interactive:
             self.say("  ".join([f"step {step}/{self._steps}", *figures.values()]))
         return speed
 
     def pause(self) -> None:
-        """Something else took its time; the speed is measured anew from the next step."""
+        """Restarts the measurement of the speed at the next step, after some other work."""
         self._last = None
 
     def say(self, text: str) -> None:

@@ -259,7 +259,7 @@ def _cached_reference(
     try:
         check_same(stored.provenance, here)
     except EvaluationError as error:
-        raise EvaluationError(f"{path}: {error}; delete it, and it is made anew") from None
+        raise EvaluationError(f"{path}: {error}; delete it, and it is made again") from None
     return stored
 
 

@@ -1,4 +1,4 @@
-"""From a config to the things that it declares, put together once for every command alike."""
+"""Builds the objects that a config declares, in the same way for all commands."""
 
 import dataclasses
 import functools
@@ -20,6 +20,7 @@ from ddpm_jax import parallel, training
 from ddpm_jax.config import BoundModel, Config, ConfigError, validate
 from ddpm_jax.data import ImageSet, ImageSpec, check_crop
 from ddpm_jax.models import init_params, network_function
+from ddpm_jax.models.interface import innermost
 from ddpm_jax.processes import Modal
 from ddpm_jax.samplers import Predict
 from ddpm_jax.training.objective import TimeLaw
@@ -39,24 +40,30 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """Everything that a config stands for. Making one compiles nothing."""
+    """The objects that a config declares; `build` makes it. Nothing is compiled."""
 
     config: Config
+    """The config, checked."""
     spec: ImageSpec
-    """Of the images."""
+    """Shape, grey levels and classes of the images."""
     measured: np.ndarray | None
-    """What the process has measured of the training images, if it needs anything of them."""
+    """What the process has measured of the training images; None if it needs nothing."""
     loaded: ImageSet | None
-    """The images, or None where the data set was not opened."""
+    """The images, or None if the data set was not opened."""
     process: Modal
+    """The forward process."""
     model: nn.Module
+    """The network."""
     learning_rate: optax.Schedule
+    """The learning rate as a function of the step."""
     optimizer: optax.GradientTransformation
+    """The optimizer, with the clip of the gradient."""
     mesh: Mesh
+    """The devices."""
 
     @property
     def images(self) -> ImageSet:
-        """To train on and held out.
+        """The training images and the held-out ones.
 
         Raises:
             ValueError: this experiment was built without them.
@@ -70,7 +77,7 @@ class Experiment:
         """The network as a function of its parameters, see `models.network_function`.
 
         Raises:
-            ConfigError: when it is traced, if its output has not the shape of x_t.
+            ConfigError: when the function is traced, if the output does not have the shape of x_t.
         """
         network, name = self.config.network, type(self.config.network).__name__
         function, pair = network_function(self.model), network.variance == "learned_range"
@@ -95,20 +102,29 @@ class Experiment:
         labels: Int[Array, " examples"] | None = None,
         with_variance: bool = False,
     ) -> Predict:
-        """`(x_t, t) -> prediction` with these parameters, dropout off.
+        """The network with its parameters, without dropout.
 
         Args:
-            params: of the network.
-            labels: class of each example, or of as many neighbouring rows as there are for each.
-            with_variance: hands on the pair of a network that has learned its variance.
+            params: variables of the network.
+            labels: class of each example; if there are more rows than labels, each label counts for
+                the same number of neighbouring rows. None for no class: a network with classes
+                gets -1.
+            with_variance: return the pair of a network with a learned variance.
+
+        Returns:
+            A function `(x_t, t) -> prediction`, or `-> (prediction, interpolation)`.
         """
         learned = self.config.network.variance == "learned_range"
         takes_first = learned and not with_variance
+        null_class = getattr(innermost(self.model), "null_class", True)
+        hides_class = self.config.network.classes > 0 and null_class
 
         def predict(x_t: Float[Array, "rows *data"], t: Int[Array, " rows"]) -> Any:
             classes: dict[str, Any] = {}
             if labels is not None:
                 classes["labels"] = jnp.repeat(labels, x_t.shape[0] // labels.shape[0])
+            elif hides_class:
+                classes["labels"] = jnp.full(x_t.shape[0], -1, jnp.int32)
             output = self.apply(params, x_t, t, **classes)
             return output[0] if takes_first else output
 
@@ -117,7 +133,16 @@ class Experiment:
     def bind_for(
         self, sampler: configs.Sampler, params: Any, labels: Int[Array, " examples"] | None = None
     ) -> BoundModel:
-        """The network as this sampler has it: with its guidance, where there are labels."""
+        """The network with its parameters and the guidance of a sampler.
+
+        Args:
+            sampler: with the fields of guidance.
+            params: variables of the network.
+            labels: class of each example; None for no guidance.
+
+        Returns:
+            The argument of `sampler.make`.
+        """
 
         def predict(with_variance: bool) -> Predict:
             own = functools.partial(self.bind, params, with_variance=with_variance)
@@ -131,21 +156,29 @@ class Experiment:
         )
 
     def key(self, purpose: str) -> Array:
-        """The root key of one use of randomness, so that no two uses share noise."""
+        """The root key of one use of randomness; two uses never share noise.
+
+        Args:
+            purpose: "parameters", "training", "held out", "samples", "bits per dim",
+                "evaluation samples" or "classifier".
+
+        Returns:
+            A typed threefry key, which follows from `config.seed`.
+        """
         purposes = (
             *("parameters", "training", "held out", "samples", "bits per dim"),
             *("evaluation samples", "classifier"),
         )
-        # Threefry whatever JAX's default: of others, a batch of keys gives other bits than each.
+        # Always threefry: with other generators a batch of keys gives other bits than single keys.
         root = jax.random.key(self.config.seed, impl="threefry2x32")
         return jax.random.fold_in(root, purposes.index(purpose))
 
     @functools.cached_property
     def abstract_state(self) -> training.TrainState:
-        """Shapes, dtypes and shardings of the state, for a restore; computes nothing.
+        """Shapes, dtypes and shardings of the state, for a restore; nothing is computed.
 
-        What the optimizer and the averages hold of a parameter is split as the parameter is: by
-        the names of its axes and `parallel.RULES`.
+        The state of the optimizer and the averages are split in the way of the parameters: by the
+        names of their axes and `parallel.RULES`.
         """
         state: training.TrainState = parallel.abstract(self._abstract_boxed_state, self.mesh)
         return state
@@ -157,7 +190,7 @@ class Experiment:
 
     @property
     def sharding_note(self) -> str | None:
-        """How the parameters are split of a network that names no axes; None of any other."""
+        """How the parameters of a network that names no axes are split; None for other networks."""
         fsdp = self.mesh.shape["fsdp"]
         if fsdp == 1 or parallel.axis_names(self._abstract_boxed_state.params) - {parallel.LARGEST}:
             return None
@@ -166,12 +199,12 @@ class Experiment:
         return (
             f"network {type(self.config.network).__name__} names no axes: {split} of"
             f" {len(leaves)} parameters are split along their largest axis, {len(leaves) - split}"
-            " are whole"
+            " are whole on each device"
         )
 
     @property
     def state_shardings(self) -> training.TrainState:
-        """Where each array of the state lives."""
+        """The sharding of each array of the state."""
         shardings: training.TrainState = parallel.shardings(self.abstract_state)
         return shardings
 
@@ -184,18 +217,21 @@ def build(
     measured: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
-    """Checks `config` against itself, the images and the devices, and puts its parts together.
+    """Checks a config, and builds its objects.
 
     Args:
         config: of the experiment.
-        images: loaded as it says, if neither they nor their `spec` are given.
-        spec: of the images, in their place: for whoever needs no images, to sample or to plan.
-        measured: what the process needs of the training images; measured if it is not given.
-        devices: all there are, if not given.
+        images: the data set; by default it is loaded as the config says.
+        spec: facts about the images, in place of the images: enough to sample or to plan.
+        measured: what the process needs to know of the training images; by default it is measured.
+        devices: the devices to use; by default all.
+
+    Returns:
+        The experiment.
 
     Raises:
-        UserError: a value that cannot work, a missing data set, images that the network cannot
-            have, or a member whose `make` returns something else than its family says.
+        UserError: a value of the config does not work, the data set is missing, the network does
+            not fit the images, or the `make` of a member returns a wrong type.
     """
     config = validate(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
@@ -221,26 +257,43 @@ def build(
 
 
 def check_batch(config: Config, devices: Sequence[jax.Device] | None = None) -> None:
-    """Raises UserError unless the mesh is there and divides the training batch, or its parts."""
+    """Checks that the devices of the mesh exist and divide the training batch.
+
+    Args:
+        config: of a training run.
+        devices: the devices to use; by default all.
+
+    Raises:
+        UserError: there are too few devices, or the batch (or a part of it) cannot be divided.
+    """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     batch_size, accumulate = config.train.batch_size, config.train.accumulate
     if batch_size % (mesh.size * accumulate):
         parts = f", in {accumulate} parts each" if accumulate > 1 else ""
         raise ConfigError(
             f"train.batch_size is {batch_size}; the {mesh.size} devices of the mesh have to divide"
-            f" it{parts} ({_multiples_near(batch_size, mesh.size * accumulate)} would)"
+            f" it{parts}; take {_multiples_near(batch_size, mesh.size * accumulate)}"
         )
 
 
 def load_images(config: Config) -> ImageSet:
-    """The images of `config.data`, prepared."""
+    """The prepared images of `config.data`."""
     return configs.load_images(config.data, config.preparation)
 
 
 def image_spec_of(config: Config) -> ImageSpec:
-    """Of the images of `config.data`, which need not be there if their shape is known without.
+    """Facts about the images of a config, if possible without the images.
 
-    It has as many classes as the network, with one image each.
+    The classes are as many as those of the network, with one image each.
+
+    Args:
+        config: of an experiment.
+
+    Returns:
+        Shape, grey levels and classes.
+
+    Raises:
+        DataError: the images are needed and cannot be read, or the preparation does not fit them.
     """
     preparation = config.preparation
     (height, width, channel), levels = config.data.shape_and_levels(preparation.make())
@@ -262,12 +315,15 @@ def make_network(config: Config, spec: ImageSpec, process: Modal | None = None) 
 
     Args:
         config: of the experiment.
-        spec: of the images.
+        spec: facts about the images.
         process: the forward process; by default that of the config, with a placeholder for what it
             measures of the images.
 
+    Returns:
+        A module with `init` and `apply`.
+
     Raises:
-        ConfigError: images that it cannot have, or `make` returned no network.
+        ConfigError: the network does not fit the images, or `make` returned no network.
     """
     if process is None:
         measured = config.process.placeholder(spec.shape)
@@ -287,7 +343,7 @@ def _check_classes(config: Config, spec: ImageSpec) -> None:
         has = f"{spec.num_classes}" if spec.num_classes else "no labels"
         raise ConfigError(
             f"network.classes is {config.network.classes}; the data set {spec.name!r} has {has},"
-            f" so take {spec.num_classes}"
+            f" so set it to {spec.num_classes}"
         )
 
 
@@ -303,11 +359,14 @@ def make_times(times: configs.Times, process: Modal) -> TimeLaw:
 
 
 def initial_state(experiment: Experiment, params: Any = None) -> training.TrainState:
-    """The state before the first step, made on the mesh: no device ever holds more than its part.
+    """The state before the first step, created already sharded; no device holds the full state.
 
     Args:
-        experiment: of which network and optimizer.
-        params: to begin with, in place of random ones.
+        experiment: the experiment.
+        params: initial variables of the network, in place of random ones.
+
+    Returns:
+        The state on the mesh.
     """
     make = jax.jit(
         lambda params: (
@@ -321,7 +380,15 @@ def initial_state(experiment: Experiment, params: Any = None) -> training.TrainS
 
 
 def state_of(experiment: Experiment, params: Any) -> training.TrainState:
-    """The state before the first step, with these parameters. Pure."""
+    """The state before the first step, with given parameters; a pure function.
+
+    Args:
+        experiment: the experiment.
+        params: variables of the network.
+
+    Returns:
+        The state.
+    """
     return training.init_state(
         params,
         experiment.optimizer,
@@ -332,11 +399,11 @@ def state_of(experiment: Experiment, params: Any) -> training.TrainState:
 
 
 def _options_of_one_run(mesh: Mesh) -> dict[str, int] | None:
-    """For the compiler of a program that runs once: few optimizations on CPUs.
+    """Compiler options of a program that runs once: few optimizations on CPUs.
 
-    The initial state has a random generator for each parameter. LLVM takes 20 s of a core to
-    optimize those of the digits' network and 4 s at level 1, of which the bits are the same; those
-    of level 0 are not. A level in XLA_FLAGS stays as it is.
+    The initial state has a random generator for each parameter. LLVM needs 20 s of one core to
+    optimize those of the digits' network, and 4 s at level 1, which gives the same bits; level 0
+    does not. A level in XLA_FLAGS is respected.
     """
     level = "xla_backend_optimization_level"
     if mesh.devices.flat[0].platform != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
@@ -345,9 +412,10 @@ def _options_of_one_run(mesh: Mesh) -> dict[str, int] | None:
 
 
 def _boxed_state(experiment: Experiment) -> training.TrainState:
-    """With random parameters, and the names of the axes around the arrays that have such."""
+    """The state with random parameters, boxed with the names of their axes."""
     key, shape = experiment.key("parameters"), experiment.spec.shape
-    params = init_params(experiment.model, key, shape)
+    labelled = experiment.config.network.classes > 0
+    params = init_params(experiment.model, key, shape, labelled=labelled)
     return state_of(experiment, parallel.with_largest(params, experiment.mesh))
 
 

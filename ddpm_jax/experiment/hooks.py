@@ -1,4 +1,4 @@
-"""What a run does between steps: it logs, saves, draws, and tells a person."""
+"""The work of a run between steps: logs, checkpoints, pictures and progress."""
 
 import contextlib
 import dataclasses
@@ -24,23 +24,23 @@ __all__ = ["RunHooks"]
 
 @dataclasses.dataclass
 class RunHooks:
-    """Connects the loop with disk and screen."""
+    """Connects the training loop with the run directory and the display."""
 
     experiment: Experiment
     run: RunDirectory
     data: BatchIterator
     checkpoints: training.Checkpoints
     metrics_log: MetricsLog | None
-    """None in all processes but the first."""
+    """None in all processes except the first."""
     logger: LoggingRun | None
-    """The same."""
+    """None in all processes except the first."""
     display: TrainingDisplay
     missed_saves: int = 0
     missed_snapshots: set[int] = dataclasses.field(default_factory=set)
-    """Steps done whose snapshot the disk refused. A run that goes on does not come by them again,
-    and averages are to say that they are missing."""
+    """Steps whose snapshots could not be saved. A resumed run does not repeat them, and averages
+    report that they are missing."""
     refusal: str | None = None
-    """Why metrics.jsonl did not take the last line."""
+    """Why the last line of metrics.jsonl could not be written."""
     skipped_images: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -51,11 +51,11 @@ class RunHooks:
         self._report_skipped_images()
 
     def advance(self, step: int, waited: float) -> None:
-        """A step is on its way; its batch kept the device waiting for so many seconds."""
+        """Shows that a step is dispatched; the device waited `waited` seconds for its batch."""
         self.display.advance(step, waited)
 
     def log(self, step: int, metrics: training.StepMetrics) -> None:
-        """Figures go to metrics.jsonl, the logger and the screen."""
+        """Writes the numbers of a step to metrics.jsonl, the logger and the display."""
         values = {
             "loss": float(metrics.loss),
             "gradient_norm": float(metrics.gradient_norm),
@@ -71,7 +71,7 @@ class RunHooks:
         self._report_skipped_images()
 
     def _log(self, write: Callable[[LoggingRun], None]) -> None:
-        """What the logger raises costs a line, and the run goes on."""
+        """Calls the logger; an error of it is printed in one line, and the run continues."""
         if self.logger is not None:
             try:
                 write(self.logger)
@@ -80,13 +80,11 @@ class RunHooks:
                 self.display.say(f"logger {name}: {type(error).__name__}: {error}")
 
     def _report_refusal(self, log: MetricsLog) -> None:
-        """Once when the disk begins to refuse lines, and once when it has them all."""
+        """Reports when lines cannot be written to the disk, and when all are written."""
         if (log.refusal is None) != (self.refusal is None):
-            now = (
-                "are written now, too" if log.refusal is None else "are written when it takes them"
-            )
-            why = log.refusal or "it takes lines again"
-            self.display.say(f"{self.run.metrics}: {why}; the lines that it did not take {now}")
+            now = "are written now" if log.refusal is None else "are written when it is possible"
+            why = log.refusal or "it can be written again"
+            self.display.say(f"{self.run.metrics}: {why}; the missing lines {now}")
         self.refusal = log.refusal
 
     def _report_skipped_images(self) -> None:
@@ -100,8 +98,8 @@ class RunHooks:
             self.display.say(f"{len(self.skipped_images)} images skipped so far")
 
     def save(self, step: int, state: training.TrainState, *, due: bool, leaving: bool) -> None:
-        """A checkpoint; `due` ones have the held-out loss, `leaving` waits until it is saved."""
-        loss = math.inf  # of a step that other runs do not save, so that no metrics depend on it
+        """Saves a checkpoint, with the held-out loss if `due`; waits for it if `leaving`."""
+        loss = math.inf  # a step that other runs do not save: no metrics may depend on it
         if due:
             loss = self.held_out_loss(state.ema_params)
             if not math.isfinite(loss):
@@ -116,7 +114,7 @@ class RunHooks:
         def report(what: str) -> None:
             nonlocal value
             self.display.say(f"step {step}: {value}checkpoint {what}")
-            value = ""  # said once
+            value = ""  # printed once
 
         if hosts.is_first():
             with contextlib.suppress(OSError):
@@ -141,7 +139,7 @@ class RunHooks:
         self.display.pause()
 
     def keep(self, step: int, state: training.TrainState) -> None:
-        """A snapshot of the averages that post-hoc EMA needs."""
+        """Saves a snapshot of the averages for post-hoc EMA."""
         averages = self.experiment.config.averages
         if averages.snapshots is None:
             return
@@ -160,17 +158,17 @@ class RunHooks:
             self.display.say(f"step {step}: snapshot saved")
 
     def _miss(self, error: training.SaveError, *, may_go_on: bool) -> None:
-        """Counts saves that the disk refused, and goes on if there may be more of them."""
+        """Counts failed saves, and continues if more of them are allowed."""
         self.missed_saves += len(error.steps)
         allowed = self.experiment.config.train.missed_saves
         if not may_go_on or self.missed_saves > allowed:
             raise error
         self.display.say(
-            f"{error}; training goes on ({self.missed_saves} of {allowed} saves missed that may be)"
+            f"{error}; training continues ({self.missed_saves} of {allowed} allowed failures)"
         )
 
     def draw(self, step: int, state: training.TrainState) -> None:
-        """A grid of samples and a strip, as files and for the logger."""
+        """Draws a grid of samples and a strip, as files and for the logger."""
         self.display.say(f"step {step}: drawing {self.num_samples} images")
         drawn = self.drawer(state.ema_params, self.experiment.key("samples"))
         if self.metrics_log is not None:

@@ -1,8 +1,8 @@
-"""Runs that were not trained here: weights of somebody else, or of a file, as a run directory.
+"""Imported runs: the weights of other programs, or of a file, as a run directory.
 
-It holds config.json and images.json as any run, the weights as ema.safetensors, and raw.safetensors
-where there are two, and imported.json: where they are from, and the sha256 of each file. It has
-no checkpoints, and nothing is trained in it.
+Like each run it has config.json and images.json. The weights are in ema.safetensors, and in
+raw.safetensors if there are two sets. imported.json has their origin, and the SHA-256 of each file.
+There are no checkpoints, and training does not use the directory.
 """
 
 import contextlib
@@ -54,16 +54,16 @@ __all__ = [
 
 _LEVELS = 256
 _OTHER_NAMES = {"constant": "constant_beta"}
-"""Functions whose member has another name."""
+"""Functions whose members have other names."""
 _NO_THRESHOLD = "no_threshold"
-"""The member that stands for None."""
+"""Name of the member for no threshold."""
 
 
 def config_of(weights: Weights, workdir: str | os.PathLike[str]) -> Config:
-    """The config that these weights were trained with, as far as the weights say it.
+    """The config with which the weights were trained, as far as it is known.
 
     Raises:
-        WeightsError: a network, a schedule or a sampler that no member of a config makes.
+        WeightsError: no member of a config makes the network, the schedule or the sampler.
     """
     default = Config()
     network = _network_of(weights)
@@ -144,7 +144,7 @@ def write_run_of_file(
     try:
         config = configs.from_json(ema.config, copy=config_file, report=report)
     except ConfigError as error:
-        more = "" if config_file or not ema.config.get("source") else "; --config-file names it"
+        more = "" if config_file or not ema.config.get("source") else "; give it with --config-file"
         raise WeightsError(f"{path}: {error}{more}") from None
     config = dataclasses.replace(config, workdir=str(workdir))
     record = record_from_plain(ema.images, f"images in the metadata of {path}")
@@ -169,7 +169,7 @@ def imported_files(run: RunDirectory) -> dict[str, WeightFile]:
     for name, file in files.items():
         if not isinstance(stated[name], dict) or stated[name].get("sha256") != file.sha256:
             raise WeightsError(
-                f"{file.path} is not the file that was imported: its sha256 is not that of"
+                f"{file.path} is not the file that was imported: its SHA-256 differs from that in"
                 f" {run.imported}"
             )
     return files
@@ -232,7 +232,7 @@ def check_new_run(workdir: str | os.PathLike[str]) -> None:
         raise RunDirectoryError(f"workdir {str(path)!r} is a file, not a directory")
     if path.is_dir() and any(path.iterdir()):
         raise RunDirectoryError(
-            f"workdir {str(path)!r} holds something; an import wants a new or an empty one"
+            f"workdir {str(path)!r} is not empty; an import needs a new or an empty directory"
         )
 
 
@@ -244,7 +244,7 @@ def _new_run(workdir: str | os.PathLike[str]) -> Iterator[RunDirectory]:
             yield RunDirectory(folder)
     except OSError as error:
         raise RunDirectoryError(
-            f"workdir {str(workdir)!r} cannot be written ({error.strerror}); nothing of it is left"
+            f"workdir {str(workdir)!r} cannot be written ({error.strerror}); nothing was written"
         ) from None
 
 
@@ -317,7 +317,7 @@ def _member(family: type[configs.Member], recipe: Recipe) -> Any:
         kind = configs.find_member(family, _OTHER_NAMES.get(recipe.name, recipe.name), "it")
     except ConfigError as error:
         name = family.__name__.lower()
-        raise WeightsError(f"the weights want a {name} that no config has: {error}") from None
+        raise WeightsError(f"the weights need a {name} that no config has: {error}") from None
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(recipe.arguments.keys() - known):
         raise WeightsError(

@@ -29,16 +29,16 @@ class InitialParams(NamedTuple):
 def read_initial_params(
     experiment: Experiment, run: RunDirectory, report: Callable[[str], None]
 ) -> InitialParams | None:
-    """Those that `config.init_from` says; None without it, or once the run has a checkpoint.
+    """The parameters that `config.init_from` names; None without it, or if there is a checkpoint.
 
     Args:
-        experiment: the new run's.
+        experiment: of the new run.
         run: its directory.
-        report: gets a line that says which parameters they are.
+        report: gets a line that names the parameters.
 
     Raises:
-        UserError: no run there, parameters of other names or shapes, or others than those that this
-            run began with before it was interrupted.
+        UserError: there is no such run, its parameters have other names or shapes, or they have
+            changed since this run started.
     """
     config = experiment.config
     if config.init_from is None or step_folders(run.checkpoints):
@@ -58,14 +58,14 @@ def read_initial_params(
     }
     if run.initial.exists() and read_json(run.initial).get("sha256") != record["sha256"]:
         raise UserError(
-            f"{str(run.path)!r} began with other parameters of {str(source.path)!r} than it has now"
-            f" (step {read_json(run.initial).get('step')} then, {source.step} now); give another"
-            " --workdir"
+            f"{str(run.path)!r} started from other parameters of {str(source.path)!r} than it has"
+            f" now (step {read_json(run.initial).get('step')} then, {source.step} now); choose"
+            " another --workdir"
         )
     what = {"ema": "moving average", "raw": "last parameters"}.get(
         str(config.init_params), f"post-hoc average of width {config.init_params}"
     )
-    report(f"beginning with the {what} of {source.path} at step {source.step}")
+    report(f"starting from the {what} of {source.path} at step {source.step}")
     return InitialParams(source.params, record)
 
 

@@ -1,8 +1,8 @@
-"""Samples of a run beside its data set, in the space of one feature network.
+"""Compares the samples of a run with its data set, in the space of a feature network.
 
-Every number stands beside two that need no model: the same statistic of the held-out images in
-place of the samples, and of one half of the training images against the other. A model that cannot
-be told from the data is as far from the training images as held-out ones are, and not at zero.
+Each number comes with two numbers that need no model: the same statistic of the held-out images in
+place of the samples, and of one half of the training images compared with the other. The samples of
+a perfect model are as far from the training images as the held-out images are, not at zero.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the figures of a run, the same bytes however often it was interrupted."""
+"""metrics.jsonl: the numbers of a run; interruptions do not change its bytes."""
 
 import contextlib
 import itertools
@@ -61,7 +61,7 @@ class MetricsLog:
             self.refusal = error.strerror or str(error)
 
     def _write_all(self) -> None:
-        """The file anew, also if its folder is gone."""
+        """Writes the whole file again, also if its folder has been deleted."""
         self._whole = -1
         with whole_file(self._run.metrics) as file:
             file.write("".join(self._text).encode())
@@ -86,7 +86,7 @@ def missing_metrics(run: RunDirectory, config: Train, resumed_at: int) -> str:
             missing.append(f"no {metric} of steps {', '.join(gaps[:_MOST_GAPS])}")
     if not missing:
         return ""
-    return f"{run.metrics} has lost lines, {' and '.join(missing)}; training goes on without them"
+    return f"{run.metrics} has lost lines, {' and '.join(missing)}; training continues without them"
 
 
 def _as_line(values: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Parameters averaged with a width that is chosen after training: post-hoc EMA.
 
-An average is made of all snapshots that training has promised, or it says of which it is not: with
-one less it would be another model.
+An average uses all snapshots that the run should have, or names those that are missing: without one
+of them it would be another model.
 """
 
 import warnings
@@ -21,18 +21,18 @@ from ddpm_jax.training.manifest import Manifest, UnfinishedError
 __all__ = ["MISSED_SNAPSHOTS", "missed_snapshots", "post_hoc_params"]
 
 MISSED_SNAPSHOTS = "missed_snapshots"
-"""The note of a checkpoint that lists steps up to its own whose snapshot the disk refused."""
+"""The note of a checkpoint that lists the steps whose snapshots could not be saved."""
 _NAMED = 3
-"""A sentence names at most so many bad snapshots."""
+"""Number of bad snapshots that a sentence names."""
 
 
 class _Snapshots(NamedTuple):
-    """What an average is to be made of."""
+    """The snapshots of which an average is made."""
 
     widths: dict[int, tuple[float, ...]]
-    """Of the averages in each snapshot, by its step, rising."""
+    """Widths of the averages in each snapshot, by its step, rising."""
     sentences: list[str]
-    """What belongs on the screen."""
+    """Sentences for the user."""
 
 
 def post_hoc_params(
@@ -44,23 +44,26 @@ def post_hoc_params(
     skip_missing: bool = False,
     report: Callable[[str], None] = warnings.warn,
 ) -> tuple[Any, int]:
-    """The average of width `sigma_rel` at the last snapshot, and its step.
+    """The post-hoc average of a run's parameters, of any width, at its last snapshot.
 
-    It is a weighted sum of all snapshots, which are read one after the other
-    (`ddpm_jax.training.ema`).
+    It is a weighted sum of all snapshots, which are read one after the other (see
+    `ddpm_jax.training.ema`).
 
     Args:
         experiment: of the run.
         run: its directory.
-        sigma_rel: see `ema.gamma_of`.
-        verify: whether to hash what is in the files; sizes are compared in any case.
-        skip_missing: takes the average of those snapshots that are sound.
-        report: gets a line of each snapshot that is not in the average, because the disk refused it
-            during training, it is not finished, or `skip_missing`.
+        sigma_rel: relative width of the average, in (0, 0.2886].
+        verify: whether to compare the checksums of the files; sizes are always compared.
+        skip_missing: use the sound snapshots only.
+        report: gets a line for each snapshot that is not used: it could not be saved in training,
+            is not finished, or is skipped.
+
+    Returns:
+        The average, as variables of the network, and the step of the last snapshot.
 
     Raises:
-        UserError: no snapshots; one that training promised is missing or damaged; one that is not
-            of this run; or a width that no average has.
+        UserError: there are no snapshots; one is missing, damaged, or of another run; or no average
+            has this width.
     """
     try:
         gamma = ema.gamma_of(sigma_rel)
@@ -85,7 +88,7 @@ def post_hoc_params(
 
 
 def missed_snapshots(notes: dict[str, Any]) -> set[int]:
-    """The steps in a checkpoint's notes whose snapshots the disk refused."""
+    """The steps whose snapshots could not be saved, from a checkpoint's notes."""
     steps = notes.get(MISSED_SNAPSHOTS)
     return {step for step in steps if type(step) is int} if isinstance(steps, list) else set()
 
@@ -93,21 +96,21 @@ def missed_snapshots(notes: dict[str, Any]) -> set[int]:
 def _find_snapshots(
     config: Config, run: RunDirectory, *, verify: bool, skip_missing: bool
 ) -> _Snapshots:
-    """All those promised up to the newest checkpoint or snapshot.
+    """The snapshots that the run should have up to its newest checkpoint or snapshot.
 
     Raises:
-        RunDirectoryError: there are none, or they are not those.
+        RunDirectoryError: there are none, or some are missing.
     """
     last, promise = config.train.steps, config.averages.snapshots
     every = last if promise is None else promise.every
-    # These first: training may go on meanwhile, and saves a step's snapshot before its checkpoint.
+    # In this order: training may be running, and saves a step's snapshot before its checkpoint.
     finished = run.results.is_file()
     checkpoint = training.newest_manifest(run.checkpoints)
     sound, refused = training.survey_snapshots(run.snapshots, verify=verify)
     if not (sound or refused) and promise is None:
         raise RunDirectoryError(
-            f"{str(run.path)!r} has no snapshots to make an average of; --averages post-hoc-ema"
-            " has a run keep them"
+            f"{str(run.path)!r} has no snapshots for an average; train with --averages post-hoc-ema"
+            " to store them"
         )
     ends = {last, *run.past_values("train.steps")}
     widths, bad, sentences = {}, {}, []
@@ -133,7 +136,7 @@ def _find_snapshots(
         bad.setdefault(step, f"{run.snapshots / str(step)}: it is missing")
     if missed:
         sentences.append(
-            f"the disk refused the snapshots of steps {_few(sorted(missed))} during training; the"
+            f"the snapshots of steps {_few(sorted(missed))} could not be saved during training; the"
             " average is without them"
         )
     if bad:
@@ -145,7 +148,7 @@ def _find_snapshots(
             sentence += f"; without them there is none of steps {_few(missing)}"
         if not (skip_missing and widths):
             raise RunDirectoryError(
-                f"{sentence}; bring them back, or take the average of the others with"
+                f"{sentence}; restore them, or make the average of the others with"
                 " --skip-missing-snapshots"
             )
         sentences.append(f"{sentence}; the average is without them")

@@ -1,4 +1,4 @@
-"""One step of a run once more, by itself: everything in it follows from the seed and its number."""
+"""Computes one step of a run again; all in it follows from the seed and the number of the step."""
 
 from typing import Any, NamedTuple
 
@@ -17,32 +17,42 @@ __all__ = ["Replayed", "replay"]
 
 
 class Replayed(NamedTuple):
-    """What a step did, before any clipping or averaging."""
+    """Values of one step, before the clipping of the gradient."""
 
     step: int
+    """Number of the step, from 1."""
     replayed_from: int
-    """The checkpoint that was gone on from; 0 is the start."""
+    """Step of the checkpoint from which the run was computed again; 0 is the start."""
     t: np.ndarray
-    """Of each example, int32 `[batch]`."""
+    """Time of each example, int32 `[batch]`."""
     losses: np.ndarray
-    """Of each example, with its weight, `[batch]`; their mean is the loss."""
+    """Weighted loss of each example, `[batch]`; their mean is the loss."""
     gradient_norms: dict[str, float]
-    """Of each parameter, by its name."""
+    """Norm of the gradient of each parameter, by its name."""
     parameter_norms: dict[str, float]
+    """Norm of each parameter before the step, by its name."""
 
 
 def replay(experiment: Experiment, run: RunDirectory, step: int) -> Replayed:
-    """Goes on from the last sound checkpoint before `step`, and looks at `step`.
+    """Computes a run again from the last checkpoint before a step, and looks at that step.
 
-    On the mesh that the run had, the steps between have the bits that they had; on another, those
-    but for rounding. Nothing is written.
+    On the mesh of the run, the steps have the same bits as in the run; on another mesh they differ
+    by rounding. Nothing is written.
+
+    Args:
+        experiment: of the run, with its images.
+        run: its directory.
+        step: number of the step, from 1.
+
+    Returns:
+        The values of the step.
 
     Raises:
-        UserError: a step outside the run, or checkpoints that are gone or damaged.
+        UserError: the step is outside of the run, or checkpoints are missing or damaged.
     """
     config = experiment.config
     if not 1 <= step <= config.train.steps:
-        raise RunDirectoryError(f"step is {step}; the run has 1 to {config.train.steps}")
+        raise RunDirectoryError(f"step is {step}; it has to be 1 to {config.train.steps}")
     data = make_batches(experiment)
     start, state = 0, None
     with training.Checkpoints(run.checkpoints, read_only=True) as checkpoints:

@@ -1,4 +1,4 @@
-"""A trained run as a value: its process, its network, its parameters, without its data set."""
+"""A trained run as an object: its process, network and parameters, without its data set."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from ddpm_jax.experiment.post_hoc import post_hoc_params
 from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.experiment.sampler_artifact import SamplerFiles, export_sampler
 from ddpm_jax.experiment.sampler_program import PLATFORMS, Placement
-from ddpm_jax.experiment.sampling import sampling_function
+from ddpm_jax.experiment.sampling import class_of, sampling_function
 from ddpm_jax.processes import Modal
 from ddpm_jax.training import Checkpoints
 
@@ -33,30 +33,36 @@ Params = Literal["ema", "raw"] | float
 """The moving average of the parameters, the raw ones, or a post-hoc average of this width."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A trained network and what belongs to it; see `load_run`."""
+    """A trained network with its process, parameters and config; `load_run` makes it."""
 
     path: Path
+    """The run directory."""
     experiment: Experiment
+    """The objects that the config declares."""
     params: Any
-    """As `network.apply` takes them."""
+    """Variables of the network, as `network.apply` takes them."""
     step: int
-    """Steps that these parameters have been trained for."""
+    """Number of steps for which these parameters were trained."""
+
+    def __repr__(self) -> str:
+        network = type(self.experiment.model).__name__
+        return f"Run({str(self.path)!r}, step={self.step}, network={network}, {self.images})"
 
     @property
     def config(self) -> Config:
-        """As it was stored, but for mesh and hosts."""
+        """The stored config, except for mesh and hosts."""
         return self.experiment.config
 
     @property
     def process(self) -> Modal:
-        """The forward process, for all functions of the library."""
+        """The forward process, for the functions of the library."""
         return self.experiment.process
 
     @property
     def network(self) -> Any:
-        """The module, with `init` and `apply`."""
+        """The network, a module with `init` and `apply`."""
         return self.experiment.model
 
     @property
@@ -66,7 +72,7 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """The evaluation at the end of training; None if it has not ended."""
+        """The results at the end of training; None if it has not ended."""
         return RunDirectory(self.path).read_results()
 
     def predict(
@@ -75,12 +81,16 @@ class Run:
         t: Int[Array, " batch"],
         labels: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channel"]:
-        """The network's prediction of `config.network.predicts`; pure, dropout off.
+        """The network's prediction of `config.network.predicts`; a pure function, without dropout.
 
         Args:
-            x_t: noised images, in [-1, 1] without the noise.
-            t: network times, as samplers and likelihoods give them: int32 in [0, T).
-            labels: class of each example, of a network with classes.
+            x_t: noised images; without the noise they are in [-1, 1].
+            t: network times, as samplers and likelihoods pass them: int32 in [0, T).
+            labels: class of each example, for a network with classes; -1, or None for all, is "no
+                class".
+
+        Returns:
+            The prediction, with the shape of `x_t`.
         """
         prediction: Array = self.experiment.bind(self.params, labels=labels)(x_t, t)
         return prediction
@@ -91,22 +101,28 @@ class Run:
         num: int,
         *,
         sampler: configs.Sampler | None = None,
-        label: int | None = None,
+        label: int | str | None = None,
         batch_size: int | None = None,
     ) -> Float[Array, "num height width channel"]:
-        """New images, float32 in [-1, 1]; image i follows from the key and i alone.
+        """Draws images; image i follows from the key and i only.
 
         Args:
-            key: of all images.
-            num: how many.
-            sampler: `config.DDIM(steps=50)`; by default the run's own.
-            label: the class of all; by default one after the other, of a network with classes.
+            key: a typed key for all images.
+            num: number of images.
+            sampler: such as `config.DDIM(steps=50, guidance=2.0)`; by default that of the run.
+            label: name or number of the class of all images; by default the classes follow each
+                other, for a network with classes.
             batch_size: images drawn at once; by default `config.evaluation.batch_size`. The images
-                do not depend on it but for rounding.
+                depend on it only by rounding.
+
+        Returns:
+            float32 `[num, height, width, channel]` in [-1, 1].
 
         Raises:
-            UserError: a sampler that this process or network cannot have.
+            UserError: the sampler does not work with this process or network, or the run has no
+                such class.
         """
+        label = None if label is None else class_of(self.experiment, label)
         sampler = self.config.sampler if sampler is None else sampler
         configs.validate(dataclasses.replace(self.config, sampler=sampler))
         size = min(num, batch_size or self.config.evaluation.batch_size)
@@ -123,19 +139,22 @@ class Run:
         out: str | os.PathLike[str],
         *,
         sampler: configs.Sampler | None = None,
-        label: int | None = None,
+        label: int | str | None = None,
         parameters: Placement = "inside",
         platforms: Sequence[str] = PLATFORMS,
     ) -> SamplerFiles:
-        """Writes a sampler as one program that runs on JAX alone, and a README that says how.
+        """Writes a sampler as one program that needs only JAX, and a README that explains it.
 
         Args:
-            out: the program's file; its name ends in .bin.
-            sampler: `config.DDIM(steps=50)`; by default the run's own.
-            label: the class of all images; by default the program takes the classes, of a network
-                with classes.
+            out: path of the program; its name ends in .bin.
+            sampler: such as `config.DDIM(steps=50)`; by default that of the run.
+            label: name or number of the class of all images; by default the classes are an argument
+                of the program, for a network with classes.
             parameters: "inside" the program, or in a file "beside" it.
-            platforms: that it is lowered for; none of them has to be here.
+            platforms: platforms on which the program can run. None of them has to be here.
+
+        Returns:
+            The paths of the files.
 
         Raises:
             UserError: see `export_sampler`.
@@ -145,7 +164,7 @@ class Run:
             self.params,
             Path(out),
             sampler=self.config.sampler if sampler is None else sampler,
-            label=label,
+            label=None if label is None else class_of(self.experiment, label),
             parameters=parameters,
             platforms=platforms,
             origin=f"run {self.path.resolve().name}, step {self.step}",
@@ -160,21 +179,25 @@ def load_run(
     mesh: configs.Mesh | None = None,
     report: Callable[[str], None] = warnings.warn,
 ) -> Run:
-    """A finished or running run, from any directory and without its data set; only reads.
+    """Loads a finished or running run, without its data set. Nothing is written.
 
-    If members of its config are of a config file of the user's, the run's copy of that file is
-    executed, and `report` gets a line that says so.
+    If a config file of the user defines members of its config, the run's copy of that file is
+    executed, and `report` gets a line about it.
 
     Args:
-        path: the run directory.
-        params: the moving average of the parameters, "ema"; those of the last step, "raw"; or a
-            float, the post-hoc average of this relative width.
-        devices: that the parameters are put on; by default all.
-        mesh: how these split them, as `config.Jit(fsdp=4)`; by default each has a copy.
-        report: gets a line of each thing that a user should know.
+        path: the run directory; it may have been moved.
+        params: "ema", the moving average of the parameters; "raw", the parameters of the last step;
+            or a float, the relative width of a post-hoc average.
+        devices: the devices that hold the parameters; by default all.
+        mesh: how the devices split the parameters, such as `config.Jit(fsdp=4)`; by default each
+            device has a copy.
+        report: gets a line for each thing that a user should know.
+
+    Returns:
+        The run.
 
     Raises:
-        UserError: no run there, no checkpoint yet, or a file that is damaged or of another version.
+        UserError: there is no run or no checkpoint yet, or a file is damaged or of another version.
 
     Example:
         >>> import ddpm_jax, jax
@@ -204,14 +227,23 @@ class RestoredRun(NamedTuple):
     """An experiment and its newest checkpoint."""
 
     experiment: Experiment
+    """The objects that the config declares."""
     params: dict[str, Any]
-    """The moving average, "ema", and the raw ones, "raw"; or one of a width, "sigma_rel". An
-    imported run may have no raw ones."""
+    """The moving average of the parameters, "ema", and the raw ones, "raw"; or a post-hoc average,
+    "sigma_rel". An imported run may have no raw ones."""
     step: int
+    """Number of steps done."""
 
 
 def alone(config: Config) -> Config:
-    """The config of a run for a process of its own on any devices, wherever it was trained."""
+    """The config of a run for a single process on any devices.
+
+    Args:
+        config: of a run, which several processes may have trained.
+
+    Returns:
+        The config with the default mesh and hosts.
+    """
     default = Config()
     return dataclasses.replace(config, hosts=default.hosts, mesh=default.mesh)
 
@@ -223,16 +255,19 @@ def build_run(
     with_images: bool = True,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
-    """The experiment of `config`, which is the run's or differs in what `run` allows.
+    """The experiment of a run.
 
     Args:
-        run: nothing is written to it.
-        config: of the run, with the data set where it is now.
-        with_images: False opens no data set where the run has recorded what is needed of it.
-        devices: all there are, if not given.
+        run: the run directory. Nothing is written to it.
+        config: of the run; its `data` says where the data set is now.
+        with_images: whether to open the data set. Without it the run's record of it is used.
+        devices: the devices to use; by default all.
+
+    Returns:
+        The experiment.
 
     Raises:
-        UserError: the data set is missing, or is not the one that the run was trained on.
+        UserError: the data set is missing, or is not the one on which the run was trained.
     """
     record = read_data_record(run.images)
     if record is None:
@@ -241,9 +276,8 @@ def build_run(
         return build(config, spec=record.spec, measured=record.measured, devices=devices)
     if record.fingerprint is None and configs.plain(config.data) == run.read_stored().get("data"):
         raise RunDirectoryError(
-            f"{str(run.path)!r} was imported without a data set; say which images it is compared"
-            f" with, {'x'.join(map(str, record.spec.shape))} each, as in --data folder --data.path"
-            " IMAGES"
+            f"{str(run.path)!r} was imported without a data set; name the images to compare with,"
+            f" {'x'.join(map(str, record.spec.shape))} each, as in --data folder --data.path IMAGES"
         )
     experiment = build(config, measured=record.measured, devices=devices)
     check_same_data(record, experiment.images, run.path)
@@ -261,20 +295,25 @@ def restore_run(
     devices: Sequence[jax.Device] | None = None,
     report: Callable[[str], None],
 ) -> RestoredRun:
-    """Reads a finished or running run; never writes to it.
+    """Reads the experiment and the parameters of a finished or running run.
+
+    Nothing is written.
 
     Args:
-        run: its directory.
+        run: the run directory.
         config: of the run, see `alone`.
         with_images: see `build_run`.
         only: the parameters that are needed, "ema" or "raw"; an imported run reads no others.
-        sigma_rel: the parameters are an average of this width, made of the run's snapshots.
-        skip_missing_snapshots: make that average of the snapshots that are sound.
-        devices: all there are, if not given.
-        report: gets a line of each image or checkpoint that is not used.
+        sigma_rel: relative width of a post-hoc average, in place of these parameters.
+        skip_missing_snapshots: make that average of the sound snapshots only.
+        devices: the devices to use; by default all.
+        report: gets a line for each image or checkpoint that is not used.
+
+    Returns:
+        The experiment, the parameters and their step.
 
     Raises:
-        UserError: no checkpoint yet, or one that cannot be read.
+        UserError: there is no checkpoint yet, or it cannot be read.
     """
     experiment = build_run(run, config, with_images=with_images, devices=devices)
     if experiment.loaded is not None:
@@ -285,8 +324,8 @@ def restore_run(
     if files := imported_files(run):
         if sigma_rel is not None:
             raise RunDirectoryError(
-                f"{str(run.path)!r} was imported, without the snapshots that an average of another"
-                " width is made of"
+                f"{str(run.path)!r} was imported, and has no snapshots for an average of another"
+                " width"
             )
         params = read_imported(files, experiment, only)
         return RestoredRun(experiment, params, files["ema"].step)

@@ -1,4 +1,4 @@
-"""The folder of one run: what is in it, whose it is, and that only one process trains in it."""
+"""The directory of a run: its files, its owner, and the lock that lets only one process train."""
 
 import contextlib
 import fcntl
@@ -31,34 +31,39 @@ __all__ = ["ResultsError", "RunDirectory", "RunDirectoryError", "run_differences
 
 
 _BELONGS = {Affects.MODEL, Affects.TRAINING}
-"""What a run cannot change: its checkpoints were trained with it."""
+"""Kinds of fields that a run cannot change, because its checkpoints were trained with them."""
 
 
 class RunDirectoryError(UserError):
-    """A run directory that cannot be used in this way."""
+    """A run directory cannot be used in this way."""
 
 
 class ResultsError(UserError):
-    """A results.json that a run did not write so."""
+    """The file results.json has been damaged or altered."""
 
 
 class RunDirectory:
-    """Names of the files of a run.
+    """The files of a run, as attributes.
 
-    config.json     the run's config, as it went on last
-    config.py       a copy of the config file, if members of the config are defined in it
-    config_history.jsonl  what was changed in it, and at which step
-    images.json     what the run records of its data set, see `ddpm_jax.experiment.data_record`
-    initial.json    which parameters of which run it began with, if it has `init_from`
-    imported.json   where its weights are from, if they were not trained here
-    weights/        these, see `ddpm_jax.experiment.imported`; such a run has no checkpoints
-    metrics.jsonl   one line for each log, the same bytes however often the run was interrupted
-    results.json    the final evaluation; its presence says that the run is finished
-    checkpoints/    one folder a saved step, each with a manifest
-    snapshots/      averages for post-hoc EMA, one folder for each step
-    pictures/       sample grids and denoising strips
-    tensorboard/    the same as events, and the speed
-    evaluation/     what `ddpm-jax evaluate` found, one folder a step
+    ::
+
+        config.json           the config with which the run was started last
+        config.py             a copy of the config file, if it defines members of the config
+        config_history.jsonl  changes of the config, and their steps
+        images.json           record of the data set, see `ddpm_jax.experiment.data_record`
+        initial.json          run and parameters that it started from, if it has `init_from`
+        imported.json         origin of its weights, if they were imported
+        weights/              imported weights; such a run has no checkpoints
+        metrics.jsonl         one line for each log; interruptions do not change its bytes
+        results.json          the final evaluation; it exists if the run is finished
+        checkpoints/          one folder for each saved step, each with a manifest
+        snapshots/            averages for post-hoc EMA, one folder for each step
+        pictures/             sample grids and denoising strips
+        tensorboard/          the same curves and pictures as events, and the speed
+        evaluation/           results of `ddpm-jax evaluate`, one folder for each step
+
+    Args:
+        path: the directory; it need not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -79,14 +84,17 @@ class RunDirectory:
         self.evaluation = self.path / "evaluation"
 
     def read_stored(self) -> dict[str, Any]:
-        """What config.json holds, as it is; nothing of it is executed.
+        """The content of config.json; no code is executed.
+
+        Returns:
+            Plain values, see `config.to_json`.
 
         Raises:
-            RunDirectoryError: there is no run here, or no JSON.
+            RunDirectoryError: there is no run here, or the file is not JSON.
         """
         if not self.config.exists():
             raise RunDirectoryError(
-                f"{str(self.path)!r} is no run directory: it has no config.json"
+                f"{str(self.path)!r} is not a run directory: it has no config.json"
                 " (ddpm-jax train makes one)"
             )
         return read_json(self.config)
@@ -94,20 +102,22 @@ class RunDirectory:
     def read_config(
         self, *, for_training: bool = False, report: Callable[[str], None] = lambda line: None
     ) -> Config:
-        """The config of the run that is here, which its checkpoints were trained with.
+        """The config of the run, with which its checkpoints were trained.
 
-        If members of it are of the run's own config.py, that is executed. Each checkpoint and
-        snapshot has the config in its manifest, too. They have to agree in all that decides what
-        the parameters mean, and `for_training` in all that decides which parameters training ends
-        with; other fields may have been changed.
+        If the run's config.py defines members of it, that file is executed. The manifests of
+        checkpoints and snapshots also contain the config. They have to agree with it in all fields
+        that decide what the parameters mean; other fields may have been changed.
 
         Args:
-            for_training: see above.
+            for_training: whether the fields that decide the result of training have to agree, too.
             report: gets a line before config.py is executed, and for each field that is absent.
 
+        Returns:
+            The config.
+
         Raises:
-            RunDirectoryError: there is no run here, or its config cannot be read, or a checkpoint
-                was trained with another one.
+            RunDirectoryError: there is no run here, its config cannot be read, or a checkpoint was
+                trained with another config.
         """
         stored = self.read_stored()
         config = self._config_of(stored, report=report)
@@ -130,17 +140,17 @@ class RunDirectory:
                 if field not in here:
                     raise RunDirectoryError(
                         f"{place} was trained with {field} {before}, a field that this version"
-                        " of ddpm_jax does not have; take the version that trained it"
+                        " of ddpm_jax does not have; use the version that trained it"
                     )
                 if change.affects in kinds:
                     raise RunDirectoryError(
                         f"{str(self.config)!r} has {field} {configs.shown(change.second)}, and"
                         f" {place} was trained with {before}; write that into config.json"
-                        " again, or begin a run of its own in another directory"
+                        " again, or begin a new run in another directory"
                     )
 
     def _trained_configs(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Those that are stored beside parameters; a restore says what is wrong with the others."""
+        """The configs stored with parameters; damaged ones are reported by a restore."""
         for folder in (self.checkpoints, self.snapshots):
             for step, place in manifest.step_folders(folder).items():
                 with contextlib.suppress(manifest.DamageError):
@@ -151,14 +161,19 @@ class RunDirectory:
                 yield place, open_weight_file(place).config
 
     def update_config(self, config: Config, step: int) -> str:
-        """Stores what `config` changes from `step` on, and returns it as a sentence; "" if none.
+        """Stores a config that differs from the stored one; call `check_owner` before.
 
-        `check_owner` comes before.
+        Args:
+            config: the new config.
+            step: number of steps done.
+
+        Returns:
+            The changes in a sentence, or "" if there are none.
         """
         stored, now = self.read_stored(), configs.to_json(config)
         if stored == now:
             return ""
-        # Where the processes of a run meet is another place each time.
+        # The address of the coordinator may differ each time.
         changes = [
             change
             for change in configs.differences(stored, now, config)
@@ -172,7 +187,7 @@ class RunDirectory:
         return f"from step {step} on {_as_sentence(changes)}" if changes else ""
 
     def _write_config(self, config: Config) -> None:
-        """The copy of the config file, if classes of it are needed, and config.json."""
+        """Writes the copy of the config file, if it defines members, and config.json."""
         source = configs.source_of(config)
         if source is not None:
             with whole_file(self.config_copy) as file:
@@ -180,21 +195,34 @@ class RunDirectory:
         write_json(self.config, configs.to_json(config))
 
     def past_values(self, field: str) -> list[Any]:
-        """Values that a field of the config had before."""
+        """Former values of a field of the config.
+
+        Args:
+            field: dotted name of the field.
+
+        Returns:
+            The values, the oldest first.
+        """
         if not self.config_history.is_file():
             return []
         values = []
         for line in self.config_history.read_bytes().splitlines():
-            # A line that is damaged, or was cut off by a kill, says nothing.
+            # A damaged or truncated line is ignored.
             with contextlib.suppress(JsonFileError, KeyError, TypeError, IndexError):
                 values.append(parse_json(line, "line")["changes"][field][0])
         return values
 
     def read_metrics(self, until: int | None = None) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl up to step `until`, or all.
+        """The lines of metrics.jsonl.
 
-        The last line may have been cut off by a kill, and lines past `until` are written again:
-        what is wrong with those is no matter.
+        A kill may have truncated the last line, and lines after `until` will be written again:
+        damage to these is ignored.
+
+        Args:
+            until: last step to read; None for all.
+
+        Returns:
+            The lines as dictionaries.
 
         Raises:
             RunDirectoryError: another line is damaged.
@@ -203,7 +231,7 @@ class RunDirectory:
         if not self.metrics.exists():
             return []
         if not self.metrics.is_file():
-            raise RunDirectoryError(f"{name} is not a file; move it away to go on without its past")
+            raise RunDirectoryError(f"{name} is not a file; move it away to continue without it")
         try:
             *pieces, last = self.metrics.read_bytes().split(b"\n")
         except OSError as error:
@@ -235,15 +263,18 @@ class RunDirectory:
 
     def _damaged_metrics(self, what: str) -> "RunDirectoryError":
         return RunDirectoryError(
-            f"{str(self.metrics)!r} is damaged: {what}; mend or delete this line, or delete the"
-            " file, to go on without what it held"
+            f"{str(self.metrics)!r} is damaged: {what}; repair or delete this line, or delete the"
+            " file to continue without its content"
         )
 
     def read_results(self) -> dict[str, Any] | None:
-        """The final evaluation, or None if the run is not finished.
+        """The final evaluation.
+
+        Returns:
+            The results by name, or None if the run is not finished.
 
         Raises:
-            ResultsError: the file is not as a run writes it.
+            ResultsError: the file has been damaged or altered.
         """
         if not self.results.exists():
             return None
@@ -254,71 +285,98 @@ class RunDirectory:
             raise ResultsError(f"{error}; {remedy}") from None
         if values.pop("sha256", None) != json_digest(values):
             raise ResultsError(
-                f"{str(self.results)!r} is not as it was written, by its sha256; {remedy}"
+                f"{str(self.results)!r} has been altered: its SHA-256 differs; {remedy}"
             )
         if type(values.get("step")) is not int:
             raise ResultsError(f"{str(self.results)!r} has no step; {remedy}")
         return values
 
     def set_results_aside(self, step: int) -> None:
-        """Renames the results of a run that is extended after `step`, so that it is unfinished."""
+        """Renames the results of a run that is extended, so that it counts as unfinished.
+
+        Args:
+            step: the step of these results.
+        """
         if self.results.exists():
             self.results.rename(self.path / f"results_{step:07d}.json")
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Writes the final evaluation, which marks the run as finished.
+
+        Args:
+            results: values by name, which JSON can hold.
+        """
         write_json(self.results, {**results, "sha256": json_digest(results)})
 
     @contextlib.contextmanager
     def claim(self, config: Config) -> Iterator[None]:
-        """Makes the directory `config`'s own while the context lasts.
+        """A context in which only this process may train in the directory.
+
+        Args:
+            config: of the run.
+
+        Yields:
+            None.
 
         Raises:
-            RunDirectoryError: it belongs to another config, is no directory, holds files of
-                something else, or another process trains in it.
+            RunDirectoryError: the directory belongs to another config, is not a directory, contains
+                other files, or another process trains in it.
         """
         self.check_owner(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunDirectoryError(f"workdir {str(self.path)!r} cannot be made: {error}") from None
-        # The kernel lets go of the lock when the process ends, however it ends.
+            raise RunDirectoryError(
+                f"workdir {str(self.path)!r} cannot be created: {error}"
+            ) from None
+        # The kernel releases the lock when the process ends, however it ends.
         with (self.path / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunDirectoryError(
-                    f"another process is training in {str(self.path)!r}; wait for it, or give"
+                    f"another process is training in {str(self.path)!r}; wait for it, or choose"
                     " another --workdir"
                 ) from None
             self.make(config)
             yield
 
     def make(self, config: Config) -> None:
-        """The directory and its config, unless they are there."""
+        """Writes the config, unless it exists.
+
+        Args:
+            config: of the run.
+        """
         source = configs.source_of(config)
         if not self.config.exists() or (source is not None and not self.config_copy.exists()):
             self._write_config(config)
 
     def check_owner(self, config: Config) -> None:
-        """Raises RunDirectoryError unless the directory is free or belongs to `config`."""
+        """Checks that the directory is free, or belongs to a config.
+
+        Args:
+            config: of the run.
+
+        Raises:
+            RunDirectoryError: it belongs to another config, or contains other files.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"workdir {str(self.path)!r} is a file, not a directory")
         if self.imported.exists():
             raise RunDirectoryError(
-                f"workdir {str(self.path)!r} holds imported weights, without the optimizer's state"
-                f" that training goes on with; --init-from {self.path} and another --workdir begin"
-                " a run with them"
+                f"workdir {str(self.path)!r} has imported weights without the optimizer's state, so"
+                f" training cannot continue; to start a new run from them, give --init-from"
+                f" {self.path} and another --workdir"
             )
         if not self.config.exists():
-            # What a claim that was killed half way leaves is no other thing.
+            # A claim that was killed may have left files.
             others = sorted(
                 item.name for item in self.path.glob("*") if not self._is_of_claim(item, config)
             )
             if others:
                 raise RunDirectoryError(
-                    f"workdir {str(self.path)!r} holds other things ({', '.join(others[:3])});"
-                    " give an empty or a new one"
+                    f"workdir {str(self.path)!r} contains other files ({', '.join(others[:3])});"
+                    " choose an empty or a new directory"
                 )
             return
         stored = self.read_stored()
@@ -326,14 +384,14 @@ class RunDirectory:
         try:
             configs.from_json(stored, own=own)
         except configs.UnknownClassError:
-            pass  # a member is another one now, and may be, as the differences say
+            pass  # another member may be allowed: the differences decide
         except ConfigError as error:
             raise RunDirectoryError(f"{str(self.config)!r}: {error}") from None
         different = run_differences(stored, configs.to_json(config), config)
         if different:
             raise RunDirectoryError(
                 f"workdir {str(self.path)!r} belongs to a run with another config"
-                f" ({_as_sentence(different)}); give another --workdir or the same values"
+                f" ({_as_sentence(different)}); choose another --workdir or the same values"
             )
         self._check_length(stored, config)
         self._compare_with_manifests(stored, config, _BELONGS)
@@ -347,8 +405,8 @@ class RunDirectory:
         last = max([0, *manifest.step_folders(self.checkpoints)])
         if now < last:
             raise RunDirectoryError(
-                f"train.steps is {now}, and {str(self.path)!r} has done {last} steps; it can be"
-                " extended, not shortened"
+                f"train.steps is {now}, and {str(self.path)!r} has done {last} steps; a run can be"
+                " extended, but not shortened"
             )
         done = np.arange(last, dtype=np.int32)
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by steps
@@ -360,13 +418,13 @@ class RunDirectory:
             first = int(np.argmax(then != here)) + 1
             decay = type(config.optimizer.decay).__name__
             raise RunDirectoryError(
-                f"train.steps was {before} and is {now}, with which the learning rate of {decay}"
-                f" would have been another from step {first} on, and {last} steps are done; begin a"
-                f" run of its own, with --init-from {self.path}"
+                f"train.steps was {before} and is {now}; this would have changed the learning rate"
+                f" of {decay} from step {first} on, and {last} steps are done; begin a new run with"
+                f" --init-from {self.path} and another --workdir"
             )
 
     def _is_of_claim(self, item: Path, config: Config) -> bool:
-        """Whether a file is what a claim leaves that is killed before config.json is there."""
+        """Whether a claim that was killed before it wrote config.json has left this file."""
         if item.name == self.config_copy.name:
             source = configs.source_of(config)
             return source is not None and item.read_bytes() == source.content
@@ -382,16 +440,16 @@ class RunDirectory:
         copy = self.config_copy.read_bytes() if self.config_copy.is_file() else b""
         if not configs.same_definitions(copy, source.content):
             raise RunDirectoryError(
-                f"{source.name} has changed since the run {str(self.path)!r} began, and members of"
-                f" its config are defined in it; `ddpm-jax train {self.config_copy}` goes on with"
-                " the run's copy, and another --workdir begins a run of the new file"
+                f"{source.name} has changed since the run {str(self.path)!r} began, and it defines"
+                f" members of the config; `ddpm-jax train {self.config_copy}` continues with the"
+                " run's copy, and another --workdir begins a run with the new file"
             )
 
 
 def run_differences(
     first: Mapping[str, Any], second: Mapping[str, Any], config: Config
 ) -> list[Difference]:
-    """The fields that make two stored configs those of two runs; see `config.differences`."""
+    """The differences of two stored configs that a run may not have; see `config.differences`."""
     return [
         change
         for change in configs.differences(first, second, config)
@@ -406,10 +464,10 @@ def _as_sentence(differences: list[Difference]) -> str:
 
 
 def _metrics_line(text: bytes, name: str) -> dict[str, Any]:
-    """A step, and numbers or null.
+    """One line: a step, and numbers or null.
 
     Raises:
-        JsonFileError: it is anything else.
+        JsonFileError: it is something else.
     """
     line = parse_json(text, name)
     step = line.get("step") if isinstance(line, dict) else None
@@ -419,13 +477,13 @@ def _metrics_line(text: bytes, name: str) -> dict[str, Any]:
         is_number = type(value) in (int, float) and abs(value) < 1e300
         if value is not None and not is_number:
             raise JsonFileError(
-                f"{name} has {configs.shown(metric)} {configs.shown(value)}, which is no number"
+                f"{name} has {configs.shown(metric)} {configs.shown(value)}, which is not a number"
             )
     values: dict[str, Any] = line
     return values
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """All of it or nothing, also if the process dies half way."""
+    """Writes a file, either completely or not at all, also if the process is killed."""
     with whole_file(path) as file:
         file.write((json.dumps(values, indent=2) + "\n").encode())

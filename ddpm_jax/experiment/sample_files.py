@@ -1,4 +1,4 @@
-"""Many images drawn into files, so that whoever is interrupted goes on where it was.
+"""Many images drawn into files, so that an interrupted evaluation continues where it was.
 
 Files hold a thousand images each, and their folder is named by a hash of all that the images follow
 from: parameters, sampler, seed. So files of other parameters are never taken for these, and more
@@ -151,7 +151,7 @@ def sample_into_files(
         if files.read(first, wanted) is not None:
             continue
         if path.exists() and files.read(first, 0) is None:
-            report(f"{str(path)!r} is not as it was written, by its sha256; drawn again")
+            report(f"{str(path)!r} has been altered: its SHA-256 differs; drawn again")
         batches = [
             drawer(params, key, place).images for place in range(first, first + wanted, size)
         ]

@@ -1,8 +1,8 @@
-"""A sampler's program as a file, with the page that says how it is called beside it.
+"""Writes a sampler's program to a file, with a README that explains how to call it.
 
-`sampler.bin` is what `jax.export.deserialize` reads; `README.md` (or `sampler.README.md`, where
-there is a README already) has arguments, results and an example that needs JAX and FlatBuffers
-alone; parameters that are beside the program are in `sampler.safetensors`.
+`jax.export.deserialize` reads `sampler.bin`. `README.md` (or `sampler.README.md`, if there is a
+README already) has the arguments, the results and an example that needs only JAX and FlatBuffers.
+Parameters that are not in the program are in `sampler.safetensors`.
 """
 
 import contextlib
@@ -32,21 +32,31 @@ __all__ = ["SamplerFiles", "export_sampler", "sampler_files"]
 
 
 class SamplerFiles(NamedTuple):
-    """Where the parts of an artifact are."""
+    """The files of an exported sampler."""
 
     program: Path
+    """The program."""
     readme: Path
+    """The README."""
     params: Path | None
-    """Parameters that are beside the program."""
+    """Parameters beside the program; None if they are inside."""
 
 
 def sampler_files(
     out: Path, parameters: Placement = "inside", argument: str = "out"
 ) -> SamplerFiles:
-    """The files that `export_sampler` will write; none of them is there yet.
+    """The files that `export_sampler` will write; checks that none of them exists.
+
+    Args:
+        out: path of the program; its name ends in .bin.
+        parameters: "inside" the program, or in a file "beside" it.
+        argument: name of `out` in the sentence.
+
+    Returns:
+        The paths.
 
     Raises:
-        UserError: `out` cannot be written, or is there already.
+        UserError: `out` has another ending, its folder does not exist, or a file exists already.
     """
     name = f"{argument} is {str(out)!r}"
     if out.suffix != ".bin":
@@ -60,7 +70,7 @@ def sampler_files(
     files = SamplerFiles(out, readme, params)
     for path in files:
         if path is not None and _is_there(path):
-            raise UserError(f"{name}; {str(path)!r} is there already, and is not overwritten")
+            raise UserError(f"{name}; {str(path)!r} exists already, and is not overwritten")
     return files
 
 
@@ -75,17 +85,24 @@ def export_sampler(
     platforms: Sequence[str] = PLATFORMS,
     origin: str,
 ) -> SamplerFiles:
-    """Writes the artifact of a sampler, all of its files or none.
+    """Writes a sampler as a program that needs only JAX: all of its files or none.
 
     Args:
-        experiment: see `sampler_program`, also for `sampler`, `label` and `platforms`.
-        params: of the network.
-        out: the program, with a name that ends in .bin; the other files lie beside it.
+        experiment: with the process and the network.
+        params: variables of the network.
+        out: path of the program; its name ends in .bin. The other files are in the same folder.
+        sampler: the sampler.
+        label: class of all images; by default the classes are an argument of the program, for a
+            network with classes.
         parameters: "inside" the program, or "beside" it as the first argument of each call.
+        platforms: some of "cpu", "cuda", "rocm" and "tpu". None of them has to be here.
         origin: where the parameters are from, for the README.
 
+    Returns:
+        The paths of the files.
+
     Raises:
-        UserError: see `sampler_files` and `sampler_program`; or the disk refuses.
+        UserError: see `sampler_files` and `sampler_program`; or the files cannot be written.
     """
     require("ddpm-jax export", "train", "flatbuffers")
     files = sampler_files(out, parameters)
@@ -101,7 +118,7 @@ def export_sampler(
     )
     content = bytes(program.serialize())
     hashes = {files.program.name: hashlib.sha256(content).hexdigest()}
-    # The program gets its name last: a process that is killed leaves none without its parameters.
+    # The program gets its name last, so that it never exists without its parameters.
     with _all_or_none(files), whole_file(files.program) as file:
         file.write(content)
         if files.params is not None:
@@ -127,7 +144,7 @@ def _is_there(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _all_or_none(files: SamplerFiles) -> Iterator[None]:
-    """Removes the files that were written before an error: none was there at the start."""
+    """Removes the files that were written before an error; none existed at the start."""
     try:
         yield
     except BaseException as error:
@@ -147,7 +164,7 @@ def _lazy(flat: dict[str, Any]) -> dict[str, LazyArray]:
     if other:
         name, dtype = next(iter(other.items()))
         raise UserError(
-            f"parameters is 'beside', where all have to be float32; {name} is {dtype}, so take"
+            f"parameters is 'beside', for which all have to be float32; {name} is {dtype}, so take"
             " 'inside'"
         )
     return {

@@ -1,14 +1,14 @@
 """A trained sampler as one program that runs without this library: network, chain and loop.
 
-It is lowered to StableHLO by `jax.export`, for several platforms at once and any batch size, and
-takes plain arrays:
+`jax.export` lowers it to StableHLO, for several platforms and any batch size. It takes plain
+arrays::
 
-    images = program(key_data, index)              of a network without classes, or with one label
-    images = program(key_data, index, labels)      of a network with classes
-    images = program(params, key_data, ...)        with the parameters beside
+    images = program(key_data, index)              for a network without classes, or with one label
+    images = program(key_data, index, labels)      for a network with classes
+    images = program(params, key_data, ...)        with the parameters beside the program
 
-An image follows from key and number as in `ddpm_jax.experiment.sampling`, whose function this is:
-so the images are those of `ddpm-jax sample`, but for the rounding of another compilation.
+An image follows from key and number as in `ddpm_jax.experiment.sampling`, whose function it
+contains: the images are those of `ddpm-jax sample`, up to the rounding of another compilation.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ddpm_jax.experiment.sampling import images_function, labels_of
 __all__ = ["PLATFORMS", "Placement", "check_platforms", "named_params", "sampler_program"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""That a program is lowered for, unless others are given."""
+"""Platforms for which a program is lowered by default."""
 _KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
 _LOCATIONS = "jax_traceback_in_locations_limit"
 
@@ -40,7 +40,7 @@ Placement = Literal["inside", "beside"]
 """Parameters as constants of the program, or as its first argument."""
 
 _MOST_INSIDE = 1_900_000_000
-"""Bytes of parameters inside. JAX stores a program by FlatBuffers, which end at 2 GiB."""
+"""Largest size of parameters inside, in bytes: FlatBuffers, which store programs, end at 2 GiB."""
 
 
 def sampler_program(
@@ -52,28 +52,34 @@ def sampler_program(
     parameters: Placement = "inside",
     platforms: Sequence[str] = PLATFORMS,
 ) -> jax.export.Exported:
-    """The program, whose `call` draws images, uint8 `[b, height, width, channel]`.
+    """Lowers a sampler to a program, whose `call` draws images.
 
-    It takes, in this order:
+    The arguments of `call` are, in this order:
 
-        params     a dict of arrays, as `named_params` names them; only if they are beside
-        key_data   uint32 `[2]`, `jax.random.key_data` of a threefry key
-        index      int32 `[b]`, the numbers of the images
-        labels     int32 `[b]`, their classes; only of a network with classes and without `label`.
-                   An image is black if its class is none that the network was trained on.
+    - `params`: a dict of arrays by their paths, such as "down_0_1/conv_0/kernel"; only if
+      `parameters` is "beside";
+    - `key_data`: uint32 `[2]`, `jax.random.key_data` of a threefry key;
+    - `index`: int32 `[b]`, the numbers of the images;
+    - `labels`: int32 `[b]`, their classes; only for a network with classes and without `label`. An
+      image is black if the network was not trained on its class.
+
+    It returns uint8 `[b, height, width, channel]`.
 
     Args:
-        experiment: whose process and network it is.
-        params: of the network.
-        sampler: the member that makes the sampler.
-        label: the class of all images.
-        parameters: "inside" as constants, "beside" as an argument.
+        experiment: with the process and the network.
+        params: variables of the network.
+        sampler: the sampler.
+        label: class of all images.
+        parameters: "inside" as constants, or "beside" as an argument.
         platforms: some of "cpu", "cuda", "rocm" and "tpu". None of them has to be here.
 
+    Returns:
+        The program.
+
     Raises:
-        UserError: a sampler that this process or network cannot have, an unknown platform, more
-            than 1.9 GB of parameters inside, or a network of the user's own that cannot be lowered
-            for a platform or for any batch size.
+        UserError: the sampler does not work with this process or network, a platform is unknown,
+            more than 1.9 GB of parameters are inside, or a user's network cannot be lowered for a
+            platform or for any batch size.
     """
     check_choice("parameters", parameters, typing.get_args(Placement))
     check_platforms(platforms)
@@ -82,8 +88,8 @@ def sampler_program(
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in flat.values())
     if parameters == "inside" and size > _MOST_INSIDE:
         raise UserError(
-            f"parameters is 'inside'; the network has {size:,} bytes of them, and a program holds"
-            f" at most {_MOST_INSIDE:,}, so take 'beside'"
+            f"parameters is 'inside'; the network has {size:,} bytes of them, and a program can"
+            f" contain {_MOST_INSIDE:,}, so take 'beside'"
         )
     structure, paths = jax.tree.structure(params), tuple(flat)
     draw = images_function(experiment, sampler=sampler)
@@ -107,7 +113,7 @@ def sampler_program(
     arguments: list[Any] = [jax.ShapeDtypeStruct((2,), jnp.uint32), numbers]
     arguments += [numbers] if takes_labels else []
     if parameters == "inside":
-        constants = {name: np.asarray(leaf) for name, leaf in flat.items()}  # of all devices
+        constants = {name: np.asarray(leaf) for name, leaf in flat.items()}  # from all devices
 
         def images(*arguments: Any) -> jax.Array:
             return of_all(jax.tree.map(jnp.asarray, constants), *arguments)
@@ -124,17 +130,25 @@ def sampler_program(
 
 
 def check_platforms(platforms: Sequence[str], argument: str = "platforms") -> None:
-    """Raises UserError unless a program can be lowered for these."""
+    """Checks that a program can be lowered for these platforms.
+
+    Args:
+        platforms: their names.
+        argument: name of the argument in the sentence.
+
+    Raises:
+        UserError: a platform is unknown or named twice, or there is none.
+    """
     unknown = [name for name in platforms if name not in _KNOWN_PLATFORMS]
     if unknown or not platforms or len(set(platforms)) < len(platforms):
         raise UserError(
-            f"{argument} is {', '.join(platforms) or 'empty'}; it has to be one or several, each"
-            f" once, of {', '.join(_KNOWN_PLATFORMS)}"
+            f"{argument} is {', '.join(platforms) or 'empty'}; it has to be one or several of"
+            f" {', '.join(_KNOWN_PLATFORMS)}, each once"
         )
 
 
 def named_params(params: Any) -> dict[str, Any]:
-    """The parameters by their paths, as "down_0_1/conv_0/kernel", in the order of the tree."""
+    """The parameters by their paths, such as "down_0_1/conv_0/kernel", in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     if all(name.startswith("params/") for name in names):
@@ -143,7 +157,7 @@ def named_params(params: Any) -> dict[str, Any]:
 
 
 def _portable(experiment: Experiment, sampler: configs.Sampler) -> Experiment:
-    """The experiment with this sampler, and with a network that all platforms have."""
+    """The experiment with this sampler, and with a network that runs on all platforms."""
     network = experiment.config.network.portable()
     config = dataclasses.replace(experiment.config, network=network, sampler=sampler)
     config = configs.validate(config)
@@ -155,7 +169,7 @@ def _portable(experiment: Experiment, sampler: configs.Sampler) -> Experiment:
 def _lower(
     function: Callable[..., jax.Array], arguments: list[Any], platforms: Sequence[str], what: str
 ) -> jax.export.Exported:
-    """The function, lowered for these platforms; what JAX cannot do is a UserError."""
+    """The function lowered for these platforms; raises UserError if JAX cannot do it."""
     export = jax.export.export(jax.jit(function), platforms=tuple(platforms))
     try:
         with _without_source_locations():
@@ -177,7 +191,7 @@ def _lower(
 
 @contextlib.contextmanager
 def _without_source_locations() -> Iterator[None]:
-    """Programs hold the path of each file that they were traced from, unless this is 0."""
+    """Programs contain the paths of the traced files, unless this setting is 0."""
     before = getattr(jax.config, _LOCATIONS)
     jax.config.update(_LOCATIONS, 0)
     try:

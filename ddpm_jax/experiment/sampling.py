@@ -1,14 +1,14 @@
-"""Images drawn from a network: over the mesh, in batches, each a matter of its own number.
+"""Draws images from a network, over the mesh and in batches.
 
-Image i of a key has the key fold_in(key, i) for all that is random about it. Of a network with
-classes it has class i mod their number, unless a label is given; classes without training images do
-not count. So it is the same image in whatever batch and on whatever mesh it is drawn, but for
-rounding: sums inside the network may be taken in another order.
+All randomness of image i follows from fold_in(key, i). For a network with classes its class is i
+mod the number of classes, unless a label is given; classes without training images are left out.
+Therefore an image does not depend on its batch or mesh, except for rounding: sums inside the
+network may be computed in another order.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,14 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax import parallel, samplers
 from ddpm_jax.data import to_levels
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import image_grid, save_png, strip_times
 from ddpm_jax.experiment.experiment import Experiment
 
 __all__ = [
     "Drawer",
     "Samples",
+    "class_of",
     "images_function",
     "labels_of",
     "make_drawer",
@@ -33,7 +35,9 @@ __all__ = [
 ]
 
 _STRIP_ROWS, _STRIP_COLUMNS = 8, 12
-"""A denoising strip shows so many images at so many times."""
+"""Number of images and of times in a denoising strip."""
+_MOST_NAMES = 12
+"""Number of classes that a sentence names."""
 
 
 class Samples(NamedTuple):
@@ -42,24 +46,26 @@ class Samples(NamedTuple):
     images: np.ndarray
     """`[num, height, width, channel]`."""
     strip: np.ndarray
-    """The way of the first few of them, `[few, times, height, width, channel]`, noise first."""
+    """The first few images at some times, `[few, times, height, width, channel]`, noise first."""
 
 
 Drawer = Callable[..., Samples]
-"""`(params, key, first=0) -> Samples`, of the images first, first + 1, ... of this key."""
+"""`(params, key, first=0) -> Samples`, the images first, first + 1, ... of this key."""
 
 
 def make_drawer(
     experiment: Experiment, *, num: int, sampler: configs.Sampler, label: int | None = None
 ) -> Drawer:
-    """Draws `num` images at once as grey levels; compiled when it is first called.
+    """A function that draws images as grey levels; it compiles at its first call.
 
     Args:
-        experiment: whose process and network it is.
-        num: how many.
-        sampler: the member that makes the sampler.
-        label: the class of all images; by default one after the other of those with training
-            images.
+        experiment: with the process and the network.
+        num: number of images of each call.
+        sampler: the sampler.
+        label: class of all images; by default the classes with training images follow each other.
+
+    Returns:
+        A function `(params, key, first=0) -> Samples`, the images first, first + 1, ... of a key.
     """
     levels = experiment.spec.levels
     sample = sampling_function(experiment, num=num, sampler=sampler, label=label)
@@ -80,9 +86,9 @@ def make_drawer(
 def sampling_function(
     experiment: Experiment, *, num: int, sampler: configs.Sampler, label: int | None = None
 ) -> Callable[[Any, jax.Array, jax.Array], samplers.Samples]:
-    """`(params, key, first) -> samples` in [-1, 1], with the way of the first few; pure.
+    """`(params, key, first) -> samples` in [-1, 1], with the trajectory of the first few; pure.
 
-    There are `num` of them, and as many more as make it a multiple of the devices.
+    Their number is `num`, rounded up to a multiple of the devices.
     """
     mesh = experiment.mesh
     size = math.ceil(num / mesh.size) * mesh.size
@@ -99,9 +105,9 @@ def sampling_function(
 def images_function(
     experiment: Experiment, *, sampler: configs.Sampler, few: int = 0
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array | None], samplers.Samples]:
-    """`(params, key, index, labels) -> samples` in [-1, 1] of the images with these numbers; pure.
+    """`(params, key, index, labels) -> samples` in [-1, 1], the images with these numbers; pure.
 
-    Labels are None for a network without classes. The trajectory has the way of the first `few`.
+    Labels are None for a network without classes. The trajectory is that of the first `few` images.
     """
     shape, times = experiment.spec.shape, sampler.times(experiment.process)
     keep = (lambda info: info.x_s[:few]) if few else None
@@ -120,9 +126,9 @@ def images_function(
 def labels_of(
     experiment: Experiment, index: jax.Array, label: int | None = None
 ) -> jax.Array | None:
-    """The classes of the images with these numbers: `label`, or one after the other.
+    """The classes of the images with these numbers: `label`, or all classes in turn.
 
-    None for a network without classes.
+    It is None for a network without classes.
     """
     if not experiment.config.network.classes:
         return None
@@ -132,10 +138,47 @@ def labels_of(
     return classes[index % len(classes)]
 
 
+def class_of(experiment: Experiment, label: str | int, name: str = "label") -> int:
+    """The class with this name, or else with this number, if it has training images.
+
+    Args:
+        experiment: of a run.
+        label: name or number of the class.
+        name: of the argument, for the sentence.
+
+    Raises:
+        UserError: the run has no classes, or was not trained on this class.
+    """
+    spec, text = experiment.spec, str(label)
+    if not experiment.config.network.classes:
+        raise UserError(f"{name} is for runs with classes; this one has none")
+    names = spec.classes or ()
+    if text in names:
+        number = names.index(text)
+    elif text.isdecimal() and int(text) < len(names):
+        number = int(text)
+    else:
+        raise UserError(f"{name} is {label!r}; the run has the classes {_few(names)}")
+    if number not in spec.trained_classes:
+        trained = tuple(names[number] for number in spec.trained_classes)
+        raise UserError(
+            f"{name} is {label!r}, a class without training images, which the network never saw;"
+            f" it was trained on {_few(trained)}"
+        )
+    return number
+
+
+def _few(names: Sequence[str]) -> str:
+    """All names of a few; of many names, the first ones and the last one."""
+    if len(names) > _MOST_NAMES:
+        names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
+    return ", ".join(names)
+
+
 def save_pictures(
     directory: Path, name: str, drawn: Samples, *, levels: int
 ) -> dict[str, np.ndarray]:
-    """`samples_NAME.png` and `strip_NAME.png`; returns the two pictures."""
+    """Writes `samples_NAME.png` and `strip_NAME.png`; returns the two pictures."""
     few, columns = drawn.strip.shape[:2]
     frames = drawn.strip.reshape(few * columns, *drawn.strip.shape[2:])
     pictures = {

@@ -1,4 +1,4 @@
-"""What is compiled of an experiment: its objective, its train step, its loss on held-out images."""
+"""The compiled functions of an experiment: objective, train step, loss on held-out images."""
 
 import functools
 from collections.abc import Callable
@@ -30,13 +30,19 @@ __all__ = [
 ]
 
 _HELD_OUT_LOSS_IMAGES = 1024
-"""The loss that ranks checkpoints is taken over at most so many images."""
+"""Largest number of images for the loss that ranks checkpoints."""
 
 
 def make_objective(experiment: Experiment, *, train: bool) -> Objective:
-    """The objective of uint8 images, which are scaled on the device.
+    """The objective of an experiment, for uint8 images, which are scaled on the device.
 
-    Held-out images have no memory: the law of their times is what `Times.held_out` says.
+    Args:
+        experiment: the experiment.
+        train: whether it is for training: with dropout, and with the times of `config.times`. For
+            held-out images the times are those of `Times.held_out`, without a memory.
+
+    Returns:
+        The losses and the law of times. A batch is `data.Examples`.
     """
     config, levels = experiment.config, experiment.spec.levels
     of_images = training.make_losses(
@@ -80,7 +86,17 @@ def _checked_loss(objective: configs.Objective) -> Callable[[training.LossTerms]
 
 
 def make_form(experiment: Experiment) -> Form:
-    """How the train step runs on the mesh."""
+    """The form of the train step: how it runs on the mesh.
+
+    Args:
+        experiment: the experiment.
+
+    Returns:
+        The form.
+
+    Raises:
+        ConfigError: the `make` of `config.mesh` returned something else.
+    """
     config = experiment.config
     form: Any = config.mesh.make(
         experiment.mesh, experiment.state_shardings, config.network.compute_dtype
@@ -90,7 +106,15 @@ def make_form(experiment: Experiment) -> Form:
 
 
 def make_step(experiment: Experiment, form: Form) -> training.TrainStep:
-    """The train step, to be compiled as `form` does it."""
+    """The train step, not compiled yet.
+
+    Args:
+        experiment: the experiment.
+        form: the result of `make_form`.
+
+    Returns:
+        A function `(state, batch) -> (state, metrics)`.
+    """
     train = experiment.config.train
     return training.make_train_step(
         make_objective(experiment, train=True),
@@ -104,13 +128,28 @@ def make_step(experiment: Experiment, form: Form) -> training.TrainStep:
 
 
 def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
-    """The train step for this mesh, before it is compiled; nothing is computed."""
+    """The train step, lowered for the mesh; call `compile()` of the result. Nothing is computed.
+
+    Args:
+        experiment: the experiment.
+        form: the result of `make_form`.
+
+    Returns:
+        The lowered step.
+    """
     batch = form.abstract_batch(abstract_batch(experiment))
     return form.lower(make_step(experiment, form), experiment.abstract_state, batch)
 
 
 def abstract_batch(experiment: Experiment) -> Examples:
-    """Shapes and dtypes of a whole training batch."""
+    """Shapes and dtypes of a whole training batch.
+
+    Args:
+        experiment: the experiment.
+
+    Returns:
+        `jax.ShapeDtypeStruct` in place of images and labels.
+    """
     size = experiment.config.train.batch_size
     images = jax.ShapeDtypeStruct((size, *experiment.spec.shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((size,), jnp.int32)
@@ -120,7 +159,16 @@ def abstract_batch(experiment: Experiment) -> Examples:
 def make_batches(
     experiment: Experiment, *, process_index: int = 0, process_count: int = 1
 ) -> BatchIterator:
-    """This process's share of the training batches."""
+    """The training batches: the share of this process.
+
+    Args:
+        experiment: with its images.
+        process_index: number of this process.
+        process_count: number of processes; it divides the batch size.
+
+    Returns:
+        The iterator.
+    """
     config = experiment.config
     return make_iterator(
         experiment.images.train,
@@ -135,7 +183,7 @@ def make_batches(
 
 
 def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
-    """`params -> loss` on held-out images with the same noise each time, to compare checkpoints."""
+    """`params -> loss` on held-out images, with the same noise each time, to rank checkpoints."""
     config, mesh, source = experiment.config, experiment.mesh, experiment.images.held_out
     count = min(len(source), _HELD_OUT_LOSS_IMAGES)
     size = round_up(min(config.evaluation.batch_size, count), mesh.size)
@@ -163,7 +211,14 @@ def held_out_loss(experiment: Experiment) -> Callable[[Any], float]:
 
 
 def trained_model(experiment: Experiment) -> TrainedModel:
-    """What an evaluation gets of the experiment."""
+    """The argument of an evaluation's `make`.
+
+    Args:
+        experiment: with its images.
+
+    Returns:
+        The network as a function of its parameters, and the images.
+    """
     network = experiment.config.network
     return TrainedModel(
         process=experiment.process,

@@ -1,4 +1,4 @@
-"""A whole run: train or go on training, then evaluate and draw."""
+"""A whole run: training, from the last checkpoint if there is one, evaluation and pictures."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from ddpm_jax import training
@@ -50,27 +51,30 @@ __all__ = ["train"]
 def train(
     config: Config, *, images: ImageSet | None = None, console: Console | None = None
 ) -> dict[str, Any]:
-    """Trains `config` in its workdir, from the last checkpoint if there is one; returns results.
-
-    Args:
-        config: of the experiment.
-        images: in place of those of `config.data`, which is then `InMemory`, as a rule.
-        console: what is printed on; by default standard output.
+    """Trains a config in its workdir, from the last checkpoint if there is one, and evaluates it.
 
     A run that was killed at any moment and started again ends with the same bits in parameters,
-    moving averages, optimizer state and metrics as one that was not: the noise follows from the
+    moving averages, optimizer state and metrics as an uninterrupted run: the noise follows from the
     seed and the step, the order of the data is in the checkpoint, and metrics written after the
     last checkpoint are dropped and written again.
 
-    With several processes each calls this with the same config; `hosts.join` comes before. The
-    first one writes and speaks for all.
+    With several processes each one calls this function with the same config, after
+    `config.hosts.join()`. The first one writes and prints for all.
+
+    Args:
+        config: of the experiment.
+        images: the data set, in place of that of `config.data`, which is usually `InMemory` then.
+        console: where to print; by default standard output.
+
+    Returns:
+        The results of the evaluation by name, as in results.json.
 
     Raises:
-        UserError: something that the caller can mend, before anything is compiled or written.
-        training.DivergenceError: the loss turned NaN or Inf; the last checkpoint is sound.
-        training.InterruptedTraining: SIGTERM, SIGHUP or SIGINT; the step at hand is saved. Where
-            there is nothing to save, the process leaves at once.
-        hosts.HostLossError: another process of the run is gone.
+        UserError: an error that the user can fix, before anything is compiled or written.
+        training.DivergenceError: the loss became NaN or Inf; the last checkpoint is sound.
+        training.InterruptedTraining: SIGTERM, SIGHUP or SIGINT; the last step is saved. If there is
+            nothing to save, the process exits at once.
+        hosts.HostLossError: another process of the run is lost.
     """
     console = make_console() if console is None else console
     interrupts = training.Interrupts(functools.partial(say, console))
@@ -90,7 +94,7 @@ def train(
             return results
         say(console, f"reading the images of {config.data.title}")
         with hosts.together():
-            # What is refused here has not claimed the directory.
+            # Errors are raised here before the directory is claimed.
             record = read_data_record(run.images)
             measured = None if record is None else record.measured
             experiment = build(config, images=images, measured=measured)
@@ -103,6 +107,7 @@ def train(
         if not hosts.is_first():
             console = Console(quiet=True)
         say(console, experiment.images.summary())
+        say(console, _summary(experiment.mesh))
         if experiment.sharding_note is not None:
             say(console, experiment.sharding_note)
         with contextlib.ExitStack() as stack:
@@ -137,8 +142,8 @@ def _report_changed_evaluation(run: RunDirectory, config: Config, console: Conso
     if changed:
         say(
             console,
-            f"{run.path} was evaluated {', '.join(changed)}; `ddpm-jax evaluate {run.path}`"
-            " measures again",
+            f"{run.path} was evaluated {', '.join(changed)}; run `ddpm-jax evaluate {run.path}` to"
+            " measure it again",
         )
 
 
@@ -149,8 +154,8 @@ def _compare_configs(config: Config) -> None:
         if _sha256_of(first) != _sha256_of(other):
             hosts.leave()
             raise ConfigError(
-                f"process {index} of the run has another config file than process 0, and members"
-                " of the config are defined in it"
+                f"process {index} of the run has another config file than process 0, and the file"
+                " defines members of the config"
             )
         different = [
             difference
@@ -182,6 +187,14 @@ def _compare_images(images: ImageSet) -> None:
             )
 
 
+def _summary(mesh: Mesh) -> str:
+    """Axes and devices of the mesh, and how many devices have nothing to do."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    platform, idle = mesh.devices.flat[0].platform, jax.device_count() - mesh.size
+    devices = f"{mesh.size} {platform} device{'s' if mesh.size > 1 else ''}"
+    return f"mesh: {axes}, {devices}{f'; {idle} more stay idle' if idle else ''}"
+
+
 def _train(
     experiment: Experiment,
     form: Form,
@@ -207,7 +220,7 @@ def _train(
         else:
             start, state = restored.step, restored.state
             data.set_state(restored.data_state)
-            say(console, f"going on from step {start}")
+            say(console, f"resuming from step {start}")
         with hosts.together():
             if hosts.is_first():
                 for sentence in (
@@ -225,7 +238,7 @@ def _train(
         ):
             interrupts.say, interrupts.close = display.say, display.stop
             interrupts.steps = config.steps
-            if not console.is_terminal:
+            if not console.is_interactive:
                 say(console, "compiling the train step (this can take a minute)")
             step = lowered.compile()
             hooks = RunHooks(experiment, run, data, checkpoints, log, logger, display)
@@ -267,8 +280,8 @@ def _restored(
     for sentence in refused:
         say(
             console,
-            f"not going on from {sentence}; it is moved aside (of saves that were"
-            " cut off, only the newest is kept)",
+            f"not resuming from {sentence}; its folder is renamed (of interrupted saves, only the"
+            " newest is kept)",
         )
     if step is None:
         return None

@@ -198,6 +198,4 @@ def _update(digest: Any, name: str, values: np.ndarray) -> None:
 
 def _compare(file: WeightFile, sha256: str) -> None:
     if file.sha256 != sha256:
-        raise WeightsError(
-            f"{file.path} is damaged: its arrays do not have the sha256 that they were written with"
-        )
+        raise WeightsError(f"{file.path} is damaged: the SHA-256 of its arrays differs")

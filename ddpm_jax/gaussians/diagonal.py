@@ -39,15 +39,33 @@ def kl_diagonal(
     mean_p: Float[Array, "*shape"],
     variance_p: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
-    r"""KL(N(mean_q, variance_q) || N(mean_p, variance_p)) of each element, in nats.
+    r"""KL divergence between two Gaussians, of each element, in nats.
 
-    1/2 [ (r - 1 - log r) + (mean_q - mean_p)^2 / variance_p ],   r = variance_q / variance_p.
+    .. math::
 
-    All four arguments have one shape and are positive where they are variances. This is the
-    generic form: `kl_shared_variance` is what it collapses to when the variances agree.
+        \mathrm{KL}\big(\mathcal{N}(m_q, v_q) \,\|\, \mathcal{N}(m_p, v_p)\big)
+        = \tfrac12 \Big[ r - 1 - \log r + \frac{(m_q - m_p)^2}{v_p} \Big], \qquad r = v_q / v_p
+
+    `kl_shared_variance` is the special case of equal variances.
+
+    Args:
+        mean_q: m_q, of any shape.
+        variance_q: v_q, positive, shaped as `mean_q`.
+        mean_p: m_p, shaped as `mean_q`.
+        variance_p: v_p, positive, shaped as `mean_q`.
+
+    Returns:
+        Nats per element, 0 or more, shaped as `mean_q`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.gaussians import kl_diagonal
+        >>> one = jnp.ones(2)
+        >>> kl_diagonal(jnp.array([1.0, 3.0]), one, jnp.zeros(2), one).tolist()
+        [0.5, 4.5]
     """
     check_float("mean_q", mean_q)
     check_same_shape("variance_q", variance_q, "mean_q", mean_q)
@@ -62,11 +80,23 @@ def kl_shared_variance(
     mean_p: Float[Array, "*shape"],
     variance: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
-    """KL(N(mean_q, variance) || N(mean_p, variance)) of each element, in nats.
+    r"""KL divergence between two Gaussians of one variance, of each element, in nats.
 
-    (mean_q - mean_p)^2 / (2 variance): the KL shortcut, with which each term of the ELBO becomes
-    a weighted squared error (Ho et al. 2020, eq. 8, https://arxiv.org/abs/2006.11239).
-    `ddpm_jax.losses.kl_weight` is that weight.
+    .. math::
+
+        \mathrm{KL}\big(\mathcal{N}(m_q, v) \,\|\, \mathcal{N}(m_p, v)\big)
+        = \frac{(m_q - m_p)^2}{2 v}
+
+    This is the KL shortcut, with which each term of the ELBO becomes a weighted squared error
+    (Ho et al. 2020, eq. 8). `ddpm_jax.losses.kl_weight` is that weight.
+
+    Args:
+        mean_q: m_q, of any shape.
+        mean_p: m_p, shaped as `mean_q`.
+        variance: v, positive, shaped as `mean_q`.
+
+    Returns:
+        Nats per element, 0 or more, shaped as `mean_q`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that differ.
@@ -76,6 +106,9 @@ def kl_shared_variance(
         >>> from ddpm_jax.gaussians import kl_shared_variance
         >>> kl_shared_variance(jnp.zeros(2), jnp.array([1.0, 3.0]), jnp.full(2, 0.25)).tolist()
         [2.0, 18.0]
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_float("mean_q", mean_q)
     check_same_shape("mean_p", mean_p, "mean_q", mean_q)
@@ -88,16 +121,34 @@ def kl_shared_variance(
 def kl_standardized(
     error: Float[Array, "*shape"], log_variance_ratio: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    r"""KL between two Gaussians, given by how they differ, of each element, in nats.
+    r"""KL divergence between two Gaussians that are given by how they differ, in nats.
 
-    1/2 [ e^d - 1 - d + error^2 ],   error = (mean_q - mean_p) / sd_p,
-                                     d = log(variance_q / variance_p).
+    .. math::
 
-    For a learned variance, of which a network gives the logarithm (Nichol & Dhariwal 2021, eq. 15,
-    https://arxiv.org/abs/2102.09672): no variance is ever formed, so none can vanish.
+        \tfrac12 \big[ e^d - 1 - d + e^2 \big], \qquad
+        e = \frac{m_q - m_p}{\sqrt{v_p}}, \qquad d = \log\frac{v_q}{v_p}
+
+    where e is `error`, and e^d is the exponential. For a learned variance, of which a network gives
+    the logarithm (Nichol & Dhariwal 2021, eq. 15): no variance is computed, so none can underflow.
+
+    Args:
+        error: the difference of the means in deviations of p, of any shape.
+        log_variance_ratio: d, natural logarithm, shaped as `error`.
+
+    Returns:
+        Nats per element, 0 or more, shaped as `error`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.gaussians import kl_standardized
+        >>> kl_standardized(jnp.array([1.0, 3.0]), jnp.zeros(2)).tolist()
+        [0.5, 4.5]
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     check_float("error", error)
     check_same_shape("log_variance_ratio", log_variance_ratio, "error", error)
@@ -108,13 +159,31 @@ def kl_standardized(
 def kl_to_standard_normal(
     mean: Float[Array, "*shape"], one_minus_variance: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """KL(N(mean, 1 - one_minus_variance) || N(0, 1)) of each element, in nats.
+    r"""KL divergence from a Gaussian to the standard normal, of each element, in nats.
 
-    1/2 [ mean^2 - m - log(1 - m) ] with m = 1 - variance. Takes m and not the variance because
-    the prior of a good schedule has m near 0, where 1 - m is 1 in float32.
+    .. math::
+
+        \mathrm{KL}\big(\mathcal{N}(\mu, 1 - m) \,\|\, \mathcal{N}(0, 1)\big)
+        = \tfrac12 \big[ \mu^2 - m - \log(1 - m) \big]
+
+    It takes m and not the variance because the prior of a good schedule has m near 0, where 1 - m
+    is 1 in float32.
+
+    Args:
+        mean: mu, of any shape.
+        one_minus_variance: m = 1 - variance, below 1, shaped as `mean`.
+
+    Returns:
+        Nats per element, 0 or more, shaped as `mean`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.gaussians import kl_to_standard_normal
+        >>> kl_to_standard_normal(jnp.array([1.0, 3.0]), jnp.zeros(2)).tolist()
+        [0.5, 4.5]
     """
     check_float("mean", mean)
     check_same_shape("one_minus_variance", one_minus_variance, "mean", mean)
@@ -124,12 +193,28 @@ def kl_to_standard_normal(
 
 
 def entropy_diagonal(variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Differential entropy of N(., variance) of each element, in nats: 1/2 log(2 pi e variance).
+    r"""Differential entropy of a Gaussian, of each element, in nats.
+
+    .. math::
+
+        \tfrac12 \log(2 \pi e\, v)
 
     Negative for narrow Gaussians, as entropies of densities may be.
 
+    Args:
+        variance: v, positive, of any shape.
+
+    Returns:
+        Nats per element, shaped as `variance`.
+
     Raises:
         TypeError: `variance` is not floating point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.gaussians import entropy_diagonal
+        >>> [round(h, 3) for h in entropy_diagonal(jnp.array([1.0, 4.0])).tolist()]  # log 2 apart
+        [1.419, 2.112]
     """
     check_float("variance", variance)
     dtype, (wide,) = widened_together(variance)
@@ -139,14 +224,31 @@ def entropy_diagonal(variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]
 def log_density_diagonal(
     x: Float[Array, "*shape"], mean: Float[Array, "*shape"], variance: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Log density of N(mean, variance) at `x`, of each element, in nats.
+    r"""Log density of a Gaussian at `x`, of each element, in nats.
 
-    -1/2 [ (x - mean)^2 / variance + log(2 pi variance) ]
+    .. math::
 
-    A density, so its logarithm may be positive; `discretized_log_likelihood` gives probabilities.
+        \log \mathcal{N}(x;\, m, v) = -\tfrac12 \Big[ \frac{(x - m)^2}{v} + \log(2 \pi v) \Big]
+
+    The logarithm of a density can be positive; `discretized_log_likelihood` gives probabilities.
+
+    Args:
+        x: where, of any shape.
+        mean: m, shaped as `x`.
+        variance: v, positive, shaped as `x`.
+
+    Returns:
+        Nats per element, shaped as `x`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.gaussians import log_density_diagonal
+        >>> nats = log_density_diagonal(jnp.array([0.0, 1.0]), jnp.zeros(2), jnp.ones(2))
+        >>> [round(value, 3) for value in nats.tolist()]
+        [-0.919, -1.419]
     """
     check_float("x", x)
     check_same_shape("mean", mean, "x", x)

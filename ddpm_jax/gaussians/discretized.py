@@ -1,20 +1,37 @@
 r"""Likelihoods of grey levels: a Gaussian cut into bins, in nats.
 
-The probability of one bin is a difference, Phi(upper) - Phi(lower), that cancels in float32
-as it stands. Let c be the distance of the bin's centre from the mean, a = c - delta that of its
-nearer edge and b = c + delta that of the farther one, in deviations, and Q(z) = 1 - Phi(z).
+The probability of one bin is a difference, Phi(upper) - Phi(lower), that cancels in float32 as it
+stands. Let c be the distance of the bin's centre from the mean, a = c - delta that of its nearer
+edge and b = c + delta that of the farther one, all in deviations; Q(z) = 1 - Phi(z) and h = phi /
+Q. With the mean outside of the bin,
 
-    the mean outside    Q(a) (1 - r),  r = Q(b) / Q(a) = exp(-2 c delta) h(a) / h(b),  h = phi / Q
-    the mean inside     1 - (Q(-a) + Q(b))
-    a narrow bin        phi(c) 2 delta  1/2 int_{-1}^{1} exp(-c delta v - (delta v)^2 / 2) dv
+.. math::
 
-The last is for bins so narrow that r is nearly 1, with delta < 1/2 and c delta < 4: the integrand
-is smooth, and eight Gauss-Legendre nodes give the integral to 1e-9.
+    P = Q(a)\, (1 - r), \qquad r = \frac{Q(b)}{Q(a)} = e^{-2 c \delta}\, \frac{h(a)}{h(b)} \tag{1}
+
+With the mean inside of it,
+
+.. math::
+
+    P = 1 - \big(Q(-a) + Q(b)\big) \tag{2}
+
+For bins so narrow that r is nearly 1, with delta < 1/2 and c delta < 4,
+
+.. math::
+
+    P = \phi(c) \cdot 2 \delta \cdot \tfrac12 \int_{-1}^{1}
+    \exp\big(-c \delta v - \tfrac12 (\delta v)^2\big)\, dv \tag{3}
+
+The integrand is smooth, and eight Gauss-Legendre nodes give the integral to 1e-9.
 
 The slopes are written down and not left to autodiff. With D = phi(a) / P and s = 2 c delta,
 
-    d log P / d mean      = +- D (1 - e^{-s}) / deviation
-    d log P / d deviation = D (a - b e^{-s}) / deviation.
+.. math::
+
+    \frac{\partial \log P}{\partial\, \mathrm{mean}}
+    = \pm \frac{D\, (1 - e^{-s})}{\mathrm{deviation}}, \qquad
+    \frac{\partial \log P}{\partial\, \mathrm{deviation}}
+    = \frac{D\, (a - b e^{-s})}{\mathrm{deviation}} \tag{4}
 """
 
 import functools
@@ -42,28 +59,34 @@ def discretized_log_likelihood(
     *,
     levels: int,
 ) -> Float[Array, "*shape"]:
-    r"""Log probability of grey levels under a Gaussian cut into bins (Ho et al. 2020, eq. 13).
+    r"""Log probability of grey levels under a Gaussian cut into bins.
 
     `levels` values are spread evenly over [-1, 1]. Each owns the bin that reaches halfway to its
     neighbours, and the two outer bins are open, so that the bins' probabilities sum to 1:
 
-        log [ Phi((x + h - mean) / sd) - Phi((x - h - mean) / sd) ],   h = 1 / (levels - 1).
+    .. math::
 
-    Good to float32's last places for bins that are wide or narrow against the deviation, near the
-    mean or hundreds of deviations away. A logarithm below float32's range is -inf; a slope beyond
-    it is the largest finite number, because a cotangent of 0 turns an infinite one into NaN.
+        \log\Big[ \Phi\Big(\frac{x + h - m}{\sigma}\Big) - \Phi\Big(\frac{x - h - m}{\sigma}\Big)
+        \Big], \qquad h = \frac{1}{\mathrm{levels} - 1}
+
+    (Ho et al. 2020, eq. 13). Good to float32's last places for bins that are wide or narrow against
+    the deviation, near the mean or hundreds of deviations away. A logarithm below float32's range
+    is -inf; a slope beyond it is the largest finite number, because a cotangent of 0 turns an
+    infinite one into NaN.
 
     Args:
-        x: values on the grid; 256 levels for 8-bit images, 17 for scikit-learn's digits.
-        mean, standard_deviation: of the Gaussian, shaped as `x`; the deviation is positive.
+        x: values on the grid, of any shape; 256 levels for 8-bit images, 17 for scikit-learn's
+            digits.
+        mean: m, shaped as `x`.
+        standard_deviation: sigma, positive, shaped as `x`.
         levels: number of grey levels, from 2 to 65536, beyond which float32 has no grid.
 
     Returns:
-        Nats per element, at most 0.
+        Nats per element, at most 0, shaped as `x`.
 
     Raises:
-        TypeError, ValueError: an argument that is not floating point, shapes that differ,
-            `levels` outside [2, 65536], or an `x` outside [-1, 1] that is not traced.
+        TypeError, ValueError: an argument that is not floating point, shapes that differ, `levels`
+            outside [2, 65536], or an `x` outside [-1, 1] that is not traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,6 +95,9 @@ def discretized_log_likelihood(
         >>> log_p = discretized_log_likelihood(grid, 0.1 * grid, jnp.full(17, 0.5), levels=17)
         >>> log_p.shape
         (17,)
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_float("x", x)
     check_same_shape("mean", mean, "x", x)

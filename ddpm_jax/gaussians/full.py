@@ -1,9 +1,14 @@
-"""Gaussians with full covariance, given by Cholesky factors, in nats: one value per Gaussian.
+r"""Gaussians with full covariance, given by Cholesky factors, in nats: one value per Gaussian.
 
-A covariance is given by its lower-triangular factor L with a positive diagonal, covariance =
-L L^T, as `jnp.linalg.cholesky` returns it; what stands above the diagonal is not read. Leading
-axes are batches. Everything is triangular solves and logarithms of diagonals: there is no
-inverse to lose digits and no determinant to overflow.
+A covariance is given by its lower-triangular factor L with a positive diagonal,
+
+.. math::
+
+    \Sigma = L L^T
+
+as `jnp.linalg.cholesky` returns it; what stands above the diagonal is not read. Leading axes are
+batches. Everything is triangular solves and logarithms of diagonals: there is no inverse to lose
+digits and no determinant to overflow.
 """
 
 import jax
@@ -23,17 +28,32 @@ def kl_full(
     mean_p: Float[Array, "*batch d"],
     cholesky_p: Float[Array, "*batch d d"],
 ) -> Float[Array, "*batch"]:
-    r"""KL(N(mean_q, L_q L_q^T) || N(mean_p, L_p L_p^T)), in nats.
+    r"""KL divergence between two Gaussians of full covariance, in nats.
 
-    With M = L_p^{-1} L_q, which is lower triangular, and e = L_p^{-1} (mean_q - mean_p),
+    With M = L_p^{-1} L_q, which is lower triangular, and e = L_p^{-1} (m_q - m_p),
 
-        1/2 [ tr(M M^T) - d - log det(M M^T) + |e|^2 ]
-            = 1/2 [ sum_{i > j} M_ij^2 + sum_i (M_ii^2 - 1 - log M_ii^2) + |e|^2 ],
+    .. math::
 
-    a sum of terms that are never negative, each computed as what it deviates from 0 by: for nearly
-    equal Gaussians the result has its digits, where trace, d and determinants would cancel. The
-    relative error is that of the solves: 1e-7 for well-conditioned covariances, about 1e-5 where
-    p's has the condition 1e6.
+        \mathrm{KL} = \tfrac12 \big[ \mathrm{tr}(M M^T) - d - \log\det(M M^T) + |e|^2 \big]
+
+    .. math::
+
+        = \tfrac12 \Big[ \sum_{i > j} M_{ij}^2
+        + \sum_i \big(M_{ii}^2 - 1 - \log M_{ii}^2\big) + |e|^2 \Big]
+
+    a sum of terms that are never negative, each computed without cancellation: the result keeps its
+    digits for nearly equal Gaussians, where trace, d and determinant would cancel. The relative
+    error is that of the solves: 1e-7 for well-conditioned covariances, about 1e-5 where p's has the
+    condition 1e6.
+
+    Args:
+        mean_q: m_q, `[..., d]`.
+        cholesky_q: L_q, `[..., d, d]`, lower triangular with a positive diagonal.
+        mean_p: m_p, shaped as `mean_q`.
+        cholesky_p: L_p, shaped as `cholesky_q`.
+
+    Returns:
+        Nats, 0 or more, `[...]`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that do not fit.
@@ -65,10 +85,26 @@ def kl_full(
 
 
 def entropy_full(cholesky: Float[Array, "*batch d d"]) -> Float[Array, "*batch"]:
-    """Differential entropy of N(., L L^T), in nats: d/2 log(2 pi e) + sum_i log L_ii.
+    r"""Differential entropy of a Gaussian of full covariance, in nats.
+
+    .. math::
+
+        \tfrac{d}{2} \log(2 \pi e) + \sum_i \log L_{ii}
+
+    Args:
+        cholesky: L, `[..., d, d]`, lower triangular with a positive diagonal.
+
+    Returns:
+        Nats, `[...]`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or no square matrices.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax.gaussians import entropy_full
+        >>> round(float(entropy_full(jnp.eye(3))), 3)  # three times that of one dimension
+        4.257
     """
     check_float("cholesky", cholesky)
     if cholesky.ndim < 2 or cholesky.shape[-1] != cholesky.shape[-2]:
@@ -83,9 +119,19 @@ def log_density_full(
     mean: Float[Array, "*batch d"],
     cholesky: Float[Array, "*batch d d"],
 ) -> Float[Array, "*batch"]:
-    """Log density of N(mean, L L^T) at `x`, in nats.
+    r"""Log density of a Gaussian of full covariance at `x`, in nats.
 
-    -1/2 |L^{-1} (x - mean)|^2 - d/2 log(2 pi) - sum_i log L_ii
+    .. math::
+
+        -\tfrac12 \big|L^{-1} (x - m)\big|^2 - \tfrac{d}{2} \log(2 \pi) - \sum_i \log L_{ii}
+
+    Args:
+        x: where, `[..., d]`.
+        mean: m, shaped as `x`.
+        cholesky: L, `[..., d, d]`, lower triangular with a positive diagonal.
+
+    Returns:
+        Nats, `[...]`.
 
     Raises:
         TypeError, ValueError: an argument that is not floating point, or shapes that do not fit.

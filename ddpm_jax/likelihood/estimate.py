@@ -25,8 +25,9 @@ class BitsEstimate(NamedTuple):
     """An estimate of minus the ELBO of each example, in bits per dimension."""
 
     total: Float[Array, " batch"]
+    """The estimate, `[batch]`."""
     standard_error: Float[Array, " batch"]
-    """Of `total`, from the spread of the draws: of times and of noise."""
+    """Of `total`, `[batch]`, from the spread of the draws: of times and of noise."""
 
 
 def estimate_bits_per_dim(
@@ -42,30 +43,39 @@ def estimate_bits_per_dim(
     chunk: int = 1,
     variance: Variance = "small",
 ) -> BitsEstimate:
-    """An estimate of `bits_per_dim` from `num_times` of the T terms of each example.
+    r"""An estimate of `bits_per_dim` from `num_times` of the T terms of each example.
 
-        prior + mean over i of L_{t_i} / p_{t_i}
+    .. math::
 
-    with independent times t_i drawn from p, and noise of its own for each. The prior term is
-    exact. Unbiased for any p above 0; the standard error is least with p_t proportional to
-    sqrt(E[L_t^2]), where only the noise is left of it.
+        \mathrm{prior} + \frac{1}{n} \sum_{i=1}^{n} \frac{L_{t_i}}{p_{t_i}}
+
+    in bits per dimension, with independent times t_i drawn from p, and noise of its own for each.
+    The prior term is exact. Unbiased for any p above 0; the standard error is least with p_t
+    proportional to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, eq. 18).
 
     Args:
         process: a schedule, or another process of modes.
         predict: as for `bits_per_dim`.
         key: typed random key; draw i uses fold_in(key, i).
-        x0: data on the grid of `levels` values in [-1, 1].
-        predicts: what `predict` returns.
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
+        predicts: what `predict` returns, "eps", "x0" or "v".
         levels: as for `bits_per_dim`.
-        num_times: draws for each example, at least 2. The standard error is itself an estimate:
-            with few draws from a p that misses where the terms are large it is too small.
-        probabilities: p, as `timesteps.probabilities` makes it; None is uniform.
-        chunk: how many draws one call of `predict` is given; decides nothing but speed.
+        num_times: n, draws for each example, at least 2. The standard error is itself an estimate:
+            with few draws it is too small if p is small where the terms are large.
+        probabilities: p, float `[T]`, as `timesteps.probabilities` makes it; None is uniform.
+        chunk: how many draws one call of `predict` is given; changes the speed only.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
+
+    Returns:
+        The estimate and its standard error, bits per dimension, `[batch]` each.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
             eps with a schedule of zero terminal SNR, `num_times` below 2 or `chunk` below 1.
+        NoClosedForm: a chain without modes.
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     x0 = checked_data(process, x0, predicts=predicts, levels=levels)
     check_key("key", key)

@@ -1,4 +1,11 @@
-"""Bits per dimension: all terms of the ELBO, or those at chosen times, in one compiled call."""
+r"""Bits per dimension: all terms of the ELBO, or those at chosen times, in one compiled call.
+
+The terms are those of `ddpm_jax.losses.elbo`, eq. (1), over d dimensions:
+
+.. math::
+
+    \mathrm{bits\ per\ dim} = \frac{\mathrm{prior} + \sum_{t=0}^{T-1} L_t}{d \log 2} \tag{1}
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,14 +48,15 @@ class BitsPerDim(NamedTuple):
     """Minus the ELBO of each example, in bits per dimension: the parts and their sum."""
 
     total: Float[Array, " batch"]
+    """prior + kl + decoder, `[batch]`."""
     prior: Float[Array, " batch"]
-    """KL of what the chain leaves to the standard normal."""
+    """KL of what the chain leaves to the prior, the standard normal for a schedule, `[batch]`."""
     kl: Float[Array, " batch"]
-    """Sum of the T - 1 KL terms, t = 1 ... T - 1."""
+    """Sum of the T - 1 KL terms, t = 1 ... T - 1, `[batch]`."""
     decoder: Float[Array, " batch"]
-    """Grey levels given x at t = 0."""
+    """Grey levels given x at t = 0, `[batch]`."""
     per_step: Float[Array, "T batch"]
-    """The term at each t: the decoder at index 0, then the KL terms."""
+    """The term at each t, `[T, batch]`: the decoder at index 0, then the KL terms."""
 
 
 def bits_per_dim(
@@ -62,27 +70,50 @@ def bits_per_dim(
     chunk: int = 1,
     variance: Variance = "small",
 ) -> BitsPerDim:
-    """Minus the ELBO of `x0`, every one of its T + 1 terms, an upper bound on -log2 p(x0) / dim.
+    r"""Minus the ELBO of `x0`, every one of its T + 1 terms, in bits per dimension.
 
-    A scan over t calls `predict` for `chunk` times at once, so memory grows with `chunk` and not
-    with T. Noise is the only randomness: the sum over t is complete, not sampled. Each time has
-    noise of its own, and `chunk` decides nothing but speed: the result is the same up to rounding.
+    .. math::
+
+        \frac{1}{d \log 2} \Big( \mathrm{prior} + \sum_{t=0}^{T-1} L_t \Big)
+
+    Eq. (1) of `ddpm_jax.losses.elbo`, an upper bound on -log2 p(x0) / d. A scan over t calls
+    `predict` for `chunk` times at once, so memory grows with `chunk` and not with T. Noise is the
+    only randomness: the sum over t is complete, not sampled. Each time has noise of its own, and
+    `chunk` changes the speed only: the result is the same up to rounding.
 
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, the network with its parameters bound, on batch * chunk
             rows. For the learned range, `(prediction, interpolation)`.
         key: typed random key; time t uses fold_in(key, t).
-        x0: data on the grid of `levels` values in [-1, 1].
-        predicts: what `predict` returns.
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
+        predicts: what `predict` returns, "eps", "x0" or "v".
         levels: grey levels of the data, at least 2; 8-bit images have 256. None for continuous
             data: the bits are then those of a density, and can be negative.
         chunk: how many times one call of `predict` is given.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
 
+    Returns:
+        The parts and their sum, bits per dimension, `[batch]` each.
+
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
             eps with a schedule of zero terminal SNR, or `chunk` below 1.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax import bits_per_dim, schedules
+        >>> def predict(x_t, t):  # a network, its parameters bound
+        ...     return 0.0 * x_t
+        >>> x0 = jnp.zeros((2, 4))
+        >>> bits = bits_per_dim(
+        ...     schedules.cosine(10), predict, jax.random.key(0), x0, predicts="v", levels=None)
+        >>> bits.total.shape, bits.per_step.shape
+        ((2,), (10, 2))
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     x0 = checked_data(process, x0, predicts=predicts, levels=levels)
     check_key("key", key)
@@ -109,8 +140,9 @@ class BitsAtTimes(NamedTuple):
     """Some of the parts of minus the ELBO of each example, in bits per dimension."""
 
     prior: Float[Array, " batch"]
+    """The prior term, which is exact, `[batch]`."""
     per_time: Float[Array, "times batch"]
-    """The term at each of an example's times: the decoder at t = 0, else a KL."""
+    """The term at each of an example's times, `[times, batch]`: the decoder at t = 0, else a KL."""
 
 
 def bits_at_times(
@@ -132,17 +164,21 @@ def bits_at_times(
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, as for `bits_per_dim`; called once for each row of times.
-        key: typed random key, which is split, or one for each example; an example's term at time t
-            uses fold_in(its key, t).
-        x0: data on the grid of `levels` values in [-1, 1].
-        times: 0 <= t < T.
-        predicts: what `predict` returns.
+        key: typed random key, which is split, or one for each example, `[batch]`; an example's term
+            at time t uses fold_in(its key, t).
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
+        times: 0 <= t < T, integers `[times, batch]`.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         levels: as for `bits_per_dim`.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
+
+    Returns:
+        The prior term `[batch]` and the terms `[times, batch]`, in bits per dimension.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name, or
             eps with a schedule of zero terminal SNR.
+        NoClosedForm: a chain without modes.
     """
     x0 = checked_data(process, x0, predicts=predicts, levels=levels)
     check_keys("key", key, x0.shape[0])
@@ -189,27 +225,29 @@ def _check_times(times: Array, batch: int) -> None:
 def spread_times(
     num_steps: int, num_times: int, examples: int, *, seed: int
 ) -> tuple[Int[np.ndarray, "times examples"], Int[np.ndarray, "times examples"]]:
-    """Times in 0 ... T - 1 for each of many examples, and how many times each stands for.
+    r"""Times in 0 ... T - 1 for each of many examples, and how many times each stands for.
 
     Time 0, the decoder, is one of them, and the T - 1 others are divided into `num_times` - 1
-    stretches as long as each other, give or take one. An example has one time in each stretch: the
-    first example one at random, and each further one the next, beginning anew at the end. So each
-    of an example's times is uniform in its stretch, and
+    stretches as long as each other, give or take one. An example has one time in each stretch: a
+    random one for the first example, and for each further example the next one, cyclically. So each
+    of an example's times t_j is uniform in its stretch, of length n_j, and
 
-        sum over its times of (length of the stretch) * L_t
+    .. math::
 
-    has the whole sum over t as its expectation (systematic sampling; Cochran 1977, chapter 8); and
-    all examples together have every t as often as any other of its stretch, give or take one. With
+        \sum_j n_j L_{t_j}
+
+    has the whole sum over t as its expectation (systematic sampling; Cochran 1977, chapter 8). All
+    examples together have every t as often as any other of its stretch, give or take one. With
     `num_times` = T it is the whole sum.
 
     Args:
-        num_steps: T.
+        num_steps: T, the number of steps.
         num_times: 2 to T.
         examples: how many.
         seed: of the random beginnings.
 
     Returns:
-        The times and the lengths of their stretches.
+        The times and the lengths of their stretches, int32 `[num_times, examples]` each.
 
     Raises:
         TypeError, ValueError: a count that is no whole number, or `num_times` outside 2 to T.
@@ -219,6 +257,9 @@ def spread_times(
         >>> times, lengths = spread_times(101, 5, 1000, seed=0)
         >>> times[0].max().item(), lengths[:, 0].tolist()
         (0, [1, 25, 25, 25, 25])
+
+    References:
+        Cochran 1977, Sampling Techniques, 3rd edition, Wiley
     """
     check_count("num_times", num_times)
     check_count("examples", examples)

@@ -1,16 +1,23 @@
 r"""Exact likelihoods: the probability flow is a change of variables from the data to the prior.
 
-Every chain has an ordinary differential equation with the same marginals (Song et al. 2021,
-section 4.3, https://arxiv.org/abs/2011.13456). In the angle phi = arctan(b / a), with a = r cos phi
-and b = r sin phi, and for y = x / r, it is
+Every chain has an ordinary differential equation with the same marginals
+(Song et al. 2021, section 4.3). In the angle phi = arctan(b / a), with a = r cos phi and b = r sin
+phi, and for y = x / r, it is
 
-    (1)  dy / dphi = v_hat(x, phi) / r
+.. math::
+
+    \frac{dy}{d\phi} = \frac{\hat{v}(x, \phi)}{r} \tag{1}
 
 because y_t = cos(phi) x_0 + sin(phi) eps has that slope, and by the change of variables (their
 eq. 39) the density along it obeys
 
-    (2)  d log p(y) / dphi = -div_y (v_hat / r)
-    (3)  log p(x_0) = log p(y_T) + integral of div_y (v_hat / r) over phi
+.. math::
+
+    \frac{d \log p(y)}{d\phi} = -\mathrm{div}_y\, \frac{\hat{v}}{r} \tag{2}
+
+.. math::
+
+    \log p(x_0) = \log p(y_T) + \int \mathrm{div}_y\, \frac{\hat{v}}{r}\ d\phi \tag{3}
 
 r^2 = a^2 + b^2 is 1 for a schedule, and log p(y_T) that of a standard normal. A process of many
 modes has an angle and an r for each, and turns them at once: the divergence is then a sum over
@@ -18,18 +25,27 @@ modes, each with the turn that its own angle makes.
 
 This is the flow of DDIM (`samplers.ddim`) in other coordinates. In sigma = b / a and x / a, the
 usual ones, the last steps of a chain span decades of sigma and the divergence falls as 1 / sigma
-there, which no coarse rule integrates; phi ends at pi / 2, v_hat is of the size of the data all
-the way, and a schedule that leaves no signal at all is no exception.
+there, which no coarse rule integrates; phi ends at pi / 2, v_hat is of the size of the data all the
+way, and a schedule that leaves no signal at all is no exception.
 
-A network takes integer times only, so the grid is fixed and Heun's method, of second order, is
-the solver. The first piece, from the data at phi = 0, where no network was trained, to the first
-time has a rule of its own. v_hat = -tan(phi) (score + x) is odd in phi, so the integral is half
-of phi times the slope at its end, up to phi^4 for a density that is smooth on that scale.
+A network takes integer times only, so the grid is fixed and Heun's method, of second order, is the
+solver. The first piece, from the data at phi = 0, where no network was trained, to the first time
+has a rule of its own. v_hat = -tan(phi) (score + x), for a schedule, is odd in phi, so the integral
+is half of phi times the slope at its end, up to phi^4 for a density that is smooth on that scale.
 
-The divergence is Hutchinson's estimate (Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367):
-div v = E[z^T (dv/dx) z] for independent signs z. The flow itself does not depend on z. So the
-signs are fresh at each evaluation, which is as unbiased as one draw for the whole way, as adaptive
-solvers need it, and lets the errors along the way average out.
+The divergence is Hutchinson's estimate (Grathwohl et al. 2019), for independent signs z:
+
+.. math::
+
+    \mathrm{div}\, v = \mathrm{E}_z\Big[z^T \frac{\partial v}{\partial x} z\Big] \tag{4}
+
+The flow itself does not depend on z. So the signs are fresh at each evaluation, which is as
+unbiased as one draw for the whole way, as adaptive solvers need it, and lets the errors along the
+way average out.
+
+References:
+    - Song et al. 2021, https://arxiv.org/abs/2011.13456
+    - Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367
 """
 
 import math
@@ -62,34 +78,50 @@ class FlowLikelihood(NamedTuple):
     """Likelihood of each example by the probability flow."""
 
     bits_per_dim: Float[Array, " batch"]
-    """Minus the log likelihood: of grey levels an upper bound, of continuous data a density."""
+    """Bits per dimension, `[batch]`: a bound for grey levels, a density for continuous data."""
     log_density: Float[Array, " batch"]
-    """log p of the data, dequantized if they have levels, in nats."""
+    """log p of the data, dequantized if they have levels, in nats, `[batch]`."""
     x_T: Float[Array, "batch *data"]
-    """Where the flow leaves each example at the first of the times."""
+    """Where the flow leaves each example at the first of the times, `[batch, ...]`."""
 
 
 def dequantize(
     key: Key[Array, ""], x0: Float[Array, "batch *data"], levels: int
 ) -> Float[Array, "batch *data"]:
-    """Grey levels spread evenly over the bins that they stand for: x0 + (u - 1/2) w.
+    r"""Grey levels spread evenly over the bins that they stand for.
 
-    w = 2 / (levels - 1) is the spacing of `levels` values in [-1, 1] and u is uniform on [0, 1).
-    A density p of such data bounds the probability of the levels by Jensen's inequality
-    (Theis et al. 2016, section 3.1, https://arxiv.org/abs/1511.01844):
+    .. math::
 
-        log2 P(x0) >= E_u[log2 p(x0 + (u - 1/2) w)] + dimensions * log2(w)
+        x_0 + (u - \tfrac12)\, w, \qquad w = \frac{2}{\mathrm{levels} - 1}
+
+    w is the spacing of `levels` values in [-1, 1] and u is uniform on [0, 1). A density p of such
+    data in d dimensions bounds the probability of the levels by Jensen's inequality
+    (Theis et al. 2016, section 3.1):
+
+    .. math::
+
+        \log_2 P(x_0) \ge \mathrm{E}_u\big[\log_2 p(x_0 + (u - \tfrac12) w)\big] + d \log_2 w
 
     Args:
         key: typed random key.
-        x0: data on the grid of `levels` values in [-1, 1].
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
         levels: grey levels, at least 2.
 
     Returns:
-        Shaped as `x0`, within w / 2 of it.
+        The data, shaped as `x0`, within w / 2 of it, in its dtype.
 
     Raises:
         TypeError, ValueError: `x0` not floating point, `key` not a typed key, or `levels` below 2.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax.likelihood import dequantize
+        >>> x0 = jnp.array([[-1.0, 0.0, 1.0]])
+        >>> bool(jnp.all(jnp.abs(dequantize(jax.random.key(0), x0, levels=3) - x0) <= 0.5))
+        True
+
+    References:
+        Theis et al. 2016, https://arxiv.org/abs/1511.01844
     """
     check_float("x0", x0)
     check_key("key", key)
@@ -109,29 +141,41 @@ def flow_bits_per_dim(
     levels: int | None,
     num_probes: int = 1,
 ) -> FlowLikelihood:
-    """-log2 p(x0) / dim of the probability flow, eq. (3), unbiased up to the steps of the grid.
+    r"""-log2 p(x0) / dim of the probability flow, unbiased up to the steps of the grid.
 
-    log_density is exact but for an error of second order in the steps and for Hutchinson's noise,
-    whose variance falls as 1 / num_probes. Calls `predict` with its derivative 2 len(times) - 1
-    times. The density of a network trained on bare grey levels has its mass at the levels: on
-    dequantized data its bits are a bound, and a poor one.
+    .. math::
+
+        -\frac{1}{d \log 2} \Big[ \log p(y_T)
+        + \int \mathrm{div}_y\, \frac{\hat{v}}{r}\ d\phi \Big]
+
+    Eq. (1) to (4) of `ddpm_jax.likelihood.flow`; Song et al. 2021, section 4.3. log_density is
+    exact but for an error of second order in the steps and for Hutchinson's noise, whose variance
+    falls as 1 / num_probes. Calls `predict` with its derivative 2 len(times) - 1 times. A network
+    that was trained on grey levels without dequantization has a density that is concentrated at the
+    levels; the bound of dequantized data is then loose.
 
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, differentiable, the network with its parameters bound.
         key: typed random key: for the dequantization, and for the signs at each time.
-        x0: data; with `levels`, on their grid in [-1, 1], and dequantized here.
-        times: falling times in [0, T), as for samplers, from T - 1 to 0; followed upward. At the
-            first of them x is taken for the prior's. Where they do not fall, the result is
-            NaN.
-        predicts: what `predict` returns.
+        x0: data, `[batch, ...]`; with `levels`, on their grid in [-1, 1], and dequantized here.
+        times: falling times in [0, T), integers `[steps]`, as for samplers, from T - 1 to 0;
+            followed upward. At the first of them x is taken to be a draw of the prior. Where they
+            do not fall, the result is NaN.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         levels: grey levels of the data, at least 2; None for continuous data.
-        num_probes: sign vectors for each divergence. All of them go through the derivative at
-            once.
+        num_probes: sign vectors for each divergence. All of them go through the derivative at once.
+
+    Returns:
+        Bits per dimension, nats of the density, and the images at the end of the flow.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype or shape, by name, eps with a
-            schedule of zero terminal SNR, no times, or `num_probes` below 1.
+        TypeError, ValueError: an argument of the wrong dtype or shape, by name, eps with a schedule
+            of zero terminal SNR, no times, or `num_probes` below 1.
+        NoClosedForm: a chain without modes.
+
+    References:
+        Song et al. 2021, https://arxiv.org/abs/2011.13456
     """
     check_float("x0", x0)
     check_key("key", key)

@@ -31,35 +31,42 @@ def litmus(
     num_chains: int = 1024,
     exact_up_to: int = 64,
 ) -> Verdict:
-    r"""Which row of the table a chain is in, derived from its step and confirmed by the loop.
+    """Determines which closed forms a chain has: derived from its step, and tested by simulation.
 
-        isotropic              A_t = k_t I, Q_t = q_t I              `Schedule`, or `Spectral`
-        spectral               all A_t, Q_t diagonal in one basis    `Spectral`
-        affine                 x_t = A_t x_{t-1} + b_t + N(0, Q_t)   `AffineChain`
-        closed, not Gaussian   added noise whose sums keep its law   `GammaChain`
-        loop                   everything else                       `CustomChain`
+    The rows, for A_t the factor on x_{t-1} and Q_t the covariance of the noise:
+
+    - "isotropic", A_t = k_t I and Q_t = q_t I: a `Schedule`, or `Spectral`.
+    - "spectral", all A_t and Q_t diagonal in one basis: `Spectral`.
+    - "affine", x_t = A_t x_{t-1} + b_t + N(0, Q_t): `AffineChain`.
+    - "closed, not Gaussian", added noise whose sums keep its law: `GammaChain`.
+    - "loop", everything else: `CustomChain`.
 
     **Derived**: the step is linearized at every t, at the origin and at 10 base points with
-    elements of x from 0.02 to 4500 and of eps up to 5.4, where float32 normals end. All of f has
-    to be affine, and the noise's covariance the same everywhere; where the step's program shows it
+    elements of x from 0.02 to 4500 and of eps up to 5.4, where float32 normals end. All of f has to
+    be affine, and the noise's covariance the same everywhere; where the step's program shows it
     that is proved, in exact arithmetic. Up to `exact_up_to` dimensions the Jacobians are complete
     and a joint eigenbasis is computed if there is one. Above, random vectors test whether they are
     diagonal in each of a list of bases, or at least symmetric and commuting; an element is then
     measured against the largest of all.
 
-    **Resolution**, in float32: a bend of the step, an anisotropy or a state dependence of the
-    noise's covariance, of 1e-5 of its size; a law of the noise that is 1e-4 from the normal one
-    (Kolmogorov); of a basis that turns, the angle times how far the two eigenvalues lie apart, from
-    1e-5 of those of Q and 3e-6 of the largest of A (1e-5 above `exact_up_to`). A factor on x below
-    1e-6 of the largest, or such a deviation of the noise (1e-3 above `exact_up_to`), counts as 0.
-    Rounding of x or of the noise to a narrower type is such a bend, of 4e-3 for bfloat16 and 5e-4
-    for float16, and rounded noise is not taken for normal: it is detected where the rounded part
-    is more than 3e-3, or 2e-2, of all. Rounding by less is noted in `evidence.note`.
-    Mean and covariance of noise of another law are known where a quadrature finds an error below
-    1e-3; it misses peaks narrower than 2e-4 of a deviation, those around eps = 0 excepted.
-    It may miss what happens further out, or between base points and without a slope at them.
+    **Resolution**, in float32. What is detected, relative to the size of the quantity:
 
-    **Confirmed**: loops are walked from three x_0, and the derived mean, covariance and law of x_t
+    - 1e-5: a departure of the step from affine, an anisotropy, or a covariance of the noise that
+      depends on x.
+    - 1e-4: the distance of the noise's law from the normal one (Kolmogorov's).
+    - A basis that turns: the angle times the difference of the two eigenvalues, from 1e-5 of those
+      of Q and 3e-6 of the largest of A (1e-5 above `exact_up_to`).
+    - Rounding of x or of the noise to a narrower type, where the rounded part is more than 3e-3 of
+      all for bfloat16 and 2e-2 for float16: it departs from affine by 4e-3 and 5e-4, and rounded
+      noise is not normal. Less is noted in `evidence.note`.
+
+    A factor on x below 1e-6 of the largest, or such a deviation of the noise (1e-3 above
+    `exact_up_to`), counts as 0. Mean and covariance of noise of another law are known where a
+    quadrature finds an error below 1e-3; it misses peaks narrower than 2e-4 of a deviation, except
+    around eps = 0. The test can miss what happens beyond the base points, or between them without a
+    slope at them.
+
+    **Tested**: chains are simulated from three x_0, and the derived mean, covariance and law of x_t
     tested at three times (`litmus.simulate`). A rejection makes it a "loop".
 
     Args:
@@ -71,9 +78,12 @@ def litmus(
         bases: more bases to try, by name, such as the principal axes of the data.
         significance: probability that simulation rejects a correct derivation; all tests together
             have it.
-        num_chains: loops from each x_0, at least 64. An error of a mean is detected from about
-            5 / sqrt(num_chains) deviations, of a variance from twice that share.
+        num_chains: chains simulated from each x_0, at least 64. An error of a mean is detected from
+            about 5 / sqrt(num_chains) deviations, of a variance from twice that share.
         exact_up_to: the largest d for complete Jacobians, 2 T d^2 numbers.
+
+    Returns:
+        The row, the process for `q_sample` and its like, and the measurements; `print` it.
 
     Raises:
         TypeError: a step that cannot be traced, or arguments of the wrong type.

@@ -1,18 +1,20 @@
-r"""The law of noise that is not linear in eps, and whether sums of such noise keep it.
+"""The law of noise that is not linear in eps, and whether sums of such noise keep it.
 
-A step x_t = A x + h(eps) whose h works on each element alone has noise of independent elements,
-and their law is known without drawing: h of the equally probable quantiles of eps is a sample of
-the law with no randomness, moments come from a quadrature (`litmus.moments`). A law is
-recognised if its distribution function is within `DISTANCE` of the sample's everywhere.
+A step x_t = A x + h(eps) whose h works on each element alone has noise of independent elements, and
+their law is known without drawing: h of the equally probable quantiles of eps is a sample of the
+law with no randomness, moments come from a quadrature (`litmus.moments`). A law is recognised if
+its distribution function is within `DISTANCE` of the sample's everywhere.
 
-    normal     any A; h permutes eps, and the chain is Gaussian all the same
-    gamma      A = diag(k) > 0, scales theta_t with theta_t / prod_{s <= t} k_s the same for all t:
-               k_t Gamma(a, theta_{t-1}) + Gamma(b, theta_t) is Gamma(a + b, theta_t)
-               (Nachmani et al. 2021, https://arxiv.org/abs/2110.05948)
-    Cauchy     A = diag(k): the scales add up, k_t g_{t-1} + g_t. There are no moments
+- normal, for any A: h permutes eps, and the chain is Gaussian all the same.
+- gamma, for A = diag(k) > 0 and scales theta_t with theta_t / prod_{s <= t} k_s the same for all t:
+  k_t Gamma(a, theta_{t-1}) + Gamma(b, theta_t) is Gamma(a + b, theta_t) (Nachmani et al. 2021).
+- Cauchy, for A = diag(k): the scales add up, k_t g_{t-1} + g_t. There are no moments.
 
 Others that sums keep (inverse Gaussian, stable laws without a density in closed form) are not
 looked for, and the answer for them is the loop.
+
+References:
+    Nachmani et al. 2021, https://arxiv.org/abs/2110.05948
 """
 
 import functools

@@ -1,11 +1,13 @@
 r"""A linearized chain in a basis, and which of its matrices share one; float64 on the host.
 
-The process of one orthonormal basis U, rows its modes, has U A_t U^T and U B_t B_t^T U^T diagonal
-for every t. The bases of `ddpm_jax.bases` are tried, those a caller names, and where the matrices
-are known exactly their joint eigenbasis, if there is one. How much of a matrix is not diagonal:
+The process of one orthonormal basis U, rows its modes, has U A_t U^T and U Q_t U^T, with Q_t = B_t
+B_t^T, diagonal for every t. The bases of `ddpm_jax.bases` are tried, those a caller names, and
+where the matrices are known exactly their joint eigenbasis, if there is one. How much of A is not
+diagonal is the largest element off the diagonal, against the largest element on it; of Q
 
-    of A    the largest element off the diagonal, against the largest element on it
-    of Q    |Q_ij| against b_i b_j + (b_i + b_j) max b / 20, b_i = sqrt(Q_ii)
+.. math::
+
+    \frac{|Q_{ij}|}{b_i b_j + \tfrac{1}{20} (b_i + b_j) \max b}, \qquad b_i = \sqrt{Q_{ii}} \tag{1}
 
 The second term is for what float32 leaves of modes whose noise is far below that of others.
 """

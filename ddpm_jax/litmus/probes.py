@@ -1,6 +1,8 @@
 r"""A step linearized in x and eps, and how far it is from its linearization.
 
-    f(x, eps) = A x + b + g(x, eps),  g(x, 0) = 0
+.. math::
+
+    f(x, \epsilon) = A x + b + g(x, \epsilon), \qquad g(x, 0) = 0 \tag{1}
 
 At each t the step is linearized at the origin and at base points of several scales. With few
 dimensions it is pushed forward along all directions, which gives the Jacobians; with many, along a
@@ -10,10 +12,10 @@ changes. So each number is taken of the slopes and of the values. The slope of a
 is given as the cast rounds x, so that along x itself it is the value: J x is a product with the
 complete J in float32, or the sum of the slopes along two parts that add up to x.
 
-    in_x       f(x, 0) against A x + b
-    in_eps     g(x, eps) against J(x) eps, J the Jacobian in eps at (x, 0)
-    in_state   J(x) J(x)^T, the covariance of the noise, against that at the origin
-    in_sum     g(x, eps) against g(0, eps): noise of any law, but added
+- in_x: f(x, 0) against A x + b.
+- in_eps: g(x, eps) against J(x) eps, J the Jacobian in eps at (x, 0).
+- in_state: J(x) J(x)^T, the covariance of the noise, against that at the origin.
+- in_sum: g(x, eps) against g(0, eps): noise of any law, but added.
 
 With the first three at 0 the chain is x_t = A x + b + noise, Gaussian of one covariance. J itself
 may turn with x: to multiply eps by the sign of x changes nothing.

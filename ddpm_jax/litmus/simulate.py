@@ -1,18 +1,18 @@
-r"""The derived process against the chain itself: loops walked step by step, and tests of the claim.
+"""The derived process against the chain itself: loops walked step by step, and tests of the claim.
 
 Many chains are walked from a few x_0. With the claimed mean of x_t subtracted and the claimed
 covariance divided out, residuals are N(0, I), whatever the row. Five tests of that, each a p-value
 that is already corrected for its number of comparisons:
 
-    mean        the largest of the means over all coordinates
-    variance    the sum of all squares, chi-squared
-    directions  the same along random directions
-    worst       along the directions in which the first half of the chains varies most and least,
-                tested on the second half, which had no part in the choice
-    law         Kolmogorov-Smirnov: all coordinates together, and along random directions
+- mean: the largest of the means over all coordinates.
+- variance: the sum of all squares, chi-squared.
+- directions: the same along random directions.
+- worst: along the directions in which the first half of the chains varies most and least, tested on
+  the second half, which had no part in the choice.
+- law: Kolmogorov-Smirnov, all coordinates together, and along random directions.
 
-Noise of another law is turned into uniforms by its claimed distribution function; then there is
-the Kolmogorov-Smirnov test alone.
+Noise of another law is turned into uniforms by its claimed distribution function; then there is the
+Kolmogorov-Smirnov test alone.
 """
 
 import functools

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 __all__ = ["Evidence", "Row", "Verdict"]
 
 Row = Literal["isotropic", "spectral", "affine", "closed, not Gaussian", "loop"]
-"""The kinds of chains, from the cheapest x_t given x_0 to the most expensive."""
+"""The kinds of chains, from the cheapest x_t given x_0 to the most expensive; see `litmus`."""
 
 _COST = {
     "isotropic": "one multiply-add per element, the same for every t",
@@ -20,7 +20,7 @@ class Evidence(NamedTuple):
     """The measurements behind the verdict."""
 
     reason: str
-    """One sentence."""
+    """Why it is this row, in one sentence."""
     note: str
     """A caveat of the process, or why there is none; may be empty."""
     method: Literal["exact", "probes"]
@@ -28,9 +28,9 @@ class Evidence(NamedTuple):
     proved: bool
     """Whether the step's program shows that it is affine in x and eps; probes ran all the same."""
     dimension: int
-    """d."""
+    """d, the elements of one sample."""
     num_steps: int
-    """T."""
+    """T, the number of steps."""
     num_points: int
     """Base points at each t, of all the sizes that `probes.SCALES` lists."""
     in_x: float
@@ -42,17 +42,17 @@ class Evidence(NamedTuple):
     in_sum: float
     """How far the noise, of whatever law, is from independent of x, relative."""
     resolution: float
-    """What of these four, and of a covariance off its diagonal, counts as rounding."""
+    """The largest of these four, and of a covariance off its diagonal, that counts as rounding."""
     offset: float
     """The largest element of any b_t."""
     bases: dict[str, tuple[float, float]]
-    """What is off the diagonal of A and of Q in each basis that was tried, relative."""
+    """The relative size of what is off the diagonal of A and of Q, in each basis that was tried."""
     basis: str
-    """The one that fits, or none."""
+    """The name of the basis that fits; empty if none does."""
     anisotropy: tuple[float, float]
     """How far the diagonals of A, and of Q, are from constant in that basis, relative."""
     variance_gap: float
-    """The largest |k^2 + q - 1| of any t and mode; NaN without a basis."""
+    """The largest departure of k^2 + q from 1, of any t and mode; NaN without a basis."""
     law: str
     """Of the noise: "normal", "gamma", "Cauchy", or "" for another."""
     law_distance: float
@@ -60,22 +60,24 @@ class Evidence(NamedTuple):
     p_values: dict[str, float]
     """The least of each test, over all x_0 and times; empty if nothing was simulated."""
     threshold: float
-    """Below it a p-value rejects: the significance shared out to all of them."""
+    """A p-value below it rejects: the significance divided by the number of tests."""
     significance: float
     """Probability that simulation rejects a correct derivation."""
     num_chains: int
-    """Loops walked from each of three x_0."""
+    """Chains simulated from each of three x_0."""
     same_moments: Any
     """For added noise without a closed form: the Gaussian process of its mean and covariance."""
 
 
 class Verdict(NamedTuple):
-    """Which row of the table a chain is in; `print` it."""
+    """Which row of the table a chain is in, the process of it, and the evidence; `print` it."""
 
     row: Row
+    """The row; see `litmus`."""
     process: Any
-    """For `q_sample` and its like; None where the library cannot make it: see the note."""
+    """For `q_sample` and its like; None where the library cannot make it (`evidence.note`)."""
     evidence: Evidence
+    """Why, with the measurements."""
 
     def __str__(self) -> str:
         e = self.evidence

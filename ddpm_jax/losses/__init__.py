@@ -1,4 +1,7 @@
-"""Training losses and the terms of the evidence lower bound, one value per example."""
+"""Training losses and the terms of the evidence lower bound, one value per example.
+
+`weighted` has squared errors and published weights of them, `elbo` the bound.
+"""
 
 from ddpm_jax.losses.elbo import elbo_loss as elbo_loss
 from ddpm_jax.losses.elbo import hybrid_loss as hybrid_loss

@@ -1,32 +1,52 @@
-r"""The evidence lower bound: its terms, the weight to which a KL collapses, and losses made of it.
+r"""The evidence lower bound: its terms, the weight of a KL term, and losses made from it.
 
-The ELBO of a chain of T steps (Ho et al. 2020, eq. 5, https://arxiv.org/abs/2006.11239), in nats:
+The ELBO of a chain of T steps (Ho et al. 2020, eq. 5), in nats, is a prior term, T - 1 KL terms and
+the decoder at t = 0:
 
-    -log p(x_0) <= KL(q(x_T|x_0) || p(x_T))                          the prior term
-                   + sum_{t=1}^{T-1} KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t))
-                   - log p(x_0 | x at t = 0)                          the decoder
+.. math::
 
-Every KL is between Gaussians. With p given the posterior's own variance, it collapses to a
-weighted squared error (the KL shortcut; `kl_weight` is the weight):
+    -\log p(x_0) \le \mathrm{KL}\big(q(x_{T-1} \mid x_0) \,\|\, p(x_{T-1})\big)
+    + \sum_{t=1}^{T-1} \mathrm{E}\, \mathrm{KL}_t - \mathrm{E} \log p(x_0 \mid x_{t=0}) \tag{1}
 
-    KL_t = w_eps |eps - eps_hat|^2 = w_x0 |x_0 - x0_hat|^2 = w_v |v - v_hat|^2
-    w_eps = (SNR_{t-1} / SNR_t - 1) / 2
-    w_x0  = (SNR_{t-1} - SNR_t) / 2
-    w_v   = w_x0 b_t^2 / (a_t^2 + b_t^2)^2                       w_x0 (1 - alpha_bar_t) for DDPM
+.. math::
 
-It holds exactly as long as the two variances are equal. A process of many modes has a weight for
-each, and KL_t is their sum: a squared error in the norm of the posterior's covariance, in O(d). A
-plain squared error in its place is no bound, unless all weights agree. They do for DDPM, and in eps
-(not in x0 or v) for noise of one covariance, whose modes all have the same ratio of SNRs.
+    \mathrm{KL}_t = \mathrm{KL}\big(q(x_{t-1} \mid x_t, x_0) \,\|\, p(x_{t-1} \mid x_t)\big)
+
+Every KL is between Gaussians. With p given the posterior's own variance, it collapses to a weighted
+squared error (the KL shortcut; `kl_weight` is the weight):
+
+.. math::
+
+    \mathrm{KL}_t = w_\epsilon |\epsilon - \hat\epsilon|^2 = w_{x_0} |x_0 - \hat{x}_0|^2
+    = w_v |v - \hat{v}|^2 \tag{2}
+
+.. math::
+
+    w_\epsilon = \tfrac12 \Big(\frac{\mathrm{SNR}_{t-1}}{\mathrm{SNR}_t} - 1\Big), \qquad
+    w_{x_0} = \tfrac12 \big(\mathrm{SNR}_{t-1} - \mathrm{SNR}_t\big), \qquad
+    w_v = w_{x_0} \frac{b_t^2}{(a_t^2 + b_t^2)^2} \tag{3}
+
+(Kingma et al. 2021, eq. 13 and 14); w_v is w_x0 (1 - alpha_bar_t) for a schedule. Eq. (2) holds
+exactly as long as the two variances are equal. A process of many modes has a weight for each, and
+KL_t is their sum: a squared error in the norm of the posterior's covariance, in O(d). A plain
+squared error in its place is no bound, unless all weights agree. They do for DDPM, and in eps (not
+in x0 or v) for noise of one covariance, whose modes all have the same ratio of SNRs.
 
 With another variance (large, or learned) and d = log of the posterior's variance over p's, the
-generic KL of two Gaussians remains, here per mode, of which w |error|^2 is one part:
+generic KL of two Gaussians remains, here per mode, of which w ``|error|^2`` is one part:
 
-    KL_t = w |error|^2 e^d + (e^d - 1 - d) / 2
-    d    = -u log(b_t^2 / b_{t-1}^2)                             u = 1 large, in between learned
+.. math::
 
-The two variances differ by that factor alone (`reverse`), which near pure noise is 1 to within less
-than float32 holds: d is taken from the tables' logarithms, not from the variances.
+    \mathrm{KL}_t = w\, |\mathrm{error}|^2\, e^d + \tfrac12 \big(e^d - 1 - d\big), \qquad
+    d = -u \log \frac{b_t^2}{b_{t-1}^2} \tag{4}
+
+with u = 1 for the large variance, and the network's interpolation for a learned one. The two
+variances differ by that factor alone (`reverse`), which near pure noise is 1 to within less than
+float32 holds: d is taken from the tables' logarithms, not from the variances.
+
+References:
+    - Ho et al. 2020, https://arxiv.org/abs/2006.11239
+    - Kingma et al. 2021, https://arxiv.org/abs/2107.00630
 """
 
 import math
@@ -66,14 +86,39 @@ __all__ = [
 def kl_weight(
     process: Modal, t: Int[Array, " batch"], *, predicts: Predicts
 ) -> Float[Array, "batch *modes"]:
-    """The w in KL_t = w |error|^2, in nats, for the step from `t` to `t - 1`.
+    r"""The weight of the squared error in a KL term, for the step from `t` to `t - 1`.
 
-    The equations stand at the head of this module. `[batch]`, and `[batch, *modes]` for a process
-    of many modes. `t` in [1, T); at t = 0, where the decoder takes the KL's place, it is inf.
+    .. math::
+
+        w_\epsilon = \tfrac12 \Big(\frac{\mathrm{SNR}_{t-1}}{\mathrm{SNR}_t} - 1\Big), \qquad
+        w_{x_0} = \tfrac12 \big(\mathrm{SNR}_{t-1} - \mathrm{SNR}_t\big), \qquad
+        w_v = w_{x_0} \frac{b_t^2}{(a_t^2 + b_t^2)^2}
+
+    Eq. (2) and (3) of `ddpm_jax.losses.elbo`; Kingma et al. 2021, eq. 13 and 14.
+
+    Args:
+        process: a schedule, or another process of modes.
+        t: times in [1, T), int32 `[batch]`; at t = 0, where the decoder takes the KL's place, the
+            weight is inf.
+        predicts: of which error it is the weight: "eps", "x0" or "v".
+
+    Returns:
+        Nats per squared error, float32 `[batch]`, or `[batch, *modes]` for a process of many modes.
 
     Raises:
         TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, or eps with a
             schedule of zero terminal SNR.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import kl_weight, schedules
+        >>> weight = kl_weight(schedules.linear_log_snr(16), jnp.array([1, 15]), predicts="eps")
+        >>> [round(w, 3) for w in weight.tolist()]  # (e - 1) / 2 at every t
+        [0.859, 0.859]
+
+    References:
+        Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     check_vector("t", t)
     check_predicts(process, predicts)
@@ -98,36 +143,55 @@ def vlb_terms(
     variance: Variance = "small",
     interpolation: Float[Array, "batch *data"] | None = None,
 ) -> Float[Array, " batch"]:
-    """The term at `t` of minus the ELBO, in nats, summed over the data's dimensions.
+    r"""The term at `t` of minus the ELBO, in nats, summed over the data's dimensions.
 
-    For t >= 1 the KL between the true and the predicted posterior of x_{t-1}; with the small
-    variance, by the shortcut. For t = 0 the decoder: minus the log likelihood of `x0`'s grey
-    levels under a Gaussian at x0_hat, cut into bins (Ho et al. 2020, eq. 13 with
-    sigma_1^2 = beta_1, or the learned variance). Published code of DDPM takes the posterior's
-    variance of the next step in the place of beta_1, so its term at t = 0 is another. Bins are cut
-    pixel by pixel: where the modes are not the pixels, each pixel has the variance that the modes
-    give it, and the interpolation at t = 0 is read as one of pixels.
+    .. math::
+
+        L_t = \mathrm{KL}\big(q(x_{t-1} \mid x_t, x_0) \,\|\, p(x_{t-1} \mid x_t)\big)\ (t \ge 1),
+        \qquad L_0 = -\log p(x_0 \mid x_{t=0})
+
+    Eq. (1) to (4) of `ddpm_jax.losses.elbo`. For t >= 1 it is the KL between the true and the
+    predicted posterior of x_{t-1}; with the small variance, by the shortcut. For t = 0 the decoder:
+    minus the log likelihood of `x0`'s grey levels under a Gaussian at x0_hat, cut into bins (Ho et
+    al. 2020, eq. 13 with sigma_1^2 = beta_1, or the learned variance). Published code of DDPM takes
+    the posterior's variance of the next step in the place of beta_1, so its term at t = 0 differs.
+    Bins are cut pixel by pixel: where the modes are not the pixels, each pixel has the variance
+    that the modes give it, and the interpolation at t = 0 is read as one of pixels.
 
     Args:
         process: a schedule, or another process of modes.
-        prediction: the network's output at `(x_t, t)`.
-        x0: data on the grid of `levels` values in [-1, 1].
+        prediction: the network's output at `(x_t, t)`, shaped as `x0`.
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
         x_t: its noised version, in float32: rounded to bfloat16 it is not the chain's at early
             times, whose noise is smaller, and the bound does not hold.
-        t: times in [0, T).
-        predicts: what the output stands for.
-        levels: grey levels of the data, at least 2; None for continuous data, whose decoder is
-            the density of that Gaussian.
+        t: times in [0, T), int32 `[batch]`.
+        predicts: what the output stands for, "eps", "x0" or "v".
+        levels: grey levels of the data, at least 2; None for continuous data, whose decoder is the
+            density of that Gaussian.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
-        interpolation: the network's second output, for the learned range and for nothing else.
+        interpolation: the network's second output, shaped as `x0`, for the learned range only.
 
     Returns:
-        `[batch]`. Plus the `prior_term`, T times its mean over uniform t is minus the
-        ELBO.
+        Nats, `[batch]`. Plus the `prior_term`, T times its mean over uniform t is minus the ELBO.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, an unknown name,
-            eps with a schedule of zero terminal SNR, or an interpolation that is missing or idle.
+            eps with a schedule of zero terminal SNR, or an interpolation that is missing, or given
+            where it is not used.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import q_sample, schedules, vlb_terms
+        >>> schedule, t = schedules.cosine(10), jnp.array([3, 7])
+        >>> x0, eps = jnp.ones((2, 2)), jnp.zeros((2, 2))
+        >>> x_t = q_sample(schedule, x0, t, eps)
+        >>> eps_hat = eps  # the best prediction has no KL
+        >>> vlb_terms(schedule, eps_hat, x0, x_t, t, predicts="eps", levels=256).tolist()
+        [0.0, 0.0]
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_images("x0", x0, t=t)
     check_same_shape("prediction", prediction, "x0", x0)
@@ -222,9 +286,20 @@ def _decoder_variance(
 
 
 def prior_term(process: Modal, x0: Float[Array, "batch *data"]) -> Float[Array, " batch"]:
-    """KL(q(x_{T-1} | x_0) || p(x_{T-1})) in nats `[batch]`: what the chain leaves of the data.
+    r"""The prior term of the ELBO: the KL from the end of the chain to the prior, in nats.
+
+    .. math::
+
+        \mathrm{KL}\big(q(x_{T-1} \mid x_0) \,\|\, p(x_{T-1})\big)
 
     p is N(0, I), and N(0, Lambda) for noise of another covariance: `process.prior`.
+
+    Args:
+        process: a schedule, or another process of modes.
+        x0: data, `[batch, ...]`.
+
+    Returns:
+        Nats, `[batch]`, summed over the data's dimensions.
 
     Raises:
         TypeError: `x0` is not floating point.
@@ -256,10 +331,32 @@ def elbo_loss(
     variance: Variance = "small",
     interpolation: Float[Array, "batch *data"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Single-time estimate of minus the ELBO in **bits per dimension**, `[batch]`.
+    r"""Single-time estimate of minus the ELBO in **bits per dimension**.
 
-    (prior + T L_t) / (dimensions log 2), unbiased when each t is uniform on [0, T). Arguments and
-    errors are those of `vlb_terms`.
+    .. math::
+
+        \frac{\mathrm{prior} + T L_t}{d \log 2}
+
+    with d the dimensions of an example; unbiased when each t is uniform on [0, T). L_t is that of
+    `vlb_terms`, the prior term that of `prior_term`.
+
+    Args:
+        process: a schedule, or another process of modes.
+        prediction: the network's output at `(x_t, t)`, shaped as `x0`.
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
+        x_t: its noised version, in float32.
+        t: times in [0, T), int32 `[batch]`.
+        predicts: what the output stands for, "eps", "x0" or "v".
+        levels: grey levels of the data, at least 2; None for continuous data.
+        variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
+        interpolation: the network's second output, shaped as `x0`, for the learned range only.
+
+    Returns:
+        Bits per dimension, `[batch]`.
+
+    Raises:
+        TypeError, ValueError: as `vlb_terms`.
+        NoClosedForm: a chain without modes.
     """
     term = vlb_terms(
         process,
@@ -288,27 +385,39 @@ def hybrid_loss(
     levels: int | None,
     vlb_weight: float = 1e-3,
 ) -> Float[Array, " batch"]:
-    """L_simple + vlb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), `[batch]`.
+    r"""The simple loss plus a small multiple of the bound, which trains the variance.
 
-    L_vlb = T L_t in bits per dimension, without the prior term, which no parameter moves. Its
-    gradient stops at the prediction: the simple loss alone teaches the mean, the bound alone the
-    variance (https://arxiv.org/abs/2102.09672, section 3.1). For a respaced or short chain the
-    weight goes with the sum over T terms, not with each of them.
+    .. math::
+
+        L_{\mathrm{simple}} + \lambda\, \frac{T L_t}{d \log 2}
+
+    (Nichol & Dhariwal 2021, eq. 16), with L_t that of `vlb_terms` in nats for the learned range and
+    d the dimensions of an example: the bound in bits per dimension, without the prior term, which
+    has no parameters. The bound's gradient stops at the prediction: the simple loss alone trains
+    the mean, the bound alone the variance (section 3.1 of the paper). For a respaced or short chain
+    the weight goes with the sum over T terms, not with each of them.
 
     Args:
         process: a schedule, or another process of modes.
-        prediction: the network's output at `(x_t, t)`.
+        prediction: the network's output at `(x_t, t)`, shaped as `x0`.
         interpolation: its second output, see `ddpm_jax.reverse.learned_log_variance`.
-        x0: data on the grid of `levels` values in [-1, 1].
+        x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
         x_t: q_sample(process, x0, t, eps).
-        t: times in [0, T).
-        eps: the noise.
-        predicts: what the output stands for.
+        t: times in [0, T), int32 `[batch]`.
+        eps: the noise, shaped as `x0`.
+        predicts: what the output stands for, "eps", "x0" or "v".
         levels: as in `vlb_terms`.
         vlb_weight: lambda of the paper.
 
+    Returns:
+        The loss, `[batch]`: a squared error plus weighted bits per dimension.
+
     Raises:
         TypeError, ValueError: as `simple_loss` and `vlb_terms`.
+        NoClosedForm: a chain without modes.
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     simple = simple_loss(process, prediction, x0, t, eps, predicts=predicts)
     term = vlb_terms(

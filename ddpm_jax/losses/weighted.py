@@ -1,17 +1,26 @@
-r"""Mean squared errors, and weights that mean the same whatever the network predicts.
+r"""Mean squared errors, and weights that are the same whatever the network predicts.
 
 A squared error in one of eps, x0 and v is one in the others, times a factor that depends on the
-levels of signal a and noise b alone (`forward`, eq. 1 and 4; a^2 + b^2 = 1 for a schedule):
+levels of signal a and noise b alone (`ddpm_jax.forward`, eq. 1 and 4; a^2 + b^2 = 1 for a
+schedule):
 
-    |x_0 - x0_hat|^2 = |eps - eps_hat|^2 / SNR_t = b_t^2 / (a_t^2 + b_t^2)^2 |v - v_hat|^2
+.. math::
 
-So a weighting is one function, the factor w(t) on |x_0 - x0_hat|^2, and `error_weight` converts it
-for each kind of prediction. Published ones, in these terms:
+    |x_0 - \hat{x}_0|^2 = \frac{|\epsilon - \hat\epsilon|^2}{\mathrm{SNR}_t}
+    = \frac{b_t^2}{(a_t^2 + b_t^2)^2} |v - \hat{v}|^2 \tag{1}
 
-    constant       SNR^1, 1 or SNR + 1: weight one on the error of eps, of x0 or of v
-    min_snr        min(SNR, gamma)         Hang et al. 2023, https://arxiv.org/abs/2303.09556
-    p2             SNR / (k + SNR)^gamma   Choi et al. 2022, https://arxiv.org/abs/2204.00227
-    truncated_snr  max(SNR, 1)             Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
+So a weighting is one function, the factor w(t) on the squared error of x0, and `error_weight`
+converts it for each kind of prediction. Published ones, in these terms:
+
+- `constant`: SNR, 1, or SNR + 1 for a schedule; weight one on the error of eps, of x0 or of v
+- `min_snr`: min(SNR, gamma), Hang et al. 2023
+- `p2`: SNR / (k + SNR)^gamma, Choi et al. 2022
+- `truncated_snr`: max(SNR, 1), Salimans & Ho 2022
+
+References:
+    - Hang et al. 2023, https://arxiv.org/abs/2303.09556
+    - Choi et al. 2022, https://arxiv.org/abs/2204.00227
+    - Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
 """
 
 from collections.abc import Callable
@@ -38,8 +47,7 @@ __all__ = [
 ]
 
 Weighting = Callable[[Modal, Array], Array]
-"""`(process, t) -> w`, in each mode, shaped as `process.snr(t)`: the factor on the squared error of
-x0, unitless."""
+"""`(process, t) -> w`: the factor on the squared error of x0, shaped as `process.snr(t)`."""
 
 
 def simple_loss(
@@ -51,22 +59,41 @@ def simple_loss(
     *,
     predicts: Predicts,
 ) -> Float[Array, " batch"]:
-    """Mean squared error of the prediction (L_simple of Ho et al. 2020, eq. 14), unitless.
+    r"""Mean squared error of the prediction, unitless.
+
+    .. math::
+
+        L_{\mathrm{simple}} = \frac{1}{d} |\mathrm{target} - \mathrm{prediction}|^2
+
+    with d the dimensions of an example (Ho et al. 2020, eq. 14, for eps).
 
     Args:
         process: a schedule, or another process of modes.
-        prediction: the network's output at q_sample(process, x0, t, eps).
-        x0: data.
-        t: times in [0, T).
-        eps: the noise that input was made of.
-        predicts: what the output stands for; the error is taken in that quantity.
+        prediction: the network's output at q_sample(process, x0, t, eps), shaped as `x0`.
+        x0: data, `[batch, ...]`.
+        t: times in [0, T), int32 `[batch]`.
+        eps: the noise that input was made of, shaped as `x0`.
+        predicts: what the output stands for, "eps", "x0" or "v"; the error is taken in that
+            quantity.
 
     Returns:
-        `[batch]`, the mean over the data's dimensions, float32 for narrower images too.
+        The mean over the data's dimensions, `[batch]`, float32 for narrower images too.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, or eps with a
             schedule of zero terminal SNR.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import schedules, simple_loss
+        >>> x0, eps, eps_hat = jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.full((1, 2), 2.0)
+        >>> simple_loss(
+        ...     schedules.cosine(10), eps_hat, x0, jnp.array([3]), eps, predicts="eps").tolist()
+        [4.0]
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     error = _error(process, prediction, x0, t, eps, predicts)
     return jnp.mean(jnp.square(error), axis=data_axes(error))
@@ -82,10 +109,30 @@ def weighted_loss(
     predicts: Predicts,
     weighting: Weighting,
 ) -> Float[Array, " batch"]:
-    """w(t) times the mean squared error of x0_hat, whatever the network predicts, unitless.
+    r"""w(t) times the mean squared error of x0_hat, whatever the network predicts, unitless.
 
-    Arguments, result and errors are those of `simple_loss`, which is the weighting
+    .. math::
+
+        \frac{1}{d} \sum_i w_i(t)\, (x_0 - \hat{x}_0)_i^2
+
+    in each mode i, by eq. (1) of `ddpm_jax.losses.weighted`. `simple_loss` is the weighting
     `constant(predicts)`.
+
+    Args:
+        process: a schedule, or another process of modes.
+        prediction: the network's output at q_sample(process, x0, t, eps), shaped as `x0`.
+        x0: data, `[batch, ...]`.
+        t: times in [0, T), int32 `[batch]`.
+        eps: the noise that input was made of, shaped as `x0`.
+        predicts: what the output stands for, "eps", "x0" or "v".
+        weighting: w, such as `min_snr` makes it, or a function of your own.
+
+    Returns:
+        The mean over the data's dimensions, `[batch]`, float32 for narrower images too.
+
+    Raises:
+        TypeError, ValueError: as `simple_loss`, or a weighting that returns another shape.
+        NoClosedForm: a chain without modes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,18 +155,31 @@ def target(
     *,
     predicts: Predicts,
 ) -> Float[Array, "batch *data"]:
-    """What a network should predict at q_sample(process, x0, t, eps): eps, x0, or v (`forward`).
+    """What a network should predict at q_sample(process, x0, t, eps): eps, x0, or v.
+
+    v = a eps - b x0, eq. (4) of `ddpm_jax.forward`.
 
     Args:
         process: a schedule, or another process of modes.
-        x0: data.
-        t: times in [0, T).
-        eps: the noise that was added.
+        x0: data, `[batch, ...]`.
+        t: times in [0, T), int32 `[batch]`.
+        eps: the noise that was added, shaped as `x0`.
         predicts: which of the three.
+
+    Returns:
+        The target, shaped as `x0`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, by name, or eps with a
             schedule of zero terminal SNR.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> x0, eps = jnp.ones((1, 2)), jnp.zeros((1, 2))
+        >>> losses.target(schedules.cosine(10), x0, jnp.array([3]), eps, predicts="eps").tolist()
+        [[0.0, 0.0]]
     """
     check_images("x0", x0, t=t)
     check_same_shape("eps", eps, "x0", x0)
@@ -136,14 +196,37 @@ def target(
 def error_weight(
     process: Modal, t: Int[Array, " batch"], *, predicts: Predicts, weighting: Weighting
 ) -> Float[Array, "batch *modes"]:
-    """The factor on the squared error of what the network predicts, in each mode.
+    r"""The factor on the squared error of what the network predicts, in each mode.
 
-    `t` in [0, T).
+    .. math::
+
+        w_\epsilon = \frac{w}{\mathrm{SNR}_t}, \qquad w_{x_0} = w, \qquad
+        w_v = w\, \frac{b_t^2}{(a_t^2 + b_t^2)^2}
+
+    By eq. (1) of `ddpm_jax.losses.weighted`.
+
+    Args:
+        process: a schedule, or another process of modes.
+        t: times in [0, T), int32 `[batch]`.
+        predicts: "eps", "x0" or "v".
+        weighting: w, the factor on the squared error of x0.
+
+    Returns:
+        The factor, unitless, `[batch]`, or `[batch, *modes]` for a process of many modes.
 
     Raises:
         TypeError, ValueError: `t` of the wrong dtype or shape, an unknown `predicts`, eps with a
             schedule of zero terminal SNR, or a weighting that returns another shape than `[batch]`,
             `[batch, *modes]` for a process of many modes.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> schedule, weighting = schedules.cosine(10), losses.constant("eps")
+        >>> t = jnp.array([3])
+        >>> losses.error_weight(schedule, t, predicts="eps", weighting=weighting).tolist()
+        [1.0]
     """
     check_vector("t", t)
     check_predicts(process, predicts)
@@ -159,10 +242,29 @@ def error_weight(
 
 
 def constant(of: Predicts) -> Weighting:
-    """Weight one on the squared error of `of`: SNR, 1 or SNR + 1 on that of x0.
+    r"""Weight one on the squared error of `of`.
+
+    .. math::
+
+        w = \mathrm{SNR}_t\ (\epsilon), \qquad w = 1\ (x_0), \qquad
+        w = \frac{(a_t^2 + b_t^2)^2}{b_t^2}\ (v)
+
+    on the squared error of x0; for v it is SNR + 1 for a schedule.
+
+    Args:
+        of: "eps", "x0" or "v".
+
+    Returns:
+        The weighting.
 
     Raises:
         ValueError: an unknown kind.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> losses.constant("x0")(schedules.cosine(10), jnp.array([3])).tolist()
+        [1.0]
     """
     check_kind("of", of)
 
@@ -179,20 +281,63 @@ def constant(of: Predicts) -> Weighting:
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """min(SNR, gamma) on the squared error of x0 (Hang et al. 2023, section 3.4).
+    r"""min(SNR, gamma) on the squared error of x0.
+
+    .. math::
+
+        w(t) = \min(\mathrm{SNR}_t, \gamma)
+
+    (Hang et al. 2023, section 3.4).
+
+    Args:
+        gamma: above 0; the paper's is 5.
+
+    Returns:
+        The weighting.
 
     Raises:
         ValueError: `gamma` is not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> losses.min_snr(5.0)(schedules.cosine(10), jnp.array([0])).tolist()
+        [5.0]
+
+    References:
+        Hang et al. 2023, https://arxiv.org/abs/2303.09556
     """
     _check_positive("gamma", gamma)
     return lambda process, t: jnp.minimum(process.snr(t), gamma)
 
 
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weighting:
-    """1 / (k + SNR)^gamma on the squared error of eps (Choi et al. 2022, eq. 8).
+    r"""1 / (k + SNR)^gamma on the squared error of eps.
+
+    .. math::
+
+        w(t) = \frac{\mathrm{SNR}_t}{(k + \mathrm{SNR}_t)^\gamma}
+
+    on that of x0 (Choi et al. 2022, eq. 8).
+
+    Args:
+        k: above 0; the paper's is 1.
+        gamma: 0 or more; 0 is weight one on eps.
+
+    Returns:
+        The weighting.
 
     Raises:
         ValueError: `k` is not above 0, or `gamma` is below 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> losses.p2(k=1.0, gamma=1.0)(schedules.cosine(10), jnp.array([9])).shape
+        (1,)
+
+    References:
+        Choi et al. 2022, https://arxiv.org/abs/2204.00227
     """
     _check_positive("k", k)
     if not gamma >= 0.0:
@@ -206,12 +351,32 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weighting:
 
 
 def truncated_snr(minimum: float = 1.0) -> Weighting:
-    """max(SNR, minimum) on the squared error of x0 (Salimans & Ho 2022, section 4).
+    r"""max(SNR, minimum) on the squared error of x0.
 
-    With the paper's minimum of 1 it is the larger of the errors of x0 and eps.
+    .. math::
+
+        w(t) = \max(\mathrm{SNR}_t, \mathrm{minimum})
+
+    (Salimans & Ho 2022, section 4). With the paper's minimum of 1 it is the larger of the errors of
+    x0 and eps.
+
+    Args:
+        minimum: above 0.
+
+    Returns:
+        The weighting.
 
     Raises:
         ValueError: `minimum` is not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import losses, schedules
+        >>> losses.truncated_snr(1.0)(schedules.cosine(10), jnp.array([9])).tolist()
+        [1.0]
+
+    References:
+        Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
     """
     _check_positive("minimum", minimum)
     return lambda process, t: jnp.maximum(process.snr(t), minimum)

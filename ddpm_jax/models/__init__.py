@@ -1,4 +1,4 @@
-"""Networks behind one signature, `model.apply(variables, x_t, t) -> prediction`."""
+"""Networks with one signature, `model.apply(variables, x_t, t) -> prediction`."""
 
 from ddpm_jax.errors import require
 
@@ -9,7 +9,6 @@ from ddpm_jax.models.blocks import InterpolationRange as InterpolationRange
 from ddpm_jax.models.blocks import Remat as Remat
 from ddpm_jax.models.dit import DiT as DiT
 from ddpm_jax.models.dit import TokenRemat as TokenRemat
-from ddpm_jax.models.interface import Wrapper as Wrapper
 from ddpm_jax.models.interface import init_params as init_params
 from ddpm_jax.models.interface import network_function as network_function
 from ddpm_jax.models.preconditioned import Preconditioned as Preconditioned

@@ -1,6 +1,6 @@
-"""What the networks are made of: sinusoids of the time, residual blocks, self-attention.
+"""Parts of the networks: sinusoids of the time, residual blocks, self-attention.
 
-Each block is added to its input by a last layer that starts at zero.
+The last layer of each block starts at zero, and its output is added to the block's input.
 """
 
 from typing import Any, Literal
@@ -42,13 +42,13 @@ __all__ = [
 ]
 
 Remat = Literal["none", "attention", "convolutions", "blocks"]
-"""What the backward pass computes again instead of keeping it; each saves more memory."""
+"""What the backward pass recomputes; each value saves more memory than the one before."""
 
 AttentionKernel = Literal["xla", "cudnn"]
-"""What computes attention: products and a softmax, or `jax.nn.dot_product_attention` by cuDNN."""
+"""Implementation of attention: products and a softmax, or cuDNN's fused kernel."""
 
 InterpolationRange = Literal["unit", "symmetric"]
-"""Of the second output: u in [0, 1] itself, or v in [-1, 1], of which u is (v + 1) / 2."""
+"""Range of the output for the variance: u in [0, 1], or v in [-1, 1] with u = (v + 1) / 2."""
 
 Resample = Literal["no", "halve", "double"]
 
@@ -87,7 +87,7 @@ def of_each_example(
     keys: Key[Array, " batch"] | None,
     labels: Int[Array, " batch"] | None,
 ) -> tuple[Array, Array | None, Array | None]:
-    """`t`, `keys` and `labels` of a call of a network, each where the example of `x_t` is.
+    """`t`, `keys` and `labels` of a network's call, each on the device of its example of `x_t`.
 
     Keys are None without dropout; if they are missing, the stream "dropout" is split over examples.
 
@@ -104,7 +104,7 @@ def of_each_example(
     if labels is None and needed and not module.is_initializing():
         raise ValueError(
             f"labels are missing; the network has {module.num_classes} classes and no vector for"
-            " none (null_class is False)"
+            " 'no class' (null_class is False)"
         )
     if not train or module.dropout == 0.0:
         keys = None
@@ -123,7 +123,7 @@ def class_vectors(
     *,
     num_classes: int,
 ) -> Float[Array, "batch width"]:
-    """Of each example's class; the last row of the table is for those without."""
+    """The vector of each example's class; without a class it is the last row of the table."""
     if labels is None:
         return jnp.broadcast_to(table[-1:], (batch, table.shape[1]))
     return rows(table, jnp.where(labels < 0, num_classes, labels))

@@ -1,13 +1,14 @@
 """The diffusion transformer of Peebles & Xie 2023 (https://arxiv.org/abs/2212.09748) in Flax Linen.
 
-An image is cut into square patches, and each becomes a vector, to which the sines and cosines of
-its row and column are added. Blocks of self-attention and a two-layer network follow. The time, and
-the class where there are any, scale and shift what goes into each of the two, and scale what comes
-out of it by a gate that is zero at first (adaLN-Zero, section 3.2): a new network's blocks change
-nothing, and its output is zero. With the paper's sizes, latent images of 32x32x4, 1000 classes and
-a learned variance it has their numbers of parameters: XL/2 has 674,834,720. The authors' program
-counts 675,129,632, since it holds the table of positions, 256 * 1152 numbers, as a parameter that
-is not trained.
+An image is cut into square patches. Each patch becomes a vector, to which the sines and cosines of
+its row and column are added. Blocks of self-attention and a two-layer network follow. The time (and
+the class, if there are classes) scales and shifts the input of both, and scales their output by a
+gate (adaLN-Zero, section 3.2). The gates are zero at first, so that the blocks of a new network
+change nothing, and its output is zero.
+
+With the paper's sizes, latent images of 32x32x4, 1000 classes and a learned variance, the numbers
+of parameters are the paper's: XL/2 has 674,834,720. The authors' program counts 675,129,632,
+because it holds the table of positions, 256 * 1152 numbers, as a parameter that is not trained.
 """
 
 import math
@@ -41,7 +42,7 @@ from ddpm_jax.models.layers import (
 __all__ = ["DiT", "TokenRemat"]
 
 TokenRemat = Literal["none", "attention", "blocks"]
-"""What the backward pass computes again instead of keeping it; each saves more memory."""
+"""What the backward pass recomputes; each value saves more memory than the one before."""
 
 _EPSILON = 1e-6
 _SINUSOIDS = 256
@@ -52,35 +53,51 @@ _zeros = nn.initializers.zeros_init()
 
 
 class DiT(nn.Module):
-    """`model.apply(variables, x_t, t) -> prediction`, float32 and shaped as `x_t`.
+    """The diffusion transformer, a Flax Linen module.
 
-    With `num_classes` it takes a class for each example, `apply(..., labels=labels)`.
+    `model.apply(variables, x_t, t)` returns the prediction, float32 with the shape of `x_t`,
+    `[batch, height, width, channel]`. Times `t` are int or float, `[batch]`. More arguments:
 
-    With `learned_variance` it returns a pair, `(prediction, interpolation)`, both shaped so: see
-    `ddpm_jax.reverse.learned_log_variance`.
+    - `labels`: int32 `[batch]`, 0 to num_classes - 1, or -1 for no class.
+    - `train`: turns dropout on.
+    - `keys`: one key for each example, `[batch]`, for dropout; without it the rng stream "dropout"
+      is used.
 
-    Attributes:
-        patch: side of a patch in pixels; divides the image's height and width.
-        width: of the vector of each patch; `heads` divides it, and so does 4.
+    With `learned_variance` it returns a pair, `(prediction, interpolation)`, both with the shape of
+    `x_t`: see `ddpm_jax.reverse.learned_log_variance`. `ddpm_jax.config.DiT` checks the options
+    before anything is built, and has the paper's sizes.
+
+    Args:
+        patch: side of a patch in pixels; it divides the image's height and width.
+        width: channels of each patch; a multiple of `heads` and of 4.
         depth: number of blocks.
-        heads: of each self-attention.
-        mlp_ratio: the layer inside a block's network is so many times as wide.
-        dropout: rate behind self-attention and inside the network of each block (the paper has
-            none); the rng stream is "dropout".
-        frequency_shift: see `ddpm_jax.models.blocks.sinusoidal_embedding`. The paper's networks
-            have 0, and diffusers' `DiTTransformer2DModel` has 1.
-        time_scale: factor of t before that.
-        num_classes: classes that it takes; 0 for none.
-        null_class: whether there is one more vector, for no class. Otherwise every example needs a
-            label, and the output for one of -1 is NaN.
+        heads: number of heads of each self-attention.
+        mlp_ratio: width of the hidden layer in each block, as a multiple of `width`.
+        dropout: rate after self-attention and inside the hidden layers, in [0, 1); the paper has
+            none.
+        frequency_shift: with 1 the lowest frequency of the sinusoids of t is 1 / 10000, with 0 it
+            is one step higher. The paper's networks have 0, and diffusers' `DiTTransformer2DModel`
+            has 1.
+        time_scale: factor of t before the sinusoids.
+        num_classes: number of classes; 0 for a network without classes.
+        null_class: whether there is a vector for "no class". Without it each example needs a label,
+            and the output for the label -1 is NaN.
         learned_variance: whether there is the second output.
-        interpolation_range: of the second output. At first it is the middle of its range: the small
-            variance, or half way to the large one.
-        dtype: of the computation inside; parameters are float32 whatever it is.
-        remat: what the backward pass computes again: "none"; "attention", its weights; "blocks",
-            all of each block. Parameters and results are the same.
+        interpolation_range: range of the second output, see `InterpolationRange`. A new network
+            returns 0: the small variance for "unit", half way to the large one for "symmetric".
+        dtype: dtype of the computation inside. Parameters are always float32.
+        remat: what the backward pass recomputes: "none"; "attention", the weights of attention;
+            "blocks", all of each block. Parameters and results are the same.
 
-    `ddpm_jax.config.DiT` checks all of it before anything is built, and knows the paper's sizes.
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax.models import DiT
+        >>> model = DiT(width=8, depth=1, heads=2)
+        >>> x_t, t = jnp.zeros((2, 8, 8, 3)), jnp.array([0, 99])
+        >>> init = jax.jit(model.init_with_output)
+        >>> prediction, variables = init(jax.random.key(0), x_t, t)
+        >>> prediction.shape
+        (2, 8, 8, 3)
     """
 
     patch: int = 2
@@ -113,12 +130,7 @@ class DiT(nn.Module):
             Float[Array, "batch height width channel"], Float[Array, "batch height width channel"]
         ]
     ):
-        """The prediction at `(x_t, t)`; `train` turns dropout on.
-
-        Its masks are drawn by `keys`, one for each example; if there are none, by the rng stream
-        "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
-        for no class, as is everything without labels.
-        """
+        """The prediction at `(x_t, t)`; see the class."""
         check_choice("remat", self.remat, typing.get_args(TokenRemat))
         t, keys, labels = of_each_example(self, x_t, t, train=train, keys=keys, labels=labels)
 
@@ -180,7 +192,7 @@ class TransformerBlock(nn.Module):
     dropout: float
     dtype: DTypeLike
     attends_again: bool
-    """Whether the backward pass computes the weights of attention again."""
+    """Whether the backward pass recomputes the weights of attention."""
 
     @nn.compact
     def __call__(self, x: Array, time: Array, keys: Array | None) -> Array:
@@ -235,7 +247,7 @@ def _image(patches: Array, grid: tuple[int, int], side: int) -> Array:
 
 
 def _reshaped(x: Array, *shape: int) -> Array:
-    """Of each example; split over an Explicit mesh as the examples of `x` are."""
+    """Reshapes each example; an Explicit mesh splits the result as it splits `x`."""
     rest = math.prod(x.shape[1:]) // -math.prod(shape)
     sizes = [rest if size == -1 else size for size in shape]
     axis, *_ = jax.typeof(x).sharding.spec

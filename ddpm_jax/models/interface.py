@@ -1,4 +1,4 @@
-"""What a network has to be: `init` and `apply`, and a call that takes `x_t` and `t` at least."""
+"""The interface of a network: `init` and `apply`, and a call with at least `x_t` and `t`."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,39 +10,63 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.errors import UserError
 
-__all__ = ["Wrapper", "init_params", "network_function", "optional_arguments"]
+__all__ = ["Wrapper", "init_params", "innermost", "network_function", "optional_arguments"]
 
 _OPTIONAL = ("train", "keys", "labels")
 
 
 class Wrapper(nn.Module):
-    """A network around another one, which gets those of `train`, `keys` and `labels` it takes.
+    """A network around another one.
 
-    Its call has a parameter for each of them.
+    Its call takes `train`, `keys` and `labels`, and passes on those that the inner network takes.
     """
 
     network: nn.Module
+    """The inner network."""
 
 
-def init_params(model: nn.Module, key: Key[Array, ""], image_shape: Sequence[int]) -> Any:
-    """The variables of `model` for images of one shape, each in a box with its axes' names.
+def innermost(model: nn.Module) -> nn.Module:
+    """The network inside all wrappers."""
+    while isinstance(model, Wrapper):
+        model = model.network
+    return model
 
-    Pure, so that `jit` with output shardings creates each of them on its own devices.
-    `flax.core.meta.unbox` takes them out of their boxes: what is trained, stored and given to
-    `model.apply` is without.
+
+def init_params(
+    model: nn.Module, key: Key[Array, ""], image_shape: Sequence[int], *, labelled: bool = False
+) -> Any:
+    """The initial variables of a network, each boxed with the names of its axes.
+
+    The function is pure: `jax.jit` with output shardings creates each array on its own devices.
+    `flax.core.meta.unbox` removes the boxes; training, checkpoints and `model.apply` use variables
+    without boxes.
+
+    Args:
+        model: a Flax module.
+        key: a typed key.
+        image_shape: (height, width, channel).
+        labelled: whether the network gets a label.
+
+    Returns:
+        The variables, as `model.init` returns them.
     """
     x_t, t = jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)
-    return model.init(key, x_t, t)
+    labels: dict[str, Any] = {"labels": jnp.zeros((1,), jnp.int32)} if labelled else {}
+    return model.init(key, x_t, t, **labels)
 
 
 def network_function(model: nn.Module) -> Callable[..., Any]:
-    """`(params, x_t, t, train=False, keys=None, labels=None) -> output` of any such network.
+    """A network as a function of its parameters, with the same arguments for all networks.
 
-    Of `train`, `keys` and `labels` the network gets those that its `__call__` has a parameter for.
-    One that has none for `keys` gets one key of the batch as its rng stream "dropout" in training.
+    The network gets those of `train`, `keys` and `labels` that its `__call__` takes. If it does not
+    take `keys`, it gets one key of the batch as its rng stream "dropout" in training.
 
-    Raises:
-        UserError: when it is called with labels that the network does not take.
+    Args:
+        model: a Flax module.
+
+    Returns:
+        A function `(params, x_t, t, train=False, keys=None, labels=None) -> output`. It raises a
+        UserError if it gets labels that the network does not take.
     """
     takes_keys = "keys" in _taken(model)
 
@@ -73,22 +97,19 @@ def optional_arguments(
     """Those of the arguments that the network's `__call__` takes, without None.
 
     Raises:
-        UserError: labels that it does not take.
+        UserError: there are labels, and the network does not take them.
     """
     taken = _taken(model)
     if labels is not None and "labels" not in taken:
         raise UserError(
-            f"{type(model).__name__} is given labels, and its __call__ has no parameter of that"
-            " name"
+            f"labels are passed to {type(model).__name__}, whose __call__ has no parameter 'labels'"
         )
     given = {"train": train, "keys": keys, "labels": labels}
     return {name: given[name] for name in taken if given[name] is not None}
 
 
 def _taken(model: nn.Module) -> list[str]:
-    """Names of optional arguments that a network takes; those of the inner one, of a wrapper."""
-    while isinstance(model, Wrapper):
-        model = model.network
-    parameters = inspect.signature(type(model).__call__).parameters
+    """Names of the optional arguments that a network takes; for a wrapper, its inner network."""
+    parameters = inspect.signature(type(innermost(model)).__call__).parameters
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     return [name for name in _OPTIONAL if takes_all or name in parameters]

@@ -1,21 +1,31 @@
 r"""The preconditioning of EDM (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
 
-It scales what goes into a network F and what comes out of it such that both have variance 1 at
-every level of noise, for data of the standard deviation sd. In its own terms, x = x_0 + sigma eps,
+It scales the input and the output of a network F so that both have variance 1 at every noise level,
+for data with the standard deviation :math:`\sigma_d`. For :math:`x = x_0 + \sigma \epsilon`
+(equation 7 and table 1)
 
-    x0_hat = c_skip x + c_out F(c_in x, c_noise)                                    (equation 7)
+.. math::
 
-    c_skip = sd^2 / (sigma^2 + sd^2)        c_out   = sigma sd / sqrt(sigma^2 + sd^2)
-    c_in   = 1 / sqrt(sigma^2 + sd^2)       c_noise = ln(sigma) / 4                  (table 1)
+    \hat x_0 = c_{skip} x + c_{out} F(c_{in} x, c_{noise})
 
-On the discrete chain x_t = a x_0 + b eps, with a^2 = alpha_bar and b^2 = 1 - alpha_bar, the level
-is sigma = b / a and x = x_t / a. With s^2 = b^2 + a^2 sd^2 the prediction is
+    c_{skip} = \frac{\sigma_d^2}{\sigma^2 + \sigma_d^2} \quad
+    c_{out} = \frac{\sigma \sigma_d}{\sqrt{\sigma^2 + \sigma_d^2}} \quad
+    c_{in} = \frac{1}{\sqrt{\sigma^2 + \sigma_d^2}} \quad
+    c_{noise} = \tfrac14 \ln \sigma
 
-    x0_hat  = a sd^2 / s^2 x_t          + b sd / s F
-    eps_hat = b / s^2 x_t               - a sd / s F          F = F(x_t / s, ln(b / a) / 4)
-    v_hat   = a b (1 - sd^2) / s^2 x_t  - sd / s F
+On the discrete chain :math:`x_t = a x_0 + b \epsilon`, with :math:`a^2 = \bar\alpha_t` and
+:math:`b^2 = 1 - \bar\alpha_t`, the noise level is :math:`\sigma = b / a`, and :math:`x = x_t / a`.
+With :math:`s^2 = b^2 + a^2 \sigma_d^2` and :math:`F = F(x_t / s, \ln(b / a) / 4)` the predictions
+are
 
-The three are one: each follows from the first by x_t = a x_0 + b eps, without its cancellations.
+.. math::
+
+    \hat x_0 &= \frac{a \sigma_d^2}{s^2} x_t + \frac{b \sigma_d}{s} F \\
+    \hat\epsilon &= \frac{b}{s^2} x_t - \frac{a \sigma_d}{s} F \\
+    \hat v &= \frac{a b (1 - \sigma_d^2)}{s^2} x_t - \frac{\sigma_d}{s} F
+
+They agree: the second and third follow from the first by :math:`x_t = a x_0 + b \epsilon`, but are
+written without its cancellations.
 """
 
 import flax.linen as nn
@@ -34,22 +44,32 @@ __all__ = ["Preconditioned", "coefficients"]
 
 
 class Preconditioned(Wrapper):
-    """`network` with EDM's preconditioning, as a network of the chain: see the module.
+    r"""A network with EDM's preconditioning, a Flax Linen module for the discrete chain.
 
-    `network` gets float times, c_noise, which are between -2 and 2 for most schedules. If it
-    returns a pair, for a learned variance, the second is returned as it is.
+    With :math:`a^2 = \bar\alpha_t`, :math:`b^2 = 1 - \bar\alpha_t` and
+    :math:`s^2 = b^2 + a^2 \sigma_{data}^2`
 
-    Attributes:
-        network: any module of Flax with the call of `ddpm_jax.models.UNet`.
-        schedule: of the chain. It is part of the module, not of its parameters; two modules are
-            equal if their schedules are. Times are those that `schedule.network_time` returns, so a
-            chain that is respaced afterwards needs no other module.
-        predicts: what the output stands for.
-        sigma_data: standard deviation of the data; EDM has 0.5 for images in [-1, 1].
+    .. math::
+
+        \hat x_0 = \frac{a \sigma_{data}^2}{s^2} x_t
+        + \frac{b \sigma_{data}}{s} F\big(x_t / s, \tfrac14 \ln(b / a)\big)
+
+    `model.apply(variables, x_t, t)` has the arguments of `ddpm_jax.models.UNet`; `t` are times of
+    the chain. The inner network gets float times, c_noise, which are between -2 and 2 for most
+    schedules. If it returns a pair, for a learned variance, the second array is returned unchanged.
+
+    Args:
+        network: F, any Flax module with the call of `ddpm_jax.models.UNet`.
+        schedule: schedule of the chain. It is part of the module, not of its parameters; two
+            modules are equal if their schedules are. Times are those that `schedule.network_time`
+            returns, so that a chain that is respaced later needs no other module.
+        predicts: what the output is converted to: "x0", "eps" or "v".
+        sigma_data: standard deviation of the data; 0.5 in EDM, for images in [-1, 1].
 
     Raises:
-        TypeError: `schedule` is another process.
-        ValueError: it leaves no signal at T - 1, where c_noise is infinite; an unknown `predicts`.
+        TypeError: `schedule` is not a Schedule.
+        ValueError: the schedule leaves no signal at T - 1, where c_noise is infinite; or `predicts`
+            is unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -61,6 +81,9 @@ class Preconditioned(Wrapper):
         >>> x0_hat, variables = init(jax.random.key(0), x_t, t)
         >>> x0_hat.shape
         (2, 8, 8, 3)
+
+    References:
+        Karras et al. 2022, equation 7 and table 1, https://arxiv.org/abs/2206.00364
     """
 
     schedule: Schedule
@@ -82,7 +105,7 @@ class Preconditioned(Wrapper):
             Float[Array, "batch height width channel"], Float[Array, "batch height width channel"]
         ]
     ):
-        """The prediction at `(x_t, t)`; `network` gets the other arguments that it takes."""
+        """The prediction at `(x_t, t)`; see the class."""
         wide = wide_dtype(x_t.dtype)
         table = jnp.asarray(coefficients(self.schedule, self.predicts, self.sigma_data), wide)
         of_each = rows(table, split_like(t, x_t))
@@ -107,8 +130,8 @@ def coefficients(
     """
     if not isinstance(schedule, Schedule):
         raise TypeError(
-            f"schedule is a {type(schedule).__name__}; it has to be a Schedule, since"
-            " preconditioning has one level of noise for all of an image"
+            f"schedule is a {type(schedule).__name__}; it has to be a Schedule, because"
+            " preconditioning needs the same noise level in all pixels"
         )
     if schedule.zero_terminal_snr:
         raise ValueError(

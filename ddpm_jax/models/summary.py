@@ -15,36 +15,42 @@ __all__ = ["Layer", "layer_table"]
 
 
 class Layer(NamedTuple):
-    """One row."""
+    """One row of the table."""
 
     name: str
+    """Name of the layer in the network."""
     kind: str
+    """Name of its class."""
     output: tuple[int, ...]
     """Shape of the output for one image."""
     parameters: int
+    """Number of parameters."""
     flops: int
-    """Of the forward pass for one image, as XLA counts them."""
+    """FLOPs of the forward pass for one image, as XLA counts them."""
 
 
 def layer_table(
     model: nn.Module, image_shape: tuple[int, ...], *, labelled: bool = False
 ) -> list[Layer]:
-    """The direct children of `model` in the order in which they run, and a last row for the whole.
+    """The layers of a network with their shapes, parameters and FLOPs.
 
-    Of a wrapper the rows are those of the network in it, but for the last.
-    Everything is traced and nothing is computed. FLOPs are XLA's own count of the lowered layer;
-    what the network does between its layers is in the last row only.
+    The network is traced and not computed. FLOPs are XLA's count for the lowered layer; what the
+    network computes between its layers is in the last row only.
 
     Args:
-        model: the network.
+        model: the network. For a wrapper the rows are those of the inner network, except the last.
         image_shape: (height, width, channel).
-        labelled: whether it is given a label.
+        labelled: whether the network gets a label.
+
+    Returns:
+        A row for each direct child in the order in which they run, and a last row "total".
     """
     x_t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     labels: dict[str, Any] = {"labels": jnp.zeros(1, jnp.int32)} if labelled else {}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = meta.unbox(jax.eval_shape(lambda key: init_params(model, key, image_shape), key))
+    init = functools.partial(init_params, model, image_shape=image_shape, labelled=labelled)
+    variables = meta.unbox(jax.eval_shape(init, key))
     calls: list[tuple[nn.Module, Any, Any, Any]] = []
     inner: Any = model
     parents: tuple[str, ...] = ()

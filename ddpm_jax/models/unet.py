@@ -1,16 +1,17 @@
 """The U-Net of Ho et al. 2020 (https://arxiv.org/abs/2006.11239, appendix B) in Flax Linen.
 
-Residual blocks on the way down and up, joined at every block; group norm and swish; the time
-enters each block as a bias; self-attention at chosen resolutions; the last layer of every
-residual branch and of the network starts at zero. With the paper's CIFAR-10 settings it has
-35,746,307 parameters. A class, where there are any, is a vector added to that of the time
-(Dhariwal & Nichol 2021, section 4, https://arxiv.org/abs/2105.05233, do it so); by default there is
-one more vector for no class, so that one network can be guided (Ho & Salimans 2022,
-https://arxiv.org/abs/2207.12598).
+Residual blocks lead down and up, and each block on the way up also gets the output of its
+counterpart on the way down. Norms are group norms, the activation is swish, the time enters each
+block as a bias, and chosen resolutions have self-attention. The last layer of each residual branch
+and of the network starts at zero. With the paper's CIFAR-10 settings it has 35,746,307 parameters.
 
-Options make it the networks of Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672), of
-Dhariwal & Nichol 2021 and of diffusers' `UNet2DModel`, with the same parameters:
-`ddpm_jax.weights` reads theirs.
+The vector of a class is added to that of the time, as in Dhariwal & Nichol 2021, section 4
+(https://arxiv.org/abs/2105.05233). By default there is one more vector, for "no class", so that one
+network serves guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
+
+With other options it is the network of Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672),
+of Dhariwal & Nichol 2021, or the `UNet2DModel` of diffusers, with the same parameters:
+`ddpm_jax.weights` reads their files.
 """
 
 import typing
@@ -49,67 +50,89 @@ from ddpm_jax.models.layers import (
 __all__ = ["Resampling", "UNet"]
 
 Resampling = Literal["convolution", "residual", "plain"]
-"""What halves and doubles the resolution: a convolution of stride 2, and one of repeated pixels; a
-residual block that averages or repeats pixels (Brock et al. 2019, https://arxiv.org/abs/1809.11096);
-or that average alone, without parameters."""
+"""Operation that halves and doubles the resolution.
+
+"convolution" has stride 2 on the way down, and works on repeated pixels on the way up; "residual"
+is a residual block that averages or repeats pixels (Brock et al. 2019,
+https://arxiv.org/abs/1809.11096); "plain" only averages or repeats them, without parameters.
+"""
 
 _zeros = nn.initializers.zeros_init()
 _normal = nn.initializers.normal(1.0)
 
 
 class UNet(nn.Module):
-    """`model.apply(variables, x_t, t) -> prediction`, float32 and shaped as `x_t`.
+    """The U-Net of DDPM, a Flax Linen module.
 
-    With `num_classes` it takes a class for each example, `apply(..., labels=labels)`.
+    `model.apply(variables, x_t, t)` returns the prediction, float32 with the shape of `x_t`,
+    `[batch, height, width, channel]`. Times `t` are int or float, `[batch]`. More arguments:
 
-    With `learned_variance` it returns a pair, `(prediction, interpolation)`, both shaped so: see
-    `ddpm_jax.reverse.learned_log_variance`.
+    - `labels`: int32 `[batch]`, 0 to num_classes - 1, or -1 for no class.
+    - `train`: turns dropout on.
+    - `keys`: one key for each example, `[batch]`, for dropout; without it the rng stream "dropout"
+      is used.
 
-    Attributes:
-        channels: width of the sinusoids of t, and the unit of `multipliers`; even, and 4 or more.
-        multipliers: width of each level in units of `channels`; each level after the first has
-            half the resolution of the one before.
-        num_blocks: residual blocks in each level, on the way down; one more on the way up.
-        attention_resolutions: heights at which every block is followed by self-attention.
-        attention_levels: levels, from 0, on which it is, too.
-        up_attention_levels: levels on which it is on the way up, where they are others than on the
+    With `learned_variance` it returns a pair, `(prediction, interpolation)`, both with the shape of
+    `x_t`: see `ddpm_jax.reverse.learned_log_variance`.
+
+    Image height and width have to be divisible by 2^(levels - 1). `ddpm_jax.config.UNet` checks
+    that and the options below before anything is built.
+
+    Args:
+        channels: channels of the first level, and width of the sinusoids of t; even, 4 or more.
+        multipliers: channels of each level, as multiples of `channels`. Each level after the first
+            has half the resolution of the one before.
+        num_blocks: residual blocks in each level on the way down; there is one more on the way up.
+        attention_resolutions: heights of the levels with self-attention after each block.
+        attention_levels: more levels with self-attention, by their number from 0.
+        up_attention_levels: levels with self-attention on the way up; None for the same as on the
             way down.
-        middle_attention: whether it is between the two blocks in the middle.
-        heads: of each self-attention; divides the width of every level that has one.
-        head_channels: width of each head, in place of their number.
-        up_heads: of those on the way up, if it is another number.
-        attention_kernel: "xla"; or "cudnn", on GPUs: one fused kernel, which does not store the
-            weights of attention. It takes bfloat16 and heads of at most 128 channels (256 from an
-            H100 on), and has no forward-mode derivative.
-        resampling: what halves and doubles the resolution, on all levels or on each. The entry of
-            level i stands between i and i + 1 on the way down, and between i and i - 1 on the way
-            up.
-        up_resampling: what doubles it, if it is something else.
-        symmetric_padding: whether the convolution that halves has zeros on all sides, not to the
-            right and below alone.
-        scale_shift: the time scales and shifts the norm between a block's convolutions, where it is
-            only added before that norm otherwise.
-        dropout: rate inside residual blocks; the rng stream is "dropout".
-        dropout_resolutions: heights at which it is, or None for all.
-        norm_groups: groups of each group norm; divides every level's width.
-        middle_norm_groups: groups of the norm of the middle attention, if it is another number; 0
-            for none, which diffusers' networks have beside scales and shifts.
-        norm_epsilon: added to the variance of each group.
-        cosine_first, frequency_shift, max_period: see `sinusoidal_embedding`.
-        time_scale: factor of t before that.
-        num_classes: classes that it takes; 0 for none.
-        null_class: whether there is one more vector, for no class. Otherwise every example needs a
-            label, and the output for one of -1 is NaN.
+        middle_attention: whether there is self-attention between the two blocks in the middle.
+        heads: number of heads of each self-attention; it divides the channels.
+        head_channels: channels of each head; it replaces `heads`.
+        up_heads: heads on the way up; None for `heads`.
+        attention_kernel: "xla", or on GPUs "cudnn": one fused kernel, which does not store the
+            weights of attention. It needs bfloat16 and heads of at most 128 channels (256 on an
+            H100 or newer), and has no forward-mode derivative.
+        resampling: operation that halves and doubles the resolution, one for all levels or one for
+            each. The entry of level i stands between i and i + 1 on the way down, and between i and
+            i - 1 on the way up.
+        up_resampling: operation that doubles the resolution; None for `resampling`.
+        symmetric_padding: whether the convolution that halves the resolution is padded on all
+            sides, not only right and below.
+        scale_shift: whether the time scales and shifts the norm between the two convolutions of a
+            block. Otherwise it is added before that norm.
+        dropout: rate inside residual blocks, in [0, 1).
+        dropout_resolutions: heights of the levels with dropout; None for all.
+        norm_groups: groups of each group norm; it divides the channels of each level.
+        middle_norm_groups: groups of the norm before the middle attention; None for `norm_groups`,
+            0 for no norm, as in diffusers' networks with `scale_shift`.
+        norm_epsilon: number added to the variance of each group.
+        cosine_first: whether cosines of t stand before sines.
+        frequency_shift: with 1 the lowest frequency of the sinusoids is 1 / max_period, with 0 it
+            is one step higher.
+        max_period: period of the slowest sinusoid, in units of 2 pi.
+        time_scale: factor of t before the sinusoids.
+        num_classes: number of classes; 0 for a network without classes.
+        null_class: whether there is a vector for "no class". Without it each example needs a label,
+            and the output for the label -1 is NaN.
         learned_variance: whether there is the second output.
-        interpolation_range: of the second output. At first it is the middle of its range: the small
-            variance, or half way to the large one.
-        dtype: of the computation inside; parameters are float32 whatever it is.
-        remat: what the backward pass computes again: "none"; "attention", all of its blocks;
-            "convolutions", all blocks but the outputs of their convolutions; "blocks", all blocks.
-            Parameters and results are the same.
+        interpolation_range: range of the second output, see `InterpolationRange`. A new network
+            returns 0: the small variance for "unit", half way to the large one for "symmetric".
+        dtype: dtype of the computation inside. Parameters are always float32.
+        remat: what the backward pass recomputes: "none"; "attention", the attention blocks;
+            "convolutions", all but the outputs of convolutions; "blocks", all blocks. Parameters
+            and results are the same.
 
-    Image height and width have to be divisible by 2^(levels - 1): `ddpm_jax.config.UNet` checks
-    it before anything is built.
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax.models import UNet
+        >>> model = UNet(channels=8, multipliers=(1, 2), num_blocks=1, norm_groups=4)
+        >>> x_t, t = jnp.zeros((2, 8, 8, 3)), jnp.array([0, 99])
+        >>> init = jax.jit(model.init_with_output)
+        >>> prediction, variables = init(jax.random.key(0), x_t, t)
+        >>> prediction.shape
+        (2, 8, 8, 3)
     """
 
     channels: int = 128
@@ -158,12 +181,7 @@ class UNet(nn.Module):
             Float[Array, "batch height width channel"], Float[Array, "batch height width channel"]
         ]
     ):
-        """The prediction at `(x_t, t)`; `train` turns dropout on.
-
-        Its masks are drawn by `keys`, one for each example; if there are none, by the rng stream
-        "dropout", whose one key is split over the examples. A label is 0 to num_classes - 1, or -1
-        for no class, as is everything without labels.
-        """
+        """The prediction at `(x_t, t)`; see the class."""
         check_choice("remat", self.remat, typing.get_args(Remat))
         t, keys, labels = of_each_example(self, x_t, t, train=train, keys=keys, labels=labels)
         residual_block, attention_block = remat_blocks(self.remat)
@@ -258,7 +276,7 @@ class UNet(nn.Module):
         return h
 
     def _time_vectors(self, t: jax.Array, labels: jax.Array | None) -> jax.Array:
-        """What each block gets of an example's time and class."""
+        """The vectors of time and class that each block gets."""
         time = sinusoidal_embedding(
             t.astype(wide_dtype(self.dtype)) * self.time_scale,
             self.channels,
@@ -278,14 +296,14 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def _attends(self, level: int, h: jax.Array, *, up: bool = False) -> bool:
-        """Whether the blocks of this level, whose images `h` are, are followed by attention."""
+        """Whether attention follows the blocks of this level, whose images are `h`."""
         if up and self.up_attention_levels is not None:
             return level in self.up_attention_levels
         return level in self.attention_levels or h.shape[1] in self.attention_resolutions
 
 
 def _entry(resampling: Resampling | Sequence[Resampling], level: int) -> str:
-    """That of a level; a name is that of all."""
+    """The operation of one level."""
     return resampling if isinstance(resampling, str) else resampling[level]
 
 

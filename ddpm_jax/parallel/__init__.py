@@ -1,4 +1,4 @@
-"""Meshes, what is split over them, and the compiled forms of a step."""
+"""Meshes of devices, how arrays are split over them, and the compiled forms of a step."""
 
 from ddpm_jax.errors import require
 

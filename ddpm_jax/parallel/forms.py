@@ -1,25 +1,28 @@
 """Three forms of one train step on a mesh: `jit`, `shard_map`, `pmap`.
 
-A step is `(state, batch) -> (state, metrics)`. All of it but the gradient is the same arithmetic
-whether it is written for the whole batch or for one device's part, so a form says three things:
-how a gradient is taken over the mesh, how a host's images become the step's batch, and how the step
-is compiled.
+A step is `(state, batch) -> (state, metrics)`. Except for the gradient its arithmetic is the same
+for the whole batch and for one device's part. A form therefore defines three things: how a gradient
+is computed over the mesh, how a host's images become the step's batch, and how the step is
+compiled.
 
-    jit         The step sees the whole batch and all parameters. The compiler decides what
-                is summed over devices, and where; bfloat16 is an exception, see below. The default.
-    shard_map   The gradient sees one device's part. Parameters that are split are gathered before
-                it, and gradients are averaged after it, where this module says and in its dtype.
-                Everything else is as under jit.
-    pmap        The whole step sees one device's part of the batch and all parameters, in the
-                classic per-device form. Nothing can be split over "fsdp", and one process has all
-                devices.
+jit
+    The step sees the whole batch and all parameters. The compiler decides what is summed over
+    devices, and where; bfloat16 is an exception, see below. This is the default.
 
-What is summed over devices. Each device has the mean gradient of its share; the mean over devices
-follows, in float32 or in bfloat16, which halves what is sent and rounds it to 8 bits. A layer that
-computes in bfloat16 has a weight gradient in bfloat16, which JAX then widens; but under jit the
-compiler sums over devices before it widens. So where the network computes in bfloat16 and float32
-is to be summed, "jit" takes the gradient as "shard_map" does. On one device nothing is summed, and
-a step is compiled as it is written.
+shard_map
+    The gradient sees one device's part. This module gathers split parameters before it and averages
+    gradients after it, in the chosen dtype. Everything else is as under jit.
+
+pmap
+    The whole step sees one device's part of the batch and all parameters. Nothing can be split over
+    "fsdp", and one process has all devices.
+
+The sum over devices: each device has the mean gradient of its share. The mean over devices follows
+in float32, or in bfloat16, which halves the traffic and rounds to 8 bits. A layer that computes in
+bfloat16 has a weight gradient in bfloat16, which JAX then widens to float32; but under jit the
+compiler sums over devices before it widens. Therefore "jit" computes the gradient as "shard_map"
+does if the network computes in bfloat16 and the sum has to be in float32. On one device nothing is
+summed, and a step is compiled as it is written.
 """
 
 import functools
@@ -44,33 +47,38 @@ __all__ = [
 ]
 
 Reduction = Literal["float32", "bfloat16"]
+"""Dtype in which gradients are averaged over devices."""
 Gradient = Callable[[Any, Any, Any], tuple[Any, Any]]
-"""`(params, batch, drawn) -> (values [batch], gradient)`, a mean over the examples. The batch and
-what was drawn for it are pytrees of arrays `[batch, ...]`, and so are the values."""
+"""`(params, batch, drawn) -> (values [batch], gradient)`. The gradient is a mean over the examples.
+The batch, the random draws for it and the values are pytrees of arrays `[batch, ...]`."""
 
 _DEVICE = "device"
 """The axis that `pmap` maps over."""
 
 
 class Form(NamedTuple):
-    """How a step runs on a mesh."""
+    """How a step runs on a mesh, as five functions."""
 
     spread: Callable[[Gradient], Gradient]
-    """From the gradient of some examples to that of the whole batch, in the step's own view: of
-    the batch it has what the step sees, what was drawn and the values are those of all examples."""
+    """Turns a gradient of some examples into the gradient of the whole batch. The result takes the
+    batch as the step sees it, and the draws and values of all examples."""
     batch_size: Callable[[jax.Array], int]
-    """Of the whole batch, from the part that the step sees."""
+    """Size of the whole batch, from the part that the step sees."""
     place: Callable[[Any], Any]
-    """A process's share of a batch, a pytree of arrays, as its part of what the step takes."""
+    """Places a process's share of a batch, a pytree of arrays, on the devices for the step."""
     abstract_batch: Callable[[Any], Any]
-    """The same for a whole batch of `jax.ShapeDtypeStruct`s."""
+    """The same for a whole batch of `jax.ShapeDtypeStruct`."""
     lower: Callable[[Callable[..., Any], Any, Any], jax.stages.Lowered]
-    """`(step, state, batch)`, arrays or what stands for them; compile it, and it is the step.
-    The state is donated."""
+    """`(step, state, batch) -> lowered step`, of arrays or of their shapes. Compile the result to
+    get the step. The state is donated."""
 
 
 def one_device() -> Form:
-    """The step as it is written, without a mesh: the caller compiles it and places arrays."""
+    """The form without a mesh, for one device.
+
+    Returns:
+        A form that changes nothing, and compiles with `jax.jit`.
+    """
     return Form(
         spread=lambda gradient: gradient,
         batch_size=_leading,
@@ -83,13 +91,16 @@ def one_device() -> Form:
 def jit_form(
     mesh: Mesh, state: Any, reduction: Reduction = "float32", *, compute: Reduction = "float32"
 ) -> Form:
-    """The form "jit".
+    """The form "jit": the compiler inserts the communication; see the module.
 
     Args:
         mesh: the devices.
-        state: the sharding of each of the state's arrays; its `params` are what is split.
-        reduction: in which dtype gradients are averaged over devices.
-        compute: in which dtype the network computes, and its weight gradients are.
+        state: sharding of each array of the state; its `params` say how parameters are split.
+        reduction: dtype in which gradients are averaged over devices.
+        compute: dtype in which the network computes.
+
+    Returns:
+        The form.
     """
     if (compute, reduction) == ("bfloat16", "float32"):
         return shard_map_form(mesh, state, reduction)
@@ -97,7 +108,16 @@ def jit_form(
 
 
 def shard_map_form(mesh: Mesh, state: Any, reduction: Reduction = "float32") -> Form:
-    """The form "shard_map"; arguments as of `jit_form`."""
+    """The form "shard_map": gathers and averages are explicit; see the module.
+
+    Args:
+        mesh: the devices.
+        state: sharding of each array of the state; its `params` say how parameters are split.
+        reduction: dtype in which gradients are averaged over devices.
+
+    Returns:
+        The form.
+    """
     specs = jax.tree.map(lambda sharding: sharding.spec, state.params)
 
     def spread(gradient: Gradient) -> Gradient:
@@ -114,7 +134,7 @@ def shard_map_form(mesh: Mesh, state: Any, reduction: Reduction = "float32") -> 
 
 
 def _unless_alone(form: Form, mesh: Mesh) -> Form:
-    """One device has nothing to average over."""
+    """The form; on one device it averages nothing."""
     return form if mesh.size > 1 else form._replace(spread=lambda gradient: gradient)
 
 
@@ -123,7 +143,7 @@ def _jit(mesh: Mesh, state: Any) -> Form:
 
     def spread(gradient: Gradient) -> Gradient:
         def over_the_mesh(params: Any, images: Any, drawn: Any) -> tuple[Any, Any]:
-            # Said here, or the compiler might split activations as parameters are split.
+            # Without this the compiler might split activations in the way of the parameters.
             params = jax.lax.with_sharding_constraint(params, whole)
             drawn = jax.lax.with_sharding_constraint(drawn, batch)
             values, grads = gradient(params, images, drawn)
@@ -144,20 +164,27 @@ def _jit(mesh: Mesh, state: Any) -> Form:
 
 
 def pmap_form(mesh: Mesh, reduction: Reduction = "float32") -> Form:
-    """The form "pmap".
+    """The form "pmap": one process, and all parameters on each device; see the module.
+
+    Args:
+        mesh: the devices.
+        reduction: dtype in which gradients are averaged over devices.
+
+    Returns:
+        The form.
 
     Raises:
-        UserError: a mesh that splits parameters, or several processes.
+        UserError: the mesh splits parameters, or there are several processes.
     """
     if mesh.shape["fsdp"] > 1:
         raise UserError(
-            f"the form 'pmap' keeps all parameters on each device, and mesh.fsdp is"
-            f" {mesh.shape['fsdp']}; take 'jit' or 'shard_map'"
+            f"mesh.fsdp is {mesh.shape['fsdp']}; it has to be 1 for the form 'pmap', which keeps"
+            " all parameters on each device, or take 'jit' or 'shard_map'"
         )
     processes = len({device.process_index for device in mesh.devices.flat})
     if processes > 1:
         raise UserError(
-            f"mesh is pmap, which runs in one process, and here are {processes}; take jit or"
+            f"mesh is pmap, which runs in one process, and there are {processes}; take jit or"
             " shard-map"
         )
     devices = list(mesh.devices.flat)
@@ -215,9 +242,10 @@ def _leading(batch: Any) -> int:
 
 
 def _gathered(param: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """All of a parameter, as a value of this device's own: its gradient is then of its own, too.
+    """The whole of a parameter, as a value that varies over devices, and so does its gradient.
 
-    Were it shared, differentiation would sum over devices by itself, and a mean of that be a sum.
+    If the value were shared, differentiation itself would sum over devices, and the mean of that
+    would be a sum.
     """
     if "fsdp" not in spec:
         return jax.lax.pcast(param, AXES, to="varying")
@@ -226,7 +254,7 @@ def _gathered(param: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def _mean(grad: jax.Array, spec: PartitionSpec, *, mesh: Mesh, reduction: Reduction) -> jax.Array:
-    """Over all devices; of a parameter that is split, the part that this device keeps."""
+    """The mean over all devices; for a split parameter, the part that this device holds."""
     if "fsdp" not in spec:
         return _average(grad, AXES, reduction)
     part = jax.lax.psum_scatter(

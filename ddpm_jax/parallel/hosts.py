@@ -1,7 +1,7 @@
-"""Several processes that run one program, each with its own devices: how they meet and wait.
+"""Several processes that run one program, each with its own devices: how they connect and wait.
 
-JAX does all of it: `jax.distributed` finds the processes, watches their heartbeats and provides the
-barriers. In a process that runs alone every function returns at once.
+`jax.distributed` finds the processes, watches their heartbeats and provides the barriers. In a
+process that runs alone each function returns at once.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 _PATIENCE = 3600
-"""Seconds: compiling for a pod can take long, and longer on one host than on another."""
+"""Seconds to wait at a barrier: hosts may take very different times to compile for a pod."""
 
 
 _GATHERED = itertools.count()
 _STATUS = re.compile(
     "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
 )
-"""How errors of collectives and barriers begin, of any type; RESOURCE_EXHAUSTED is none."""
+"""Beginnings of the errors of collectives and barriers; RESOURCE_EXHAUSTED is not one of them."""
 
 
 class HostLossError(RuntimeError):
@@ -56,32 +56,34 @@ def join(
     heartbeat_seconds: int = 10,
     start_seconds: int = 300,
 ) -> None:
-    """Joins the processes of one run; has to come before any other use of JAX.
+    """Connects the processes of one run. Call it before any other use of JAX.
 
     Either JAX detects the others, as it can under SLURM and on Cloud TPUs, or all three of
     `coordinator`, `count` and `index` are given, or this process is alone.
 
     Args:
-        detect: let JAX find out.
-        coordinator: host:port of process 0.
-        count: of the processes.
-        index: of this one.
-        heartbeat_seconds: silence after which a process counts as dead, and the others are ended.
-        start_seconds: how long this process waits for the others to start.
+        detect: let JAX find the other processes.
+        coordinator: address host:port of process 0.
+        count: number of processes.
+        index: number of this process, from 0.
+        heartbeat_seconds: seconds of silence after which a process counts as dead; then the other
+            processes exit.
+        start_seconds: seconds to wait for the other processes to start.
 
     Raises:
-        UserError: values that do not go together, or the others cannot be found or reached.
+        UserError: the arguments do not fit each other, or the other processes cannot be found or
+            reached.
     """
     given = {"coordinator": coordinator, "count": count, "index": index}
     missing = [f"hosts.{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
         raise UserError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; coordinator,"
-            " count and index of the hosts go together"
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; set all of"
+            " hosts.coordinator, hosts.count and hosts.index, or none"
         )
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(
-            f"hosts.index is {index}; with hosts.count = {count} it is 0 to {count - 1}"
+            f"hosts.index is {index}; with hosts.count = {count} it has to be 0 to {count - 1}"
         )
     if heartbeat_seconds < 2:
         raise UserError(f"hosts.heartbeat_seconds is {heartbeat_seconds}; it has to be 2 or more")
@@ -104,7 +106,9 @@ def join(
         )
     except (RuntimeError, ValueError) as error:
         place = coordinator or "a cluster that JAX can detect"
-        raise UserError(f"the processes of this run did not meet at {place}: {error}") from error
+        raise UserError(
+            f"the processes of this run could not connect at {place}: {error}"
+        ) from error
     watchdog.all_joined.set()
 
 
@@ -114,25 +118,25 @@ def alone() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is the first process, which writes the files of the run."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here; each name serves once.
+    """Waits until all processes have called it; use each name once.
 
-    It uses no device, so nothing is compiled for it and processes may come late.
+    It uses no device, so that nothing is compiled, and processes may be late.
     """
     if not alone():
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * _PATIENCE)
 
 
 def gathered(value: Any) -> list[Any]:
-    """The `value` of every process, plain enough for JSON, in their order."""
+    """The values of all processes, which JSON can hold, in the order of the processes."""
     if alone():
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # Who comes to a collective can be late by 30 s at most, where it is gloo's first.
+    # At gloo's first collective a process may be late by at most 30 s.
     barrier(f"gathered {next(_GATHERED)}")
     lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
     padded = np.pad(text, (0, lengths.max() - len(text)))
@@ -141,19 +145,19 @@ def gathered(value: Any) -> list[Any]:
 
 
 def agreed(value: Any) -> Any:
-    """The `value` of process 0, plain enough for JSON, in all of them."""
+    """The value of process 0, which JSON can hold, in all processes."""
     return gathered(value)[0]
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """If one process cannot do what is in the body, none goes on.
+    """If the body fails in one process, all processes stop.
 
     The body must not wait for other processes.
 
     Raises:
-        UserError: or an OSError, where the body raised it.
-        HostLossError: in the other processes, with its sentence.
+        UserError: (or an OSError) in the process whose body raised it.
+        HostLossError: in the other processes, with the same sentence.
     """
     refused: UserError | OSError | None = None
     try:
@@ -167,12 +171,12 @@ def together() -> Iterator[None]:
         raise refused
     for index, sentence in enumerate(sentences):
         if sentence is not None:
-            raise HostLossError(f"process {index} of the run does not go on: {sentence}")
+            raise HostLossError(f"process {index} of the run has stopped: {sentence}")
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Raises LostError for errors of JAX that are due to the loss of another process.
+    """Raises HostLossError in place of the errors of JAX after the loss of another process.
 
     Raises:
         HostLossError: in place of such an error.
@@ -190,11 +194,11 @@ def watched() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Ends the run as one of several processes that all end it, so that none counts as lost.
+    """Ends the run in all processes together, so that none counts as lost.
 
-    Waits for the others, for the seconds of a heartbeat at most.
+    It waits for the others, but not longer than the seconds of a heartbeat.
     """
     if jax.distributed.is_initialized():
-        # If one does not come, this process ends all the same.
+        # If another process does not come, this one exits without it.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             jax.distributed.shutdown()

@@ -1,12 +1,12 @@
-"""Which parameter is split over which axis of the mesh: a table, and what follows from it.
+"""Rules that split parameters over the axes of the mesh.
 
-Each array of a network names its axes, as Flax metadata. A rule says which of those names goes to
-which axis of the mesh. Rules are read from the top, and the first that fits takes the mesh axis:
-the length has to be divisible by it. What no rule fits is whole on every device, and so is what is
-small, since splitting it would save less than the gathering costs.
+Each array of a network names its axes, as Flax metadata. A rule maps one of these names to an axis
+of the mesh. The first rule that fits takes the mesh axis; it fits if the axis of the mesh divides
+the length. Each device holds the whole of an array that no rule fits, and of small arrays, because
+splitting those saves less than gathering them costs.
 
-A network that names no axes at all is split, too: `with_largest` names the longest axis of each of
-its arrays.
+A network that names no axes is split, too: `with_largest` names the longest axis of each of its
+arrays.
 """
 
 import functools
@@ -32,27 +32,31 @@ __all__ = [
 ]
 
 Rule = tuple[str, str]
+"""A name of an array's axis, and the axis of the mesh that splits it."""
 LARGEST = "largest"
-"""The name of the longest axis of an array of a network that names none."""
+"""Name of the longest axis of an array, in a network that names no axes; see `with_largest`."""
 RULES: tuple[Rule, ...] = (
-    # of the array    of the mesh
+    # axis of the array, axis of the mesh
     ("out", "fsdp"),
     ("in", "fsdp"),
     (LARGEST, "fsdp"),
 )
+"""The default rules, the first one first."""
 SMALL = 4096
 """Arrays of fewer numbers are not split."""
 
 
 def abstract(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-    """Shapes, dtypes and shardings of a tree, whose arrays may be boxed with the names of axes.
-
-    The tree that comes back has no boxes. Arrays without names are whole on every device.
+    """Shapes, dtypes and shardings of the arrays of a tree, without the arrays.
 
     Args:
-        boxed: arrays, or their shapes, as `flax.core.meta` boxes them.
-        mesh: with the axes that the rules name.
-        rules: see above.
+        boxed: a tree of arrays, or of their shapes. `flax.core.meta` may box them with the names of
+            their axes; an array without names is whole on each device.
+        mesh: a mesh with the axes that the rules name.
+        rules: pairs (axis of the array, axis of the mesh), the first one first.
+
+    Returns:
+        The same tree without boxes, of `jax.ShapeDtypeStruct` with shardings.
     """
 
     def of(array: Any, names: Sequence[str | None] | None = None) -> jax.ShapeDtypeStruct:
@@ -63,23 +67,37 @@ def abstract(boxed: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
     def unboxed(leaf: Any) -> Any:
         if not _is_box(leaf):
             return of(leaf)
-        # Of a parameter that an optimizer has nothing for, optax leaves a box without an array.
+        # For a parameter without optimizer state, optax leaves a box without an array.
         return jax.tree.map(functools.partial(of, names=leaf.names), leaf.value)
 
     return jax.tree.map(unboxed, boxed, is_leaf=_is_box)
 
 
 def axis_names(tree: Any) -> set[str]:
-    """All names of axes in a tree."""
+    """All names of axes in a tree.
+
+    Args:
+        tree: arrays that may be boxed with the names of their axes.
+
+    Returns:
+        The set of names.
+    """
     boxes = filter(_is_box, jax.tree.leaves(tree, is_leaf=_is_box))
     return {name for box in boxes for name in box.names if name is not None}
 
 
 def with_largest(params: Any, mesh: Mesh) -> Any:
-    """The parameters, each in a box that calls its longest axis `LARGEST`.
+    """Parameters boxed so that their longest axes are split: those axes get the name `LARGEST`.
 
-    That is the longest of those that "fsdp" divides; an array without one stays as it is, and so
-    do all where the network names an axis of one, or where nothing is split.
+    The axis is the longest one of those whose length the mesh axis "fsdp" divides. An array without
+    such an axis is not changed. Nothing is changed if the network names an axis, or if "fsdp" is 1.
+
+    Args:
+        params: a tree of arrays, boxed or not.
+        mesh: a mesh with the axis "fsdp".
+
+    Returns:
+        The same tree with boxes.
     """
     count = mesh.shape["fsdp"]
     if count == 1 or axis_names(params):
@@ -101,7 +119,14 @@ def _is_box(leaf: Any) -> bool:
 
 
 def shardings(tree: Any) -> Any:
-    """Where each array of a tree lives; of what `abstract` makes, or of arrays."""
+    """The sharding of each array of a tree.
+
+    Args:
+        tree: arrays, or the result of `abstract`.
+
+    Returns:
+        The same tree of shardings.
+    """
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 

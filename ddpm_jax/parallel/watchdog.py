@@ -1,16 +1,16 @@
-"""One sentence and exit code 4 in place of jaxlib's abort, when another process of the run is gone.
+"""One sentence and exit code 4 in place of jaxlib's abort, when another process of the run is lost.
 
-JAX's coordination service watches the heartbeats of all processes. If one is silent, jaxlib ends
-the others from a thread of its own: an error log, a stack trace, `abort()`. A process that computes
-with the missing one may get an exception sooner; one that waits for it in a barrier, or for a
-process that is stopped and not dead, is ended in this way only.
+JAX's coordination service watches the heartbeats of all processes. If one is silent, a thread of
+jaxlib ends the others with an error log, a stack trace and `abort()`. A process that computes with
+the missing one may get an exception sooner. A process that waits for it in a barrier, or whose peer
+is suspended and not dead, can only end in this way.
 
-So what C++ writes to standard output and error goes through pipes here, which hold back the log
-lines of the coordination service and of gloo; and `abort()` is caught. If the last log lines are
-the service's, the process prints which process is missing and ends with `EXIT_HOST_LOSS`. If not,
-the lines that were held back are printed, and the process aborts.
+Therefore the output of C++ to standard output and error goes through pipes here, which hold back
+the log lines of the coordination service and of gloo; and `abort()` is caught. If the last log
+lines are those of the service, the process prints which process is missing and exits with
+`EXIT_HOST_LOSS`. If not, it prints the lines that were held back, and aborts.
 
-That depends on jaxlib's log lines. Two plainer ways were tried, with jax 0.10.2 and 0.12.0:
+This depends on jaxlib's log lines. Two simpler ways were tried, with jax 0.10.2 and 0.12.0:
 
 - `jax_enable_recoverability` and a thread that calls the client's `get_live_nodes` each second:
   right for every process but process 0, whose death or stop still aborts the others, before a
@@ -18,8 +18,8 @@ That depends on jaxlib's log lines. Two plainer ways were tried, with jax 0.10.2
 - `missed_heartbeat_callback` of jaxlib's client, in place of the abort: a function in Python raises
   std::bad_cast, because its argument, a status, does not convert.
 
-A supervising parent process would need the same reading of log lines, and would besides have to
-forward signals and end with its child, as the child with it.
+A supervising parent process would have to read the same log lines, to forward signals, and to end
+with its child, and the child with it.
 """
 
 import atexit
@@ -37,7 +37,7 @@ from ddpm_jax import terminal
 __all__ = ["EXIT_HOST_LOSS", "RESUME", "all_joined", "claim_exit", "install"]
 
 EXIT_HOST_LOSS = 4
-RESUME = "the same command on all hosts goes on from the last checkpoint"
+RESUME = "the same command on all hosts resumes from the last checkpoint"
 
 all_joined = threading.Event()
 """Set when all processes of the run have joined."""
@@ -70,7 +70,7 @@ def install() -> None:
 
 
 def claim_exit() -> None:
-    """Returns to its first caller, which prints why the process ends and ends it; others block."""
+    """Returns to its first caller, which prints the reason and exits; other callers block."""
     _exit_claim.acquire()
 
 
@@ -85,7 +85,7 @@ class _Pipe:
         read, write = os.pipe()
         os.dup2(write, self._number)
         os.close(write)
-        # By lines: a process that ends at once leaves nothing behind.
+        # Line buffering: nothing is lost if the process exits at once.
         stream = open(  # noqa: SIM115 - it stays open as long as the process lives
             self._original,
             "w",
@@ -164,13 +164,13 @@ def _handle_abort(number: int) -> None:
 
 def _missing_processes(words: bytes) -> str:
     if not all_joined.is_set():
-        return "the processes of the run did not all meet in time"
+        return "not all processes of the run started in time"
     if match := _UNHEALTHY.search(words):
         indices = [int(number) for number in re.findall(rb"(\d+),?(?=\s|$)", match[1])]
         if len(indices) == 1:
             return f"process {indices[0]} of the run died or does not answer"
         return f"processes {', '.join(map(str, indices))} of the run died or do not answer"
-    return "process 0 of the run, which the others meet at, died or does not answer"
+    return "process 0 of the run, which coordinates the others, died or does not answer"
 
 
 _libc: Any = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""What a config needs of machines that are not rented yet, from programs compiled ahead of time."""
+"""Memory, traffic and time of a config on other machines, from programs compiled ahead of time."""
 
 from ddpm_jax.errors import require
 

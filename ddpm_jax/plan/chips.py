@@ -1,4 +1,4 @@
-"""What makers publish of their chips, and the memory that the compiler lets a program use.
+"""Published figures of chips, and the memory that the compiler lets a program use.
 
 Rates are peaks per chip, not measurements: times computed from them are lower bounds.
 """
@@ -16,13 +16,13 @@ class Chip(NamedTuple):
 
     name: str
     platform: str
-    """Of its compiler: "tpu" or "cuda"."""
+    """Platform of its compiler: "tpu" or "cuda"."""
     dimensions: int
-    """Of the network inside a slice; 0 for a switch."""
+    """Dimensions of the network inside a slice; 0 for a switch."""
     largest_slice: int
-    """Chips."""
+    """Number of chips in the largest slice or host."""
     devices: int
-    """Devices of one chip in the compiler: its cores, if each is a device of its own."""
+    """Number of devices that the compiler sees in one chip: its cores, or 1."""
     bfloat16_flops: float
     """FLOP/s of matrix products."""
     float32_flops: float
@@ -33,7 +33,7 @@ class Chip(NamedTuple):
     hbm_bandwidth: float
     """Bytes/s."""
     link_bandwidth: float
-    """Bytes/s that one chip can send over all its links together; makers publish twice that."""
+    """Bytes/s that one chip can send over all links; makers publish both directions together."""
     network_bandwidth: float | None
     """Bytes/s that one chip can send out of its slice or host; None if it is not published."""
 
@@ -142,4 +142,4 @@ _H100 = Chip(
     network_bandwidth=400 * GIGA / 8,
 )
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E, _TPU7X, _H100)}
-"""By the names that the compilers know them by."""
+"""Chips by their names in the compilers."""

@@ -27,14 +27,14 @@ def make_plan(
 
     Args:
         config: of a training run.
-        topology: what the devices are.
-        devices: of `topologies.devices`.
-        advise: look for changes that make the step fit, if it does not.
+        topology: of the devices.
+        devices: the result of `topologies.devices`.
+        advise: if the step does not fit into memory, look for changes that make it fit.
         largest_batch: look for the largest batch that fits.
         say: gets a line before each compilation.
 
     Raises:
-        UserError: a config that cannot work, or not on so many devices.
+        UserError: the config does not work, or not on this number of devices.
     """
     spec = image_spec_of(config)
     known: dict[Config, Estimate] = {}
@@ -72,7 +72,7 @@ def make_plan(
 def _largest_batch(
     config: Config, first: Estimate, look: Callable[[Config, str], Estimate]
 ) -> dict[str, int | None] | None:
-    """Over all devices: the largest seen to fit, and the least seen not to."""
+    """Over all devices: the largest batch that fits, and the smallest tried that does not."""
     unit = first.devices * config.train.accumulate
 
     def needed(count: int) -> tuple[bool, int]:

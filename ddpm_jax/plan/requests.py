@@ -1,4 +1,4 @@
-"""Plans for several topologies: each is made in a process of its own, two at a time."""
+"""Plans for several topologies, each made in a process of its own, two at a time."""
 
 import os
 import threading
@@ -24,17 +24,24 @@ def plans(
     thorough: bool = False,
     say: Say = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """The plan of `make_plan` for each request, in their order. Ctrl-C ends all processes.
+    """Plans one train step of each config on its topology, without the hardware.
+
+    Ctrl-C ends all processes.
 
     Args:
-        requests: configs of training runs, each with a topology of `topologies.parse`.
-        advise: look for changes that make a step fit where it does not.
+        requests: pairs of a config and a topology, see `parse`.
+        advise: if a step does not fit into memory, look for changes that make it fit.
         largest_batch: look for the largest batch that fits.
-        thorough: let the compiler optimize as it does for a run.
-        say: gets a line before each compilation; may be called from other threads.
+        thorough: let the compiler optimize as for a run, which takes minutes.
+        say: gets a line before each compilation. Other threads may call it.
+
+    Returns:
+        A plan for each request in their order, as plain values. It has memory, FLOPs and traffic of
+        one device, and the least time of a step.
 
     Raises:
-        UserError: a topology without a compiler, or a config that cannot work on it.
+        UserError: the compiler of a topology is not installed, or a config does not work on its
+            topology.
     """
     for _, topology in requests:
         check_compiler(topology)

@@ -1,9 +1,9 @@
-"""Questions to a subprocess, for work whose environment must be set before JAX starts.
+"""Requests to a subprocess, for work whose environment must be set before JAX starts.
 
 The parent writes one line of JSON to the child's standard input. The child writes lines of JSON to
 its standard output: `{"say": ...}` while it works, and at the end `{"answer": ...}`, or
-`{"error": ...}` for a UserError. What libraries print is shown if the child dies. The child exits
-when its parent does. It may be killed at any time: nothing else interrupts a compiler.
+`{"error": ...}` for a UserError. If the child dies, the parent shows what it printed. The child
+exits when its parent does. It may be killed at any time: nothing else interrupts a compiler.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Child:
         self._noise.seek(0)
         last = self._noise.read().strip().splitlines()[-12:]
         raise RuntimeError(
-            f"{self._module} ended with exit code {self._process.wait()} and said:\n"
+            f"{self._module} ended with exit code {self._process.wait()}; its last output:\n"
             + "\n".join(last)
         )
 
@@ -62,7 +62,7 @@ def start(module: str, question: Any, environ: Mapping[str, str]) -> Iterator[Ch
     """Runs `python -m module`, which calls `serve`, and kills it when the context ends.
 
     Args:
-        module: its name.
+        module: name of the module.
         question: anything that JSON can hold.
         environ: the whole environment of the process.
     """
@@ -79,7 +79,7 @@ def start(module: str, question: Any, environ: Mapping[str, str]) -> Iterator[Ch
         child = Child(module, process, noise)
         try:
             stdin = _pipe(process.stdin)
-            with contextlib.suppress(BrokenPipeError):  # it ended at once: `answer` raises that
+            with contextlib.suppress(BrokenPipeError):  # the child has ended: `answer` raises
                 stdin.write(json.dumps(question) + "\n")
                 stdin.flush()
             yield child
@@ -93,7 +93,7 @@ def start(module: str, question: Any, environ: Mapping[str, str]) -> Iterator[Ch
 def serve(answer: Callable[[Any, Say], Any]) -> None:
     """In the child: reads the question and sends the result of `answer(question, say)`.
 
-    Standard output is for messages alone: everything else that is printed goes to standard error.
+    Standard output is only for messages: everything else that is printed goes to standard error.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -118,5 +118,5 @@ def _die_with_input() -> None:
 
 def _pipe(stream: _Stream | None) -> _Stream:
     if stream is None:
-        raise RuntimeError("a process without pipes")
+        raise RuntimeError("the process has no pipes")
     return stream

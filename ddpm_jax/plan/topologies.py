@@ -1,8 +1,8 @@
-"""Names of machines, such as v5e:16x16, and devices of them to compile for, without the hardware.
+"""Names of machines, such as v5e:16x16, and their devices to compile for, without the hardware.
 
 A TPU compiler looks for a TPU and logs a lot unless environment variables are set before JAX is
-imported. A process of its own therefore makes the devices: `ddpm_jax.plan.worker`, which is
-started with `environment`.
+imported. Therefore a separate process, `ddpm_jax.plan.worker`, makes the devices; it starts with
+the variables of `environment`.
 """
 
 import difflib
@@ -20,16 +20,18 @@ __all__ = ["Topology", "TopologyError", "check_compiler", "devices", "environmen
 
 
 class TopologyError(UserError):
-    """No machine of that name."""
+    """No machine has that name."""
 
 
 class Topology(NamedTuple):
-    """Some chips of one kind."""
+    """Chips of one kind and how they are connected."""
 
     chip: Chip
+    """The kind of chip."""
     shape: tuple[int, ...]
-    """Of one slice, or of one host with a switch."""
+    """Shape of one slice of TPUs; for GPUs, the number of GPUs of one host."""
     slices: int
+    """Number of slices; for GPUs, of hosts."""
 
     def __str__(self) -> str:
         several = f"{self.slices}x" if self.slices > 1 else ""
@@ -37,32 +39,35 @@ class Topology(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """Of all slices together."""
+        """Number of chips in all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
     def devices(self) -> int:
-        """What JAX sees of them."""
+        """Number of devices that JAX sees."""
         return self.chips * self.chip.devices
 
     @property
     def neighbours(self) -> int:
-        """Devices that talk to each other without leaving their slice, or their host."""
+        """Number of devices in one slice, or in one host of GPUs."""
         return self.devices // self.slices
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """The topology of a name: v5e:4x4, 2xv5e:4x4 for two slices of that, h100:8 for GPUs.
+    """The topology of a name.
 
     Args:
-        name: as above.
-        slices: how many slices, if the name does not say.
+        name: such as v5e:4x4, 2xv5e:4x4 for two slices of it, or h100:8 for GPUs.
+        slices: number of slices, if the name does not give it.
+
+    Returns:
+        The topology.
 
     Raises:
-        TopologyError: no such topology; the sentence has a name that works.
+        TopologyError: no topology has this name. The sentence gives a name that works.
 
     Example:
-        >>> from ddpm_jax.plan.topologies import parse
+        >>> from ddpm_jax.plan import parse
         >>> parse("2xv5e:4x4").devices
         32
         >>> str(parse("h100:16"))
@@ -76,20 +81,22 @@ def parse(name: str, slices: int = 1) -> Topology:
     if slices < 1 or prefix < 1 or min(shape) < 1:
         raise TopologyError(f"--topology is {name!r}, --slices {slices}; counts are 1 or more")
     if prefix > 1 and slices > 1:
-        raise TopologyError(f"--topology is {name!r} and --slices {slices}; say it once")
+        raise TopologyError(
+            f"--topology is {name!r} and --slices {slices}; give the number of slices once"
+        )
     count = max(prefix, slices)
     if chip.dimensions == 0:
         return _hosts(name, chip, shape, count)
     if len(shape) != chip.dimensions:
         sides = "x".join(["4"] * chip.dimensions)
         raise TopologyError(
-            f"--topology is {name!r}; a slice of {chip.name} has {chip.dimensions} sides:"
-            f" {chip.name}:{sides}"
+            f"--topology is {name!r}; a slice of {chip.name} has {chip.dimensions} dimensions, as"
+            f" in {chip.name}:{sides}"
         )
     if math.prod(shape) > chip.largest_slice:
         raise TopologyError(
             f"--topology is {name!r}; a slice of {chip.name} has at most {chip.largest_slice:,}"
-            " chips, and there can be several: --slices"
+            " chips; use --slices for several slices"
         )
     return Topology(chip, shape, count)
 
@@ -97,14 +104,15 @@ def parse(name: str, slices: int = 1) -> Topology:
 def environment(
     topology: Topology, outer: Mapping[str, str], *, thorough: bool = False
 ) -> dict[str, str]:
-    """The environment of a process that compiles for `topology`, from that of this one.
+    """The environment variables of a process that compiles for `topology`.
 
-    Variables that change how a program is compiled are left out: plans are the same everywhere.
+    Variables that change how a program is compiled are left out, so that plans are the same
+    everywhere.
 
     Args:
         topology: to compile for.
         outer: the environment of this process.
-        thorough: optimize as a run does, which takes minutes in place of one.
+        thorough: optimize as for a run, which takes ten minutes in place of one.
     """
     prefixes = ("JAX_", "XLA_", "TPU_", "LIBTPU_", "CLOUD_TPU_", "MEGASCALE_")
     inner = {name: value for name, value in outer.items() if not name.startswith(prefixes)}
@@ -114,7 +122,7 @@ def environment(
     inner["JAX_PLATFORMS"] = "cpu"
     inner["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if topology.chip.platform == "tpu":
-        # Silent, and several at once.
+        # No logs, and several processes at once.
         inner |= {
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -123,8 +131,8 @@ def environment(
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
     if not thorough:
-        # Both: with the first alone the compiler refuses programs that fit, since it expects them
-        # to need a third more memory than they do in the end.
+        # Both are needed: with the first alone the compiler refuses programs that fit, because it
+        # expects them to need a third more memory than they do in the end.
         inner |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_MEMORY_FITTING_LEVEL": "O0"}
     return inner
 
@@ -144,10 +152,10 @@ def check_compiler(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Devices to compile for and not to run on, slice by slice; needs `environment`.
+    """Devices to compile for, slice by slice, which cannot run anything; needs `environment`.
 
     Raises:
-        TopologyError: the compiler knows no such slice.
+        TopologyError: the compiler does not know such a slice.
     """
     from jax.experimental import topologies
 
@@ -179,14 +187,14 @@ def _hosts(name: str, chip: Chip, shape: tuple[int, ...], count: int) -> Topolog
     total, each = count * math.prod(shape), chip.largest_slice
     if len(shape) > 1 or (total > each and total % each):
         raise TopologyError(
-            f"--topology is {name!r}; a host has up to {each} of them, several hosts are full:"
-            f" {chip.name}:{each}, {chip.name}:{2 * each}"
+            f"--topology is {name!r}; one host has up to {each} chips, and several hosts have"
+            f" {each} chips each: {chip.name}:{each}, {chip.name}:{2 * each}"
         )
     return Topology(chip, (min(total, each),), max(total // each, 1))
 
 
 def _right_names(name: str) -> str:
-    """What the name may mean: a count in place of a shape, or another name of a chip."""
+    """A hint for a wrong name: a shape for a count, or the right name of a chip."""
     known = "names are like v5e:4x4, 2xv5e:16x16 (two slices), v5p:4x4x8, h100:8"
     match = re.fullmatch(r"(v\d\w*?|tpu7x|h100)(?:litepod)?[-_]?(\d+)?(?:[-:].*)?", name.lower())
     heads = difflib.get_close_matches(re.split(r"[-:]", name.lower())[0], CHIPS, 1, 0.3)
@@ -201,7 +209,7 @@ def _right_names(name: str) -> str:
     # The cloud counts cores of v4 and v5p, and chips of the others.
     cores = 2 if chip.name in ("v4", "v5p") else 1
     shape = _nearly_square(max(int(count[1]) // cores, 1), chip.dimensions or 1)
-    return f"that may be {chip.name}:{'x'.join(map(str, shape))}; {known}"
+    return f"did you mean {chip.name}:{'x'.join(map(str, shape))}? {known}"
 
 
 def _nearly_square(count: int, dimensions: int) -> list[int]:

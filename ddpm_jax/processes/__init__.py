@@ -1,14 +1,15 @@
-r"""Forward processes beyond isotropy: what still holds for which chain x_t = f(x_{t-1}, noise).
+"""Forward processes beyond isotropy, and the closed forms that each of them has.
 
-    one scalar per step, white noise           a `Schedule` (`isotropic`): one (a, b) per t
-    diagonal in one orthonormal basis          `Spectral`: one (a, b) per t and mode, and all of
-                                               this library's functions
-        `blurring`, `correlated`, `equal_snr`, `per_pixel`, `spectral`
-    linear and Gaussian, any matrices          `affine_chain`: Gaussian marginals, transitions and
-                                               posteriors, from one associative scan
-    linear, with noise of a law that sums keep `gamma`: closed marginals, and posteriors of
-                                               another law
-    anything else                              `custom_chain`: the loop, and nothing more
+For a chain x_t = f(x_{t-1}, noise), from the cheapest x_t given x_0 to the most expensive:
+
+- one scalar per step, white noise: a `Schedule` (`isotropic`), one (a, b) per t.
+- diagonal in one orthonormal basis: `Spectral`, one (a, b) per t and mode, and all of this
+  library's functions; made by `blurring`, `correlated`, `equal_snr`, `per_pixel` and `spectral`.
+- linear and Gaussian, any matrices: `affine_chain`, Gaussian marginals, transitions and posteriors,
+  from one associative scan.
+- linear, with noise of a law that sums keep: `gamma`, closed marginals, and posteriors of another
+  law.
+- anything else: `custom_chain`, which can only be run step by step.
 
 `ddpm_jax.litmus` says which of these a step makes.
 """

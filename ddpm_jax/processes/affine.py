@@ -2,32 +2,50 @@ r"""Linear-Gaussian chains with dense matrices, which need neither commute nor b
 
 A step is x_t = A_t x_{t-1} + b_t + N(0, Q_t). Two of them in a row are one of the same form:
 
-    (A_2, b_2, Q_2) after (A_1, b_1, Q_1)
-        = (A_2 A_1,  A_2 b_1 + b_2,  A_2 Q_1 A_2^T + Q_2)                                    (1)
+.. math::
+
+    (A_2, b_2, Q_2) \circ (A_1, b_1, Q_1)
+    = \big(A_2 A_1,\ A_2 b_1 + b_2,\ A_2 Q_1 A_2^T + Q_2\big) \tag{1}
 
 which is associative, so all marginals q(x_t | x_0) = N(M_t x_0 + m_t, C_t) come from one parallel
-scan, log T deep (Blelloch 1990; for Gaussians Sarkka & Garcia-Fernandez 2021,
-https://arxiv.org/abs/1905.13002). Then, for any s < t, with (A, b, Q) the steps s + 1 to t in one,
+scan, log T deep (Blelloch 1990; for Gaussians Sarkka & Garcia-Fernandez 2021). Then, for any s < t,
+with (A, b, Q) the steps s + 1 to t in one and mu = M x_0 + m,
 
-    (2)  x_t = M_t x_0 + m_t + C_t^{1/2} eps
-    (3)  q(x_t | x_s) = N(A x_s + b, Q)
-    (4)  q(x_s | x_t, x_0) = N(mu_s + K (x_t - mu_t), (I - K A) C_s (I - K A)^T + K Q K^T)
-             mu = M x_0 + m,   K = C_s A^T C_t^+
-    (5)  KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat)) = 1/2 d^T (S_s - S_t) d
-             S = M^T C^+ M, the matrix of signal to noise,   d = x_0 - x0_hat
+.. math::
 
-(4) is Gaussian conditioning with the covariance in Joseph's form, a sum of squares that rounding
-leaves positive semi-definite. (5) is half the squared Mahalanobis length of the difference of the
-two means in the covariance that they share: the chain rule of the KL, applied to (x_s, x_t), gives
-it as the information on x_0 that x_s has and x_t has not; no posterior has to be inverted. With
-A = sqrt(1 - beta) I it is (SNR_s - SNR_t) / 2 |d|^2, the shortcut of the isotropic chain.
+    x_t = M_t x_0 + m_t + C_t^{1/2} \epsilon \tag{2}
 
-(3) does not divide M_t by M_s, which may be singular. Steps are composed over windows, in a
+.. math::
+
+    q(x_t \mid x_s) = \mathcal{N}(A x_s + b,\ Q) \tag{3}
+
+.. math::
+
+    q(x_s \mid x_t, x_0) = \mathcal{N}\big(\mu_s + K (x_t - \mu_t),\
+    (I - K A) C_s (I - K A)^T + K Q K^T\big), \qquad K = C_s A^T C_t^+ \tag{4}
+
+.. math::
+
+    \mathrm{KL}\big(q(x_s \mid x_t, x_0) \,\|\, q(x_s \mid x_t, \hat{x}_0)\big)
+    = \tfrac12 d^T (S_s - S_t)\, d, \qquad S = M^T C^+ M, \qquad d = x_0 - \hat{x}_0 \tag{5}
+
+Eq. (4) is Gaussian conditioning with the covariance in Joseph's form, a sum of squares that
+rounding leaves positive semi-definite. S is the matrix of signal to noise, and eq. (5) half the
+squared Mahalanobis length of the difference of the two means in the covariance that they share: the
+chain rule of the KL, applied to (x_s, x_t), gives it as the information on x_0 that x_s has and x_t
+has not; no posterior has to be inverted. With A = sqrt(1 - beta) I it is the shortcut of the
+isotropic chain, (SNR_s - SNR_t) / 2 times the squared error.
+
+Eq. (3) does not divide M_t by M_s, which may be singular. Steps are composed over windows, in a
 disjoint sparse table: for each j, what leads from each time to the next border of blocks of 2^j
 steps and from the last border to each time. Any (s, t] is two entries on the two sides of one
 border, so a query is two look-ups and one composition (1), whatever T.
 
-Where C_t is singular, ^+ is the pseudo-inverse: of x_t only what the chain can reach is looked at.
+Where C_t is singular, ^+ is the pseudo-inverse: only directions that the chain can reach count.
+
+References:
+    - Blelloch 1990, Prefix sums and their applications, CMU-CS-90-190
+    - Sarkka & Garcia-Fernandez 2021, https://arxiv.org/abs/1905.13002
 """
 
 import math
@@ -69,13 +87,17 @@ class AffineChain(NamedTuple):
     """
 
     tables: Tables
-    """`snr` is in two parts, `[2, T + 1, d, d]`: rounded, and what rounding left over."""
+    """Of q(x_t | x_0), of S and of the composed steps, by row.
 
-    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # type: ignore[misc]
+    S is in two parts, `[2, T + 1, d, d]`: rounded, and what rounding left over.
+    """
+
+    __eq__, __ne__ = Value.__eq__, Value.__ne__  # type: ignore[misc]
+    __hash__, __repr__ = Value.__hash__, Value.__repr__  # type: ignore[misc]
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.tables.marginals.shift.shape[-2] - 1
 
     @property
@@ -89,7 +111,16 @@ class AffineChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """x_t given x_0 in one expression, eq. (2), with standard normal `eps`."""
+        """x_t given x_0 in one expression, eq. (2).
+
+        Args:
+            x0: data, `[batch, ...]`.
+            t: times in [0, T).
+            eps: standard normal noise, shaped as `x0`.
+
+        Returns:
+            x_t, shaped as `x0`.
+        """
         self._check("x0", x0, t=t)
         check_same_shape("eps", eps, "x0", x0)
         return _apply(_look_up(self.tables.marginals, t + 1), x0, eps)
@@ -100,7 +131,16 @@ class AffineChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """One step, x_{t-1} to x_t: A_t x_{t-1} + b_t + Q_t^{1/2} eps."""
+        """One step from x_{t-1}: A_t x_{t-1} + b_t + Q_t^{1/2} eps.
+
+        Args:
+            x_prev: x_{t-1}, `[batch, ...]`.
+            t: times in [0, T).
+            eps: standard normal noise, shaped as `x_prev`.
+
+        Returns:
+            x_t, shaped as `x_prev`.
+        """
         self._check("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
         beyond = self.tables.windows.shift.shape[-2]
@@ -118,6 +158,15 @@ class AffineChain(NamedTuple):
 
         One composition and one singular value decomposition, O(d^3), per example.
 
+        Args:
+            x_s: images at s, `[batch, ...]`.
+            t: times in [0, T).
+            s: earlier times, at least -1.
+            eps: standard normal noise, shaped as `x_s`.
+
+        Returns:
+            x_t, shaped as `x_s`.
+
         Raises:
             NoClosedForm: the chain was made without its transitions.
         """
@@ -133,10 +182,18 @@ class AffineChain(NamedTuple):
         t: Int[Array, " batch"],
         s: Int[Array, " batch"],
     ) -> tuple[Float[Array, "batch *data"], Float[Array, "batch d d"]]:
-        """Mean `[batch, ...]` and covariance `[batch, d, d]` of q(x_s | x_t, x_0), eq. (4).
+        """Mean and covariance of q(x_s | x_t, x_0), eq. (4).
 
-        `s = -1` stands for the data: the mean is then `x0` and the covariance 0. Errors are those
-        of float32 times the square root of C_t's condition.
+        Errors are those of float32 times the square root of C_t's condition.
+
+        Args:
+            x0: data, `[batch, ...]`.
+            x_t: noised data, shaped as `x0`.
+            t: times in [0, T).
+            s: earlier times, at least -1; at -1, the data, the mean is `x0` and the covariance 0.
+
+        Returns:
+            The mean `[batch, ...]` and the covariance `[batch, d, d]`.
 
         Raises:
             NoClosedForm: the chain was made without its transitions.
@@ -170,12 +227,21 @@ class AffineChain(NamedTuple):
         t: Int[Array, " batch"],
         s: Int[Array, " batch"],
     ) -> Float[Array, " batch"]:
-        """KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat)) in nats `[batch]`, eq. (5): the shortcut.
+        """KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat)), eq. (5): the shortcut.
 
         The same whatever x_t. Where C_s is singular and M_s moves the difference out of the
-        directions that have noise, the two Gaussians lie on different planes, and the KL is inf;
-        at `s = -1`, where nothing has noise, it is inf unless `x0_hat` is `x0`. Within the planes
-        it is finite. What float32 rounding may leave of a difference counts as none.
+        directions that have noise, the two Gaussians lie on different planes, and the KL is inf; at
+        `s = -1`, where nothing has noise, it is inf unless `x0_hat` is `x0`. Within the planes it
+        is finite. What float32 rounding may leave of a difference counts as none.
+
+        Args:
+            x0: data, `[batch, ...]`.
+            x0_hat: estimated data, shaped as `x0`.
+            t: times in [0, T).
+            s: earlier times, at least -1.
+
+        Returns:
+            Nats, `[batch]`.
         """
         self._check("x0", x0, t=t, s=s)
         check_same_shape("x0_hat", x0_hat, "x0", x0)
@@ -195,7 +261,16 @@ class AffineChain(NamedTuple):
     def draw_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """White noise of `shape` = `[batch, ...]` for `q_sample`; the same law at every `t`."""
+        """White noise for `q_sample`; the same law at every `t`.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times, one for each example.
+
+        Returns:
+            Standard normal noise, float32 of `shape`.
+        """
         check_draw(key, shape, t=t)
         self._check_shape("shape is", shape)
         return jax.random.normal(key, shape, jnp.float32)
@@ -203,13 +278,29 @@ class AffineChain(NamedTuple):
     def draw_step_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """White noise for `q_step`, as `draw_noise`."""
+        """White noise for `q_step`, as `draw_noise`.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times, one for each example.
+
+        Returns:
+            Standard normal noise, float32 of `shape`.
+        """
         return self.draw_noise(key, shape, t)
 
     def marginal(
         self, t: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch d d"], Float[Array, "batch d"], Float[Array, "batch d d"]]:
-        """M, m and C of q(x_t | x_0) = N(M x_0 + m, C), of flattened data."""
+        """M, m and C of q(x_t | x_0) = N(M x_0 + m, C), of flattened data.
+
+        Args:
+            t: times in [-1, T).
+
+        Returns:
+            M `[batch, d, d]`, m `[batch, d]` and C `[batch, d, d]`.
+        """
         check_vector("t", t)
         return _moments(_look_up(self.tables.marginals, t + 1))
 
@@ -217,6 +308,13 @@ class AffineChain(NamedTuple):
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch d d"], Float[Array, "batch d"], Float[Array, "batch d d"]]:
         """A, b and Q of q(x_t | x_s) = N(A x_s + b, Q), eq. (3), of flattened data.
+
+        Args:
+            t: times in [0, T).
+            s: earlier times, at least -1.
+
+        Returns:
+            A `[batch, d, d]`, b `[batch, d]` and Q `[batch, d, d]`.
 
         Raises:
             NoClosedForm: the chain was made without its transitions.
@@ -265,16 +363,20 @@ class AffineChain(NamedTuple):
 def affine_chain(
     A: ArrayLike | Array, b: ArrayLike | Array, Q: ArrayLike | Array, *, transitions: bool = True
 ) -> AffineChain:
-    """The chain x_t = A_t x_{t-1} + b_t + N(0, Q_t), for t = 0 to T - 1, of flattened data.
+    r"""A linear-Gaussian chain of any matrices, of flattened data.
 
-    Numbers are read, checked and composed in float64 and stored in float32. Traced arguments,
-    those of a chain that is learned, are composed in their own dtype, at least float32, and their
-    values are not checked; then a variance below 4 d roundings of the largest counts as 0.
+    .. math::
 
-    Memory: 6 T d^2 numbers for the marginals and 2 T d^2 for each of the 1 + ceil(log2 T) levels
-    of the table that transitions and posteriors read: 28 T d^2 at T = 1000, 460 MB for d = 64.
-    `transitions=False` leaves 8 T d^2, and q_sample, q_step and posterior_kl. Time, once: about
-    3 T log2 T products of matrices, T log2 T Cholesky factors and 2 T eigendecompositions.
+        x_t = A_t x_{t-1} + b_t + \mathcal{N}(0, Q_t), \qquad t = 0 \ldots T - 1
+
+    Numbers are read, checked and composed in float64 and stored in float32. Traced arguments, those
+    of a chain that is learned, are composed in their own dtype, at least float32, and their values
+    are not checked; then a variance below 4 d roundings of the largest counts as 0.
+
+    Memory: 6 T d^2 numbers for the marginals and 2 T d^2 for each of the 1 + ceil(log2 T) levels of
+    the table that transitions and posteriors read: 28 T d^2 at T = 1000, 460 MB for d = 64.
+    `transitions=False` leaves 8 T d^2, and q_sample, q_step and posterior_kl. Time, once: about 3 T
+    log2 T products of matrices, T log2 T Cholesky factors and 2 T eigendecompositions.
 
     Args:
         A: `[T, d, d]`, any matrices, singular ones too.
@@ -282,10 +384,13 @@ def affine_chain(
         Q: `[T, d, d]`, covariances: symmetric, positive semi-definite, zeros too.
         transitions: whether to make the table for q(x_t | x_s) and q(x_s | x_t, x_0).
 
+    Returns:
+        The chain.
+
     Raises:
         ValueError: shapes that do not fit, a value that is not finite or that float32 does not
-            hold, or a Q_t that is not symmetric or has a negative eigenvalue, by more than 1e-6
-            of its largest entry, which is what rounding to float32 may leave.
+            hold, or a Q_t that is not symmetric or has a negative eigenvalue, by more than 1e-6 of
+            its largest entry, which is what rounding to float32 may leave.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np

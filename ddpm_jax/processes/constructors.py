@@ -1,11 +1,11 @@
-r"""Modal processes of published papers.
+"""Modal processes of published papers.
 
-All start from a `Schedule`, whose a^2 = alpha_bar and b^2 = 1 - alpha_bar they bend mode by mode:
+All start from a `Schedule`, whose a^2 = alpha_bar and b^2 = 1 - alpha_bar they change mode by mode:
 
-    isotropic     a_k^2 = a^2               b_k^2 = b^2                  one mode, shared by all
-    correlated    a_k^2 = a^2               b_k^2 = b^2 lambda_k         noise of covariance Lambda
-    equal_snr     the same, with lambda_k the data's own variance in mode k
-    blurring      a_k^2 = a^2 d_k(t)^2      b_k^2 = b^2                  heat dissipation d
+- `isotropic`: nothing is changed; one mode, shared by all.
+- `correlated`: b_k^2 = b^2 lambda_k, noise of covariance Lambda.
+- `equal_snr`: the same, with lambda_k the data's own variance in mode k.
+- `blurring`: a_k^2 = a^2 d_k(t)^2, heat dissipation d.
 
 Tables are computed in float64 on the host.
 """
@@ -26,10 +26,21 @@ __all__ = ["blurring", "correlated", "equal_snr", "isotropic"]
 def isotropic(schedule: Schedule) -> Schedule:
     """The process of one mode that all pixels share: DDPM's, which is the schedule itself.
 
-    So that every process has a constructor here.
+    It is here so that every process has a constructor.
+
+    Args:
+        schedule: alpha_bar.
+
+    Returns:
+        `schedule`.
 
     Raises:
-        TypeError: `schedule` is none.
+        TypeError: `schedule` is not a Schedule.
+
+    Example:
+        >>> from ddpm_jax import processes, schedules
+        >>> processes.isotropic(schedules.cosine(10)) == schedules.cosine(10)
+        True
     """
     check_schedule(schedule)
     return schedule
@@ -44,15 +55,19 @@ def correlated(
     shape: tuple[int, ...] | None = None,
     floor: float | None = None,
 ) -> Spectral:
-    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) Lambda^(1/2) eps: noise with a covariance.
+    r"""Noise with a covariance, in the place of white noise.
+
+    .. math::
+
+        x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \Lambda^{1/2} \epsilon
 
     The prior is N(0, Lambda). Each step scales all of x alike and adds noise of one covariance, so
-    the modes of Lambda never mix, and the loop is not needed. In white eps the weight of the KL
-    is the same for all modes and the plain squared error stays right; in x0, or in the noise
+    the modes of Lambda never mix, and the chain has its closed forms. In white eps the weight of
+    the KL is the same for all modes and the plain squared error stays right; in x0, or in the noise
     Lambda^(1/2) eps that was added, the error is one in the norm of Lambda^-1.
 
-    A singular covariance gives modes without noise: nothing there is ever hidden, and a density, a
-    score and a KL do not exist. It is refused, unless `floor` gives such modes some noise.
+    A singular covariance gives modes without noise, in which density, score and KL do not exist. It
+    raises an error, unless `floor` gives such modes some noise.
 
     Args:
         schedule: alpha_bar.
@@ -63,7 +78,11 @@ def correlated(
         shape: of one example, for a covariance of images; by default `(d,)`.
         floor: eigenvalues below this share of the largest are raised to it.
 
+    Returns:
+        The process, one mode for each eigenvalue.
+
     Raises:
+        TypeError: `schedule` is not a Schedule, or traced.
         ValueError: a covariance that is not symmetric, not positive semi-definite, or singular
             where there is no floor; both or neither of covariance and spectrum; shapes that do not
             fit; a floor outside (0, 1].
@@ -112,23 +131,42 @@ def equal_snr(
     *,
     floor: float | None = None,
 ) -> Spectral:
-    """Noise with the data's own spectrum, which hides all modes at the same time.
+    r"""Noise with the data's own spectrum, which hides all modes at the same time.
+
+    .. math::
+
+        \frac{a_t^2\, \mathrm{Var}[x_{0,k}]}{b_{t,k}^2} = \mathrm{SNR}_t
+        \quad \text{in every mode } k
 
     Under white noise the fine detail of natural images, whose spectrum falls with frequency, is
     gone long before their outline; here the power of the data over that of the noise is SNR(t) of
-    the schedule in every mode (EqualSNR of Falck et al. 2025, https://arxiv.org/abs/2505.11278).
-    It is `correlated` with the data's spectrum.
+    the schedule in every mode (EqualSNR of Falck et al. 2025). It is `correlated` with the data's
+    spectrum.
 
     Args:
         schedule: alpha_bar / (1 - alpha_bar) is the ratio.
         spectrum: variance of the data in each mode, `[*modes]`: the mean of
             `basis.to_modes(x0 - mean)^2` over the data.
         basis: of the spectrum.
-        floor: variances below this share of the largest are raised to it: modes that the data
-            never use would get no noise.
+        floor: variances below this share of the largest are raised to it: modes that the data never
+            use would get no noise.
+
+    Returns:
+        The process, one mode for each variance.
 
     Raises:
+        TypeError: `schedule` is not a Schedule, or traced.
         ValueError: as `correlated`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax import bases, processes, schedules
+        >>> spectrum = 1.0 / (1.0 + np.arange(8.0)[:, None, None] + np.arange(8.0)[:, None])
+        >>> processes.equal_snr(schedules.cosine(100), spectrum, bases.dct()).num_steps
+        100
+
+    References:
+        Falck et al. 2025, https://arxiv.org/abs/2505.11278
     """
     return correlated(schedule, spectrum=spectrum, basis=basis, floor=floor)
 
@@ -140,16 +178,22 @@ def blurring(
     max_blur: float = 20.0,
     min_scale: float = 1e-3,
 ) -> Spectral:
-    r"""Blur and noise at once (Hoogeboom & Salimans 2022, https://arxiv.org/abs/2209.05557).
+    r"""Blur and noise at once.
 
     In the cosine basis of images `[height, width, channel]`, whose modes have the frequencies
-    w = pi (i / height, j / width), heat dissipation multiplies the signal (their section 4, after
-    Rissanen et al. 2022, https://arxiv.org/abs/2206.13397):
+    w = pi (i / height, j / width), heat dissipation multiplies the signal:
 
-        a_t(w) = sqrt(alpha_bar_t) d_t(w)      d_t(w) = (1 - min_scale) e^{-|w|^2 tau_t} + min_scale
-        b_t    = sqrt(1 - alpha_bar_t)         tau_t  = (max_blur sin^2(pi u / 2))^2 / 2
+    .. math::
 
-    at u = (t + 1) / T. a^2 + b^2 is below 1 but for the mean of the image.
+        a_t(w) = \sqrt{\bar\alpha_t}\, d_t(w), \qquad b_t = \sqrt{1 - \bar\alpha_t}
+
+    .. math::
+
+        d_t(w) = (1 - \mathrm{min\_scale})\, e^{-|w|^2 \tau_t} + \mathrm{min\_scale}, \qquad
+        \tau_t = \tfrac12 \big(\mathrm{max\_blur}\, \sin^2(\pi u / 2)\big)^2
+
+    at u = (t + 1) / T (Hoogeboom & Salimans 2022, section 4, after Rissanen et al. 2022). a^2 + b^2
+    is below 1 but for the mean of the image.
 
     Args:
         schedule: alpha_bar.
@@ -157,13 +201,21 @@ def blurring(
         max_blur: standard deviation of the Gaussian kernel at T - 1, in pixels; 0 is DDPM.
         min_scale: what blur alone leaves of each mode at least, in (0, 1].
 
+    Returns:
+        The process, one mode for each frequency, shared by the channels.
+
     Raises:
+        TypeError: `schedule` is not a Schedule, or traced.
         ValueError: a shape without spatial axes, `max_blur` below 0 or `min_scale` outside (0, 1].
 
     Example:
         >>> from ddpm_jax import processes, schedules
         >>> processes.blurring(schedules.cosine(1000), (8, 8, 1)).zero_terminal_snr
         False
+
+    References:
+        - Hoogeboom & Salimans 2022, https://arxiv.org/abs/2209.05557
+        - Rissanen et al. 2022, https://arxiv.org/abs/2206.13397
     """
     check_schedule(schedule)
     shape = tuple(shape)

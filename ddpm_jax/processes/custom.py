@@ -37,8 +37,9 @@ class CustomChain:
     """
 
     step: Step
+    """`(x_prev, eps, t) -> x_t`, of one sample at one time."""
     num_steps: int
-    """T."""
+    """T, the number of steps."""
 
     def q_step(
         self,
@@ -46,7 +47,15 @@ class CustomChain:
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """One step of every example, x_{t-1} to x_t, with standard normal `eps`; `t` in [0, T).
+        """One step of every example, x_{t-1} to x_t.
+
+        Args:
+            x_prev: x_{t-1}, `[batch, ...]`.
+            t: times in [0, T), int32 `[batch]`.
+            eps: standard normal noise, shaped as `x_prev`.
+
+        Returns:
+            x_t, shaped as `x_prev`; NaN where t is outside [0, T).
 
         Raises:
             TypeError, ValueError: an argument of the wrong dtype or shape, by name, or a step that
@@ -64,37 +73,76 @@ class CustomChain:
     def draw_step_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """Standard normal noise of `shape` = `[batch, ...]` for `q_step`."""
+        """Standard normal noise for `q_step`.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times, one for each example.
+
+        Returns:
+            The noise, float32 of `shape`.
+        """
         check_draw(key, shape, t=t)
         return jax.random.normal(key, shape, jnp.float32)
 
     def q_sample(self, x0: Array, t: Array, eps: Array) -> NoReturn:
-        """Raises NoClosedForm."""
+        """Raises NoClosedForm: there is no closed form of x_t given x_0.
+
+        Args:
+            x0: data.
+            t: times.
+            eps: noise.
+        """
         raise _no_closed_form("x_t given x_0 (q_sample)")
 
     def q_transition(self, x_s: Array, t: Array, s: Array, eps: Array) -> NoReturn:
-        """Raises NoClosedForm."""
+        """Raises NoClosedForm: there is no closed form of x_t given x_s.
+
+        Args:
+            x_s: images at s.
+            t: times.
+            s: earlier times.
+            eps: noise.
+        """
         raise _no_closed_form("x_t given x_s (q_transition)")
 
     def q_posterior(self, x0: Array, x_t: Array, t: Array, s: Array) -> NoReturn:
-        """Raises NoClosedForm."""
+        """Raises NoClosedForm: there is no closed form of x_s given x_t and x_0.
+
+        Args:
+            x0: data.
+            x_t: noised data.
+            t: times.
+            s: earlier times.
+        """
         raise _no_closed_form("x_s given x_t and x_0 (q_posterior)")
 
     def draw_noise(self, key: Array, shape: tuple[int, ...], t: Array) -> NoReturn:
-        """Raises NoClosedForm: there is no q_sample to draw noise for."""
+        """Raises NoClosedForm: there is no q_sample to draw noise for.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times.
+        """
         raise _no_closed_form("the noise that takes x_0 to x_t (draw_noise)")
 
 
 def custom_chain(
     step: Step, num_steps: int, *, shape: tuple[int, ...] | None = None
 ) -> CustomChain:
-    """The chain of `num_steps` steps, which can be walked and nothing else.
+    """A chain given by its step alone, which can only be run step by step.
 
     Args:
-        step: a pure function `(x_prev, eps, t) -> x_t` of one sample.
+        step: a pure function `(x_prev, eps, t) -> x_t` of one sample; eps is standard normal noise
+            of the sample's shape, t a scalar int32 in [0, T).
         num_steps: T, at least 1.
         shape: that of a sample, without the batch. Given, the step is checked now (see
             `check_step`); else errors of tracing are raised when the step is first used.
+
+    Returns:
+        The chain.
 
     Raises:
         TypeError, ValueError: `num_steps` below 1, or a step that is not what it has to be.
@@ -124,6 +172,15 @@ def check_step(step: Step, shape: tuple[int, ...]) -> None:
 
     It is traced and run twice on the same sample of `shape`, float32, at t = 0, and the results
     have to agree in every bit. A state that changes without any effect on these goes undetected.
+
+    Args:
+        step: the function to check, `(x_prev, eps, t) -> x_t`.
+        shape: of one sample.
+
+    Raises:
+        TypeError: no function of three arguments, one that cannot be traced, or one that returns
+            another dtype.
+        ValueError: another shape, or two results for the same arguments.
     """
     _check_signature(step)
     # jit keeps what it traced first; only the function inside shows what Python does next time.

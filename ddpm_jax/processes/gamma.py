@@ -1,35 +1,62 @@
 r"""A chain of noise that is not Gaussian and still has a shortcut: gamma noise.
 
-Nachmani et al. 2021, Denoising Diffusion Gamma Models (https://arxiv.org/abs/2110.05948), with
-the betas of a schedule and one scale theta_0:
+The chain of Nachmani et al. 2021, Denoising Diffusion Gamma Models, with the betas of a schedule
+and one scale theta_0:
 
-    x_t = sqrt(1 - beta_t) x_{t-1} + g_t - E g_t,    g_t ~ Gamma(shape k_t, scale theta_t)
-    theta_t = sqrt(alpha_bar_t) theta_0,   k_t = beta_t / (alpha_bar_t theta_0^2)
+.. math::
 
-so that Var g_t = k_t theta_t^2 = beta_t. What a step scales down, sqrt(1 - beta_t) g_{t-1}, has
-the scale theta_t of the next noise, and gammas of one scale add up by their shapes:
+    x_t = \sqrt{1 - \beta_t}\, x_{t-1} + g_t - \mathrm{E}\, g_t, \qquad
+    g_t \sim \mathrm{Gamma}(\text{shape } k_t, \text{scale } \theta_t)
 
-    (1)  x_t = sqrt(alpha_bar_t) x_0 + theta_t (G_t - k_bar_t),    G_t ~ Gamma(k_bar_t, 1)
-             k_bar_t = sum_{i <= t} k_i = (1 - alpha_bar_t) / (alpha_bar_t theta_0^2)
+.. math::
+
+    \theta_t = \sqrt{\bar\alpha_t}\, \theta_0, \qquad
+    k_t = \frac{\beta_t}{\bar\alpha_t\, \theta_0^2}
+
+so that Var g_t = k_t theta_t^2 = beta_t. What a step scales down, sqrt(1 - beta_t) g_{t-1}, has the
+scale theta_t of the next noise, and gammas of one scale add up by their shapes:
+
+.. math::
+
+    x_t = \sqrt{\bar\alpha_t}\, x_0 + \theta_t (G_t - \bar{k}_t), \qquad
+    G_t \sim \mathrm{Gamma}(\bar{k}_t, 1), \qquad
+    \bar{k}_t = \sum_{i \le t} k_i = \frac{1 - \bar\alpha_t}{\bar\alpha_t\, \theta_0^2} \tag{1}
 
 because beta_i / alpha_bar_i = 1 / alpha_bar_i - 1 / alpha_bar_{i-1} telescopes. In units of its
 deviation the noise is eps = (G_t - k_bar_t) / sqrt(k_bar_t), of mean 0 and variance 1:
 
-    (2)  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
-    (3)  q(x_t | x_s): the same with alpha_bar_t / alpha_bar_s, eps from the shape k_bar_t - k_bar_s
-    (4)  q(x_s | x_t, x_0): G_s = B G_t,  B ~ Beta(k_bar_s, k_bar_t - k_bar_s)
+.. math::
 
-(4) holds because of two independent gammas of one scale the share of the first is independent of
-their sum (Lukacs 1955): x_t and x_0 determine G_t, and B how it is split. With
-r = SNR_t / SNR_s = E B and kappa = 1 / k_bar_t = SNR_t theta_0^2,
+    x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon \tag{2}
 
-    (5)  E[x_s | x_t, x_0]   = the Gaussian chain's, with the same weights of x_0 and x_t
-         Var[x_s | x_t, x_0] = the Gaussian chain's times (G_t / k_bar_t)^2 / (1 + kappa)
+.. math::
 
-What does not hold: the posterior is a beta law whose variance depends on x_t, so the KL shortcut,
-and with it `vlb_terms` and bits per dimension, do not hold for this chain. As theta_0 goes to 0
-all of it becomes the Gaussian chain, theta_0^2 SNR_t being how far it is from it; the paper's
-theta_0 is 0.001.
+    q(x_t \mid x_s):\ \text{the same with } \bar\alpha_t / \bar\alpha_s, \qquad
+    \epsilon \text{ from the shape } \bar{k}_t - \bar{k}_s \tag{3}
+
+.. math::
+
+    q(x_s \mid x_t, x_0):\ G_s = B\, G_t, \qquad
+    B \sim \mathrm{Beta}(\bar{k}_s,\ \bar{k}_t - \bar{k}_s) \tag{4}
+
+Eq. (4) holds because, for two independent gammas of one scale, the share of the first is
+independent of their sum (Lukacs 1955): x_t and x_0 determine G_t, and B how it is split. With
+r = SNR_t / SNR_s = E B and kappa = 1 / k_bar_t = SNR_t theta_0^2, the mean of the posterior is the
+Gaussian chain's, with the same weights of x_0 and x_t, and its variance
+
+.. math::
+
+    \mathrm{Var}[x_s \mid x_t, x_0]
+    = b_s^2 (1 - r)\, \frac{(G_t / \bar{k}_t)^2}{1 + \kappa} \tag{5}
+
+the Gaussian chain's times a factor. What does not hold: the posterior is a beta law whose variance
+depends on x_t, so the KL shortcut, and with it `vlb_terms` and bits per dimension, do not hold for
+this chain. As theta_0 goes to 0 the chain becomes the Gaussian one; theta_0^2 SNR_t measures how
+far it is from it. The paper's theta_0 is 0.001.
+
+References:
+    - Nachmani et al. 2021, https://arxiv.org/abs/2110.05948
+    - Lukacs 1955, https://doi.org/10.1214/aoms/1177728549
 """
 
 from typing import NamedTuple
@@ -69,12 +96,14 @@ class GammaChain(NamedTuple):
     schedule: Schedule
     """The Gaussian chain of the same first two moments, for `simple_loss` and its like."""
     theta_0: Float[Array, ""]
+    """The scale of the noise before the first step, a scalar above 0."""
 
-    __eq__, __ne__, __hash__ = Value.__eq__, Value.__ne__, Value.__hash__  # type: ignore[misc]
+    __eq__, __ne__ = Value.__eq__, Value.__ne__  # type: ignore[misc]
+    __hash__, __repr__ = Value.__hash__, Value.__repr__  # type: ignore[misc]
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.schedule.num_steps
 
     def q_sample(
@@ -83,7 +112,16 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """x_t given x_0 in one expression, eq. (2), with `eps` from `draw_noise`."""
+        """x_t given x_0 in one expression, eq. (2).
+
+        Args:
+            x0: data, `[batch, ...]`.
+            t: times in [0, T).
+            eps: noise from `draw_noise`, shaped as `x0`.
+
+        Returns:
+            x_t, shaped as `x0`.
+        """
         check_images("x0", x0, t=t)
         check_same_shape("eps", eps, "x0", x0)
         return self._weigh(self.schedule.signal(t), x0, self.schedule.noise(t), eps)
@@ -94,7 +132,16 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """One step, x_{t-1} to x_t, with `eps` from `draw_step_noise`."""
+        """One step, x_{t-1} to x_t.
+
+        Args:
+            x_prev: x_{t-1}, `[batch, ...]`.
+            t: times in [0, T).
+            eps: noise from `draw_step_noise`, shaped as `x_prev`.
+
+        Returns:
+            x_t, shaped as `x_prev`.
+        """
         check_images("x_prev", x_prev, t=t)
         check_same_shape("eps", eps, "x_prev", x_prev)
         keep, add = step_weights(self.schedule, t)
@@ -107,7 +154,17 @@ class GammaChain(NamedTuple):
         s: Int[Array, " batch"],
         eps: Float[Array, "batch *data"],
     ) -> Float[Array, "batch *data"]:
-        """x_t given x_s in one expression, eq. (3), with `eps` from `draw_transition_noise`."""
+        """x_t given x_s in one expression, eq. (3).
+
+        Args:
+            x_s: images at s, `[batch, ...]`.
+            t: times in [0, T).
+            s: earlier times, at least -1.
+            eps: noise from `draw_transition_noise`, shaped as `x_s`.
+
+        Returns:
+            x_t, shaped as `x_s`.
+        """
         check_images("x_s", x_s, t=t, s=s)
         check_same_shape("eps", eps, "x_s", x_s)
         keep, add = transition_weights(self.schedule, t, s)
@@ -120,11 +177,19 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         s: Int[Array, " batch"],
     ) -> tuple[Float[Array, "batch *data"], Float[Array, "batch *data"]]:
-        """Mean and variance of q(x_s | x_t, x_0), both `[batch, ...]`, eq. (5), for any s < t.
+        """Mean and variance of q(x_s | x_t, x_0), eq. (5), for any s < t.
 
         Each element is theta_s times a beta variable, shifted: see `posterior_sample` for draws.
-        `s = -1` stands for the data: the mean is then `x0` and the variance 0. NaN where `x_t` is
-        below what the chain can reach from `x0`, by more than the rounding of its dtype.
+
+        Args:
+            x0: data, `[batch, ...]`.
+            x_t: noised data, shaped as `x0`.
+            t: times in [0, T).
+            s: earlier times, at least -1; at -1, the data, the mean is `x0` and the variance 0.
+
+        Returns:
+            The mean and the variance, both shaped as `x0`. NaN where `x_t` is below what the chain
+            can reach from `x0`, by more than the rounding of its dtype.
         """
         mean, share, parts = self._posterior(x0, x_t, t, s)
         gaussian = parts.variance_s * parts.one_minus_ratio
@@ -139,7 +204,18 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         s: Int[Array, " batch"],
     ) -> Float[Array, "batch *data"]:
-        """x_s drawn from q(x_s | x_t, x_0), eq. (4): the share of G_t that had come by s."""
+        """x_s drawn from q(x_s | x_t, x_0), eq. (4): the share of G_t that had come by s.
+
+        Args:
+            key: typed random key.
+            x0: data, `[batch, ...]`.
+            x_t: noised data, shaped as `x0`.
+            t: times in [0, T).
+            s: earlier times, at least -1.
+
+        Returns:
+            x_s, shaped as `x0`.
+        """
         check_key("key", key)
         mean, share, parts = self._posterior(x0, x_t, t, s)
         # What is drawn on an explicit mesh is whole on every device, and so is what it is made of.
@@ -174,14 +250,32 @@ class GammaChain(NamedTuple):
     def draw_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """eps of `shape` = `[batch, ...]` for `q_sample`: Gamma(k_bar_t), standardized."""
+        """eps for `q_sample`: Gamma(k_bar_t), of mean 0 and variance 1.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times in [0, T), one for each example.
+
+        Returns:
+            The noise, float32 of `shape`.
+        """
         check_draw(key, shape, t=t)
         return self._draw(key, shape, t, jnp.full_like(t, -1))
 
     def draw_step_noise(
         self, key: Key[Array, ""], shape: tuple[int, ...], t: Int[Array, " batch"]
     ) -> Float[Array, "batch *data"]:
-        """eps for `q_step`: Gamma(k_t), standardized; see `draw_noise`."""
+        """eps for `q_step`: Gamma(k_t), of mean 0 and variance 1.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times in [0, T), one for each example.
+
+        Returns:
+            The noise, float32 of `shape`.
+        """
         check_draw(key, shape, t=t)
         return self._draw(key, shape, t, t - 1)
 
@@ -192,7 +286,17 @@ class GammaChain(NamedTuple):
         t: Int[Array, " batch"],
         s: Int[Array, " batch"],
     ) -> Float[Array, "batch *data"]:
-        """eps for `q_transition`: Gamma(k_bar_t - k_bar_s), standardized; see `draw_noise`."""
+        """eps for `q_transition`: Gamma(k_bar_t - k_bar_s), of mean 0 and variance 1.
+
+        Args:
+            key: typed random key.
+            shape: `[batch, ...]`.
+            t: times in [0, T), one for each example.
+            s: earlier times, at least -1.
+
+        Returns:
+            The noise, float32 of `shape`.
+        """
         check_draw(key, shape, t=t, s=s)
         return self._draw(key, shape, t, s)
 
@@ -241,15 +345,25 @@ class _Posterior(NamedTuple):
 
 
 def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
-    """The chain of gamma noise that has the betas of `schedule`.
+    r"""The chain of gamma noise that has the betas of `schedule`.
+
+    .. math::
+
+        x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{\bar\alpha_t}\, \theta_0 (G_t - \bar{k}_t), \qquad
+        G_t \sim \mathrm{Gamma}(\bar{k}_t, 1)
+
+    Eq. (1) of `ddpm_jax.processes.gamma`; Nachmani et al. 2021.
 
     Args:
         schedule: of the Gaussian chain with the same mean and variance at every step.
-        theta_0: scale of the noise before the first step, above 0. The noise at t has the
-            skewness 2 theta_0 sqrt(SNR_t): it is nearly Gaussian where that is small.
+        theta_0: scale of the noise before the first step, above 0. The noise at t has the skewness
+            2 theta_0 sqrt(SNR_t): it is nearly Gaussian where that is small.
+
+    Returns:
+        The chain.
 
     Raises:
-        TypeError: `schedule` is none.
+        TypeError: `schedule` is not a Schedule.
         ValueError: `theta_0` is not one number above 0.
 
     Example:
@@ -260,6 +374,9 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
         >>> eps = chain.draw_noise(jax.random.key(0), x0.shape, t)
         >>> chain.q_sample(x0, t, eps).shape
         (2, 8)
+
+    References:
+        Nachmani et al. 2021, https://arxiv.org/abs/2110.05948
     """
     check_schedule(schedule)
     value = check_scalar("theta_0", theta_0)

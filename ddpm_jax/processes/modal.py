@@ -1,9 +1,14 @@
-"""The contract of a process whose modes do not mix, and how its tables weigh data and noise.
+r"""The contract of a process whose modes do not mix, and how its tables weigh data and noise.
 
 Such a process is a pair of tables, how much signal is left and how much noise was added, at each
-time and for each mode of an orthonormal basis. A `Schedule` has a single mode that all pixels
-share, a `Spectral` has many. Every formula of this library is written once, per mode, and serves
-both, and any other class with the members of `Modal`.
+time and for each mode of an orthonormal basis B:
+
+.. math::
+
+    x_t = B^T \big(a_t \odot B x_0 + b_t \odot B \epsilon\big) \tag{1}
+
+A `Schedule` has a single mode that all pixels share, a `Spectral` has many. Every formula of this
+library is written once, per mode, and serves both, and any other class with the members of `Modal`.
 
 The weights are those of the equations of `ddpm_jax.forward`. A chain of other noise with the first
 two moments of a schedule weighs as the schedule does.
@@ -50,7 +55,7 @@ class Modal(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
 
     @property
     def basis(self) -> Basis:
@@ -65,46 +70,145 @@ class Modal(Protocol):
         """The time that a network gets at each t; t itself, unless times were left out."""
 
     def network_time(self, t: Times) -> Times:
-        """`network_times[t]`."""
+        """The time that a network gets at `t`.
+
+        Args:
+            t: times in [0, T).
+
+        Returns:
+            `network_times[t]`, int32 `[batch]`.
+        """
 
     def signal(self, t: Times) -> Weights:
-        """The factor a on x_0; 1 at t = -1."""
+        """The factor a on x_0.
+
+        Args:
+            t: times.
+
+        Returns:
+            a, `[batch, *modes]`; 1 at t = -1.
+        """
 
     def signal_variance(self, t: Times) -> Weights:
-        """a^2."""
+        """a^2.
+
+        Args:
+            t: times.
+
+        Returns:
+            a^2, `[batch, *modes]`; 1 at t = -1.
+        """
 
     def noise(self, t: Times) -> Weights:
-        """The factor b on white noise; 0 at t = -1."""
+        """The factor b on white noise.
+
+        Args:
+            t: times.
+
+        Returns:
+            b, `[batch, *modes]`; 0 at t = -1.
+        """
 
     def noise_variance(self, t: Times) -> Weights:
-        """b^2."""
+        """b^2.
+
+        Args:
+            t: times.
+
+        Returns:
+            b^2, `[batch, *modes]`; 0 at t = -1.
+        """
 
     def power(self, t: Times) -> Weights:
-        """a^2 + b^2."""
+        """a^2 + b^2.
+
+        Args:
+            t: times.
+
+        Returns:
+            a^2 + b^2, `[batch, *modes]`.
+        """
 
     def snr(self, t: Times) -> Weights:
-        """a^2 / b^2; inf at t = -1, and 0 only where no signal is left."""
+        """a^2 / b^2.
+
+        Args:
+            t: times.
+
+        Returns:
+            SNR, `[batch, *modes]`; inf at t = -1, and 0 only where no signal is left.
+        """
 
     def beta(self, t: Times) -> Weights:
-        """The variance that the step to t adds."""
+        """The variance that the step to `t` adds.
+
+        Args:
+            t: times in [0, T).
+
+        Returns:
+            The variance, `[batch, *modes]`.
+        """
 
     def transition_variance(self, t: Times, s: Times) -> Weights:
-        """The variance that the steps from s to t add."""
+        """The variance that the steps from s to t add.
+
+        Args:
+            t: times.
+            s: times s <= t.
+
+        Returns:
+            The variance, `[batch, *modes]`.
+        """
 
     def log_snr_difference(self, t: Times, s: Times) -> Weights:
-        """log SNR(t) - log SNR(s), with all digits between neighbouring times."""
+        """log SNR(t) - log SNR(s), with all digits between neighbouring times.
+
+        Args:
+            t: times.
+            s: times s <= t.
+
+        Returns:
+            The difference, `[batch, *modes]`; -inf where s = -1.
+        """
 
     def log_alpha_bar_difference(self, t: Times, s: Times) -> Weights:
-        """log a_t^2 - log a_s^2, likewise."""
+        """log a_t^2 - log a_s^2, with all digits between neighbouring times.
+
+        Args:
+            t: times.
+            s: times.
+
+        Returns:
+            The difference, `[batch, *modes]`.
+        """
 
     def log_noise_difference(self, t: Times, s: Times) -> Weights:
-        """log b_t^2 - log b_s^2, likewise; inf where s = -1."""
+        """log b_t^2 - log b_s^2, with all digits between neighbouring times.
+
+        Args:
+            t: times.
+            s: times s <= t.
+
+        Returns:
+            The difference, `[batch, *modes]`; inf where s = -1.
+        """
 
     def prior(self, batch: int) -> tuple[Weights, Weights]:
-        """The variance of p(x_{T-1}), and by what share of it that of q(x_{T-1} | x_0) is less."""
+        """The variance of p(x_{T-1}), and the share of it that q(x_{T-1} | x_0) lacks.
+
+        Args:
+            batch: the number of examples.
+
+        Returns:
+            The variance and the share, `[batch, *modes]` each.
+        """
 
     def mean_log_snr(self) -> np.ndarray:
-        """The mean over the modes of log SNR `[T]`, in float64 on the host."""
+        """The mean over the modes of log SNR, natural logarithm, on the host.
+
+        Returns:
+            The mean, float64 `[T]`.
+        """
 
 
 Process = Modal | Chain

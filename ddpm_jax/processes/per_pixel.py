@@ -1,11 +1,17 @@
-r"""Noise schedules of their own for each pixel, which may depend on what is known of an example.
+r"""A noise schedule for each pixel, which may depend on a condition of each example.
 
-    a^2 = sigmoid(log_snr)        b^2 = sigmoid(-log_snr) variance
+.. math::
 
-per pixel and time. With a log SNR that a network makes of a condition this is MuLAN (Sahoo et al.
-2024, https://arxiv.org/abs/2312.13236); with a schedule's log SNR and a variance made of the
-condition it is PriorGrad (Lee et al. 2022, https://arxiv.org/abs/2106.06406), whose data are
-`x0 - mean` of the condition.
+    a^2 = \sigma(\log \mathrm{SNR}), \qquad b^2 = \sigma(-\log \mathrm{SNR}) \cdot \mathrm{variance}
+    \tag{1}
+
+per pixel and time, with sigma the logistic sigmoid. With a log SNR that a network makes of a
+condition this is MuLAN (Sahoo et al. 2024); with a schedule's log SNR and a variance made of the
+condition it is PriorGrad (Lee et al. 2022), whose data are `x0 - mean` of the condition.
+
+References:
+    - Sahoo et al. 2024, https://arxiv.org/abs/2312.13236
+    - Lee et al. 2022, https://arxiv.org/abs/2106.06406
 """
 
 from collections.abc import Callable
@@ -29,7 +35,14 @@ Table = Numbers | Callable[[Array], Array]
 
 
 def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None = None) -> Spectral:
-    """A process with a log SNR, and noise of a variance, for each pixel; see the module.
+    r"""A process with a log SNR, and noise of a variance, for each pixel.
+
+    .. math::
+
+        a^2 = \sigma(\log \mathrm{SNR}), \qquad
+        b^2 = \sigma(-\log \mathrm{SNR}) \cdot \mathrm{variance}
+
+    with sigma the logistic sigmoid (Sahoo et al. 2024; Lee et al. 2022).
 
     Without a condition, tables are read in float64 on the host. With one, the process belongs to
     the batch that it is a condition of: make it where the batch is, inside the loss, so that
@@ -42,9 +55,13 @@ def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None 
             of the data may be 1, where pixels share.
         variance: of the noise beside the schedule's, `[*data]` or a function
             `condition -> [examples, *data]`. It is that of the prior, too.
-        condition: `[examples, ...]`, what the functions are functions of.
+        condition: `[examples, ...]`, the argument of the functions.
+
+    Returns:
+        The process, whose modes are the pixels.
 
     Raises:
+        TypeError: a condition that is not floating point.
         ValueError: a function without its condition, a condition without a function of it, shapes
             that do not fit, a log SNR that rises, or a variance that is not above 0.
 
@@ -54,6 +71,10 @@ def per_pixel(log_snr: Table, *, variance: Table = 1.0, condition: Array | None 
         >>> falling = np.linspace(7.0, -8.0, 50)[:, None] + np.array([0.0, 1.0, 2.0])
         >>> processes.per_pixel(falling).num_steps
         50
+
+    References:
+        - Sahoo et al. 2024, https://arxiv.org/abs/2312.13236
+        - Lee et al. 2022, https://arxiv.org/abs/2106.06406
     """
     if condition is None:
         if callable(log_snr) or callable(variance):

@@ -1,12 +1,20 @@
 r"""A process of many modes: linear, Gaussian, and diagonal in one orthonormal basis B.
 
-    x_t = B^T (a_t * B x_0 + b_t * B eps)          a, b per mode, eps white
+With a and b per mode, and white eps,
+
+.. math::
+
+    x_t = B^T \big(a_t \odot B x_0 + b_t \odot B \epsilon\big) \tag{1}
 
 Mode k is a chain of its own, x_t = a_{t,k} x_0 + b_{t,k} eps. All that is known of one scalar chain
-(`ddpm_jax.forward`) is therefore known of each mode, and none of it needs a^2 + b^2 = 1. What
-makes a pair of tables a chain is that no step removes noise: the transition from s to t adds
+(`ddpm_jax.forward`) is therefore known of each mode, and none of it needs a^2 + b^2 = 1. What makes
+a pair of tables a chain is that no step removes noise: the transition from s to t adds
 
-    b_t^2 - (a_t / a_s)^2 b_s^2 = b_t^2 (1 - SNR_t / SNR_s) >= 0       SNR = a^2 / b^2
+.. math::
+
+    b_t^2 - \frac{a_t^2}{a_s^2}\, b_s^2
+    = b_t^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big) \ge 0, \qquad
+    \mathrm{SNR} = a^2 / b^2 \tag{2}
 
 so SNR must not rise in any mode, from any time to the next, and then it does not between any two.
 """
@@ -39,7 +47,7 @@ _LARGEST = math.log(float(np.finfo(np.float32).max))
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Spectral(Value):
     """The tables of a process of many modes: a frozen pytree, and a value as a `Schedule` is one.
 
@@ -65,41 +73,98 @@ class Spectral(Value):
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.network_times.shape[-1]
 
     def signal(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """The factor a on x_0 at `t`; 1 at t = -1."""
+        """The factor a on x_0.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            a, float32 `[batch, *modes]`; 1 at t = -1.
+        """
         return self._exp(self.log_signal_variance, t, before=0.0, factor=0.5)
 
     def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """a^2 at `t`; 1 at t = -1."""
+        """a^2.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            a^2, float32 `[batch, *modes]`; 1 at t = -1.
+        """
         return self._exp(self.log_signal_variance, t, before=0.0)
 
     def noise(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """The factor b on white noise at `t`; 0 at t = -1."""
+        """The factor b on white noise.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            b, float32 `[batch, *modes]`; 0 at t = -1.
+        """
         return self._exp(self.log_noise_variance, t, before=-jnp.inf, factor=0.5)
 
     def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """b^2 at `t`; 0 at t = -1."""
+        """b^2.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            b^2, float32 `[batch, *modes]`; 0 at t = -1.
+        """
         return self._exp(self.log_noise_variance, t, before=-jnp.inf)
 
     def power(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """a^2 + b^2, which is 1 for chains that keep the variance of white data."""
+        """a^2 + b^2, which is 1 for chains that keep the variance of white data.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            a^2 + b^2, float32 `[batch, *modes]`.
+        """
         return self.signal_variance(t) + self.noise_variance(t)
 
     def beta(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """The variance that the step to `t` adds."""
+        """The variance that the step to `t` adds.
+
+        Args:
+            t: times in [0, T), int32 `[batch]`.
+
+        Returns:
+            The variance, float32 `[batch, *modes]`.
+        """
         return self.transition_variance(t, t - 1)
 
     def transition_variance(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, "batch *modes"]:
-        """b_t^2 (1 - SNR_t / SNR_s), the variance that the steps from s to t add; s <= t."""
+        """b_t^2 (1 - SNR_t / SNR_s), the variance that the steps from s to t add.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times s <= t, int32 `[batch]`.
+
+        Returns:
+            The variance, float32 `[batch, *modes]`.
+        """
         return self.noise_variance(t) * -jnp.expm1(self.log_snr_difference(t, s))
 
     def snr(self, t: Int[Array, " batch"]) -> Float[Array, "batch *modes"]:
-        """a^2 / b^2 at `t`; inf at t = -1, and 0 only where no signal is left."""
+        """a^2 / b^2.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            SNR, float32 `[batch, *modes]`; inf at t = -1, and 0 only where no signal is left.
+        """
         log_signal = self._rows(self.log_signal_variance[0], t, before=0.0)
         log_noise = self._rows(self.log_noise_variance[0], t, before=-jnp.inf)
         left_over = self._rows(self.log_signal_variance[1], t, before=0.0) - self._rows(
@@ -118,7 +183,16 @@ class Spectral(Value):
     def log_snr_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, "batch *modes"]:
-        """log SNR(t) - log SNR(s) <= 0 for s <= t; -inf where s = -1, NaN where it would rise."""
+        """log SNR(t) - log SNR(s), with all digits between neighbouring times.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times s <= t, int32 `[batch]`.
+
+        Returns:
+            The difference, at most 0, float32 `[batch, *modes]`; -inf where s = -1, NaN where it
+            would rise.
+        """
         of_noise = self._difference(self.log_noise_variance, t, s, before=-jnp.inf)
         raw = self.log_alpha_bar_difference(t, s) - of_noise
         # Equal ratios may differ in the last of the digits that two parts hold.
@@ -127,23 +201,53 @@ class Spectral(Value):
     def log_alpha_bar_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, "batch *modes"]:
-        """log a_t^2 - log a_s^2, what the steps from s to t leave of the signal's power."""
+        """log a_t^2 - log a_s^2, what the steps from s to t leave of the signal's power.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            The difference, float32 `[batch, *modes]`.
+        """
         return self._difference(self.log_signal_variance, t, s, before=0.0)
 
     def log_noise_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, "batch *modes"]:
-        """log b_t^2 - log b_s^2; inf where s = -1."""
+        """log b_t^2 - log b_s^2, with all digits between neighbouring times.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            The difference, float32 `[batch, *modes]`; inf where s = -1.
+        """
         return self._difference(self.log_noise_variance, t, s, before=-jnp.inf)
 
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """`network_times[t]`."""
+        """The time that a network gets at `t`.
+
+        Args:
+            t: times in [0, T), int32 `[batch]`.
+
+        Returns:
+            `network_times[t]`, int32 `[batch]`.
+        """
         return rows(self.network_times, t, mode="clip")
 
     def prior(
         self, batch: int
     ) -> tuple[Float[Array, "batch *modes"], Float[Array, "batch *modes"]]:
-        """The variance of p(x_{T-1}), and by what share of it that of q(x_{T-1} | x_0) is less."""
+        """The variance of p(x_{T-1}), and the share of it that q(x_{T-1} | x_0) lacks.
+
+        Args:
+            batch: the number of examples.
+
+        Returns:
+            The variance and the share, float32 `[batch, *modes]` each.
+        """
         last = jnp.full(batch, self.num_steps - 1, jnp.int32)
         log_prior = self._each_example(self.log_prior_variance, batch)
         log_ratio = self._rows(self.log_noise_variance[0], last, before=0.0) - log_prior
@@ -151,7 +255,10 @@ class Spectral(Value):
         return jnp.exp(log_prior), -jnp.expm1(log_ratio)
 
     def mean_log_snr(self) -> np.ndarray:
-        """The mean over the modes of log SNR `[T]`, in float64 on the host.
+        """The mean over the modes of log SNR, natural logarithm, on the host.
+
+        Returns:
+            The mean, float64 `[T]`.
 
         Raises:
             TypeError: the process is traced.
@@ -199,19 +306,26 @@ def spectral(
     *,
     prior_variance: ArrayLike | None = None,
 ) -> Spectral:
-    """A process by its tables a^2 and b^2, `[T, *modes]`, read in float64 on the host.
+    r"""A process by its tables a^2 and b^2, read in float64 on the host.
+
+    .. math::
+
+        x_t = B^T \big(a_t \odot B x_0 + b_t \odot B \epsilon\big)
 
     Args:
-        signal_variance: above 0, and 0 at T - 1 at most. `modes` has as many axes as the data,
-            each as long as theirs or 1. It may be less than float32 holds.
-        noise_variance: above 0 and finite, in float32.
-        basis: where the modes are; by default they are the pixels.
+        signal_variance: a^2, `[T, *modes]`, above 0, and 0 at T - 1 at most. `modes` has as many
+            axes as the data, each as long as theirs or 1. It may be less than float32 holds.
+        noise_variance: b^2, `[T, *modes]`, above 0 and finite, in float32.
+        basis: B, where the modes are; by default they are the pixels.
         prior_variance: of p(x_{T-1}), `[*modes]`; by default a^2 + b^2 at T - 1, what data of unit
             variance have there.
 
+    Returns:
+        The process.
+
     Raises:
-        ValueError: shapes that do not fit, values outside their range, a signal-to-noise ratio
-            that rises: the variance of that step would be negative; or tables that are not even,
+        ValueError: shapes that do not fit, values outside their range, a signal-to-noise ratio that
+            rises: the variance of that step would be negative; or tables that are not even,
             lambda(k) = lambda(-k), in a Fourier basis.
 
     Example:

@@ -1,13 +1,13 @@
-"""Samplers: from noise to images. One contract, one scan; see `base`.
+"""Samplers, from noise to images: all have one contract, and one scan runs them.
 
-    ancestral           the chain run backwards, with its noise
-    ddim                the same with less noise, or none; ddim_inversion goes back up
-    dpm_solver_pp       second order at the cost of first, with noise or without
-    heun                second order, two calls of the network a step
-    probability_flow    up to fourth order, one call a step
+- `ancestral`: the chain run backwards, with its noise.
+- `ddim`: fewer steps, with less noise or none;  `ddim_inversion` goes from images to noise.
+- `dpm_solver_pp`: second order at the cost of first, with noise or without.
+- `heun`: second order, two calls of the network a step.
+- `probability_flow`: up to fourth order, one call a step.
 
-`guidance` makes a guided network of another, `inpaint` a sampler that keeps known pixels of
-another: any of them goes with any other.
+`guidance` makes a guided network from another, `inpaint` a sampler that keeps known pixels from
+another. They can be combined freely.
 """
 
 from ddpm_jax.samplers import guidance as guidance

@@ -37,21 +37,40 @@ def ancestral(
     variance: Variance = "small",
     threshold: Threshold | None = static_threshold,
 ) -> Sampler:
-    """Draws x_s from q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2), for any s < t.
+    r"""Draws x_s from p(x_s | x_t), the posterior with x0_hat in the place of x_0, for any s < t.
 
-    https://arxiv.org/abs/2006.11239. No noise is added on the last step, onto the data.
+    .. math::
+
+        x_s = \mathrm{mean}\big(q(x_s \mid x_t, \hat{x}_0)\big) + \sigma z, \qquad
+        z \sim \mathcal{N}(0, I)
+
+    (Ho et al. 2020, algorithm 2), with sigma^2 the variance of `ddpm_jax.reverse`. No noise is
+    added on the last step, onto the data.
 
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, or the pair (prediction, interpolation) for
             "learned_range".
-        predicts: what `predict` returns.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         variance: where the variance of p comes from; see `ddpm_jax.reverse`.
-        threshold: what keeps x0_hat inside at each step; None leaves it as it is.
+        threshold: keeps x0_hat in the range of images at each step. None for no threshold.
+
+    Returns:
+        The sampler, for `sample`.
 
     Raises:
         ValueError: an unknown `variance` or `predicts`, or eps where no signal is left at T - 1.
         TypeError: "learned_range" and a `predict` that returns no pair, or a pair for the others.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> from ddpm_jax import samplers, schedules
+        >>> def predict(x_t, t):  # a network, its parameters bound
+        ...     return 0.0 * x_t
+        >>> sampler = samplers.ancestral(schedules.cosine(1000), predict, predicts="v")
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_choice("variance", variance, ("small", "large", "learned_range"))
     check_predicts(process, predicts)

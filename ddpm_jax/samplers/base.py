@@ -1,4 +1,18 @@
-"""The contract of every sampler, and the one loop that drives them all."""
+r"""The contract of every sampler, and the one loop that drives them all.
+
+A sampler says where to start and how to step from time t to an earlier time s. Deterministic ones
+share one formula, the flow along a constant x0_hat,
+
+.. math::
+
+    x_s = \frac{b_s}{b_t} x_t + a_s \big(1 - e^{-h}\big)\, \hat{x}_0, \qquad
+    h = \lambda_s - \lambda_t, \qquad \lambda = \log \frac{a}{b} \tag{1}
+
+(Lu et al. 2022, proposition 4.1), which is DDIM's step, too.
+
+References:
+    Lu et al. 2022, https://arxiv.org/abs/2211.01095
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,34 +42,40 @@ class SamplerState(NamedTuple):
     """The current images, and what a multistep method remembers of earlier steps."""
 
     x_t: Float[Array, "batch *data"]
+    """The current images, `[batch, ...]`."""
     memory: Any = ()
+    """A pytree that the sampler's own `step` reads; empty for methods of one step."""
 
 
 class StepInfo(NamedTuple):
     """What one step reports: the images it moved to, and the data that it estimated."""
 
     x_s: Float[Array, "batch *data"]
+    """The images at s, `[batch, ...]`."""
     x0_hat: Float[Array, "batch *data"]
+    """The data that the step estimated from x_t, after the threshold, `[batch, ...]`."""
 
 
 class Sampler(NamedTuple):
     """A pair of pure functions; every sampler of this package is one.
 
-    init(key, shape, start) -> SamplerState at `start`, or at the prior if that is None
-    step(key, state, t, s) -> (SamplerState at s, StepInfo), scalar int32 times s < t,
-        s = -1 for the last step, onto the data
-
     The key is one for all images, or `[batch]`, one for each.
     """
 
     init: Callable[[Array, tuple[int, ...], Array | None], SamplerState]
+    """`(key, shape, start) -> SamplerState` at `start`, or at the prior if that is None."""
     step: Callable[[Array, SamplerState, Array, Array], tuple[SamplerState, StepInfo]]
+    """`(key, state, t, s) -> (SamplerState at s, StepInfo)`, of scalar int32 times s < t.
+
+    s = -1 is the last step, onto the data.
+    """
 
 
 class Samples(NamedTuple):
     """The finished images, and what `keep` returned at each step."""
 
     x0: Float[Array, "batch *data"]
+    """The finished images, of the shape that `sample` was given."""
     trajectory: Any
     """The results of `keep`, stacked over the steps; None without `keep`."""
 
@@ -81,19 +101,32 @@ def sample(
     (`ddpm_jax.compiled`).
 
     Args:
-        sampler: what `ancestral`, `ddim` or another of this package returned.
+        sampler: what `ancestral`, `ddim` or another of this package returned, or one of your own.
         key: typed random key, or one for each image, `[batch]`.
         shape: `[batch, ...]` of the images.
-        times: falling times in [0, T); `time_grid` makes them. Where they do not fall, x0 is NaN.
+        times: falling times in [0, T), integers `[steps]`; `time_grid` makes them. Where they do
+            not fall, x0 is NaN.
         start: images at times[0] in the place of the prior's noise, shaped `shape`: what
             `ddim_inversion` returned, or `q_sample` of an image that is to be changed. The samples
             have its dtype.
         keep: what to keep of each step's StepInfo: `lambda info: info` for all of it,
-            `lambda info: info.x_s[:8]` for the way of eight images.
+            `lambda info: info.x_s[:8]` for the trajectories of eight images.
+
+    Returns:
+        The images, float32 of `shape` unless `start` says otherwise, and what `keep` returned.
 
     Raises:
         TypeError, ValueError: `key` is no typed key nor one for each image, `shape` has no batch,
             `times` is not a vector of integers, or `start` is not floating point or not of `shape`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ddpm_jax import samplers, schedules
+        >>> schedule = schedules.cosine(1000)
+        >>> sampler = samplers.ddim(schedule, lambda x_t, t: 0.0 * x_t, predicts="x0")
+        >>> times = samplers.time_grid(schedule, 5)
+        >>> samplers.sample(sampler, jax.random.key(0), (1, 2), times).x0.shape
+        (1, 2)
     """
     if not shape:
         raise ValueError("shape is (); it has to be (batch, ...)")

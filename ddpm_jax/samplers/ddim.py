@@ -1,4 +1,4 @@
-"""DDIM: the same marginals with less noise, or none, so that few steps do; and its inversion."""
+"""DDIM and its inversion: sampling in few steps, with less noise or none."""
 
 import jax
 import jax.numpy as jnp
@@ -39,28 +39,48 @@ def ddim(
     threshold: Threshold | None = static_threshold,
     noise_after_threshold: bool = True,
 ) -> Sampler:
-    """Moves x_t to x_s along the predicted noise (Song et al. 2021, eq. 12 and 16).
+    r"""Moves x_t to x_s along the predicted noise, with fresh noise or without.
 
-        x_s = a_s x0_hat + sqrt(b_s^2 - sigma^2) eps_hat + sigma noise
-        sigma^2 = eta^2 b_s^2 (1 - r),    b_s^2 - sigma^2 = b_s^2 (1 - eta^2 + eta^2 r)
+    .. math::
 
-    with r = SNR_t / SNR_s; https://arxiv.org/abs/2010.02502. `eta` = 0 is deterministic, a
-    first-order solver of the probability-flow ODE; `eta` = 1 adds the posterior's noise and is
-    ancestral sampling.
+        x_s = a_s \hat{x}_0 + \sqrt{b_s^2 - \sigma^2}\, \hat\epsilon + \sigma z, \qquad
+        \sigma^2 = \eta^2\, b_s^2 (1 - r), \qquad r = \mathrm{SNR}_t / \mathrm{SNR}_s
+
+    (Song et al. 2021, eq. 12 and 16), computed with
+
+    .. math::
+
+        b_s^2 - \sigma^2 = b_s^2 \big(1 - \eta^2 + \eta^2 r\big)
+
+    `eta` = 0 is deterministic, a first-order solver of the probability-flow ODE; `eta` = 1 adds the
+    posterior's noise and is ancestral sampling.
 
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        predicts: what `predict` returns.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1]. May be
             traced, and is then not checked.
-        threshold: what keeps x0_hat inside. None leaves it as it is.
+        threshold: keeps x0_hat in the range of images. None for no threshold.
         noise_after_threshold: eps_hat is the noise that agrees with x0_hat after its threshold;
             otherwise the predicted one, as in diffusers' pipelines.
 
+    Returns:
+        The sampler, for `sample`.
+
     Raises:
-        ValueError: `eta` outside [0, 1], an unknown `predicts`, or eps where no signal is left
-            at T - 1.
+        ValueError: `eta` outside [0, 1], an unknown `predicts`, or eps where no signal is left at T
+            - 1.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> from ddpm_jax import samplers, schedules
+        >>> def predict(x_t, t):  # a network, its parameters bound
+        ...     return 0.0 * x_t
+        >>> sampler = samplers.ddim(schedules.cosine(1000), predict, predicts="v", eta=0.5)
+
+    References:
+        Song et al. 2021, https://arxiv.org/abs/2010.02502
     """
     check_predicts(process, predicts)
     known = check_scalar("eta", eta)
@@ -103,33 +123,43 @@ def ddim_inversion(
     predicts: Predicts = "eps",
     iterations: int = 1,
 ) -> Float[Array, "batch *data"]:
-    """The x at times[0] from which deterministic DDIM arrives at `x0`, as one compiled scan.
+    r"""The x at times[0] from which deterministic DDIM arrives at `x0`, as one compiled scan.
 
     The step of `ddim` from t to s without a threshold, inverted (Song et al. 2021, eq. 14): given
     x_s it is an equation for x_t,
 
-        x_t = (a_t / a_s) x_s + b_t (1 - exp(-h)) eps_hat(x_t, t),    a_s / a_t b_t / b_s = exp(h),
+    .. math::
 
-    solved by fixed-point iteration from x_t = x_s (Pan et al. 2023,
-    https://arxiv.org/abs/2309.04907). One iteration is the usual explicit inversion, whose error
-    falls as the step; each further one divides the error by a factor that grows as the steps get
-    shorter. For an exact denoiser of Gaussian data, the iteration always converges.
-    `sample(ddim(...), start=...)` of the result at the same `times`, without a threshold, is `x0`
-    again. From a time that has no signal the step is x_s = a_s x0_hat + (b_s / b_t) x_t instead,
-    solved for x_t.
+        x_t = \frac{a_t}{a_s} x_s + b_t \big(1 - e^{-h}\big)\, \hat\epsilon(x_t, t), \qquad
+        e^h = \frac{a_s}{a_t} \frac{b_t}{b_s}
+
+    solved by fixed-point iteration from x_t = x_s (Pan et al. 2023). One iteration is the usual
+    explicit inversion, whose error falls as the step; each further one divides the error by a
+    factor that grows as the steps get shorter. For an exact denoiser of Gaussian data, the
+    iteration always converges. `sample(ddim(...), start=...)` of the result at the same `times`,
+    without a threshold, is `x0` again. From a time that has no signal the step is x_s = a_s x0_hat
+    + (b_s / b_t) x_t instead, solved for x_t.
 
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        x0: data.
-        times: the falling times that the sampler will visit. Where they do not fall, the result
-            is NaN.
-        predicts: what `predict` returns.
+        x0: data, `[batch, ...]`.
+        times: the falling times that the sampler will visit, integers `[steps]`. Where they do not
+            fall, the result is NaN.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         iterations: at least 1; each calls `predict` once.
+
+    Returns:
+        x at times[0], shaped as `x0`, in its dtype.
 
     Raises:
         TypeError, ValueError: `x0` not floating point, `times` no vector of integers, `iterations`
             below 1, an unknown `predicts`, or eps where no signal is left at T - 1.
+        NoClosedForm: a chain without modes.
+
+    References:
+        - Song et al. 2021, https://arxiv.org/abs/2010.02502
+        - Pan et al. 2023, https://arxiv.org/abs/2309.04907
     """
     check_predicts(process, predicts)
     check_float("x0", x0)

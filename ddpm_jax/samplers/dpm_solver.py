@@ -1,14 +1,19 @@
 r"""DPM-Solver++ (2M): second order at one call of the network a step.
 
-With lambda = log(a / b) = log SNR / 2 and h = lambda_s - lambda_t, the flow along a constant
-x0_hat has a closed form, `base.exponential_step`, and so has the reverse diffusion: it is
+With lambda = log(a / b) = log SNR / 2 and h = lambda_s - lambda_t, the flow along a constant x0_hat
+has a closed form, eq. (1) of `ddpm_jax.samplers.base`, and so has the reverse diffusion: it is
 `forward.q_posterior`. Of first order, these are DDIM with eta = 0 and with eta = 1. Of second
 order, x0_hat is continued linearly in lambda to the middle of the step, from the step before,
 
-    D = x0_hat + (h / (2 h_before)) (x0_hat - x0_hat_before),
+.. math::
 
-and takes its place: algorithm 2 of Lu et al. 2022, and SDE-DPM-Solver++(2M) of the same paper
-(https://arxiv.org/abs/2211.01095).
+    D = \hat{x}_0 + \frac{h}{2 h_{\mathrm{before}}}
+    \big(\hat{x}_0 - \hat{x}_{0,\mathrm{before}}\big) \tag{1}
+
+and takes its place: algorithm 2 of Lu et al. 2022, and SDE-DPM-Solver++(2M) of the same paper.
+
+References:
+    Lu et al. 2022, https://arxiv.org/abs/2211.01095
 """
 
 from typing import NamedTuple
@@ -58,23 +63,42 @@ def dpm_solver_pp(
     order: int = 2,
     threshold: Threshold | None = static_threshold,
 ) -> Sampler:
-    """DPM-Solver++ in data prediction, one call of `predict` a step; see the module.
+    r"""DPM-Solver++ in data prediction, one call of `predict` a step.
 
-    The first step, the step onto the data and the step after one out of pure noise are of first
-    order, since they lack one of their two steps in lambda; so is, in a mode whose SNR stayed as it
-    was, the step after that.
+    .. math::
+
+        x_s = \frac{b_s}{b_t} x_t + a_s \big(1 - e^{-h}\big) D
+
+    with D of eq. (1) of `ddpm_jax.samplers.dpm_solver` (Lu et al. 2022, algorithm 2); if
+    `stochastic`, a draw of q(x_s | x_t, D) instead. The first step, the step onto the data and the
+    step after one out of pure noise are of first order, since they lack one of their two steps in
+    lambda; so is, in a mode whose SNR stayed as it was, the step after that.
 
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        predicts: what `predict` returns.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         stochastic: solve the reverse diffusion (SDE-DPM-Solver++) and not the flow.
         order: 2 (2M), or 1.
-        threshold: what keeps x0_hat inside, before it is continued; None leaves it as it is.
+        threshold: keeps x0_hat in the range of images, before it is extrapolated. None for no
+            threshold.
+
+    Returns:
+        The sampler, for `sample`.
 
     Raises:
-        ValueError: `order` other than 1 or 2, an unknown `predicts`, or eps where no signal is
-            left at T - 1.
+        ValueError: `order` other than 1 or 2, an unknown `predicts`, or eps where no signal is left
+            at T - 1.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> from ddpm_jax import samplers, schedules
+        >>> def predict(x_t, t):  # a network, its parameters bound
+        ...     return 0.0 * x_t
+        >>> sampler = samplers.dpm_solver_pp(schedules.cosine(1000), predict, predicts="v")
+
+    References:
+        Lu et al. 2022, https://arxiv.org/abs/2211.01095
     """
     check_predicts(process, predicts)
     if order not in (1, 2):

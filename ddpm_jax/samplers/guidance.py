@@ -1,7 +1,7 @@
-"""Guidance: functions that make another `predict` of one, so that any sampler takes any of them.
+"""Guidance: functions that make a guided `predict` from another, for any sampler.
 
-`predict(x_t, t)` takes network times, and so does what is made of it here: a guided network is a
-network like another, whatever times a sampler leaves out.
+`predict(x_t, t)` takes network times, and so does the guided one, whatever times a sampler leaves
+out.
 """
 
 import math
@@ -29,25 +29,32 @@ def classifier_free(
     interval: tuple[int, int] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """unconditional + scale (conditional - unconditional) (Ho & Salimans 2022, eq. 6).
+    r"""A prediction that goes further from the unconditional one than the conditional one does.
 
-    https://arxiv.org/abs/2207.12598, whose w is scale - 1: 0 is unconditional, 1 conditional, and
-    more than 1 is guided. x0 and v are eps scaled and shifted alike for both, so that it does not
-    matter which of them is guided. With `rescale`, it does:
+    .. math::
 
-        prediction = rescale (std(conditional) / std(guided)) guided + (1 - rescale) guided
+        \mathrm{guided} = \mathrm{unconditional}
+        + \mathrm{scale}\, (\mathrm{conditional} - \mathrm{unconditional})
 
-    with the standard deviation of each example takes back the contrast that a large scale adds
-    (Lin et al. 2023, eq. 15 and 16, https://arxiv.org/abs/2305.08891).
+    (Ho & Salimans 2022, eq. 6, whose w is scale - 1): 0 is unconditional, 1 conditional, and more
+    than 1 is guided. x0 and v are eps scaled and shifted alike for both, so that it does not matter
+    which of them is guided. With `rescale`, phi, it does: the prediction
+
+    .. math::
+
+        \phi\, \frac{\mathrm{std}(\mathrm{conditional})}{\mathrm{std}(\mathrm{guided})}\,
+        \mathrm{guided} + (1 - \phi)\, \mathrm{guided}
+
+    with the standard deviation of each example, takes back the contrast that a large scale adds
+    (Lin et al. 2023, eq. 15 and 16).
 
     Args:
         conditional: `(x_t, t) -> prediction`, its condition bound.
         unconditional: the same without a condition. Both predict the same kind.
-        scale: how far to go from the unconditional to the conditional prediction.
-            May be traced, and is then not checked.
-        interval: first and last network time, both included, at which guidance acts; elsewhere
-            the prediction is the conditional one (Kynkäänniemi et al. 2024,
-            https://arxiv.org/abs/2404.07724). None is always.
+        scale: how far to go from the unconditional to the conditional prediction. May be traced,
+            and is then not checked.
+        interval: first and last network time, both included, at which guidance acts; elsewhere the
+            prediction is the conditional one (Kynkäänniemi et al. 2024). None is always.
         rescale: phi in [0, 1].
 
     Returns:
@@ -63,6 +70,11 @@ def classifier_free(
         >>> guided = guidance.classifier_free(two, one, scale=3.0)
         >>> guided(jnp.ones((1, 2)), jnp.array([5])).tolist()
         [[4.0, 4.0]]
+
+    References:
+        - Ho & Salimans 2022, https://arxiv.org/abs/2207.12598
+        - Lin et al. 2023, https://arxiv.org/abs/2305.08891
+        - Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724
     """
     _check_scale(scale)
     if interval is not None and interval[0] > interval[1]:
@@ -100,15 +112,19 @@ def classifier(
     predicts: Predicts = "eps",
     scale: float | Float[Array, ""] = 1.0,
 ) -> Predict:
-    """The score of x_t given y, by Bayes: that of x_t and `scale` grad log p(y | x_t).
+    r"""The prediction given a condition y, by Bayes' rule and a classifier of noised images.
 
-    With g = scale grad log p(y | x_t) with respect to x_t (Dhariwal & Nichol 2021, algorithm 2,
-    https://arxiv.org/abs/2105.05233; Song et al. 2021, eq. 14, https://arxiv.org/abs/2011.13456):
+    The score of x_t given y is that of x_t and g = scale grad log p(y | x_t), the gradient with
+    respect to x_t (Dhariwal & Nichol 2021, algorithm 2; Song et al. 2021, eq. 14), so that the
+    predictions are
 
-        eps_hat - b g        x0_hat + (b^2 / a) g        v_hat - (a^2 + b^2) (b / a) g
+    .. math::
 
-    in each mode; a^2 + b^2 = 1 for a schedule. Where no signal is left, a = 0, x_t is
-    independent of y, and nothing is added.
+        \hat\epsilon - b\, g, \qquad \hat{x}_0 + \frac{b^2}{a}\, g, \qquad
+        \hat{v} - (a^2 + b^2) \frac{b}{a}\, g
+
+    in each mode; a^2 + b^2 = 1 for a schedule. Where no signal is left, a = 0, x_t is independent
+    of y, and nothing is added.
 
     Args:
         process: what the times of `predict` are times of: the process of the network, or one
@@ -116,17 +132,33 @@ def classifier(
         predict: `(x_t, t) -> prediction`.
         log_prob: `(x_t, t) -> log p(y | x_t)`, `[batch]`, in nats, with its y bound: a classifier
             of noised images. t is the network's time.
-        predicts: what `predict` returns.
+        predicts: what `predict` returns, "eps", "x0" or "v".
         scale: 1 is Bayes' rule; more makes x_t more typical of y. May be traced, and is then not
             checked.
 
     Returns:
-        A `predict` of the same kind. If the one given returns a pair, its second part is passed
-        on as it is.
+        A `predict` of the same kind. If the one given returns a pair, its second part is passed on
+        as it is.
 
     Raises:
         ValueError: a scale that is not finite, an unknown `predicts`, or eps where no signal is
             left at T - 1.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import schedules
+        >>> from ddpm_jax.samplers import guidance
+        >>> guided = guidance.classifier(
+        ...     schedules.constant(3, beta=0.75), lambda x_t, t: 0.0 * x_t,
+        ...     lambda x_t, t: jnp.sum(x_t, axis=1), predicts="v")  # log p has the slope 1
+        >>> v_hat = guided(jnp.ones((1, 2)), jnp.array([0]))
+        >>> round(float(v_hat[0, 0]), 3)  # -b / a = -sqrt(3)
+        -1.732
+
+    References:
+        - Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233
+        - Song et al. 2021, https://arxiv.org/abs/2011.13456
     """
     check_predicts(process, predicts)
     _check_scale(scale)

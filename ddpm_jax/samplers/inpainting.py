@@ -21,25 +21,25 @@ def inpaint(
     *,
     resamplings: int = 1,
 ) -> Sampler:
-    """`sampler` with the pixels under `mask` held to `known` (Lugmayr et al. 2022, algorithm 1).
+    """`sampler` with the pixels under `mask` held to `known` (RePaint).
 
-    https://arxiv.org/abs/2201.09865. After a step from t to s the known pixels become a fresh
-    q_sample(known, s); at s = -1 that is `known` itself, exactly. Where a process mixes pixels, as
-    one that blurs does, unknown ones have a share in noised known ones: it is that of x0_hat. A
-    sampler that has just moved the unknown pixels knew nothing of this noise. So that both come to
-    agree, x_s is taken back up to t by `q_transition` and stepped again, `resamplings` times in
-    all, the last step onto the data included (the paper's goes there once). The result is not
-    exactly the posterior's, but comes closer with more resamplings.
+    After a step from t to s the known pixels become a fresh q_sample(known, s); at s = -1 that is
+    `known` itself, exactly (Lugmayr et al. 2022, algorithm 1). Where a process mixes pixels, as
+    blurring does, the noised known pixels depend on unknown ones, which are taken from x0_hat. The
+    step that moved the unknown pixels did not see the noise of the known ones. To make both agree,
+    x_s is noised back to t by `q_transition` and the step is repeated, `resamplings` times in all,
+    also the last step onto the data (which the paper takes once). The result does not follow the
+    posterior exactly, but comes closer with more resamplings.
 
-    What a multistep sampler remembers belongs to the path it came on. Fresh noise leaves that path,
-    so a step that is taken again starts without memory, at first order; to remember across it
-    would push x away from what is remembered at each resampling, without bound.
+    The memory of a multistep sampler belongs to the path that it came on, and fresh noise leaves
+    that path. So a repeated step starts without memory, at first order; with it, x would move away
+    at each resampling, without bound.
 
     Args:
         sampler: any sampler.
-        process: its process.
-        known: images; what is not under the mask does not matter.
-        mask: bool, shaped as `known`: True where it is known.
+        process: its process, of modes.
+        known: images, `[batch, ...]`; what is not under the mask does not matter.
+        mask: bool, shaped as `known`; True marks known pixels.
         resamplings: how many times each step is taken, at least 1.
 
     Returns:
@@ -49,6 +49,17 @@ def inpaint(
         TypeError, ValueError: `known` not floating point, `mask` not bool or of another shape,
             `resamplings` below 1; and from `init`, images of another shape.
         NoClosedForm: a chain without modes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import samplers, schedules
+        >>> schedule, known = schedules.cosine(1000), jnp.zeros((1, 8, 8, 1))
+        >>> sampler = samplers.ddim(schedule, lambda x_t, t: 0.0 * x_t, predicts="v", eta=1.0)
+        >>> mask = jnp.zeros(known.shape, bool).at[:, :4].set(True)  # the upper half is known
+        >>> sampler = samplers.inpaint(sampler, schedule, known, mask, resamplings=5)
+
+    References:
+        Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865
     """
     check_modal("process", process)
     check_float("known", known)

@@ -1,6 +1,6 @@
-"""What keeps x0_hat where images are: functions of x0_hat, given to a sampler as `threshold`.
+"""Thresholds keep x0_hat in the range of images; a sampler takes one as `threshold`.
 
-Guidance and few steps push x0_hat outside of [-1, 1], where no image of the training set was.
+Guidance and few steps push x0_hat outside of [-1, 1], the range of the images.
 """
 
 import math
@@ -23,22 +23,42 @@ def static_threshold(
 ) -> Float[Array, "batch *data"]:
     """x0_hat cut off at -limit and limit.
 
+    Args:
+        x0_hat: the estimated data, `[batch, ...]`.
+        limit: above 0; images are in [-1, 1].
+
+    Returns:
+        The cut data, shaped as `x0_hat`, in its dtype.
+
     Raises:
         TypeError: `x0_hat` is not floating point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ddpm_jax import samplers
+        >>> samplers.static_threshold(jnp.array([[0.5, -2.0]])).tolist()
+        [[0.5, -1.0]]
     """
     check_float("x0_hat", x0_hat)
     return jnp.clip(x0_hat, -limit, limit)
 
 
 def dynamic_threshold(quantile: float = 0.995, maximum: float | None = None) -> Threshold:
-    """x0_hat scaled back by its own size, for strong guidance (Saharia et al. 2022, section 2.3).
+    r"""x0_hat scaled back by its own size, for strong guidance.
 
-    Per example, s = max(1, `quantile` of |x0_hat| over the example), and x0_hat is cut off at -s
-    and s and divided by s (https://arxiv.org/abs/2205.11487).
+    .. math::
+
+        \hat{x}_0 \leftarrow \frac{\mathrm{clip}(\hat{x}_0,\, -s,\, s)}{s}, \qquad
+        s = \max\big(1,\ \mathrm{quantile\ of}\ |\hat{x}_0|\big)
+
+    with the quantile over each example (Saharia et al. 2022, section 2.3).
 
     Args:
         quantile: in (0, 1]; 1 is the largest, and then nothing is cut off.
         maximum: of s, 1 or more; by default there is none.
+
+    Returns:
+        A function `x0_hat -> x0_hat`, for a sampler's `threshold`.
 
     Raises:
         ValueError: `quantile` outside (0, 1], or `maximum` below 1.
@@ -48,6 +68,9 @@ def dynamic_threshold(quantile: float = 0.995, maximum: float | None = None) -> 
         >>> from ddpm_jax import samplers
         >>> samplers.dynamic_threshold(1.0)(jnp.array([[0.5, -2.0], [0.5, -1.0]])).tolist()
         [[0.25, -1.0], [0.5, -1.0]]
+
+    References:
+        Saharia et al. 2022, https://arxiv.org/abs/2205.11487
     """
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile is {quantile}; it has to be in (0, 1]")

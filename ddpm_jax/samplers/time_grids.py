@@ -1,4 +1,4 @@
-"""Which times a sampler visits. Any falling vector of times will do; these are the usual ones."""
+"""The times that a sampler visits: any falling vector of times, such as these grids."""
 
 from typing import Literal
 
@@ -12,6 +12,7 @@ from ddpm_jax.processes.modal import Modal, check_modal
 __all__ = ["Spacing", "time_grid"]
 
 Spacing = Literal["linspace", "leading", "trailing", "log_snr"]
+"""How `time_grid` spreads its times."""
 
 
 def time_grid(
@@ -19,19 +20,26 @@ def time_grid(
 ) -> Int[Array, " steps"]:
     """`num_steps` falling times in [0, T) for `sample`, whose last step goes onto the data.
 
-    linspace   evenly spread from T - 1 to 0, both ends included, and rounded; one step alone goes
-               from T - 1
-    leading    the multiples of T // num_steps from 0 on: begins below T - 1
-    trailing   round(T - i T / num_steps) - 1: begins at T - 1, ends one stride above the data
-    log_snr    the times nearest to even steps in log SNR from T - 1 to 0, made distinct; of a
-               process of many modes, in its mean
+    - "linspace": evenly spread from T - 1 to 0, both ends included, and rounded; one step alone
+      goes from T - 1.
+    - "leading": the multiples of T // num_steps from 0 on; begins below T - 1.
+    - "trailing": round(T - i T / num_steps) - 1; begins at T - 1, ends one stride above the data.
+    - "log_snr": the times nearest to even steps in log SNR from T - 1 to 0, made distinct; of a
+      process of many modes, in its mean.
 
     The first three are what diffusers calls `timestep_spacing` (its leading grid may add a
-    `steps_offset`, which is 0 here) and are compared in Lin et al. 2023, table 2
-    (https://arxiv.org/abs/2305.08891): a grid that begins below T - 1 takes pure noise for images
-    with some signal left. The last is the one of Lu et al. 2022
-    (https://arxiv.org/abs/2206.00927). If no signal is left at T - 1, log SNR is -inf there: that
-    time comes first, and the others are even over the rest.
+    `steps_offset`, which is 0 here) and are compared in Lin et al. 2023, table 2: a grid that
+    begins below T - 1 takes pure noise for images with some signal left. The last is the one of Lu
+    et al. 2022. If no signal is left at T - 1, log SNR is -inf there: that time comes first, and
+    the others are even over the rest.
+
+    Args:
+        process: a schedule, or another process of modes.
+        num_steps: how many times, 1 to T.
+        spacing: how they are spread.
+
+    Returns:
+        The times, int32 `[num_steps]`, falling.
 
     Raises:
         ValueError: `num_steps` outside [1, T], or an unknown `spacing`.
@@ -48,6 +56,10 @@ def time_grid(
         [8, 6, 4, 2, 0]
         >>> samplers.time_grid(schedule, 5, "trailing").tolist()
         [9, 7, 5, 3, 1]
+
+    References:
+        - Lin et al. 2023, https://arxiv.org/abs/2305.08891
+        - Lu et al. 2022, https://arxiv.org/abs/2206.00927
     """
     check_modal("process", process)
     check_count("num_steps", num_steps)

@@ -1,7 +1,7 @@
 """Noise schedules: how much signal and how much noise there is at each time.
 
-`tables` is the `Schedule` itself, `constructors` makes one from a formula or from given tables,
-`transforms` makes another of one.
+`tables` has the `Schedule` itself and the equations, `constructors` makes one from a formula or
+from given tables, and `transforms` makes one from another.
 """
 
 from ddpm_jax.schedules.constructors import constant as constant

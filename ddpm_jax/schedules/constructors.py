@@ -1,6 +1,7 @@
 """Schedules from a formula, or from given tables.
 
-Every constructor works in float64 on the host and refuses arguments that make no chain.
+Every constructor works in float64 on the host and refuses arguments that make no chain. The symbols
+are those of `ddpm_jax.schedules.tables`; u = (t + 1) / T runs from 1 / T to 1.
 """
 
 import math
@@ -24,22 +25,33 @@ __all__ = [
 
 
 def linear(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
-    """Betas evenly spaced from `beta_min` to `beta_max` (Ho et al. 2020, section 4).
+    r"""Betas evenly spaced from `beta_min` to `beta_max`.
 
-    The defaults are the paper's, made for `num_steps` = 1000; they are not rescaled for another T.
+    .. math::
+
+        \beta_t = \beta_{\min} + \frac{t}{T - 1} (\beta_{\max} - \beta_{\min})
+
+    (Ho et al. 2020, section 4). The defaults are the paper's, made for `num_steps` = 1000; they are
+    not rescaled for another T.
 
     Args:
         num_steps: T, at least 2.
         beta_min: the first beta, in (0, 1).
         beta_max: the last beta, in (0, 1).
 
+    Returns:
+        The schedule.
+
     Raises:
-        ValueError: T below 2, or a beta outside (0, 1).
+        TypeError, ValueError: T below 2 or no whole number, or a beta outside (0, 1).
 
     Example:
         >>> from ddpm_jax import schedules
         >>> schedules.linear(1000).num_steps
         1000
+
+    References:
+        Ho et al. 2020, https://arxiv.org/abs/2006.11239
     """
     check_num_steps(num_steps)
     _check_inside("beta_min", beta_min)
@@ -48,10 +60,14 @@ def linear(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Sc
 
 
 def quadratic(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
-    """Square roots of the betas evenly spaced; some codebases call it scaled linear.
+    r"""Square roots of the betas evenly spaced; some codebases call it scaled linear.
 
-    beta_t = (sqrt(beta_min) + t / (T - 1) (sqrt(beta_max) - sqrt(beta_min)))^2. Stable Diffusion,
-    a published latent diffusion model (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), has
+    .. math::
+
+        \beta_t = \Big( \sqrt{\beta_{\min}}
+        + \frac{t}{T - 1} \big(\sqrt{\beta_{\max}} - \sqrt{\beta_{\min}}\big) \Big)^2
+
+    Stable Diffusion, a published latent diffusion model (Rombach et al. 2022), has
     beta_min = 0.00085 and beta_max = 0.012 at T = 1000; the paper itself does not give them.
 
     Args:
@@ -59,8 +75,20 @@ def quadratic(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) ->
         beta_min: the first beta, in (0, 1).
         beta_max: the last beta, in (0, 1).
 
+    Returns:
+        The schedule.
+
     Raises:
-        ValueError: T below 2, or a beta outside (0, 1).
+        TypeError, ValueError: T below 2 or no whole number, or a beta outside (0, 1).
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> betas = schedules.quadratic(1000, 0.00085, 0.012).betas
+        >>> round(float(betas[0]), 5), round(float(betas[-1]), 5)
+        (0.00085, 0.012)
+
+    References:
+        Rombach et al. 2022, https://arxiv.org/abs/2112.10752
     """
     check_num_steps(num_steps)
     _check_inside("beta_min", beta_min)
@@ -69,14 +97,26 @@ def quadratic(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) ->
 
 
 def constant(num_steps: int, beta: float) -> Schedule:
-    """The same `beta` at every step, so that alpha_bar_t = (1 - beta)^(t + 1).
+    r"""The same `beta` at every step.
+
+    .. math::
+
+        \bar\alpha_t = (1 - \beta)^{t + 1}
 
     Args:
         num_steps: T, at least 2.
         beta: in (0, 1).
 
+    Returns:
+        The schedule.
+
     Raises:
-        ValueError: T below 2, or `beta` outside (0, 1).
+        TypeError, ValueError: T below 2 or no whole number, or `beta` outside (0, 1).
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> schedules.constant(3, beta=0.5).alpha_bar.tolist()
+        [0.5, 0.25, 0.125]
     """
     check_num_steps(num_steps)
     _check_inside("beta", beta)
@@ -85,18 +125,35 @@ def constant(num_steps: int, beta: float) -> Schedule:
 
 
 def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """alpha_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+    r"""alpha_bar follows a squared cosine.
 
-    alpha_bar(u) = cos^2(pi/2 (u + offset) / (1 + offset)), normalized to 1 at u = 0, read at
-    u = (t + 1) / T; betas above `max_beta` are cut to it, as in https://arxiv.org/abs/2102.09672.
+    .. math::
+
+        \bar\alpha_t = \frac{f(u)}{f(0)}, \qquad
+        f(u) = \cos^2\Big(\frac{\pi}{2} \cdot \frac{u + \mathrm{offset}}{1 + \mathrm{offset}}\Big),
+        \qquad u = \frac{t + 1}{T}
+
+    (Nichol & Dhariwal 2021, eq. 17). Betas above `max_beta` are cut to it, as in the paper.
 
     Args:
         num_steps: T, at least 2.
         offset: keeps the first betas from vanishing; at least 0.
         max_beta: the largest beta, in (0, 1).
 
+    Returns:
+        The schedule.
+
     Raises:
-        ValueError: T below 2, a negative offset, or `max_beta` outside (0, 1).
+        TypeError, ValueError: T below 2 or no whole number, a negative offset, or `max_beta`
+            outside (0, 1).
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> round(float(schedules.cosine(1000).alpha_bar[499]), 3)  # halfway
+        0.494
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     check_num_steps(num_steps)
     if not (offset >= 0.0 and math.isfinite(offset)):
@@ -118,13 +175,15 @@ def sigmoid(
     tau: float = 1.0,
     max_beta: float = 0.999,
 ) -> Schedule:
-    """alpha_bar follows a sigmoid (Jabri et al. 2023, https://arxiv.org/abs/2212.11972).
+    r"""alpha_bar follows a sigmoid, which falls from 1 to 0.
 
-    With x(u) = (start + u (end - start)) / tau and u = (t + 1) / T,
+    .. math::
 
-        alpha_bar(u) = (sigmoid(x(1)) - sigmoid(x(u))) / (sigmoid(x(1)) - sigmoid(x(0))),
+        \bar\alpha_t = \frac{\sigma(x(1)) - \sigma(x(u))}{\sigma(x(1)) - \sigma(x(0))}, \qquad
+        x(u) = \frac{\mathrm{start} + u\, (\mathrm{end} - \mathrm{start})}{\tau}, \qquad
+        u = \frac{t + 1}{T}
 
-    which falls from 1 to 0 (Chen 2023, algorithm 1, https://arxiv.org/abs/2301.10972). Betas above
+    with sigma the logistic sigmoid (Jabri et al. 2023; Chen 2023, algorithm 1). Betas above
     `max_beta` are cut to it, as the cosine's are; `zero_terminal_snr` takes what that leaves.
 
     Args:
@@ -134,8 +193,20 @@ def sigmoid(
         tau: temperature, above 0; a larger one is closer to a straight line.
         max_beta: the largest beta, in (0, 1).
 
+    Returns:
+        The schedule.
+
     Raises:
-        ValueError: T below 2, or arguments outside these ranges.
+        TypeError, ValueError: T below 2 or no whole number, or arguments outside these ranges.
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> round(float(schedules.sigmoid(1000).alpha_bar[499]), 3)  # halfway
+        0.5
+
+    References:
+        - Jabri et al. 2023, https://arxiv.org/abs/2212.11972
+        - Chen 2023, https://arxiv.org/abs/2301.10972
     """
     check_num_steps(num_steps)
     if not (math.isfinite(start) and math.isfinite(end) and start < end):
@@ -157,20 +228,37 @@ def sigmoid(
 
 
 def linear_log_snr(num_steps: int, log_snr_max: float = 7.0, log_snr_min: float = -8.0) -> Schedule:
-    """log SNR falls linearly from `log_snr_max` at t = 0 to `log_snr_min` at t = T - 1.
+    r"""log SNR falls linearly from `log_snr_max` at t = 0 to `log_snr_min` at t = T - 1.
+
+    .. math::
+
+        \log \mathrm{SNR}_t = \log \mathrm{SNR}_{\max}
+        - \frac{t}{T - 1} (\log \mathrm{SNR}_{\max} - \log \mathrm{SNR}_{\min})
 
     The KL terms of the ELBO then all carry the same weight on the squared error of eps, because
-    that weight depends on the step in log SNR alone (Kingma et al. 2021, eq. 14,
-    https://arxiv.org/abs/2107.00630). `log_snr_max` is best set from the data's grid: noise far
-    below the spacing of the grey levels only adds to the KL terms.
+    that weight depends on the step in log SNR alone (Kingma et al. 2021, eq. 14). `log_snr_max` is
+    best set from the data's grid: noise far below the spacing of the grey levels only adds to the
+    KL terms.
 
     Args:
         num_steps: T, at least 2.
         log_snr_max: log SNR after one step, natural logarithm; above `log_snr_min`.
-        log_snr_min: log SNR of the prior.
+        log_snr_min: log SNR of the prior, natural logarithm.
+
+    Returns:
+        The schedule.
 
     Raises:
-        ValueError: T below 2, or values that are not finite and falling.
+        TypeError, ValueError: T below 2 or no whole number, or values that are not finite and
+            falling.
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> schedules.linear_log_snr(4, 7.0, -8.0).log_snr.tolist()
+        [7.0, 2.0, -3.0, -8.0]
+
+    References:
+        Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     check_num_steps(num_steps)
     if not (math.isfinite(log_snr_max) and math.isfinite(log_snr_min)):
@@ -186,9 +274,13 @@ def linear_log_snr(num_steps: int, log_snr_max: float = 7.0, log_snr_min: float 
 
 
 def from_betas(betas: np.ndarray | Sequence[float]) -> Schedule:
-    """The schedule of a given chain, betas `[T]` each in (0, 1), read in float64.
+    """The schedule of given betas, read in float64.
 
-    The last may be exactly 1: a chain that leaves no signal.
+    Args:
+        betas: `[T]`, each in (0, 1). The last may be exactly 1: a chain that leaves no signal.
+
+    Returns:
+        The schedule.
 
     Raises:
         ValueError: not one-dimensional, T below 2, or a beta outside (0, 1), by index.
@@ -210,12 +302,27 @@ def from_betas(betas: np.ndarray | Sequence[float]) -> Schedule:
 
 
 def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
-    """The schedule of given alpha_bar `[T]`, falling inside (0, 1), read in float64.
+    r"""The schedule of given alpha_bar, read in float64.
 
-    The last may be exactly 0: a chain that leaves no signal.
+    .. math::
+
+        \beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}
+
+    Args:
+        alpha_bar: `[T]`, falling inside (0, 1). The last may be exactly 0: a chain that leaves no
+            signal.
+
+    Returns:
+        The schedule.
 
     Raises:
         ValueError: not one-dimensional, T below 2, outside (0, 1) or not falling, by index.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax import schedules
+        >>> schedules.from_alpha_bar(np.array([0.5, 0.25])).betas.tolist()
+        [0.5, 0.5]
     """
     alpha_bar = _vector("alpha_bar", alpha_bar)
     inside = (alpha_bar > 0.0) & (alpha_bar < 1.0)
@@ -233,12 +340,26 @@ def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
 
 
 def from_log_snr(log_snr: np.ndarray) -> Schedule:
-    """The schedule of given log SNR `[T]`, falling, natural logarithm, read in float64.
+    r"""The schedule of given log SNR, natural logarithm, read in float64.
 
-    alpha_bar = sigmoid(log_snr). The last may be -inf: a chain that leaves no signal.
+    .. math::
+
+        \bar\alpha_t = \frac{1}{1 + \exp(-\log \mathrm{SNR}_t)}
+
+    Args:
+        log_snr: `[T]`, finite and falling. The last may be -inf: a chain that leaves no signal.
+
+    Returns:
+        The schedule.
 
     Raises:
         ValueError: not one-dimensional, T below 2, not finite or not falling, by index.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax import schedules
+        >>> schedules.from_log_snr(np.array([0.0, -np.inf])).alpha_bar.tolist()
+        [0.5, 0.0]
     """
     log_snr = _vector("log_snr", log_snr)
     finite = np.isfinite(log_snr)

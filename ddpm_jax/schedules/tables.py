@@ -1,17 +1,30 @@
 r"""A schedule's tables, and how they are read.
 
-A schedule of T steps is the chain q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) of
-Ho et al. 2020 (https://arxiv.org/abs/2006.11239, eq. 2), given by its tables. Times run from
-t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands for the data themselves.
+A schedule of T steps is the chain of Ho et al. 2020, eq. 2,
 
-    alpha_bar_t = prod_{i <= t} (1 - beta_i)
-    log_snr_t   = log(alpha_bar_t / (1 - alpha_bar_t))
+.. math::
 
-Tables are built on the host in float64 from log(alpha_bar), which keeps full relative precision
-at both ends, and are stored in float32. Differences of two logarithms, which every posterior and
-every ELBO weight contains, would lose most of their digits in float32 between neighbouring
-times. The two log tables therefore carry a second float32 table, the part that rounding took
-away, and `log_snr_difference` and `log_alpha_bar_difference` use both.
+    q(x_t \mid x_{t-1}) = \mathcal{N}\big(\sqrt{1 - \beta_t}\, x_{t-1},\ \beta_t I\big) \tag{1}
+
+given by its tables. Times run from t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands
+for the data themselves.
+
+.. math::
+
+    \bar\alpha_t = \prod_{i \le t} (1 - \beta_i) \tag{2}
+
+.. math::
+
+    \log \mathrm{SNR}_t = \log \frac{\bar\alpha_t}{1 - \bar\alpha_t} \tag{3}
+
+Tables are built on the host in float64 from log(alpha_bar), which keeps full relative precision at
+both ends, and are stored in float32. Differences of two logarithms, which every posterior and every
+ELBO weight contains, would lose most of their digits in float32 between neighbouring times. The two
+log tables therefore carry a second float32 table, the part that rounding took away, and
+`log_snr_difference` and `log_alpha_bar_difference` use both.
+
+References:
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239
 """
 
 import dataclasses
@@ -39,7 +52,7 @@ __all__ = [
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule(Value):
     """The tables of one noise schedule, each float32 `[T]`: a frozen pytree, safe to pass to jit.
 
@@ -80,17 +93,17 @@ class Schedule(Value):
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.betas.shape[-1]
 
     @property
     def log_alpha_bar(self) -> Float[Array, " T"]:
-        """log(alpha_bar), natural logarithm."""
+        """log(alpha_bar), natural logarithm, float32 `[T]`."""
         return self.log_alpha_bar_parts[0]
 
     @property
     def log_snr(self) -> Float[Array, " T"]:
-        """log(alpha_bar / (1 - alpha_bar)), natural logarithm."""
+        """log(alpha_bar / (1 - alpha_bar)), natural logarithm, float32 `[T]`."""
         return self.log_snr_parts[0]
 
     @property
@@ -99,46 +112,109 @@ class Schedule(Value):
         return bases.identity()
 
     def signal(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """sqrt(alpha_bar) at `t`; 1 at t = -1."""
+        """sqrt(alpha_bar), the factor a on x_0.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            a, float32 `[batch]`; 1 at t = -1.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from ddpm_jax import schedules
+            >>> schedules.constant(3, beta=0.75).signal(jnp.array([-1, 0, 1])).tolist()
+            [1.0, 0.5, 0.25]
+        """
         return root(self.signal_variance(t))
 
     def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """alpha_bar at `t`; 1 at t = -1."""
+        """alpha_bar, a^2.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            alpha_bar, float32 `[batch]`; 1 at t = -1.
+        """
         return look_up(self.alpha_bar, t, before=1.0)
 
     def noise(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """sqrt(1 - alpha_bar) at `t`; 0 at t = -1."""
+        """sqrt(1 - alpha_bar), the factor b on the noise.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            b, float32 `[batch]`; 0 at t = -1.
+        """
         return root(self.noise_variance(t))
 
     def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """1 - alpha_bar at `t`; 0 at t = -1."""
+        """1 - alpha_bar, b^2.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            1 - alpha_bar, float32 `[batch]`; 0 at t = -1.
+        """
         return look_up(self.one_minus_alpha_bar, t, before=0.0)
 
     def beta(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """beta at `t`, the variance that the step to `t` adds."""
+        """The variance that the step to `t` adds.
+
+        Args:
+            t: times in [0, T), int32 `[batch]`.
+
+        Returns:
+            beta, float32 `[batch]`; NaN at t = -1.
+        """
         return look_up(self.betas, t, before=jnp.nan)
 
     def transition_variance(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        """1 - alpha_bar_t / alpha_bar_s, the variance that steps from s to t add; NaN for s > t."""
+        """1 - alpha_bar_t / alpha_bar_s, the variance that the steps from s to t add.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times s <= t, int32 `[batch]`.
+
+        Returns:
+            The variance, float32 `[batch]`; NaN for s > t.
+        """
         added = -jnp.expm1(self.log_alpha_bar_difference(t, s))
         return jnp.where(s <= t, added, jnp.nan)
 
     def power(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """signal_variance + noise_variance: 1, without rounding."""
+        """a^2 + b^2, which is 1 for a schedule, without rounding.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            1, float32 `[batch]`.
+        """
         return jnp.ones_like(self.noise_variance(t))
 
     def prior(self, batch: int) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-        """The variance of p(x_{T-1}), 1, and by what share of it that of q(x_{T-1} | x_0) is less.
+        """The variance of p(x_{T-1}), and the share of it that q(x_{T-1} | x_0) lacks.
 
-        The second is alpha_bar_{T-1}.
+        Args:
+            batch: the number of examples.
+
+        Returns:
+            1 and alpha_bar_{T-1}, float32 `[batch]` each.
         """
         missing = jnp.broadcast_to(self.alpha_bar[-1], batch)
         return jnp.ones_like(missing), missing
 
     def mean_log_snr(self) -> np.ndarray:
-        """log SNR `[T]` in float64 on the host.
+        """log SNR on the host, natural logarithm.
+
+        Returns:
+            log SNR, float64 `[T]`.
 
         Raises:
             TypeError: the schedule is traced.
@@ -146,34 +222,73 @@ class Schedule(Value):
         return on_host(self.log_snr_parts)
 
     def snr(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """alpha_bar / (1 - alpha_bar) at `t`; inf at t = -1, and 0 only where no signal is left."""
+        """alpha_bar / (1 - alpha_bar), a^2 / b^2.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            SNR, float32 `[batch]`; inf at t = -1, and 0 only where no signal is left.
+        """
         ratio = self.signal_variance(t) / self.noise_variance(t)
         # alpha_bar may underflow long before a signal is gone, and weights divide by this.
         silent = jnp.isneginf(look_up(self.log_snr, t, before=jnp.inf))
         return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
 
     def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """The time that a network gets at `t`: that of the schedule that it was trained with."""
+        """The time that a network gets at `t`: that of the schedule that it was trained with.
+
+        Args:
+            t: times in [0, T), int32 `[batch]`.
+
+        Returns:
+            `network_times[t]`, int32 `[batch]`; of a time outside [0, T), that of the nearest end.
+        """
         return rows(self.network_times, t, mode="clip")
 
     def log_snr_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        """log SNR(t) - log SNR(s), to float32's full precision; -inf where s = -1."""
+        """log SNR(t) - log SNR(s), to float32's full precision.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            The difference, float32 `[batch]`; -inf where s = -1.
+        """
         return difference(self.log_snr_parts, t, s, before=jnp.inf)
 
     def log_alpha_bar_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        """log alpha_bar(t) - log alpha_bar(s), to float32's full precision."""
+        """log alpha_bar(t) - log alpha_bar(s), to float32's full precision.
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times in [-1, T), int32 `[batch]`.
+
+        Returns:
+            The difference, float32 `[batch]`.
+        """
         return difference(self.log_alpha_bar_parts, t, s, before=0.0)
 
     def log_noise_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        """log(1 - alpha_bar(t)) - log(1 - alpha_bar(s)) for s <= t, to float32's full precision.
+        r"""log(1 - alpha_bar(t)) - log(1 - alpha_bar(s)), to float32's full precision.
 
-        inf where s = -1. By b_t^2 / b_s^2 = 1 + (1 - a_t^2 / a_s^2) SNR_s.
+        .. math::
+
+            \frac{b_t^2}{b_s^2} = 1 + \Big(1 - \frac{a_t^2}{a_s^2}\Big)\, \mathrm{SNR}_s
+
+        Args:
+            t: times in [-1, T), int32 `[batch]`.
+            s: times s <= t, int32 `[batch]`.
+
+        Returns:
+            The difference, float32 `[batch]`; inf where s = -1.
         """
         return jnp.log1p(self.transition_variance(t, s) * self.snr(s))
 

@@ -1,4 +1,4 @@
-"""Schedules made of another schedule, on the host, from its float64 logarithms."""
+"""Schedules made from another schedule, on the host, in float64."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,22 @@ __all__ = ["respaced", "shifted", "zero_terminal_snr"]
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The schedule bent so that no signal is left at T - 1 (Lin et al. 2023, algorithm 1).
+    r"""Shifts and scales a schedule so that no signal is left at T - 1.
 
-    sqrt(alpha_bar) is shifted and scaled: the first stays, the last becomes 0
-    (https://arxiv.org/abs/2305.08891). A network for it predicts x0 or v: at T - 1 x_t is
-    pure noise, so eps would be x_t itself there and x0_hat = 0 / 0.
+    .. math::
+
+        \sqrt{\bar\alpha_t'} = \big(\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_{T-1}}\big)
+        \frac{\sqrt{\bar\alpha_0}}{\sqrt{\bar\alpha_0} - \sqrt{\bar\alpha_{T-1}}}
+
+    so that the first stays and the last becomes 0 (Lin et al. 2023, algorithm 1). A network for it
+    predicts x0 or v: at T - 1 x_t is pure noise, so eps would be x_t itself there and x0_hat = 0 /
+    0.
+
+    Args:
+        schedule: the schedule to change.
+
+    Returns:
+        The new schedule; `schedule` itself if it already leaves no signal.
 
     Raises:
         TypeError: the schedule is traced.
@@ -26,6 +37,9 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         >>> from ddpm_jax import schedules
         >>> float(schedules.zero_terminal_snr(schedules.linear(1000)).alpha_bar[-1])
         0.0
+
+    References:
+        Lin et al. 2023, https://arxiv.org/abs/2305.08891
     """
     log_signal = 0.5 * on_host(schedule.log_alpha_bar_parts)
     first, last = log_signal[0], log_signal[-1]
@@ -46,20 +60,36 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Schedule:
-    """log SNR lowered for larger images (Hoogeboom et al. 2023, section 3.1).
+    r"""log SNR lowered for larger images.
 
-    log_snr + 2 log(reference / resolution): averaged down to `reference` pixels a side, an image
-    of `resolution` pixels then carries the noise that `schedule` gives to an image of `reference`
-    (https://arxiv.org/abs/2301.11093).
+    .. math::
+
+        \log \mathrm{SNR}_t' = \log \mathrm{SNR}_t
+        + 2 \log \frac{\mathrm{reference}}{\mathrm{resolution}}
+
+    (Hoogeboom et al. 2023, section 3.1). Averaged down to `reference` pixels a side, an image of
+    `resolution` pixels then carries the noise that `schedule` gives to an image of `reference`.
 
     Args:
         schedule: made for images of `reference` pixels a side.
         resolution: pixels a side of the images at hand, at least 1.
         reference: pixels a side, at least 1.
 
+    Returns:
+        The shifted schedule, of the same network times.
+
     Raises:
         ValueError: a side below 1.
-        TypeError: the schedule is traced.
+        TypeError: the schedule is traced, or a side is no whole number.
+
+    Example:
+        >>> from ddpm_jax import schedules
+        >>> schedule = schedules.linear_log_snr(10, 7.0, -8.0)
+        >>> round(float(schedules.shifted(schedule, resolution=128).log_snr[0]), 3)  # 7 - 2 log 2
+        5.614
+
+    References:
+        Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093
     """
     for name, side in (("resolution", resolution), ("reference", reference)):
         check_count(name, side)
@@ -74,16 +104,24 @@ def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Sche
 
 
 def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) -> Schedule:
-    """The chain that visits `times` only, with its true betas (Nichol & Dhariwal 2021, eq. 19).
+    r"""The chain that visits `times` only, with its true betas.
 
-    alpha_bar at these times stays, beta_i = 1 - alpha_bar_i / alpha_bar_{i-1} from each of them to
-    the next, and `network_times` has the times that the network was trained with. Everything that
-    takes a schedule takes this one: its ELBO is that of the shorter chain, for the best denoiser a
-    looser bound.
+    With tau_i the times,
+
+    .. math::
+
+        \bar\alpha_i' = \bar\alpha_{\tau_i}, \qquad \beta_i' = 1 - \bar\alpha_i' / \bar\alpha_{i-1}'
+
+    (Nichol & Dhariwal 2021, eq. 19). `network_times` has the times that the network was trained
+    with. Everything that takes a schedule takes this one: its ELBO is that of the shorter chain,
+    for the best denoiser a looser bound.
 
     Args:
         schedule: the chain, itself respaced or not.
-        times: rising times in [0, T), at least two; from `samplers.time_grid`, turned round.
+        times: rising times in [0, T), at least two, integers; from `samplers.time_grid`, reversed.
+
+    Returns:
+        The schedule of the shorter chain.
 
     Raises:
         TypeError: times that are not integers, or a traced schedule.
@@ -93,6 +131,9 @@ def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) 
         >>> from ddpm_jax import schedules
         >>> schedules.respaced(schedules.linear(1000), range(99, 1000, 100)).num_steps
         10
+
+    References:
+        Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
     times = np.asarray(times)
     if times.ndim != 1:

@@ -1,4 +1,4 @@
-"""Training: the state, the step, the loop, and checkpoints."""
+"""Training: the state, the step, the loop, checkpoints and snapshots."""
 
 from ddpm_jax.errors import require
 

@@ -1,9 +1,9 @@
-"""Checkpoints: the train state and the data iterator's state together, saved in the background.
+"""Checkpoints: the train state and the data iterator's state, saved in the background.
 
 Orbax writes and reads the files. This module adds manifests: a checkpoint is sound only if it
-agrees with its manifest. `restore` skips a damaged one, with a sentence, and takes the newest sound
-one. Older ones are deleted only after the newer one has its manifest. (Orbax's own manager deletes
-at its commit, takes an empty folder for the latest step, and returns flipped bits.)
+agrees with its manifest. `restore` skips damaged checkpoints, reports each in a sentence, and takes
+the newest sound one. Older ones are deleted only after the newer one has its manifest. (Orbax's own
+manager deletes at its commit, takes an empty folder for the latest step, and returns flipped bits.)
 """
 
 import json
@@ -43,34 +43,40 @@ class Choice(NamedTuple):
     """The result of `newest_sound`."""
 
     step: int | None
-    """None if nothing has been saved yet."""
+    """The step, or None if nothing has been saved yet."""
     refused: dict[int, str]
-    """For each later step that is not sound, the sentence that says why."""
+    """For each later step that is not sound, the reason in a sentence."""
 
 
 class Restored(NamedTuple):
     """The result of `Checkpoints.restore`."""
 
     step: int
+    """The step of the checkpoint."""
     state: TrainState
+    """The state after that step."""
     data_state: dict[str, Any]
+    """State of the data iterator."""
     refused: dict[int, str]
-    """For each later step that is not sound, the sentence that says why."""
+    """For each later step that is not sound, the reason in a sentence."""
     notes: dict[str, Any]
-    """As they were saved."""
+    """The notes that were saved with it."""
 
 
 def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
-    """The newest checkpoint that agrees with its manifest; only reads files.
+    """The newest checkpoint that agrees with its manifest; nothing is changed.
 
-    A run of several processes calls it in the first, which sends the step to the others.
+    In a run of several processes the first one calls it, and sends the step to the others.
 
     Args:
-        directory: of the checkpoints; it may be missing.
-        verify: False compares sizes only.
+        directory: folder of the checkpoints; it may be missing.
+        verify: whether to compare the checksums of the files; sizes are always compared.
+
+    Returns:
+        The step, and the reasons why later ones are not sound.
 
     Raises:
-        CheckpointError: there are checkpoints and none is sound.
+        CheckpointError: there are checkpoints, and none is sound.
     """
     refused: dict[int, str] = {}
     unfinished = 0
@@ -79,7 +85,7 @@ def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
         try:
             manifest.verify(folders[step], step, contents=verify)
         except DamageError as error:
-            if not folders[step].exists():  # training has deleted it meanwhile
+            if not folders[step].exists():  # training has deleted it since
                 return newest_sound(directory, verify=verify)
             refused[step] = str(error)
             unfinished += isinstance(error, UnfinishedError)
@@ -94,16 +100,19 @@ def newest_sound(directory: Path, *, verify: bool = True) -> Choice:
 
 
 class Checkpoints:
-    """The checkpoints of one run, one folder for each saved step.
+    """The checkpoints of one run, one folder for each saved step; a context manager.
 
     Args:
-        directory: made if it is missing, unless `read_only`.
-        keep_latest: how many of the newest to keep, at least 1.
-        keep_best: how many of those with the lowest held-out loss to keep besides.
-        read_only: for sampling and evaluation, perhaps beside a running training.
+        directory: folder of the checkpoints; created if it is missing, unless `read_only`.
+        keep_latest: number of newest checkpoints to keep, at least 1.
+        keep_best: number of checkpoints with the lowest held-out loss to keep beside those.
+        read_only: set it for sampling and evaluation, also while a training is running.
         config: of the run, plain values, for the manifests.
-        save_timeout: seconds after which a save has failed. If one process of several cannot write
-            its part, the others wait so long for it.
+        save_timeout: seconds after which a save has failed. If one of several processes cannot
+            write its part, the others wait this long for it.
+
+    Raises:
+        CheckpointError: `keep_latest` is below 1.
     """
 
     def __init__(
@@ -130,7 +139,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Waits for a save that is under way."""
+        """Waits for an unfinished save."""
         try:
             self._saver.close()
         except CheckpointError as failure:
@@ -151,20 +160,20 @@ class Checkpoints:
         """Saves in the background; the arrays may be donated as soon as this returns.
 
         A save is done when its manifest is on the disk; then older checkpoints are deleted. The
-        next save waits for that, `wait` does, and leaving the context.
+        next save, `wait` and the end of the context wait for that.
 
         Args:
-            step: steps done.
-            state: all of it is saved.
+            step: number of steps done.
+            state: the state to save.
             data_state: of the data iterator, JSON values.
             held_out_loss: ranks checkpoints for `keep_best`.
-            notes: more plain values for the manifest, which `restore` gives back.
-            report: how the save gets on, see `Saver.save`.
+            notes: more plain values for the manifest, which `restore` returns.
+            report: gets the progress of the save, see `Saver.save`.
 
         Raises:
-            SaveError: the disk refuses this save, or has refused the one before it; or there is a
-                checkpoint of this step or a later one. What was sound before stays, and the next
-                save tries again, in a new folder if need be.
+            SaveError: the disk refuses this save or has refused the former one, or a checkpoint of
+                this or a later step exists. Existing checkpoints stay, and the next save tries
+                again, in a new folder if necessary.
         """
 
         def check() -> None:
@@ -187,7 +196,7 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until the last save is done.
+        """Waits until the last save is done.
 
         Raises:
             SaveError: the disk has refused it.
@@ -195,7 +204,11 @@ class Checkpoints:
         self._saver.wait()
 
     def steps(self) -> list[int]:
-        """Steps with a manifest, rising. Other files are not read."""
+        """The steps whose checkpoints have a manifest; other files are not read.
+
+        Returns:
+            The steps, rising.
+        """
         return sorted(
             step for step, folder in step_folders(self.directory).items() if _manifest(folder, step)
         )
@@ -203,8 +216,14 @@ class Checkpoints:
     def move_aside(self, steps: Iterable[int]) -> None:
         """Renames the folders of damaged checkpoints, so that training can save these steps again.
 
-        Of those without a manifest, which are interrupted saves, only the newest is kept. With
-        several processes, only the first has to call this.
+        Of the folders without a manifest, which are interrupted saves, only the newest is kept. In
+        a run of several processes only the first one has to call this.
+
+        Args:
+            steps: steps of the damaged checkpoints.
+
+        Raises:
+            CheckpointError: a folder cannot be renamed.
         """
         for step in steps:
             folder = self.directory / str(step)
@@ -219,20 +238,23 @@ class Checkpoints:
     def restore(
         self, like: TrainState, step: int | None = None, *, verify: bool = True
     ) -> Restored | None:
-        """The checkpoint of `step`, or the newest sound one; None if there is none yet.
+        """Reads the checkpoint of a step, or the newest sound one.
 
-        Without a step, damaged checkpoints are skipped, and moved aside unless `read_only`; show
-        the sentences in `refused` to the user. In a run of several processes, the first calls
+        Without a step, damaged checkpoints are skipped, and renamed unless `read_only`; show the
+        sentences in `refused` to the user. In a run of several processes, the first one calls
         `newest_sound` and `move_aside`; then all restore its step with `verify=False`.
 
         Args:
-            like: a state, or its shapes with shardings; what is restored is laid out like it.
-            step: a step of `steps()`; if it is damaged, no other is taken for it.
-            verify: whether to hash what is in the files, see `newest_sound`.
+            like: a state, or its shapes with shardings: the layout of the restored state.
+            step: a step of `steps()`; if it is damaged, no other step is taken.
+            verify: whether to compare the checksums of the files; sizes are always compared.
+
+        Returns:
+            The checkpoint, or None if nothing has been saved yet.
 
         Raises:
-            CheckpointError: no such step; it is damaged; no checkpoint is sound; or the arrays
-                are not those of `like`.
+            CheckpointError: the step does not exist or is damaged, no checkpoint is sound, or the
+                arrays are not those of `like`.
         """
         if step is not None:
             if step not in step_folders(self.directory):
@@ -249,7 +271,7 @@ class Checkpoints:
                 except CheckpointError:
                     if (self.directory / str(choice.step)).exists():
                         raise
-                    continue  # training has deleted it meanwhile
+                    continue  # training has deleted it since
             if not self._read_only and jax.process_index() == 0:
                 self.move_aside(choice.refused)
             return restored
@@ -284,7 +306,7 @@ class Checkpoints:
         return Restored(step, state, restored.data, refused, stored.notes)
 
     def _prune(self) -> None:
-        """Deletes all but the newest and the best of those with a manifest; leaves others alone."""
+        """Deletes checkpoints with a manifest, except the newest and the best."""
         try:
             folders = step_folders(self.directory)
         except CheckpointError:
@@ -301,7 +323,17 @@ class Checkpoints:
 
 
 def newest_manifest(directory: Path) -> manifest.Manifest | None:
-    """Of the newest checkpoint that has one; no other file is read."""
+    """The manifest of the newest checkpoint that has one; no other file is read.
+
+    Args:
+        directory: folder of the checkpoints; it may be missing.
+
+    Returns:
+        The manifest, or None.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
     folders = sorted(step_folders(directory).items(), reverse=True)
     manifests = (_manifest(folder, step) for step, folder in folders)
     return next(filter(None, manifests), None)
@@ -321,7 +353,7 @@ def _manifest(folder: Path, step: int) -> manifest.Manifest | None:
 
 
 def _plain(tree: Any) -> Any:
-    """Typed keys as the numbers that they are made of, which is how they are stored."""
+    """The tree with typed keys as their numbers, which is how they are stored."""
 
     def plain(leaf: Any) -> Any:
         if not _is_key(leaf):
@@ -335,7 +367,7 @@ def _plain(tree: Any) -> Any:
 
 
 def _with_keys(tree: Any, like: Any) -> Any:
-    """Undoes `_plain`."""
+    """The inverse of `_plain`."""
 
     def typed(leaf: Any, like: Any) -> Any:
         if not _is_key(like):

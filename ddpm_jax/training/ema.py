@@ -1,29 +1,34 @@
 r"""Averages of the parameters over the course of training.
 
 There are two profiles over time. The usual one decays by a constant factor, and its length has to
-be chosen before training. The power function of Karras et al. 2024 (https://arxiv.org/abs/2312.02696,
-section 3.1) is as long as training is: with theta(tau) the parameters after step tau,
+be chosen before training. The power function of Karras et al. 2024, section 3.1
+(https://arxiv.org/abs/2312.02696), grows with training: with :math:`\theta(\tau)` the parameters
+after step :math:`\tau`,
 
-    (1)  average_gamma(t) = (gamma + 1) / t^(gamma + 1) * integral_0^t tau^gamma theta(tau) dtau
-    (2)  average(t) = beta(t) average(t - 1) + (1 - beta(t)) theta(t)
-         beta(t) = (1 - 1/t)^(gamma + 1)
-    (3)  sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)
+.. math::
 
-sigma_rel is the standard deviation of the profile in (1) in units of t. (2) is (1) exactly if theta
-is constant within each step.
+    \hat\theta_\gamma(t) &= \frac{\gamma + 1}{t^{\gamma + 1}} \int_0^t \tau^\gamma \theta(\tau)
+    \, d\tau \tag{1} \\
+    \hat\theta(t) &= \beta(t)\, \hat\theta(t - 1) + (1 - \beta(t))\, \theta(t),
+    \quad \beta(t) = (1 - 1/t)^{\gamma + 1} \tag{2} \\
+    \sigma_{rel} &= (\gamma + 1)^{1/2} (\gamma + 2)^{-1} (\gamma + 3)^{-1/2} \tag{3}
 
-Snapshots of a few such averages give, after training, the average with any other sigma_rel at any
-earlier time (their appendix C): a weighted sum of the stored profiles approximates the wanted one
-in least squares over time, and the same weights are used for the snapshots. With p_i the profile in
-(1) that ends at t_i, and 0 after it,
+:math:`\sigma_{rel}` is the standard deviation of the profile in (1) in units of t. (2) is exactly
+(1) if :math:`\theta` is constant within each step.
 
-    (4)  integral p_i p_j dtau
-         = (gamma_i + 1) (gamma_j + 1) / (gamma_i + gamma_j + 1) / m
-           * (m / t_i)^(gamma_i + 1) (m / t_j)^(gamma_j + 1),   m = min(t_i, t_j)
+After training, snapshots of a few such averages give the average with any other
+:math:`\sigma_{rel}` at any earlier time (their appendix C): a weighted sum of the stored profiles
+approximates the wanted one in least squares over time, and the same weights are used for the
+snapshots. With :math:`p_i` the profile in (1) that ends at :math:`t_i`, and 0 after it,
 
-Their weights are free; ours sum to one, as the profiles do, so that the average of a constant is
-itself. Otherwise the constant part of a parameter is off by a factor, and where the parameters have
-moved little since they were drawn that error is the larger one.
+.. math::
+
+    \int p_i p_j \, d\tau = \frac{(\gamma_i + 1) (\gamma_j + 1)}{(\gamma_i + \gamma_j + 1)\, m}
+    (m / t_i)^{\gamma_i + 1} (m / t_j)^{\gamma_j + 1}, \quad m = \min(t_i, t_j) \tag{4}
+
+Their weights are free. Here they sum to one, as the profiles do, so that the average of a constant
+is that constant. Otherwise the constant part of a parameter would be wrong by a factor, which is
+the larger error for parameters that have moved little since they were drawn.
 """
 
 import functools
@@ -48,26 +53,26 @@ __all__ = [
 
 
 def decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
-    """min(decay, (1 + step) / (10 + step)): early averages forget the random start quickly.
+    """min(decay, (1 + step) / (10 + step)), which soon forgets the random start.
 
     Args:
-        step: steps done before the one whose parameters are averaged in.
-        decay: of late averages, in [0, 1).
+        step: number of steps done before the one whose parameters are added.
+        decay: decay of late averages, in [0, 1).
     """
     step = step.astype(jnp.float32)
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def constant_decay_at(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
-    """The same decay from the first step on: the random start weighs decay^n after n steps."""
+    """The same decay from the first step on; after n steps the random start weighs decay^n."""
     return jnp.full_like(step, decay, jnp.float32)
 
 
 def power_decay_at(step: Int[Array, ""], gamma: float) -> Float[Array, ""]:
-    """beta(t) of equation (2) at t = step + 1; the first is 0, which forgets the random start.
+    """beta(t) of equation (2) at t = step + 1; it is 0 at first, which forgets the random start.
 
     Args:
-        step: steps done before the one whose parameters are averaged in, as in `decay_at`.
+        step: number of steps done before the one whose parameters are added, as in `decay_at`.
         gamma: exponent of the profile, see `gamma_of`.
     """
     t = step.astype(jnp.float32) + 1.0
@@ -104,7 +109,7 @@ def gamma_of(sigma_rel: float) -> float:
     if not 0.0 < sigma_rel <= largest:
         raise ValueError(
             f"sigma_rel is {sigma_rel}; it has to be in (0, {largest:.4f}], where the largest is"
-            " that of the mean over all steps"
+            " the width of the mean over all steps"
         )
     # (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2
     odds = sigma_rel**-2
@@ -119,10 +124,10 @@ def post_hoc_weights(
     time: float,
     gamma: float,
 ) -> Float64[np.ndarray, " snapshots"]:
-    """What to weigh stored averages with for the average of exponent `gamma` at `time`.
+    """The weights of stored averages for the average with the exponent `gamma` at `time`.
 
-    They minimize the integral of (sum_i w_i p_i - p)^2 over time among weights of sum one, p and
-    p_i as in equation (4). A snapshot of the average itself gets all the weight.
+    They minimize the integral of (sum_i w_i p_i - p)^2 over time among weights whose sum is one,
+    with p and p_i as in equation (4). A snapshot of the wanted average gets all the weight.
 
     Args:
         times: steps done when each snapshot was taken, from 1.
@@ -131,17 +136,17 @@ def post_hoc_weights(
         gamma: its exponent, 0 or more.
 
     Raises:
-        ValueError: no snapshots, as many times as exponents are not given, one of these is out of
+        ValueError: there are no snapshots, `times` and `gammas` differ in length, a value is out of
             range, or `time` is later than all snapshots.
     """
     if times.size == 0 or times.shape != gammas.shape:
         raise ValueError(
-            f"times has shape {times.shape} and gammas {gammas.shape}; there has to be one of each"
-            " for every snapshot, and a snapshot at least"
+            f"times has shape {times.shape} and gammas {gammas.shape}; both need one value for each"
+            " snapshot, and there has to be a snapshot"
         )
     _check_gammas(np.append(gammas, gamma))
     if not (times >= 1.0).all():
-        raise ValueError(f"times holds {times.min()}; snapshots are taken after a step, from 1")
+        raise ValueError(f"times has {times.min()}; times are numbers of steps, from 1")
     if not 1.0 <= time <= times.max():
         raise ValueError(
             f"time is {time}; it has to be in [1, {times.max():g}], not after the last snapshot"
@@ -159,15 +164,15 @@ def post_hoc_weights(
 
 
 def reconstruct(snapshots: Iterable[Any], weights: Float64[np.ndarray, " snapshots"]) -> Any:
-    """The sum of `weights` times `snapshots`, trees of arrays that are all alike.
+    """The weighted sum of snapshots, trees of arrays with the same structure.
 
-    Snapshots are taken and freed one by one, so an iterator that reads them from disk keeps at most
-    two trees alive: the sum, and the one that is added. Sums are of the snapshots' dtype
-    and stay where the first of them is: magnitudes of weights add up to 2 for widths between those
-    stored and wider ones, and to some 10 for narrower ones, so that little cancels.
+    Snapshots are read and freed one by one, so that an iterator that reads them from disk needs
+    memory for two trees: the sum, and the one that is added. The sum has the dtype and placement of
+    the first snapshot. Magnitudes of weights add up to 2 for widths between the stored ones and
+    wider ones, and to about 10 for narrower ones, so that little cancels.
 
     Raises:
-        ValueError: there are not as many snapshots as weights.
+        ValueError: the numbers of snapshots and weights differ.
     """
     waiting = iter(snapshots)
     total = None

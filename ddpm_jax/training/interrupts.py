@@ -1,9 +1,9 @@
-"""SIGTERM, SIGHUP and SIGINT while training: save what is new, and leave.
+"""SIGTERM, SIGHUP and SIGINT during training: the last step is saved, and the process exits.
 
-A scheduler that takes a machine back sends SIGTERM and waits for some seconds; a terminal that is
-closed sends SIGHUP; a person presses ctrl-C. The loop checks after each step whether to stop. While
-there is nothing to save, the process exits at once. Repeated signals change nothing, except that a
-second SIGINT does not wait.
+A scheduler that takes a machine back sends SIGTERM and waits for some seconds; a closed terminal
+sends SIGHUP; ctrl-C sends SIGINT. The loop checks after each step whether to stop. While there is
+nothing to save, the process exits at once. Repeated signals change nothing, except that a second
+SIGINT does not wait.
 
 Python runs a signal's handler only when the main thread returns from C++, where compiling or a long
 step may take minutes. A thread reads the signals from a pipe instead, and acts at once.
@@ -27,13 +27,18 @@ from ddpm_jax.terminal import complain
 __all__ = ["InterruptedTraining", "Interrupts"]
 
 _EXIT_SIGNAL = 128
-"""Plus the signal's number."""
+"""The exit code is this plus the signal's number."""
 _PATIENCE = 2.0
-"""Seconds for last words, since a terminal or a pipe may block."""
+"""Seconds to wait for the last output, because a terminal or a pipe may block."""
 
 
 class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
-    """A signal stopped training, and its last step is saved."""
+    """A signal stopped training, and its last step is saved.
+
+    Args:
+        step: the last step.
+        signal_number: number of the signal.
+    """
 
     def __init__(self, step: int, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; step {step} is saved")
@@ -42,16 +47,15 @@ class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Interrupts:
-    """Catches the three signals inside the context, except those that are ignored (nohup).
+    """A context manager that catches the three signals, except those that are ignored (nohup).
 
-    Signals reach the main thread only: in other threads it catches nothing. After a signal all of
-    them are ignored once the context ends: the process is about to end, with the exit code of the
-    first signal.
+    Signals only reach the main thread: in other threads it catches nothing. After a signal, all
+    three are ignored when the context ends, because the process is about to exit with the code of
+    the first signal. Set the attribute `steps` to the number of steps of the run.
 
-    Attributes:
+    Args:
         say: gets the sentences for the log.
-        close: called before the process exits at once; restores the terminal.
-        steps: the steps of the run.
+        close: called before the process exits at once; it restores the terminal.
     """
 
     def __init__(
@@ -98,19 +102,34 @@ class Interrupts:
         os.close(self._write)
 
     def computed(self, step: int) -> None:
-        """`step` is done: from now on there is something to save."""
+        """Notes that a step is done, so that there is something to save.
+
+        Args:
+            step: number of the step.
+        """
         with self._lock:
             self._nothing_to_save = None
 
     def saved(self, sentence: str) -> None:
-        """Nothing is left to save, for the reason `sentence`; exits if there was a signal."""
+        """Notes that there is nothing left to save; exits if there was a signal.
+
+        Args:
+            sentence: the reason, which is printed at the exit.
+        """
         with self._lock:
             self._nothing_to_save = sentence
         if self._received is not None and self._alone:
             self._leave(self._received, sentence)
 
     def received(self, step: int) -> int | None:
-        """The signal to stop for after `step`; every process calls this once after each step."""
+        """The signal for which training has to stop; each process calls this after each step.
+
+        Args:
+            step: number of the step.
+
+        Returns:
+            The signal's number, or None to go on.
+        """
         self._step = step
         if self._alone:
             return self._received
@@ -132,7 +151,7 @@ class Interrupts:
             if first and nothing is None:
                 self._received = number
         if self._interrupts > 1:
-            self._leave(signal.SIGINT, "the same command goes on from the last checkpoint")
+            self._leave(signal.SIGINT, "the same command resumes from the last checkpoint")
         elif first and nothing is not None:
             self._leave(number, nothing)
         elif first and not self._alone:
@@ -142,7 +161,7 @@ class Interrupts:
             again = "ctrl-C again" if number == signal.SIGINT else "ctrl-C twice"
             _speak(
                 lambda: self.say(
-                    f"finishing step {step}, then saving it and leaving; {again} leaves at once"
+                    f"finishing step {step}, saving it, then exiting; {again} exits at once"
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The training loop on the host, which does not wait for the device without need."""
+"""The training loop on the host, which waits for the device only when it has to."""
 
 import collections
 import math
@@ -15,44 +15,70 @@ from ddpm_jax.training.step import StepMetrics, TrainStep
 __all__ = ["DivergenceError", "Hooks", "fit"]
 
 _AHEAD = 3
-"""Steps that may be dispatched and not yet computed: enough that the device never waits for the
-host, and few enough that logs are recent and queued batches do not fill its memory."""
+"""Number of steps that may be dispatched and not yet computed: enough that the device never waits
+for the host, and few enough that logs are recent and queued batches do not fill its memory."""
 _LONG = 2.0
-"""Steps that take longer are dispatched one ahead: a signal waits for all that are dispatched."""
+"""Steps that take longer, in seconds, are dispatched one ahead: a signal waits for all of them."""
 
 
 class DivergenceError(RuntimeError):
-    """The loss, its gradient or the parameters turned NaN or Inf, more often than was allowed."""
+    """The loss, its gradient or the parameters became NaN or Inf, more often than allowed.
+
+    Args:
+        step: the first step after which training cannot go on.
+        advice: text after the sentence.
+    """
 
     def __init__(self, step: int, advice: str = "") -> None:
-        super().__init__(f"the loss or the parameters turned NaN or Inf at step {step}{advice}")
+        super().__init__(f"the loss or the parameters became NaN or Inf at step {step}{advice}")
         self.step = step
 
 
 @runtime_checkable
 class Hooks(Protocol):
-    """What happens around the steps. Steps are counted from 1."""
+    """Calls of the training loop. Steps are counted from 1."""
 
     def advance(self, step: int, waited: float) -> None:
-        """A step was dispatched, and may not be computed yet.
+        """Called when a step is dispatched; it may not be computed yet.
 
-        The device waited at most `waited` seconds for its batch.
+        Args:
+            step: number of the step.
+            waited: upper bound of the time for which the device waited for its batch, in seconds.
         """
 
     def log(self, step: int, metrics: StepMetrics) -> None:
-        """Metrics of `step` arrived on the host; steps come in order."""
+        """Called in the order of the steps when the metrics of a step are due and computed.
+
+        Args:
+            step: number of the step.
+            metrics: its metrics.
+        """
 
     def draw(self, step: int, state: TrainState) -> None:
-        """Time for pictures; `state` is finite."""
+        """Called when pictures are due.
+
+        Args:
+            step: number of the step.
+            state: the state after it, which is finite.
+        """
 
     def keep(self, step: int, state: TrainState) -> None:
-        """Time for a snapshot of the averages; `state` is finite."""
+        """Called when a snapshot of the averages is due.
+
+        Args:
+            step: number of the step.
+            state: the state after it, which is finite.
+        """
 
     def save(self, step: int, state: TrainState, *, due: bool, leaving: bool) -> None:
-        """`state` is finite, and everything up to `step` is logged and drawn.
+        """Called when a checkpoint is due, after everything up to `step` is logged and drawn.
 
-        `due`: the step is one at which every run saves. `leaving`: the run stops after it, so it
-        has to be on the disk when this returns.
+        Args:
+            step: number of the step.
+            state: the state after it, which is finite.
+            due: whether each run saves at this step; False for a save before an early end.
+            leaving: whether the run stops after this call, so that the checkpoint has to be on the
+                disk when it returns.
         """
 
 
@@ -71,20 +97,33 @@ def fit(
     interrupted: Callable[[int], int | None] = lambda step: None,
     computed: Callable[[int], None] = lambda step: None,
 ) -> TrainState:
-    """Trains from step `start` to step `steps` and returns the last state.
+    """Trains from step `start` to step `steps`.
 
-    Metrics are copied to the host while later steps run, and logged after those are dispatched.
-    Before a picture, a snapshot or a save the loop waits for them: hooks never get a state with a
-    NaN in its past. A save comes last, so that a run resumed from it misses nothing. The last step
-    is always logged, drawn, kept and saved.
+    Metrics are copied to the host while later steps run, and logged after these are dispatched.
+    Before a picture, a snapshot or a save the loop waits for the metrics, so that hooks never get a
+    state that has been NaN. A save comes last, so that a run resumed from it misses nothing. The
+    last step is always logged, drawn, kept and saved.
 
-    `interrupted` returns after each step the number of a signal to stop for, or None; `computed`
-    is called when the device is done with a step, at the latest before a save.
+    Args:
+        train_step: the compiled step.
+        state: the state after step `start`; its arrays may be donated.
+        batches: yields the batch of each step.
+        hooks: called around the steps.
+        start: number of steps done before.
+        steps: number of the last step.
+        log_every: steps between two calls of `hooks.log`.
+        save_every: steps between two calls of `hooks.save`.
+        draw_every: steps between two calls of `hooks.draw`.
+        keep_every: steps between two calls of `hooks.keep`; None for none.
+        interrupted: `step -> signal number` after each step; None to go on.
+        computed: called with the step when the device has computed it, at the latest before a save.
+
+    Returns:
+        The state after the last step.
 
     Raises:
-        DivergenceError: with the number of the step at which it was one bad step too many; that
-            state is not saved.
-        InterruptedTraining: with the signal's number, after a save.
+        DivergenceError: there was one bad step too many. The state is not saved.
+        InterruptedTraining: `interrupted` returned a signal. The state is saved.
     """
     running: collections.deque[tuple[int, StepMetrics, bool]] = collections.deque()
     ahead, begun = _AHEAD, math.inf
@@ -102,7 +141,7 @@ def fit(
     for step in range(start + 1, steps + 1):
         before = time.perf_counter()
         batch = next(batches)
-        # With work in line the device did not notice how long the batch took.
+        # If steps are queued, the device did not wait for the batch.
         idle = not running or _is_ready(running[-1][1])
         waited = time.perf_counter() - before if idle and step > start + 1 else 0.0
         state, metrics = train_step(state, batch)
@@ -123,7 +162,7 @@ def fit(
             hooks.draw(step, state)
         if keep_due:
             hooks.keep(step, state)
-        signal_number = interrupted(step)  # which may have come while it drew
+        signal_number = interrupted(step)  # the signal may have come while it drew
         if save_due or signal_number is not None:
             finish(0)
             _raise_if_bad(metrics)

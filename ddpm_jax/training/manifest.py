@@ -1,9 +1,9 @@
 """Manifests, which list the contents of a saved folder and detect damage before it is read.
 
-Orbax returns flipped bits silently, and its commit mark does not cover the contents of the files. A
-manifest is one JSON file in the folder that it describes: size and SHA-256 of every other file, the
+Orbax silently returns flipped bits, and its commit mark does not cover the contents of the files. A
+manifest is one JSON file in the folder that it describes: size and SHA-256 of each other file, the
 step, names, shapes and dtypes of the arrays, the run's config, and versions. It is written last and
-in one piece, so a folder without one is not finished; and it has a digest of itself, which detects
+atomically, so that a folder without one is incomplete. It contains its own SHA-256, which detects
 damage to the manifest.
 """
 
@@ -46,42 +46,47 @@ _PARTIAL = NAME + ".partial"
 _FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _NAMED = 3
-"""A sentence names at most so many bad files."""
+"""Number of bad files that a sentence names."""
 _LARGEST = 2**26
-"""Bytes of a manifest at most; 100,000 arrays make a quarter of it."""
+"""Largest size of a manifest in bytes; 100,000 arrays need a quarter of it."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another network."""
+    """A checkpoint is missing, damaged, or of another network."""
 
 
 class DamageError(CheckpointError):
-    """A folder that is not what its manifest says."""
+    """The content of a folder differs from its manifest."""
 
 
 class UnfinishedError(DamageError):
-    """A folder whose save was cut off, or is under way in another process."""
+    """The save of a folder was interrupted, or is in progress in another process."""
 
 
 class FileRecord(NamedTuple):
     """One file as it was written."""
 
     size: int
+    """Number of bytes."""
     sha256: str
+    """SHA-256 of the content, in hex."""
 
 
 class Manifest(NamedTuple):
-    """What a folder holds, in plain values."""
+    """The content of a folder, in plain values."""
 
     step: int
+    """Number of steps done."""
     arrays: dict[str, str]
-    """`params/w -> float32[3, 5]` for each array."""
+    """Dtype and shape of each array by its name, as in `params/w -> float32[3, 5]`."""
     notes: dict[str, Any]
     """Other values of the writer, such as the held-out loss of a checkpoint."""
     config: dict[str, Any]
+    """Config of the run."""
     versions: dict[str, str]
+    """Versions of packages and Python."""
     files: dict[str, FileRecord]
-    """By the path inside the folder, with "/" everywhere."""
+    """Files by their path inside the folder, with "/" as the separator."""
 
 
 def describe(tree: Any) -> dict[str, str]:
@@ -93,7 +98,7 @@ def describe(tree: Any) -> dict[str, str]:
 
 
 def check_like(folder: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raises CheckpointError, with the first array that differs, unless the arrays are alike."""
+    """Raises CheckpointError with the first array that differs, if one does."""
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):
             raise CheckpointError(
@@ -103,7 +108,7 @@ def check_like(folder: Path, stored: Mapping[str, str], wanted: Mapping[str, str
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of what its numbers and files depend on, and of Python."""
+    """Versions of this package, of packages that affect its numbers and files, and of Python."""
 
     def installed(package: str) -> str:
         try:
@@ -126,19 +131,19 @@ def write(
     notes: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Hashes what is in `folder` and writes its manifest, all of it or nothing.
+    """Hashes the files in `folder` and writes its manifest, either completely or not at all.
 
-    Every file is on the disk, and not only in the system's memory, before the manifest is: if there
-    is a manifest, older folders may be deleted.
+    All files are flushed to the disk before the manifest is written: if there is a manifest, older
+    folders may be deleted.
 
     Raises:
-        OSError: the disk refuses; the folder has no manifest then.
+        OSError: the disk refuses; then the folder has no manifest.
     """
     names = _files(folder)
     records = _in_threads(_flushed_record, [folder / name for name in names])
     for path in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
         _flush_folder(path)
-    _flush_folder(folder.parent)  # which Orbax renamed it in
+    _flush_folder(folder.parent)  # where Orbax has renamed it
     manifest = Manifest(
         step=step,
         arrays=dict(arrays),
@@ -161,22 +166,24 @@ def write(
 
 
 def read(folder: Path, step: int) -> Manifest:
-    """The manifest of `folder`, which has to be of `step`; other files are not looked at.
+    """The manifest of `folder`, which has to be of `step`; other files are not read.
 
     Raises:
-        UnfinishedError: there is none.
-        DamageError: it is damaged, or of another step.
+        UnfinishedError: there is no manifest.
+        DamageError: the manifest is damaged, or of another step.
     """
     path = folder / NAME
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise DamageError(f"{folder}: {NAME} is no file")
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
+            raise DamageError(f"{folder}: {NAME} is not a file")
         if (size := path.stat().st_size) > _LARGEST:
-            raise DamageError(f"{folder}: {NAME} has {size} bytes; none is so large")
+            raise DamageError(
+                f"{folder}: {NAME} has {size} bytes; a manifest has at most {_LARGEST}"
+            )
         text = path.read_bytes()
     except FileNotFoundError:
         if path.is_symlink():
-            raise DamageError(f"{folder}: {NAME} is a link to nothing") from None
+            raise DamageError(f"{folder}: {NAME} is a broken link") from None
         raise _absent(folder) from None
     except OSError as error:
         raise DamageError(f"{folder}: {NAME} cannot be read ({error.strerror})") from None
@@ -187,10 +194,10 @@ def read(folder: Path, step: int) -> Manifest:
     try:
         stated = body.pop("sha256", None) if isinstance(body, dict) else None
         damaged = stated is None or stated != json_digest(body)
-    except RecursionError:  # Python reads what is nested deeper than what it writes
+    except RecursionError:  # Python reads deeper nesting than it writes
         damaged = True
     if damaged:
-        raise DamageError(f"{folder}: {NAME} is damaged: it does not have its own sha256")
+        raise DamageError(f"{folder}: {NAME} is damaged: its SHA-256 differs")
     if type(number := body.get("format")) is not int or number != _FORMAT:
         raise DamageError(f"{folder}: {NAME} is of another version of ddpm_jax")
     manifest = _checked(folder, body)
@@ -200,7 +207,7 @@ def read(folder: Path, step: int) -> Manifest:
 
 
 def _checked(folder: Path, body: Mapping[str, Any]) -> Manifest:
-    """What this version reads of a manifest; fields that it does not know are left alone."""
+    """The fields of a manifest that this version reads; other fields are ignored."""
 
     def require(holds: bool, field: str, value: Any, wanted: str) -> None:
         if not holds:
@@ -231,25 +238,26 @@ def _checked(folder: Path, body: Mapping[str, Any]) -> Manifest:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path of a manifest is one that `write` gives."""
+    """Whether `write` could have written this path in a manifest."""
     parts = name.split("/")
     return not ({"", ".", ".."} & {*parts}) and name.isprintable()
 
 
 def verify(folder: Path, step: int, *, contents: bool = True) -> Manifest:
-    """The manifest of `folder`, after every file was compared with it.
+    """The manifest of `folder`, after each file was compared with it.
 
-    Sizes first, which cost nothing; then what is in the files, by all the machine's cores. Files
-    that the manifest does not know are no damage.
+    It compares sizes first, which costs nothing, then checksums, on all cores of the machine. Files
+    that are not in the manifest are ignored.
 
     Args:
         folder: of one checkpoint.
-        step: what it is called.
-        contents: False compares sizes only.
+        step: its step.
+        contents: whether to compare checksums.
 
     Raises:
         UnfinishedError: it has no manifest.
-        DamageError: which files are missing, cut off or altered, or that the manifest is.
+        DamageError: the manifest is damaged, or files are missing, truncated or altered; the
+            sentence names them.
     """
     manifest = read(folder, step)
     compare = [_compare_size, *([_compare_contents] if contents else [])]
@@ -267,7 +275,7 @@ def verify(folder: Path, step: int, *, contents: bool = True) -> Manifest:
 
 
 def step_folders(directory: Path) -> dict[int, Path]:
-    """What is called like a step in `directory`, finished or not; nothing if it is missing.
+    """The folders in `directory` that are named like a step; none if it is missing.
 
     Raises:
         CheckpointError: the directory cannot be read.
@@ -286,10 +294,12 @@ def step_folders(directory: Path) -> dict[int, Path]:
 
 
 def _absent(folder: Path) -> CheckpointError:
-    """Why there may be no manifest."""
+    """The error of a folder without a manifest."""
     if not any(folder.glob("*")):
         return UnfinishedError(f"{folder}: it is empty")
-    return UnfinishedError(f"{folder}: it has no {NAME}: its save was cut off, or is under way")
+    return UnfinishedError(
+        f"{folder}: it has no {NAME}: its save was interrupted, or is in progress"
+    )
 
 
 def _compare_size(path: Path, record: FileRecord) -> str:
@@ -299,7 +309,7 @@ def _compare_size(path: Path, record: FileRecord) -> str:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         return "is missing" if missing else f"cannot be read ({error.strerror})"
     if not stat.S_ISREG(status.st_mode):
-        return "is no file"
+        return "is not a file"
     if status.st_size != record.size:
         return f"has {status.st_size} bytes in place of {record.size}"
     return ""
@@ -326,7 +336,7 @@ def _flushed_record(path: Path) -> FileRecord:
 
 
 def _files(folder: Path) -> list[str]:
-    """All files below, largest first: they decide how long the threads take."""
+    """All files below `folder`, the largest first, because those decide how long threads take."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     paths.sort(key=lambda path: (-path.stat().st_size, path))
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -334,7 +344,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
-    """`map`, by as many threads as there are cores: hashing and reading release Python's lock."""
+    """`map` on as many threads as there are cores: hashing and reading release Python's lock."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         return list(threads.map(function, *items))
 
@@ -344,7 +354,7 @@ def _flush_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot, and keep names safe in their own ways.
+        # Some network file systems cannot do this, and protect names in other ways.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

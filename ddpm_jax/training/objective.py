@@ -1,4 +1,4 @@
-"""The loss of a batch as a function of the parameters: where the core meets the network."""
+"""The losses of a batch as a function of the parameters of the network."""
 
 import functools
 from collections.abc import Callable
@@ -28,52 +28,63 @@ __all__ = [
 
 
 class Drawn(NamedTuple):
-    """What is random about each example of a batch.
+    """The random draws for each example of a batch.
 
-    It follows from the step's key and the example's place in the batch, and from nothing else: not
-    from the mesh, nor from the parts that a batch is taken in.
+    They follow from the step's key and the example's place in the batch only, and do not depend on
+    the mesh or on `accumulate`.
     """
 
     key: Key[Array, " batch"]
-    """Of the example's noise and dropout."""
+    """Key of the example's noise and dropout."""
     t: Int[Array, " batch"]
+    """Time of the chain."""
     weight: Float[Array, " batch"]
-    """Of its loss: 1, or what makes up for a t that is drawn more often than others."""
+    """Weight of the loss, 1 / (T p(t)): it is 1 if all times are drawn equally often."""
 
 
 class Labelled(NamedTuple):
-    """A batch with the class of each example, int32; -1 is none."""
+    """A batch with the class of each example."""
 
     x0: Float[Array, "batch *data"]
+    """Images in [-1, 1]."""
     labels: Int[Array, " batch"]
+    """Classes, int32; -1 for no class."""
 
 
 Losses = Callable[[Any, Any, Drawn], Array]
-"""`(params, batch, drawn) -> loss [batch]`, without the weights. The loss of an example depends on
-no other example."""
+"""`(params, batch, drawn) -> losses [batch]`, without the weights. The loss of an example does not
+depend on other examples."""
 
 _LABEL = 1
-"""Folded into a dropout key for the draw that hides a label."""
+"""Number that is folded into a dropout key for the draw that hides a label."""
 
 
 class LossTerms(NamedTuple):
-    """The terms of the loss of a batch: the noise that was added and the output of the network."""
+    """The terms of a loss: images, noise, and the output of the network."""
 
     process: Modal
+    """The forward process."""
     prediction: Float[Array, "batch *data"]
-    """The network's output at (x_t, t), which stands for `predicts`."""
+    """The network's output at (x_t, t), a prediction of `predicts`."""
     interpolation: Float[Array, "batch *data"] | None
-    """Its second output, of a learned variance; see `reverse.learned_log_variance`."""
+    """The second output of a network with a learned variance, see
+    `ddpm_jax.reverse.learned_log_variance`; otherwise None."""
     x0: Float[Array, "batch *data"]
+    """Images in [-1, 1]."""
     x_t: Float[Array, "batch *data"]
+    """Noised images at t."""
     t: Int[Array, " batch"]
+    """Time of the chain, 0 <= t < T."""
     eps: Float[Array, "batch *data"]
+    """The noise in x_t."""
     weight: Float[Array, " batch"]
-    """Of t, for objectives that need it; the caller of the loss multiplies by it."""
+    """Weight of t, for objectives that need it. The caller multiplies the loss by it."""
     predicts: Predicts
+    """What the network predicts: "eps", "x0" or "v"."""
     variance: Variance
+    """Variance of p(x_{t-1} | x_t), see `ddpm_jax.reverse`."""
     levels: int
-    """Grey levels of the images."""
+    """Number of grey levels of the images."""
 
     @property
     def target(self) -> Float[Array, "batch *data"]:
@@ -82,24 +93,27 @@ class LossTerms(NamedTuple):
 
 
 class TimeLaw(NamedTuple):
-    """How t is drawn, in three pure functions.
+    """The law by which training draws t, as three pure functions.
 
-    The memory is a pytree that the law learns from the losses: a `timesteps.LossHistory` for
+    The memory is a pytree that the law updates from the losses: a `timesteps.LossHistory` for
     importance sampling; by default `()`.
     """
 
     draw: Callable[[Array, int, Any], tuple[Array, Array]]
-    """`(key, batch, memory) -> t [batch], weight [batch]`."""
+    """`(key, batch, memory) -> (t [batch], weight [batch])`, int32 and float32."""
     remember: Callable[[Any, Array, Array], Any] = lambda memory, t, losses: memory
-    """`(memory, t, losses) -> memory`, after the whole batch."""
+    """`(memory, t, losses) -> memory`, called after each whole batch."""
     initial_memory: Callable[[], Any] = tuple
+    """Returns the memory before the first step."""
 
 
 class Objective(NamedTuple):
-    """What training minimizes: losses at times that a law draws. A mesh shares out the losses."""
+    """What training minimizes: losses at times that a law draws."""
 
     times: TimeLaw
+    """The law of times."""
     losses: Losses
+    """The losses, which a mesh computes in parts."""
 
 
 def make_losses(
@@ -113,22 +127,27 @@ def make_losses(
     label_dropout: float = 0.0,
     train: bool = True,
 ) -> Losses:
-    """The losses of images x0 in [-1, 1]. A batch is x0, or `Labelled` for a network with classes.
+    """The losses of a batch as a function of the parameters.
 
     Args:
-        apply: a network's, `(params, x_t, t, train=, keys=) -> prediction` with a key for the
-            dropout of each example; with the learned range `-> (prediction, interpolation)`.
+        apply: the network, `(params, x_t, t, train=, keys=) -> prediction`, with a key for the
+            dropout of each example; `-> (prediction, interpolation)` with the learned range. See
+            `ddpm_jax.models.network_function`.
         process: the forward process.
         loss: `terms -> loss [batch]`.
-        predicts: what the prediction stands for.
-        levels: grey levels of the images.
+        predicts: what the network predicts: "eps", "x0" or "v".
+        levels: number of grey levels of the images.
         variance: of p(x_{t-1} | x_t).
-        label_dropout: probability with which an example's label is hidden in training, so that
-            the network learns to do without (Ho & Salimans 2022, algorithm 1).
+        label_dropout: probability, in [0, 1), with which an example's label is hidden in training,
+            so that the network also learns without labels (Ho & Salimans 2022, algorithm 1).
         train: turns dropout on.
 
+    Returns:
+        A function `(params, batch, drawn) -> losses [batch]`. A batch is x0 in [-1, 1], or
+        `Labelled` for a network with classes.
+
     Raises:
-        ValueError: a prediction that does not work with the process.
+        ValueError: the prediction does not work with the process.
     """
     check_predicts(process, predicts)
 
@@ -170,14 +189,21 @@ def make_losses(
 
 
 def fixed_times(t: int = 0) -> TimeLaw:
-    """The law of one t, without weights or memory: for tests and measurements."""
+    """The law that always draws the same t, for tests and measurements.
+
+    Args:
+        t: time of the chain.
+
+    Returns:
+        A law without memory, whose weights are 1.
+    """
     return TimeLaw(
         lambda key, batch, memory: (jnp.full(batch, t, jnp.int32), jnp.ones(batch, jnp.float32))
     )
 
 
 def draw(objective: Objective, key: Key[Array, ""], batch: int, memory: Any) -> Drawn:
-    """What a batch of so many examples draws from `key`."""
+    """The random draws of a batch of `batch` examples from `key`."""
     times_key, examples_key = jax.random.split(key)
     t, weight = objective.times.draw(times_key, batch, memory)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(examples_key, jnp.arange(batch, dtype=jnp.int32))
@@ -190,7 +216,17 @@ def weighted_losses(
     key: Key[Array, ""],
     batch: PyTree[Shaped[Array, "batch ..."]],
 ) -> Float[Array, " batch"]:
-    """The weighted losses of a batch by an objective without memory, to measure them."""
+    """The weighted losses of a batch, to measure them; the law of times may not have a memory.
+
+    Args:
+        objective: losses and law of times.
+        params: variables of the network.
+        key: for the random draws.
+        batch: a pytree of arrays `[batch, ...]`, as the losses take it.
+
+    Returns:
+        float32 `[batch]`, in the unit of the losses.
+    """
     drawn = draw(objective, key, jax.tree.leaves(batch)[0].shape[0], ())
     return drawn.weight * objective.losses(params, batch, drawn)
 

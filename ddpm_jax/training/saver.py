@@ -37,24 +37,25 @@ _UNSOUND = ".unsound-"
 _LEFTOVER = re.compile(
     rf"\d+({re.escape(_TEMPORARY)}(-\d+)?|({re.escape(_UNSOUND)}\d+)?{re.escape(_DELETED)})"
 )
-"""What Orbax calls a folder that it writes to, and what we call one that is being deleted."""
+"""Names of folders that Orbax is writing, and of folders that are being deleted."""
 _MOVED_ASIDE = re.compile(rf"\d+{re.escape(_UNSOUND)}(\d{{19,}})")
-"""With the nanoseconds since 1970."""
+"""Names of damaged folders; the number is in nanoseconds since 1970."""
 _SHARED_BYTES = 2**20
-"""The least part of an array that several devices have, and that they write together."""
+"""Bytes from which the devices that hold an array each write a part of it."""
 _REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
 )
-"""Errors of disks, which Orbax repeats in the text of its own."""
+"""Errors of disks; Orbax repeats their texts in its own errors."""
 
 
 class SaveError(CheckpointError):
-    """The disk refuses. Training can go on: the next save tries again.
+    """A save failed because of the disk. Training can go on: the next save tries again.
 
-    Attributes:
-        steps: those that were not saved, rising: this save, the one before it, or both. This save
-            is under way if its step is not among them.
+    Args:
+        message: the sentence.
+        steps: the steps that were not saved, rising: of this save, of the former one, or of both.
+            If the step of this save is not among them, it is in progress.
     """
 
     def __init__(self, message: str, steps: tuple[int, ...]) -> None:
@@ -66,11 +67,11 @@ class Saver:
     """Saves folders one after another, each in the background.
 
     Args:
-        name: of what is saved; barriers among processes are called by it.
-        tree: the item that is a tree of arrays, none of them a typed key.
-        also: other items.
-        timeout: seconds after which a save has failed. If one process of several cannot write its
-            part, the others wait so long for it.
+        name: of what is saved, for the barriers among processes.
+        tree: name of the item that is a tree of arrays, none of them a typed key.
+        also: names of other items.
+        timeout: seconds after which a save has failed. If one of several processes cannot write its
+            part, the others wait this long for it.
     """
 
     def __init__(
@@ -96,14 +97,14 @@ class Saver:
     ) -> None:
         """Begins to save `items` in `folder`, and its manifest; arrays may be donated on return.
 
-        It waits for the save before, if that is not done. All processes of a run have to call it.
+        It waits for the former save, if that is not done. All processes of a run have to call it.
 
         Args:
-            folder: is made, with those above it; moved aside if it is there already.
-            items: what Orbax is to save.
+            folder: created, with its parents; an existing folder is renamed.
+            items: what Orbax saves.
             step: for the manifest.
-            check: called by the first process, when the save before is done; raises a
-                CheckpointError if `step` is not to be saved.
+            check: called by the first process, when the former save is done; raises a
+                CheckpointError if `step` may not be saved.
             then: called by the first process, in the background, once the manifest is on the disk.
             report: called by the first process: with "under way" when the save has begun, before
                 this returns; with "saved" once the manifest is on the disk, or "not saved", in the
@@ -111,12 +112,12 @@ class Saver:
             **manifest_values: see `manifest.write`.
 
         Raises:
-            SaveError: this save or the one before it failed, see its `steps`.
+            SaveError: this save or the former one failed, see its `steps`.
         """
         self._join()
         if jax.process_index() == 0:
             self._look_for_last()
-        self._missed.pop(step, None)  # if this is another try
+        self._missed.pop(step, None)  # in case of another try
         if jax.process_index() == 0:
 
             def move_aside_non_file() -> None:
@@ -144,7 +145,7 @@ class Saver:
         _raise(missed)
 
     def wait(self) -> None:
-        """Until the last save and its manifest are on the disk; all processes have to call it.
+        """Waits until the last save and its manifest are on the disk; all processes call it.
 
         Raises:
             SaveError: it failed.
@@ -179,14 +180,14 @@ class Saver:
         _raise(missed)
 
     def _look_for_last(self) -> None:
-        """Notes a last save whose folder was deleted since, or whose disk is gone."""
+        """Notes if the folder of the last save has been deleted, or its disk is gone."""
         if self._last is not None:
             step, folder = self._last
             if step not in self._missed and not (folder / manifest.NAME).exists():
-                self._missed[step] = f"step {step} was saved and is gone from {folder.parent}"
+                self._missed[step] = f"step {step} was saved, but is missing in {folder.parent} now"
 
     def _agree(self, step: int | None) -> None:
-        """A save that one process missed counts for all: else they wait for each other for ever."""
+        """Lets a save that one process missed count for all, so that none waits forever."""
         if jax.process_count() == 1:
             return
         saves = (None if self._last is None else self._last[0], step)
@@ -249,12 +250,12 @@ class Saver:
 
 
 def move_aside(folder: Path) -> Path:
-    """Renames `folder` so that it is no step's any more."""
+    """Renames `folder` so that it does not belong to a step any more."""
     return folder.rename(folder.with_name(f"{folder.name}{_UNSOUND}{time.time_ns()}"))
 
 
 def remove(folder: Path) -> None:
-    """Deletes `folder` as far as the disk allows; half of it never has its name."""
+    """Deletes `folder` as far as the disk allows; an incomplete folder never has its name."""
     doomed = folder.with_name(folder.name + _DELETED)
     if doomed.exists():
         shutil.rmtree(doomed, ignore_errors=True)
@@ -266,15 +267,15 @@ def remove(folder: Path) -> None:
 
 
 def sweep(directory: Path, *, interrupted: int = 1) -> None:
-    """Deletes what interrupted saves and deletions left, as far as the disk lets it.
+    """Removes leftovers of interrupted saves and deletions, as far as the disk allows.
 
-    A folder that was moved aside stays if it has a manifest: it was whole once, and a person may
-    mend it. Folders of any other name are not ours.
+    A renamed folder stays if it has a manifest: it was complete once, and a person may repair it.
+    Folders with other names are not touched.
 
     Args:
         directory: of checkpoints or snapshots; it may be missing.
-        interrupted: how many of the folders that were moved aside without a manifest stay, of the
-            newest. Each is as large as a checkpoint.
+        interrupted: number of the newest renamed folders without a manifest that stay. Each is as
+            large as a checkpoint.
     """
     aside = []
     with contextlib.suppress(OSError):
@@ -295,13 +296,13 @@ def _has_no_manifest(folder: Path) -> bool:
         (folder / manifest.NAME).lstat()
     except FileNotFoundError:
         return True
-    except OSError:  # that cannot be known
+    except OSError:  # unknown
         return False
     return False
 
 
 def reason(error: BaseException) -> str:
-    """Why it failed, in the system's words if it was the system; else the first line."""
+    """The reason of a failure: the system's text if the system failed, or else the first line."""
     if isinstance(error, CheckpointError):
         return str(error)
     text = ""
@@ -323,12 +324,12 @@ def reason(error: BaseException) -> str:
 
 
 def _make_way(folder: Path) -> None:
-    """An empty place for `folder`, on a disk that takes files."""
+    """Makes room for `folder`, and checks that the disk takes files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         move_aside(folder)
     sweep(folder.parent)
-    # Orbax would notice later, when other processes wait for this one already.
+    # Orbax would notice it later, when other processes already wait for this one.
     with tempfile.TemporaryFile(dir=folder.parent) as probe:
         probe.write(b"?")
 
@@ -340,10 +341,10 @@ def _raise(missed: dict[int, str]) -> None:
 
 @functools.cache
 def _handler(tree: str, also: tuple[str, ...]) -> ocp.CompositeCheckpointHandler:
-    """Of a tree of arrays and other items.
+    """The handler of a tree of arrays and other items.
 
-    Left alone, Orbax cuts every array into as many parts as there are replicas, a bias of 64
-    numbers, too, and compiles a program for each part.
+    By default Orbax splits each array into as many parts as there are replicas, even a bias of 64
+    numbers, and compiles a program for each part.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_BYTES)
     kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -352,11 +353,11 @@ def _handler(tree: str, also: tuple[str, ...]) -> ocp.CompositeCheckpointHandler
 
 
 def hush_orbax() -> None:
-    """Keeps tracebacks of failed saves from the screen: `SaveError` reports them in one sentence.
+    """Hides tracebacks of failed saves: `SaveError` reports them in one sentence.
 
     Orbax also logs the error in each of its threads. When one write fails, it abandons the others,
-    which log to asyncio, or to a closed event loop, at any later time. So this lasts as long as the
-    process. A second call does nothing, unless `sys.unraisablehook` was set meanwhile.
+    which log to asyncio, or to a closed event loop, at any later time. Therefore this lasts as long
+    as the process. A second call does nothing, unless `sys.unraisablehook` was set since.
     """
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(_is_news)  # once: a logger knows its filters
@@ -372,7 +373,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class _UnraisableHook:
-    """Passes what comes neither from Orbax nor from a closed event loop to the hook before it."""
+    """Passes errors to the former hook, except those of Orbax and of a closed event loop."""
 
     def __init__(self, others: Callable[[Any], object]) -> None:
         self._others = others
@@ -388,4 +389,4 @@ class _UnraisableHook:
 
 
 def _say_nothing(text: str) -> None:
-    """In place of no report."""
+    """Stands for no report."""

@@ -1,8 +1,8 @@
 """Snapshots: power-function averages of the parameters at some steps, which are never deleted.
 
 Post-hoc EMA (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion
-Models", section 3.2, https://arxiv.org/abs/2312.02696) makes any other average out of these, after
-training. They are saved and verified like checkpoints, see `ddpm_jax.training.manifest`.
+Models", section 3.2, https://arxiv.org/abs/2312.02696) makes other averages of them after training.
+They are saved and verified like checkpoints, see `ddpm_jax.training.manifest`.
 """
 
 import functools
@@ -50,31 +50,34 @@ def save_snapshot(
     config: Mapping[str, Any] | None = None,
     saver: Saver | None = None,
 ) -> None:
-    """Saves the averages of `step` in a folder of their own below `folder`.
+    """Saves the averages of one step.
 
-    A run that was interrupted comes by the same steps again: a snapshot that is there already,
-    of the same arrays and widths, with its manifest and all its files, is left as it is. All
-    processes of a run have to call this.
+    An interrupted run passes the same steps again: an existing snapshot with the same arrays and
+    widths, its manifest and all its files is not written again. All processes of a run have to call
+    this function.
 
     Args:
-        folder: of all snapshots of a run; made if it is missing.
-        step: steps done.
+        folder: folder of all snapshots of a run; created if it is missing.
+        step: number of steps done.
         averages: trees of parameters, float32, one for each width.
-        sigma_rels: their widths.
+        sigma_rels: relative width of each average.
         config: of the run, plain values, for the manifest.
-        saver: saves in the background, after its last save; the caller closes it. Without one
-            this returns when the manifest is on the disk.
+        saver: saves in the background, after its last save; the caller closes it. Without one this
+            function returns when the manifest is on the disk.
 
     Raises:
-        ValueError: not one width for each average, or another type than float32.
-        SaveError: the disk refuses; with a `saver` perhaps what it saved before.
+        ValueError: there is not one width for each average, or an array is not float32.
+        SaveError: the disk refuses this snapshot, or the former save of `saver`.
     """
     if not averages or len(averages) != len(sigma_rels):
-        raise ValueError(f"{len(averages)} averages and {len(sigma_rels)} sigma_rels")
+        raise ValueError(
+            f"there are {len(averages)} averages and {len(sigma_rels)} sigma_rels; each average"
+            " needs one"
+        )
     arrays = describe(averages)
     for name, described in arrays.items():
         if not described.startswith("float32["):
-            raise ValueError(f"averages are float32, and {name} is {described}")
+            raise ValueError(f"averages: {name} is {described}; it has to be float32")
     place = Path(folder).absolute() / str(step)
     notes = {_SIGMA_RELS: list(sigma_rels)}
     if _is_there(place, step, arrays=arrays, notes=notes):
@@ -95,16 +98,19 @@ def save_snapshot(
 
 
 def load_snapshot(folder: Path, step: int, like: Any, *, verify: bool = True) -> Snapshot:
-    """The averages of `step`.
+    """Reads the snapshot of one step.
 
     Args:
-        folder: of all snapshots of a run.
-        step: one of `list_snapshots`.
-        like: one tree of parameters, or its shapes with shardings: how each average is laid out.
-        verify: whether to hash what is in the files; sizes are compared in any case.
+        folder: folder of all snapshots of a run.
+        step: a step of `list_snapshots`.
+        like: one tree of parameters, or its shapes with shardings: the layout of each average.
+        verify: whether to compare the checksums of the files; sizes are always compared.
+
+    Returns:
+        The averages and their widths.
 
     Raises:
-        CheckpointError: there is none; it is damaged; or it is of another network.
+        CheckpointError: the snapshot does not exist, is damaged, or is of another network.
     """
     place = Path(folder).absolute() / str(step)
     if not place.is_dir():
@@ -129,12 +135,18 @@ def load_snapshot(folder: Path, step: int, like: Any, *, verify: bool = True) ->
 
 
 def list_snapshots(folder: Path) -> dict[int, tuple[float, ...]]:
-    """The steps that have a snapshot, rising, and the widths in each; only manifests are read.
+    """The snapshots of a run; only manifests are read.
 
-    One without a manifest is not listed: its save was cut off, or is under way.
+    A snapshot without a manifest is left out: its save was interrupted, or is not finished.
+
+    Args:
+        folder: folder of all snapshots of a run.
+
+    Returns:
+        The widths of each snapshot by its step, rising.
 
     Raises:
-        CheckpointError: one has a damaged manifest. An average without it would be another one.
+        CheckpointError: a manifest is damaged. Averages without that snapshot would be different.
     """
     widths = {}
     for step, place in sorted(manifest.step_folders(folder).items()):
@@ -148,11 +160,14 @@ def list_snapshots(folder: Path) -> dict[int, tuple[float, ...]]:
 def survey_snapshots(
     folder: Path, *, verify: bool = True
 ) -> tuple[dict[int, manifest.Manifest], dict[int, DamageError]]:
-    """The manifests of all sound snapshots, and for each that is not sound, what is wrong with it.
+    """Verifies all snapshots of a run.
 
     Args:
-        folder: of all snapshots of a run; it may be missing.
-        verify: whether to hash what is in the files; sizes are compared in any case.
+        folder: folder of all snapshots of a run; it may be missing.
+        verify: whether to compare the checksums of the files; sizes are always compared.
+
+    Returns:
+        The manifests of the sound snapshots, and the errors of the others, by step.
 
     Raises:
         CheckpointError: the folder cannot be read.
@@ -169,10 +184,17 @@ def survey_snapshots(
 
 
 def sigma_rels_of(place: Path, stored: manifest.Manifest) -> tuple[float, ...]:
-    """The widths in the snapshot at `place`.
+    """The relative widths of the averages of a snapshot.
+
+    Args:
+        place: folder of the snapshot, for the sentence.
+        stored: its manifest.
+
+    Returns:
+        A width for each average.
 
     Raises:
-        DamageError: its manifest does not have them.
+        DamageError: the manifest does not have them.
     """
     widths = stored.notes.get(_SIGMA_RELS)
     if not (
@@ -188,7 +210,7 @@ def sigma_rels_of(place: Path, stored: manifest.Manifest) -> tuple[float, ...]:
 
 
 def _is_there(place: Path, step: int, **values: Any) -> bool:
-    """Whether it is sound and its manifest has these values."""
+    """Whether the snapshot is sound and its manifest has these values."""
     try:
         stored = manifest.verify(place, step, contents=False)
     except DamageError:

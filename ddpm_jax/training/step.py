@@ -1,4 +1,4 @@
-"""One training step, a pure function: a form of `ddpm_jax.parallel` compiles and shards it."""
+"""The training step, a pure function; a form of `ddpm_jax.parallel` shards and compiles it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,15 +20,17 @@ class StepMetrics(NamedTuple):
     """Scalars of one step. They stay on the device until they are logged."""
 
     loss: Float[Array, ""]
-    """Mean over the window since the last log; NaN if it has no good step."""
+    """Mean loss over the window since the last log; NaN if all its steps were bad."""
     gradient_norm: Float[Array, ""]
-    """Global norm before clipping, mean over the same window."""
+    """Global norm of the gradient before clipping, mean over the same window."""
     bad: Bad
-    """As in TrainState."""
+    """Counts of bad steps, as in `TrainState`."""
 
 
 Decay = Callable[[Array], Array]
+"""`steps done -> decay` of a moving average."""
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+"""`(state, batch) -> (state, metrics)`."""
 
 
 def make_train_step(
@@ -41,20 +43,23 @@ def make_train_step(
     skips: int = 0,
     form: Form | None = None,
 ) -> TrainStep:
-    """A pure `train_step(state, batch) -> (state, metrics)`.
+    """Makes the training step, a pure function.
 
-    A step whose loss or gradient is NaN or Inf is bad. Up to `skips` of them in a row are skipped:
-    only the count of steps moves on. After one more, or if the parameters become NaN or Inf with a
-    finite gradient, `state.bad.stop` is the number of that step, for good.
+    A step whose loss or gradient is NaN or Inf is bad. Up to `skips` consecutive bad steps are
+    skipped: only the number of steps changes. After one more, or if the parameters become NaN or
+    Inf with a finite gradient, `state.bad.stop` is the number of that step and stays so.
 
     Args:
-        objective: its mean over the batch is descended.
+        objective: the losses and the law of times; the step descends their weighted mean.
         optimizer: an optax transformation.
         averages: the decay of each moving average of the parameters as a function of steps done.
-        window_steps: steps that a log line averages; the window empties itself after as many.
-        accumulate: parts of the batch that are computed one after the other.
-        skips: how many bad steps in a row are skipped.
-        form: how the batch is shared out over a mesh; by default over one device.
+        window_steps: number of steps that a log line averages; then a new window begins.
+        accumulate: number of parts of the batch that are computed one after the other.
+        skips: number of consecutive bad steps that are skipped.
+        form: how the step runs on a mesh; by default on one device.
+
+    Returns:
+        A function `train_step(state, batch) -> (state, metrics)`.
     """
     form = one_device() if form is None else form
     gradient_of = form.spread(make_gradient(objective.losses, accumulate=accumulate))
@@ -93,12 +98,19 @@ def make_train_step(
 
 
 def make_gradient(losses: Losses, *, accumulate: int = 1) -> Gradient:
-    """`(params, batch, drawn) -> (losses [batch], d/dparams of mean(weight * losses))`.
+    """The gradient of the weighted mean of the losses.
 
-    With `accumulate` > 1 the batch is computed in as many parts, one after the other, and their
-    gradients are averaged: the same up to rounding, with the memory of one part. Part k has the
-    examples k, k + accumulate, ...: on a mesh each device then has its share of every part, and
-    nothing moves.
+    With `accumulate` > 1 the batch is computed in that many parts, one after the other, and their
+    gradients are averaged. The result is the same up to rounding, and needs the memory of one part.
+    Part k has the examples k, k + accumulate, ...: on a mesh each device then has its share of each
+    part, and no example is sent.
+
+    Args:
+        losses: `(params, batch, drawn) -> losses [batch]`, without weights.
+        accumulate: number of parts.
+
+    Returns:
+        A function `(params, batch, drawn) -> (losses [batch], gradient)`.
     """
 
     def gradient(params: Any, batch: Any, drawn: Drawn) -> tuple[jax.Array, Any]:

@@ -1,4 +1,4 @@
-"""Other people's weights, in and out."""
+"""Reads and writes the weights of other programs."""
 
 from ddpm_jax.errors import require
 

@@ -1,4 +1,6 @@
-"""Networks out of folders of diffusers: a pipeline's, or that of a `UNet2DModel` alone.
+"""Reads networks from folders of diffusers: of a pipeline, or of a single `UNet2DModel`.
+
+The files are::
 
     model_index.json                                a pipeline: DDPMPipeline or DDIMPipeline
     scheduler/scheduler_config.json                 its chain and sampler
@@ -6,7 +8,7 @@
     unet/diffusion_pytorch_model.safetensors        its parameters
     unet_ema/                                       their average, in checkpoints of training
 
-Nothing of diffusers is needed, and nothing in a folder is executed.
+diffusers need not be installed, and nothing in a folder is executed.
 """
 
 import re
@@ -66,29 +68,32 @@ def from_diffusers(
     image_size: int | tuple[int, int] | None = None,
     variant: str | None = None,
 ) -> Weights:
-    """The network of a folder of diffusers, with what it was trained for.
+    """Reads the network of a diffusers folder, with the settings that it was trained with.
 
     Args:
-        folder: of a pipeline, of a checkpoint with `unet/` (and `unet_ema/`, the average), or of a
-            network alone, with `config.json`.
-        chain: the schedule, for a folder without a scheduler, or in the place of the scheduler's.
-        predicts: what the network's output stands for, in the same way.
-        variance: of the reverse process, in the same way; by default "small", or "learned_range"
-            for a network with twice as many outputs as inputs.
-        sampler: how images are drawn, in the place of what the scheduler says of it.
-        image_size: height and width, for a network without `sample_size`.
-        variant: of the files of parameters, as "fp16"; by default the only one that is there.
+        folder: path of a pipeline, of a training checkpoint with `unet/` (and `unet_ema/`, the
+            average), or of a network with its `config.json`.
+        chain: the schedule, for a folder without a scheduler, or in place of the scheduler's.
+        predicts: what the network predicts, in place of what the scheduler says.
+        variance: of the reverse process, in place of what the scheduler says; without both it is
+            "small", or "learned_range" for a network with twice as many outputs as inputs.
+        sampler: the sampler, in place of what the scheduler says.
+        image_size: height and width in pixels, for a network without `sample_size`.
+        variant: which parameter files to read, such as "fp16"; by default the only ones.
+
+    Returns:
+        The network, its settings and its arrays, which are read when they are needed.
 
     Raises:
-        WeightsError: another pipeline, network or scheduler; an option that has no counterpart
-            here; a file that is missing or damaged; keys that the network does not use, or
-            parameters that the file does not fill.
+        WeightsError: the pipeline, network or scheduler is of an unsupported class; an option has
+            no counterpart here; a file is missing or damaged; or the names of the parameters do not
+            fit the network.
     """
     folder = Path(folder)
     where = _folders(folder)
     network, image_shape = _network(where.network, image_size)
     if where.raw is not None and _network(where.raw, image_size) != (network, image_shape):
-        raise WeightsError(f"{where.network} and {where.raw} hold networks of different options")
+        raise WeightsError(f"{where.network} and {where.raw} hold networks with different options")
     scheduler = _scheduler(where, chain, predicts, sampler)
     variance = variance or scheduler.variance
     if variance is None:

@@ -61,7 +61,7 @@ _WANTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "flip_sin_to_cos": ((True, False), "it has to be true or false"),
     "class_embed_type": ((None,), "classes come from a table alone, see num_class_embeds"),
 }
-"""Values that keys may have, and what is said of others."""
+"""Allowed values of keys, and the text of the error for others."""
 
 _Resampling = Literal["convolution", "residual"]
 _BLOCKS: dict[str, tuple[bool, _Resampling | None]] = {

@@ -89,7 +89,9 @@ def download(
     if not any(folder.rglob("*.safetensors")):
         folder = get(*described, *files("bin"))
     if folder.name != commit:
-        raise WeightsError(f"{name!r} has changed while it was downloaded; the same once more")
+        raise WeightsError(
+            f"{name!r} has changed while it was downloaded; run the same command again"
+        )
     return folder, commit
 
 
@@ -137,7 +139,7 @@ def _sentences(name: str, revision: str | None, endpoint: str) -> Iterator[None]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings that a sentence repeats, and without bars where nobody looks."""
+    """Suppresses warnings that a sentence repeats, and progress bars outside of a terminal."""
     from huggingface_hub import utils
 
     logger: Any = logging.getLogger("huggingface_hub")

@@ -1,10 +1,10 @@
 """Reads networks of improved-diffusion and guided-diffusion: a `.pt` file and its flags.
 
-Both programs save the state dict of one class, `UNetModel`, that guided-diffusion extends:
+Both programs save the state dict of the class `UNetModel`, which guided-diffusion extends:
 https://github.com/openai/improved-diffusion (Nichol & Dhariwal 2021) and
-https://github.com/openai/guided-diffusion (Dhariwal & Nichol 2021). The shapes of its tensors tell
-how wide and deep the network is, where it has attention, and which options it has; `openai_flags`
-reads the rest from the file's public name, or from the flags of its authors' command.
+https://github.com/openai/guided-diffusion (Dhariwal & Nichol 2021). The shapes of the tensors show
+how wide and deep the network is, where it has attention, and some options. `openai_flags` reads the
+rest from the file's public name, or from the flags of its authors' command.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from ddpm_jax.weights.weights import LazyArray, Weights, WeightsError, expected_
 __all__ = ["from_openai"]
 
 _GROUPS, _EPSILON = 32, 1e-5
-"""Of all their group norms."""
+"""Groups and epsilon of all their group norms."""
 
 
 def from_openai(
@@ -31,23 +31,26 @@ def from_openai(
     raw: str | Path | None = None,
     options: str | Mapping[str, Any] | None = None,
 ) -> Weights:
-    """The network of a file of improved-diffusion or guided-diffusion.
+    """Reads a network of improved-diffusion or guided-diffusion.
 
-    Tensors are read as float32, whatever they were stored as.
+    Tensors of any dtype are read as float32.
 
     Args:
-        file: "ema_0.9999_500000.pt", "256x256_diffusion.pt" or another that their programs wrote.
-        raw: the parameters of the last step beside the average, "model500000.pt".
+        file: path of a file that their programs wrote: the average, such as
+            "ema_0.9999_500000.pt", or a public file, such as "256x256_diffusion.pt".
+        raw: path of the parameters of the last training step, such as "model500000.pt".
         options: the flags that the network was trained with, as a string
-            ("--image_size 64 --num_channels 192 --learn_sigma True") or a mapping. Flags that are
-            not given have their programs' defaults. Of a public file with its public name they are
-            known, and `options` may change them, as "--timestep_respacing ddim50 --use_ddim True".
+            ("--image_size 64 --num_channels 192 --learn_sigma True") or a mapping. Other flags have
+            their programs' defaults. For a public file with its public name the flags are known;
+            `options` may change them, as in "--timestep_respacing ddim50 --use_ddim True".
+
+    Returns:
+        The network, its settings and its arrays, which are read when they are needed.
 
     Raises:
-        WeightsError: there are no options and the name is no public one; the file is missing,
-            damaged, or of another network (an upsampler, a classifier); an option is unknown or
-            disagrees with the file; the file has tensors that the network does not use, or lacks
-            some.
+        WeightsError: there are no options and the file name is not a public one; the file is
+            missing, damaged, or of another network (an upsampler, a classifier); an option is
+            unknown or contradicts the file; or the names of the tensors do not fit the network.
 
     Example:
         >>> from ddpm_jax import weights
@@ -107,8 +110,8 @@ def _given(file: Path, options: str | Mapping[str, Any] | None) -> dict[str, Any
         raise WeightsError(f"{file} is {REFUSED[file.name]}; only denoisers of images are read")
     if options is None and file.name not in PUBLIC:
         raise WeightsError(
-            f"options are not given, and {file.name} is no name of a public file, whose flags are"
-            ' known; give those of its training, as options="--image_size 64 --num_channels 128'
+            f"options are not given, and {file.name} is not a public file with known flags; give"
+            ' the flags of its training, as in options="--image_size 64 --num_channels 128'
             ' --num_res_blocks 3 --learn_sigma True --diffusion_steps 4000 --noise_schedule cosine"'
         )
     return parse_flags(PUBLIC.get(file.name, "")) | parse_flags(options or "")

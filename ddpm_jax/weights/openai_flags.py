@@ -182,7 +182,7 @@ class Flags:
         if not 2 <= steps <= T:
             raise WeightsError(
                 f"--timestep_respacing is {respacing!r}; it has to be a number of steps from 2 to"
-                f" --diffusion_steps, {T}, or ddim and such a number; sections are not read"
+                f" --diffusion_steps, {T}, or ddim and such a number; sections are not supported"
             )
         if respacing == digits:
             return steps, "linspace"
@@ -216,7 +216,7 @@ def parse_flags(options: str | Mapping[str, Any]) -> dict[str, Any]:
             raise WeightsError(f"--{name} is {value}; there is no guidance by a classifier here")
         if name not in _PARSERS:
             raise WeightsError(
-                f"--{name} is no flag of improved-diffusion or guided-diffusion; they are"
+                f"--{name} is not a flag of improved-diffusion or guided-diffusion; they are"
                 f" {', '.join(_PARSERS)}"
             )
         parser, what = _PARSERS[name]
@@ -231,11 +231,13 @@ def _split(options: str) -> dict[str, str]:
     try:
         words = shlex.split(options)
     except ValueError as error:
-        raise WeightsError(f"options are {options!r}, which have a quote without end") from error
+        raise WeightsError(f"options are {options!r}, which have an unclosed quote") from error
     words = [part for word in words for part in (word.split("=", 1) if "--" in word else [word])]
     names, values = words[::2], words[1::2]
     if len(names) != len(values) or not all(name.startswith("--") for name in names):
-        raise WeightsError(f"options are {options!r}; they have to be pairs as --image_size 64")
+        raise WeightsError(
+            f"options are {options!r}; they have to be pairs such as --image_size 64"
+        )
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
 
 

@@ -51,7 +51,7 @@ def structure_of(file: Path, tensors: Mapping[str, LazyArray]) -> Structure:
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in tensors or len(tensors[name].shape) != axes or 0 in tensors[name].shape:
             raise WeightsError(
-                f"{file} is no U-Net of improved-diffusion or guided-diffusion: it has no tensor"
+                f"{file} is not a U-Net of improved-diffusion or guided-diffusion: it has no tensor"
                 f" {name} of {axes} axes{_other_kind(tensors)}"
             )
         return tensors[name].shape
@@ -67,7 +67,7 @@ def structure_of(file: Path, tensors: Mapping[str, LazyArray]) -> Structure:
     levels, rest = divmod(blocks[-1] + 1, num_blocks + 1)
     if rest or num_blocks < 1:
         raise WeightsError(
-            f"{file} is no U-Net of improved-diffusion or guided-diffusion: its {blocks[-1] + 1}"
+            f"{file} is not a U-Net of improved-diffusion or guided-diffusion: its {blocks[-1] + 1}"
             f" input_blocks are no levels of {num_blocks} blocks each"
         )
     firsts = [1 + level * (num_blocks + 1) for level in range(levels)]

@@ -135,11 +135,11 @@ class Reader:
                     stack.append(argument)
                 case name:
                     raise ValueError(f"its pickle has the opcode {name}, which no state dict needs")
-        raise ValueError(f"its pickle has more than {_MOST_OPCODES:,} opcodes, or no end")
+        raise ValueError(f"its pickle has more than {_MOST_OPCODES:,} opcodes, or does not end")
 
     def _global(self, module: Any, name: Any) -> _Global:
         if not type(module) is type(name) is str:
-            raise ValueError("it names a function by what is no string")
+            raise ValueError("it names a function by something that is not a string")
         if (module, name) in _KNOWN or (module == "torch" and name in _DTYPES):
             return _Global(module, name)
         raise WeightsError(
@@ -182,7 +182,7 @@ def _extend(value: Any, items: list[Any]) -> None:
         value.extend(items)
         return
     if type(value) is not dict or not all(type(key) in (str, int) for key in items[::2]):
-        raise ValueError("it has a dict with keys that are no strings or integers")
+        raise ValueError("it has a dict with keys that are neither strings nor integers")
     value.update(zip(items[::2], items[1::2], strict=True))
 
 
@@ -198,4 +198,4 @@ def _call(function: Any, arguments: Any) -> Any:
             for key, value in pairs:
                 _extend(ordered, [key, value])
         return ordered
-    raise ValueError("it calls what is no function of a state dict")
+    raise ValueError("it calls something that is not a function of a state dict")

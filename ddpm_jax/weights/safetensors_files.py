@@ -157,4 +157,4 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     if isinstance(error, OSError):
         return WeightsError(f"{path} cannot be read: {error.strerror}")
     reason = str(error).removeprefix("Error while deserializing header: ")
-    return WeightsError(f"{path} is no file of safetensors, or damaged: {reason}")
+    return WeightsError(f"{path} is not a safetensors file, or it is damaged: {reason}")

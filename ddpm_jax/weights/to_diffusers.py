@@ -1,4 +1,4 @@
-"""Networks of this library into folders that diffusers' `DDPMPipeline.from_pretrained` loads."""
+"""Writes networks of this library as folders that `DDPMPipeline.from_pretrained` loads."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from ddpm_jax.weights.weights import LazyArray, Recipe, WeightsError, expected_s
 __all__ = ["to_diffusers"]
 
 _VERSION = "0.42.1"
-"""Of diffusers, whose options are written."""
+"""Version of diffusers whose options are written."""
 
 
 def to_diffusers(
@@ -36,26 +36,26 @@ def to_diffusers(
     variance: Variance,
     sampler: Recipe | None = None,
 ) -> None:
-    """Writes a pipeline's folder, all of it or nothing.
+    """Writes a network as a folder of a diffusers pipeline, either completely or not at all.
 
     Args:
-        folder: must not exist.
-        network: a `models.UNet` whose options diffusers has.
+        folder: path of the new folder; it may not exist.
+        network: a `models.UNet` with options that diffusers has.
         image_shape: (height, width, channel).
         arrays: parameters by the flat names of this library.
         chain: the schedule.
-        predicts: what the network's output stands for.
+        predicts: what the network predicts: "eps", "x0" or "v".
         variance: of the reverse process.
-        sampler: its threshold and spacing go into the scheduler; the class is DDPMScheduler, of
-            which diffusers makes its other schedulers.
+        sampler: its threshold and spacing are written to the scheduler. The scheduler's class is
+            always DDPMScheduler, from which diffusers makes its other schedulers.
 
     Raises:
-        WeightsError: diffusers has no such network or chain; `arrays` are not the network's;
-            `folder` exists, or the disk refuses.
+        WeightsError: diffusers has no such network or chain; `arrays` do not fit the network;
+            `folder` exists or cannot be written.
     """
     folder = Path(folder)
     if os.path.lexists(folder):
-        raise WeightsError(f"{folder} exists; give a folder that does not")
+        raise WeightsError(f"{folder} exists; choose a folder that does not exist")
     config = config_of_network(network, image_shape)
     scheduler = config_of_scheduler(chain, predicts, variance, sampler)
     arrays = match_arrays(expected_shapes(network, image_shape), arrays, ())

@@ -75,7 +75,7 @@ def open_state_dict(
         raise
     except Exception as error:  # there is none that a damaged pickle could not raise
         raise WeightsError(
-            f"{path} is no dict of tensors as PyTorch writes them, or it is damaged:"
+            f"{path} is not a dict of tensors as PyTorch writes it, or it is damaged:"
             f" {first_line(error)}"
         ) from error
 
@@ -125,7 +125,7 @@ class _Bytes:
                 file.seek(self.place.start + offset)
                 content = bytearray(size)
                 if file.readinto(content) < size:
-                    raise WeightsError(f"{self.path} was cut off after it was opened")
+                    raise WeightsError(f"{self.path} was truncated after it was opened")
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}") from error
         if not self.intact:
@@ -188,7 +188,7 @@ def _tensors(state: Any, path: Path, key: str | None) -> dict[str, Tensor]:
     tensors = state if key is None else state[key]
     for name, tensor in tensors.items():
         if type(name) is not str:
-            raise ValueError(f"the name {name} is no string")
+            raise ValueError(f"the name {name} is not a string")
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name[:80]} is a {type(tensor).__name__}, not a tensor")
     return tensors
@@ -266,9 +266,9 @@ def _check_window(name: str, tensor: Tensor) -> int:
     """The bytes of a tensor, if its storage holds all of it."""
     storage, offset, shape, strides = tensor
     if len(shape) != len(strides) or len(shape) > _MOST_AXES:
-        raise ValueError(f"{name} has the offset, shape and strides of no tensor")
+        raise ValueError(f"{name} has an offset, a shape and strides that no tensor can have")
     if not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
-        raise ValueError(f"{name} has the offset, shape and strides of no tensor")
+        raise ValueError(f"{name} has an offset, a shape and strides that no tensor can have")
     size = math.prod(shape)
     # One element read often, by a stride of 0, could fill any memory.
     if size > storage.length or (size > 0 and offset + _extent(tensor) > storage.length):

@@ -1,8 +1,8 @@
-"""A network of somebody else as a value: what it is, what it was trained for, its arrays.
+"""A network of another program as a value: its options, its chain, its arrays.
 
-Every reader of this room (`from_diffusers`, `from_openai`) returns a `Weights`. It holds no array:
-each is read from its file when it is needed, one after the other, so that a large network never
-stands in memory twice.
+Each reader (`from_diffusers`, `from_openai`) returns a `Weights`. It holds no array: each array is
+read from its file when it is needed, one after the other, so that a large network is never in
+memory twice.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _MOST_LISTED = 10
-"""A sentence lists at most so many names."""
+"""Number of names that a sentence lists."""
 
 
 class WeightsError(UserError):
@@ -48,40 +48,43 @@ class Recipe(NamedTuple):
     """
 
     name: str
+    """Name of the function."""
     arguments: dict[str, Any]
+    """Its keyword arguments."""
 
 
 class LazyArray(NamedTuple):
     """An array that is still in its file."""
 
     shape: tuple[int, ...]
+    """Shape of the array."""
     read: Callable[[], np.ndarray]
-    """Reads it; each call reads again."""
+    """Reads the array; each call reads it again."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-    """A network and what its authors trained it for."""
+    """A network of another program, with the settings that it was trained with."""
 
     network: nn.Module
-    """With `init` and `apply`, as all networks of `ddpm_jax.models`."""
+    """The network, a Flax module of `ddpm_jax.models`."""
     image_shape: tuple[int, int, int]
     """(height, width, channel) of the images that it was trained on."""
     chain: Recipe
-    """The schedule."""
+    """The schedule as a function of `ddpm_jax.schedules` and its arguments."""
     predicts: Predicts
-    """What the network's output stands for."""
+    """What the network predicts: "eps", "x0" or "v"."""
     variance: Variance
-    """Of the reverse process."""
+    """Variance of the reverse process, see `ddpm_jax.reverse`."""
     sampler: Recipe
-    """How its authors' program draws images by default."""
+    """The sampler that its authors' program uses by default."""
     classes: tuple[str, ...] | None
     """Names of its classes; None without classes."""
     arrays: Mapping[str, Mapping[str, LazyArray]]
-    """By the flat names of this library, as "down_0_1/conv_0/kernel": under "ema" those that images
-    are drawn with; under "raw", where there are two, those of the last step."""
+    """Arrays by the flat names of this library, such as "down_0_1/conv_0/kernel". Under "ema" are
+    those for sampling; under "raw", if the files have both, those of the last training step."""
     source: dict[str, Any]
-    """Where it is from, plain values: kind, path or name, revision, SHA-256 of the files."""
+    """Origin of the files, as plain values: kind, path or name, revision, SHA-256."""
 
     @property
     def schedule(self) -> schedules.Schedule:
@@ -90,12 +93,15 @@ class Weights:
         return schedule
 
     def params(self, name: str = "ema", shardings: Any = None) -> Any:
-        """The parameters as `network.apply` takes them, read one after the other.
+        """The parameters as `network.apply` takes them; arrays are read one after the other.
 
         Args:
-            name: "ema", or "raw" where there are two.
-            shardings: a tree of the same form, that says where each is put; by default the first
-                device.
+            name: "ema", or "raw" if the files have both.
+            shardings: a tree of the same structure with the sharding of each array; by default all
+                arrays go to the first device.
+
+        Returns:
+            The variables of `network`.
         """
         places = {} if shardings is None else flatten_dict(shardings["params"], sep="/")
         flat = {
@@ -118,7 +124,7 @@ def expected_shapes(
 def match_arrays(
     expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, LazyArray], unused: Iterable[str]
 ) -> dict[str, LazyArray]:
-    """`arrays`, in the order of `expected`, if each parameter is filled and each key is used.
+    """`arrays` in the order of `expected`, after a check that the names and shapes are the same.
 
     Args:
         expected: see `expected_shapes`.
@@ -126,7 +132,7 @@ def match_arrays(
         unused: keys of the file that have no place in the network.
 
     Raises:
-        WeightsError: with both lists, and the parameters of another shape.
+        WeightsError: they differ; the sentence lists missing, unused and misshapen arrays.
     """
     missing = [path for path in expected if path not in arrays]
     unused = [*unused, *(path for path in arrays if path not in expected)]
@@ -138,7 +144,7 @@ def match_arrays(
     faults = [
         f"{what}: {_few(names)}"
         for what, names in (
-            ("parameters of the network that the file does not fill", missing),
+            ("parameters of the network that the file does not have", missing),
             ("keys of the file that the network does not use", unused),
             ("of another shape", other),
         )
@@ -150,7 +156,7 @@ def match_arrays(
 
 
 def multiplier(channels: int, width: int) -> int | float:
-    """m of `models.UNet.multipliers`, with int(channels * m) == width; whole where it can be."""
+    """m of `models.UNet.multipliers` with int(channels * m) == width; an int if possible."""
     if width % channels == 0:
         return width // channels
     ratio = width / channels

@@ -84,7 +84,7 @@ class TestCommands:
     def test_evaluate_refuses_guidance_without_classes(self, untold, capsys):
         assert main(["evaluate", untold, "--sampler.guidance", "2"]) == 2
         error = capsys.readouterr().err
-        said = "sampler.guidance is 2.0; it has to be 1 where network.classes is 0"
+        said = "sampler.guidance is 2.0; it has to be 1 if network.classes is 0"
         assert error == f"ddpm-jax: {said}\n"
 
     def test_inspect_counts_the_table(self, capsys):

@@ -48,7 +48,7 @@ def test_usage(capsys):
 def test_help_says_that_a_config_file_is_executed(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    assert "A config file is a Python program: it is executed" in capsys.readouterr().out
+    assert "A config file is a Python program that is executed" in capsys.readouterr().out
 
 
 def test_an_unknown_command(capsys):
@@ -205,8 +205,8 @@ def test_sample_draws_a_grid(run, tmp_path):
         (["train", TINY, "--data", "digitz"], ["--data is 'digitz'", "did you mean digits?"]),
         (["train", TINY, "--mesh.data", "64"], ["mesh.data is 64"]),
         (["inspect", TINY, "--network.multipliers", "1", "1", "1", "1", "1"], ["8x8"]),
-        (["sample", "absent"], ["'absent' is no run directory"]),
-        (["evaluate", "absent"], ["'absent' is no run directory"]),
+        (["sample", "absent"], ["'absent' is not a run directory"]),
+        (["evaluate", "absent"], ["'absent' is not a run directory"]),
     ],
 )
 def test_bad_input_is_a_sentence_and_leaves_nothing(arguments, said, tmp_path, capsys):
@@ -288,7 +288,7 @@ def test_what_the_system_refuses_is_a_line(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     code, error = failing(capsys, "train", TINY, "--workdir", tmp_path / "file" / "run")
     assert code == 2
-    assert "cannot be made" in error
+    assert "cannot be created" in error
     assert "Traceback" not in error
 
 

@@ -38,12 +38,12 @@ def test_a_copy_is_the_same_config(name, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["copy", "digits", "there.py"], "'there.py', which is there already"),
+        (["copy", "digits", "there.py"], "'there.py', which exists already"),
         (["copy", "digits", "my.txt"], "'my.txt'; its name has to end in .py"),
         (["copy", "digits", "absent/my.py"], "there is no folder absent"),
         (["copy", "digts", "my.py"], "'digts'; no config of the package has this name"),
-        (["copy", "digits"], "or copy NAME FILE.py, and not 'copy' 'digits'"),
-        (["digits"], "or copy NAME FILE.py, and not 'digits'"),
+        (["copy", "digits"], "or copy NAME FILE.py, not 'copy' 'digits'"),
+        (["digits"], "or copy NAME FILE.py, not 'digits'"),
     ],
 )
 def test_what_cannot_be_copied_is_a_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):

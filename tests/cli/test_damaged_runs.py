@@ -95,10 +95,10 @@ def test_a_data_set_that_changed_since_the_checkpoint(folder, tmp_path, capfd):
     capfd.readouterr()
     assert train(of_folder(folder), run) == 2
     said = capfd.readouterr()
-    one_line(said, "is not the one that", "(training images 20 then and 19 now)", "--data")
+    one_line(said, "is not the one with which", "(training images were 20 and are 19)", "--data")
     write(folder / "train" / "cat" / "003.png", IMAGES[3])
     assert train(of_folder(folder), run) == 0
-    assert "going on from step 2" in capfd.readouterr().out
+    assert "resuming from step 2" in capfd.readouterr().out
 
 
 def test_data_that_cannot_be_used_at_all(folder, tmp_path, capfd, monkeypatch):
@@ -113,7 +113,7 @@ def test_data_that_cannot_be_used_at_all(folder, tmp_path, capfd, monkeypatch):
         (of_folder(""), "data.path is ''; it has to be a name that is not empty"),
         (["--data=archive", "--data.path=nowhere"], f"there is no archive '{nowhere}'"),
         (["--data=archive", f"--data.path={text}"], "cannot be read ("),
-        (of_folder(folder), "bird' is empty; it is a class"),
+        (of_folder(folder), "bird' is empty; a folder of a class"),
     ):
         for command in (train, lambda data, run: main(["inspect", TINY, *data])):
             code = command(data, tmp_path / "run")
@@ -177,7 +177,7 @@ def test_a_record_of_another_shape_and_one_that_is_no_image(tmp_path, capfd):
     assert len(found.train) == 30
     ((where, why),) = found.train.skipped.items()
     assert where.startswith("record ")
-    assert why == "is 6x8, and others are 8x8; --preparation.size makes them alike"
+    assert why == "is 6x8, and others are 8x8; --preparation.size resizes all to one size"
 
 
 def test_the_error_of_a_thread_is_the_errors_own(folder):
@@ -185,5 +185,5 @@ def test_the_error_of_a_thread_is_the_errors_own(folder):
     source = read_folder(folder).train
     batches = make_iterator(source, batch_size=20, seed=0, flip=False)
     for _ in range(2):  # also who asks again
-        with pytest.raises(BadImageError, match=r"009\.png is no image"):
+        with pytest.raises(BadImageError, match=r"009\.png is not an image"):
             next(batches)

@@ -69,7 +69,7 @@ def test_a_run_in_python_writes_the_same_program(run, tmp_path):
         (["--label", "3"], "--label is for runs with classes"),
         (["--out", "absent/sampler.bin"], "--out is 'absent/sampler.bin'; there is no folder"),
         (["--out", "sampler.npz"], "--out is 'sampler.npz'; its name has to end in .bin"),
-        (["--out", "there.bin"], "--out is 'there.bin'; 'there.bin' is there already"),
+        (["--out", "there.bin"], "--out is 'there.bin'; 'there.bin' exists already"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
@@ -86,4 +86,4 @@ def test_what_cannot_be_exported_is_one_line(
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "a.bin")]) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_common_fields_are_shown_with_their_values_and_docstrings(capsys):
     assert "--train.steps 2500 " in text
     assert "--optimizer.learning-rate 0.003" in text
     assert "--workdir runs/digits" in text
-    assert "Where checkpoints, metrics and pictures go" in text
+    assert "Directory for checkpoints, metrics and" in text
     assert "--network u-net" in text
     assert "--train.missed-saves" not in text
     assert "--help-all" in text

@@ -11,7 +11,7 @@ from ddpm_jax.config import families, member_name, members
     [
         ("isotropic", ["Isotropic, one mode", "7.00", "-8.00"]),
         ("blurring", ["Blurring, 64 modes", "7.00", "-8.00", "-21.8"]),
-        ("equal_snr", ["EqualSNR, which follows from the images when a run begins"]),
+        ("equal_snr", ["EqualSNR, which is measured on the images when a run begins"]),
     ],
 )
 def test_inspect_prints_the_process(process, told, capsys):

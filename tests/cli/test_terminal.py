@@ -36,6 +36,16 @@ def test_nothing_invisible_passes():
         assert shown.isascii()
 
 
+def test_a_pipe_gets_no_progress_bar_where_colours_are_forced(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a cell of a notebook
+    with TrainingDisplay(terminal.make_console(), start=0, steps=2, batch_size=1) as display:
+        display.advance(1, 0.0)
+        display.log(1, 0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("step 1/2  loss 0.5000")
+
+
 @pytest.mark.parametrize("terminal_like", [False, True])
 def test_a_line_and_a_cell_are_text_on_any_console(terminal_like):
     console = Console(file=io.StringIO(), force_terminal=terminal_like, width=200, no_color=True)
@@ -128,7 +138,10 @@ def test_a_command_that_only_prints_says_if_it_could_not(
     with refusing(kind) as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(arguments) == code
-    said = "ddpm-jax: standard output did not take all of it: [Errno 28] No space left on device\n"
+    said = (
+        "ddpm-jax: standard output could not be written completely: [Errno 28] No space left on"
+        " device\n"
+    )
     assert capsys.readouterr().err == (said if code else "")
 
 

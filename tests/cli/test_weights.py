@@ -43,9 +43,9 @@ def test_a_run_goes_out_and_in_again_with_the_same_files(foreign_run, tmp_path, 
     ("source", "parts"),
     [
         ("nowhere", ["there is no file or folder 'nowhere'"]),
-        ("../nowhere/model", ["'../nowhere/model'", "no name on the Hugging Face hub"]),
+        ("../nowhere/model", ["'../nowhere/model'", "not a name on the Hugging Face hub"]),
         ("a/..", ["'a/..'"]),
-        ("file.txt", ["no file that ends in .safetensors"]),
+        ("file.txt", ["nor a file that ends in .safetensors"]),
         ("damaged.safetensors", ["damaged.safetensors"]),
     ],
 )
@@ -78,7 +78,10 @@ def test_runs_and_options_of_other_kinds_are_refused(foreign_run, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nothing", "--format", "safetensors", "--out", "a.safetensors"], "is no run directory"),
+        (
+            ["nothing", "--format", "safetensors", "--out", "a.safetensors"],
+            "is not a run directory",
+        ),
         (["RUN", "--format", "safetensors", "--out", "there.safetensors"], "which exists"),
         (["RUN", "--format", "diffusers", "--out", "there.safetensors"], "which exists"),
         (["RUN", "--format", "safetensors", "--out", "a.npz"], "has to end in .safetensors"),
@@ -130,7 +133,7 @@ def test_usage_names_both(capsys):
     assert main(["weights", "--help"]) == 0
     assert "import PATH_OR_NAME" in capsys.readouterr().out
     assert main(["weights", "steal"]) == 2
-    one_line(capsys, "wants import or export, not 'steal'")
+    one_line(capsys, "needs import or export, not 'steal'")
 
 
 def test_a_sampler_of_parameters_that_a_run_does_not_have_is_a_sentence(tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_a_config_with_members_of_its_own_wants_its_file(tmp_path, capsys):
     file = tmp_path / "out.safetensors"
     write_weight_file(file, arrays_of(params), config, plain_record(DataRecord(spec)), 3, {})
     assert imported(file, tmp_path / "again") == 2
-    assert "config.py, which is not there; --config-file" in capsys.readouterr().err
+    assert "config.py, which is missing; give it with --config-file" in capsys.readouterr().err
     assert imported(file, tmp_path / "again", "--config-file", MIXED) == 0
     run = load_run(tmp_path / "again", report=lambda line: None)
     assert run.step == 3

@@ -60,12 +60,13 @@ def test_every_shipped_config_is_valid_and_says_how_to_run_it(path):
     ],
 )
 def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, parameters):
-    config = configs.load(ROOT / "configs" / f"{name}.py")
+    path = ROOT / "configs" / f"{name}.py"
+    config = configs.load(path)
     spec = ImageSpec(name, (size, size, 3), levels=256, classes=None, class_counts=None)
     model = make_network(config, spec)
     shapes = jax.eval_shape(lambda key: init_params(model, key, (size, size, 3)), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
-    assert f"{parameters:,}" in (ROOT / "README.md").read_text()
+    assert f"{parameters:,}" in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -117,15 +118,15 @@ def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, par
         ),
         (
             Config(network=UNet(heads=3)),
-            "network.heads is 3; it has to be a divisor of the width of each level with",
+            "network.heads is 3; it has to be a divisor of the channels of each level with",
         ),
         (
             Config(network=UNet(attention_kernel="cudnn")),
-            "network.attention_kernel is cudnn; .*'xla' where",
+            "network.attention_kernel is cudnn; .*'xla' if",
         ),
         (
             Config(network=UNet(variance="learned_range")),
-            "objective is Simple, which teaches no variance",
+            "objective is Simple, which does not train the variance",
         ),
         (Config(network=UNet(classes=-1)), "network.classes is -1; it has to be 0 or more"),
         (Config(objective=Hybrid()), "objective is Hybrid and network.variance is 'small'"),
@@ -154,7 +155,7 @@ def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, par
             Config(mesh=Jit(reduction="bfloat16")),
             "mesh.reduction is bfloat16; it has to be 'float32' where",
         ),
-        (Config(mesh=Pmap(fsdp=2)), "mesh.fsdp is 2; it has to be 1 where mesh is Pmap"),
+        (Config(mesh=Pmap(fsdp=2)), "mesh.fsdp is 2; it has to be 1 with the mesh Pmap"),
         (Config(evaluation=BitsPerDim(num_samples=0)), "evaluation.num_samples"),
         (
             Config(evaluation=BitsPerDim(likelihood_times=1001)),
@@ -165,7 +166,7 @@ def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, par
             "sampler.steps is 1001; it has to be at most schedule.num_steps, 1000",
         ),
         (Config(sampler=Ancestral(steps=0)), "sampler.steps is 0"),
-        (Config(sampler=DDIM(guidance=2.0)), "sampler.guidance is 2.0; it has to be 1 where"),
+        (Config(sampler=DDIM(guidance=2.0)), "sampler.guidance is 2.0; it has to be 1 if"),
         (Config(sampler=DPMSolverPP(order=3)), "sampler.order is 3; it has to be 1 or 2"),
         (Config(seed=-1), "seed is -1"),
         (

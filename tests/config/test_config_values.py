@@ -16,9 +16,10 @@ import pytest
 from ddpm_jax import config as configs
 from ddpm_jax.cli import main
 from ddpm_jax.config import EMA, Archive, Config, ConfigError, Train
+from ddpm_jax.config.values import effects
 
 BASE = Config(data=Archive("a.npz"))
-FIELDS = configs.effects(BASE)
+FIELDS = effects(BASE)
 
 
 class Spacing(enum.StrEnum):
@@ -115,9 +116,9 @@ def refusal(field, value):
         ("train", {"steps": 3}, "is a dict; it has to be a Train"),
         ("train", None, "is None; it has to be a Train"),
         ("train", EMA(), "is an EMA; it has to be a Train"),
-        ("train", Stranger(), ".stepz is no field of Train (did you mean steps?)"),
-        ("train.stpes", 5, " is no field of Train (did you mean steps?)"),
-        ("network.chanels", 5, " is no field of UNet (did you mean channels?)"),
+        ("train", Stranger(), ".stepz is not a field of Train (did you mean steps?)"),
+        ("train.stpes", 5, " is not a field of Train (did you mean steps?)"),
+        ("network.chanels", 5, " is not a field of UNet (did you mean channels?)"),
     ],
 )
 def test_a_value_of_another_type_is_named_with_the_nearest_right_one(field, value, said):

@@ -61,7 +61,7 @@ def test_an_archive_is_read_into_memory_or_not_at_all(members):
 def test_images_in_memory_are_handed_over():
     with pytest.raises(DataError) as caught:
         opened(config.InMemory("mine"))
-    one_sentence(caught, "data is InMemory('mine')", "handed over in Python", "train(config")
+    one_sentence(caught, "data is InMemory('mine')", "pass its images in Python", "train(config")
 
 
 def test_own_data_need_no_more_than_make():

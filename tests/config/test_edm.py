@@ -14,6 +14,7 @@ from ddpm_jax import models
 from ddpm_jax.cli import main
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.config import EDM, ConfigError, DiT, UNet
+from ddpm_jax.config.values import effects
 from ddpm_jax.experiment import build, image_spec_of, make_network, train
 from ddpm_jax.plan import advice
 
@@ -60,7 +61,7 @@ def test_it_comes_back_from_json():
     stored = json.loads(json.dumps(configs.to_json(config)))
     assert configs.from_json(stored) == config
     assert configs.flat(stored)["network.network"] == "DiT"
-    assert configs.effects(config)["network.network.dropout"] is configs.Affects.TRAINING
+    assert effects(config)["network.network.dropout"] is configs.Affects.TRAINING
 
 
 def test_its_module_has_the_schedule_and_what_it_declares():
@@ -79,11 +80,11 @@ def test_its_module_has_the_schedule_and_what_it_declares():
         (EDM(network=EDM()), "network.network is an EDM; it has to be another network"),
         (
             EDM(network=dataclasses.replace(SMALL, classes=10)),
-            "network.network.classes is 10 and network.classes is 0; leave the first alone",
+            "network.network.classes is 10 and network.classes is 0; only the second counts",
         ),
         (
             EDM(network=dataclasses.replace(SMALL, predicts="v")),
-            "network.network.predicts is v and network.predicts is x0; leave the first alone",
+            "network.network.predicts is v and network.predicts is x0; only the second counts",
         ),
         (
             EDM(network=dataclasses.replace(SMALL, variance="large"), variance="learned_range"),

@@ -5,6 +5,7 @@ import pytest
 from ddpm_jax import config as configs
 from ddpm_jax.cli.arguments import parse_config
 from ddpm_jax.cli.main import main
+from ddpm_jax.config.values import effects
 
 HEAD = """import dataclasses
 import flax.linen as nn
@@ -166,7 +167,7 @@ WRONG = {
     "labels that the network does not take": (
         "",
         "network=Tiny(classes=10)",
-        ["Layer is given labels, and its __call__ has no parameter of that name"],
+        ["labels are passed to Layer, whose __call__ has no parameter 'labels'"],
     ),
     "a loss that is no loss for each example": (
         "@frozen\nclass Mean(config.Objective):\n    def make(self):\n"
@@ -203,7 +204,10 @@ WRONG = {
     "no decorator": (
         "class Deep(Tiny):\n    depth: int = 3\n",
         "network=Deep()",
-        ["network is a Deep, whose depth is no field yet; put @dataclasses.dataclass(frozen=True)"],
+        [
+            "network is a Deep, whose depth is not a field yet",
+            "put @dataclasses.dataclass(frozen=True)",
+        ],
     ),
     "a check of its own": (
         "@frozen\nclass Even(Tiny):\n    def check(self, config_):\n"
@@ -232,7 +236,7 @@ def test_classes_of_an_imported_module_are_refused(write, tmp_path, monkeypatch,
     (tmp_path / "my_lab_nets.py").write_text(HEAD)
     monkeypatch.syspath_prepend(tmp_path)
     said = refusal(write("import my_lab_nets\n", "network=my_lab_nets.Tiny()"), capsys)
-    assert "network is my_lab_nets:Tiny; a run stores a copy of its config file alone" in said
+    assert "network is my_lab_nets:Tiny; a run stores a copy of its config file only" in said
     assert "class Tiny(my_lab_nets.Tiny): ..." in said
     path = write("import my_lab_nets\nclass Tiny(my_lab_nets.Tiny): ...\n")
     assert configs.validate(configs.load(path)).network.width == 4
@@ -241,9 +245,9 @@ def test_classes_of_an_imported_module_are_refused(write, tmp_path, monkeypatch,
 
 def test_a_field_without_annotation_of_effect_has_that_of_its_family(write):
     config = configs.load(write())
-    effects = configs.effects(config)
-    assert effects["network.width"] is effects["network"] is configs.Affects.MODEL
-    assert effects["sampler.threshold"] is configs.Affects.REPORTS
+    affected = effects(config)
+    assert affected["network.width"] is affected["network"] is configs.Affects.MODEL
+    assert affected["sampler.threshold"] is configs.Affects.REPORTS
 
 
 def test_two_files_with_a_class_of_one_name_are_two(tmp_path):

@@ -8,6 +8,7 @@ from paths import SUPPORT
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import Config, ConfigError
+from ddpm_jax.config.source import Source
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError
 
 FORMAT1 = SUPPORT / "stored" / "format1"
@@ -59,7 +60,7 @@ class TestFormat1:
 def test_the_copy_is_executed_after_a_line_that_says_so(stored, tmp_path):
     copy, marked = tmp_path / "config.py", tmp_path / "executed"
     copy.write_text((FORMAT1 / "config.py").read_text() + f"\nopen({str(marked)!r}, 'w').close()\n")
-    source = configs.Source("own.py", copy.read_bytes())
+    source = Source("own.py", copy.read_bytes())
     stored["source"] = {"name": "own.py", "sha256": source.sha256}
     before = []
 
@@ -110,8 +111,8 @@ def put(dotted, value):
     ("change", "said"),
     [
         (put("format", ...), "the stored config has no format: an older version wrote it; this"),
-        (put("format", 3), "the stored config is of format 3; this version of ddpm_jax reads 1"),
-        (put("format", "1"), "is of format '1'; this version"),
+        (put("format", 3), "the stored config has the format 3; this version of ddpm_jax reads 1"),
+        (put("format", "1"), "has the format '1'; this version"),
         (put("data.path", ...), "the stored config has no data.path, and it has no default"),
         (put("network.colour", 1), "has an unknown field network.colour"),
         (put("network.widht", 1), "unknown field network.widht (did you mean width?)"),
@@ -151,14 +152,14 @@ def test_an_edited_copy_is_refused_before_it_is_executed(run):
     with pytest.raises(RunDirectoryError) as caught:
         run.read_config()
     said = str(caught.value)
-    assert f"{str(run.config_copy)!r} is not as it was when training began, by its sha256" in said
-    assert "network TwoLayers is defined in it" in said
+    assert f"{str(run.config_copy)!r} has changed since training began (its SHA-256 differ" in said
+    assert "which defines network TwoLayers" in said
 
 
 def test_a_copy_that_is_gone_is_a_sentence(run):
     run.config_copy.unlink()
     with pytest.raises(
-        RunDirectoryError, match=r"is a class of the run's config\.py, which is not"
+        RunDirectoryError, match=r"is a class of the run's config\.py, which is missing"
     ):
         run.read_config()
 
@@ -166,9 +167,9 @@ def test_a_copy_that_is_gone_is_a_sentence(run):
 def test_a_copy_that_fails_is_a_sentence(stored, tmp_path):
     copy = tmp_path / "config.py"
     copy.write_text("import a_package_that_is_not_installed\n")
-    stored["source"]["sha256"] = configs.Source("own.py", copy.read_bytes()).sha256
+    stored["source"]["sha256"] = Source("own.py", copy.read_bytes()).sha256
     for _ in range(2):  # half a module is none
-        with pytest.raises(ConfigError, match=r"ModuleNotFoundError: .* is defined in it"):
+        with pytest.raises(ConfigError, match=r"ModuleNotFoundError: .*; it defines network"):
             read(stored, copy)
 
 
@@ -207,5 +208,5 @@ def test_check_owner_executes_nothing_and_compares_what_decides(tmp_path):
         run.check_owner(configs.load(path))
     said = str(caught.value)
     assert said.startswith("own.py has changed since the run ")
-    assert f"`ddpm-jax train {run.config_copy}` goes on with the run's copy" in said
+    assert f"`ddpm-jax train {run.config_copy}` continues with the run's copy" in said
     run.check_owner(configs.load(run.config_copy))

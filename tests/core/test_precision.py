@@ -1,4 +1,4 @@
-"""The README's table of errors is what its command prints, up to a platform's last digits."""
+"""The table of errors in docs/speed.md is what its command prints, up to a platform's last digits."""
 
 import re
 
@@ -8,15 +8,15 @@ from marks import thorough_but
 from paths import ROOT
 from precision import SCHEDULES, Error, error, exact_quantities, our_quantities
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "speed.md").read_text()
 ROW = re.compile(r"^\| (.+?) \| ([\d.]+) \| ([\d.e-]+) \| ([\d,]*) ", flags=re.MULTILINE)
 PUBLISHED = {
-    name: Error(float(ulp), float(relative)) for name, ulp, relative, _ in ROW.findall(README)
+    name: Error(float(ulp), float(relative)) for name, ulp, relative, _ in ROW.findall(PAGE)
 }
 
 
 @pytest.mark.parametrize("name", thorough_but(["linear", "cosine"], SCHEDULES))
-def test_errors_are_within_those_of_the_readme(name):
+def test_errors_are_within_those_of_the_page(name):
     exact = exact_quantities(chain(name, 1000))
     found = our_quantities(build(name, 1000))
     assert set(PUBLISHED) == set(exact)

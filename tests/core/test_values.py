@@ -28,12 +28,22 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def nnx():
-    flax = pytest.importorskip("flax", reason="the extra `models` is not installed")
-    return flax.nnx
+    return pytest.importorskip("flax.nnx", reason="the extra `models` is not installed")
 
 
 def halved(x_prev, eps, t):
     return 0.5 * x_prev + eps
+
+
+def test_a_process_is_shown_in_one_line_and_without_its_numbers():
+    for make in CASES.values():
+        text = repr(make(0))
+        assert "\n" not in text, text
+        assert len(text) < 400, text
+    shown = repr(schedules.linear(10))
+    assert shown.startswith("Schedule(")
+    assert "float32[10]" in shown
+    jax.eval_shape(lambda schedule: repr(schedule) and schedule.betas, schedules.linear(10))
 
 
 @pytest.mark.parametrize("name", CASES)

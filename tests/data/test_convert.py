@@ -159,11 +159,11 @@ IMAGES = "train-images-idx3-ubyte"
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        (IMAGES, b"", "does not begin as an IDX file of bytes with 3 axes does"),
-        (IMAGES, b"words and words and words", "does not begin as an IDX file"),
+        (IMAGES, b"", "does not begin like an IDX file of bytes with 3 axes"),
+        (IMAGES, b"words and words and words", "does not begin like an IDX file"),
         (IMAGES, idx(GREY[:8, ..., 0])[:-1], "ends before its last value"),
         (IMAGES, idx(GREY[:8, ..., 0]) + b"x", "longer than its header states"),
-        (IMAGES, idx(GREY), "does not begin as an IDX file"),  # four axes
+        (IMAGES, idx(GREY), "does not begin like an IDX file"),  # four axes
         (IMAGES, idx(GREY[:7, ..., 0]), "has 7 images and 8 labels"),
         (IMAGES, struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1), "cannot hold"),
         (f"{IMAGES}.gz", gzip.compress(idx(GREY[:8, ..., 0])[:-9]), "ends before its last value"),
@@ -194,8 +194,8 @@ def test_idx_files_that_are_missing_or_none(tmp_path):
     refused(tmp_path, "mnist", source, "cannot be read (Is a directory)")
     gone.rmdir()
     os.mkfifo(gone)
-    refused(tmp_path, "mnist", source, "cannot be read (it is no regular file)")
-    limit = "needs 2.8e-07 GB of memory, and data.memory_gb is 1e-07; --data.memory-gb 1 would do"
+    refused(tmp_path, "mnist", source, "cannot be read (it is not a regular file)")
+    limit = "needs 2.8e-07 GB of memory, and data.memory_gb is 1e-07; set --data.memory-gb 1"
     refused(tmp_path, "mnist", source, limit, memory_gb=1e-7)
 
 
@@ -226,7 +226,7 @@ def test_folders_that_cannot_be_converted(tmp_path):
     limit = "pets, train needs 1.8e-06 GB of memory, and data.memory_gb is 1e-06"
     refused(tmp_path, "folder", source, limit, memory_gb=1e-6)
     bad = write(source / "train" / "cat" / "003.png", b"no image")
-    refused(tmp_path, "folder", source, f"{bad} is no image", "--data.on-bad-image skip")
+    refused(tmp_path, "folder", source, f"{bad} is not an image", "--data.on-bad-image skip")
     sentence = convert.convert("folder", source, tmp_path / "x.npz", on_bad_image="skip")
     assert "19 images to train on" in sentence
     refused(tmp_path, "folder", tmp_path / "nowhere", "does not exist")
@@ -251,4 +251,6 @@ def test_targets(tmp_path, capfd):
 
 
 def test_an_unknown_format(tmp_path, without_annotation_checks):
-    refused(tmp_path, "svhn", tmp_path, "the format is 'svhn'; it is one of mnist, fashion_mnist")
+    refused(
+        tmp_path, "svhn", tmp_path, "the format is 'svhn'; it has to be one of mnist, fashion_mnist"
+    )

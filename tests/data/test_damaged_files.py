@@ -52,20 +52,20 @@ DAMAGED = {
     "header.png": (PNG[:20], "cannot be decoded ("),
     "cut.jpg": (JPEG[:-100], "cannot be decoded ("),
     "flipped.png": (FLIPPED, "cannot be decoded ("),
-    "notes.png": (b"to do: buy milk", "is no image (PNG, JPEG,"),
+    "notes.png": (b"to do: buy milk", "is not an image in a known format (PNG, JPEG,"),
     "empty.png": (b"", "is empty"),
     "bomb.png": (png(100_000, 100_000), "is 100000x100000, of more than 89,478,485 pixels"),
     "smaller_bomb.png": (png(10_000, 10_000), "is 10000x10000, of more than 89,478,485 pixels"),
     "no_width.png": (png(0, 8), "is a damaged PNG ("),
-    "deep_grey.png": (encode(np.zeros((8, 8, 1), np.uint16)), "has pixels of the kind 'I;16B'"),
-    "deep_colour.png": (png(8, 8, 16, 2, bytes(8 * 49)), "has pixels of the kind 'RGB;16B'"),
+    "deep_grey.png": (encode(np.zeros((8, 8, 1), np.uint16)), "has pixels of the mode 'I;16B'"),
+    "deep_colour.png": (png(8, 8, 16, 2, bytes(8 * 49)), "has pixels of the mode 'RGB;16B'"),
     "floats.tiff": (
         encode(PIL.Image.fromarray(np.zeros((8, 8), np.float32)), "tiff"),
-        "has pixels of the kind 'F;32F'",
+        "has pixels of the mode 'F;32F'",
     ),
     "small.png": (
         encode(IMAGES[0, :6]),
-        "is 6x8, and others are 8x8; --preparation.size makes them",
+        "is 6x8, and others are 8x8; --preparation.size resizes all",
     ),
     "dangling.png": (None, "cannot be read (No such file or directory)"),
 }
@@ -87,7 +87,7 @@ def test_a_damaged_file_stops_with_its_path_or_is_skipped(splits, name, capfd):
     for memory_gb in (1.0, 0.0):
         with pytest.raises(DataError) as caught:
             all_of(open_folder(splits, memory_gb=memory_gb).train)
-        one_sentence(caught, f"{path} {why}", "mend or remove it", "--data.on-bad-image skip")
+        one_sentence(caught, f"{path} {why}", "repair or remove it", "--data.on-bad-image skip")
 
     # Skipped for good where all are read, else the next good one, a dog, is in its place.
     found = open_folder(splits, on_bad_image="skip")
@@ -128,13 +128,13 @@ def test_none_of_all_is_an_image(tmp_path):
             write(tmp_path / split / f"{number}.png", b"words")
     first = tmp_path / "train" / "0.png"
     for options in ({}, {"on_bad_image": "skip"}, {"memory_gb": 0.0}):
-        refused(tmp_path, f"none of the 3 files, such as {first}, is an image", **options)
+        refused(tmp_path, f"none of the 3 files, such as {first}, is a usable image", **options)
     skipping = {"on_bad_image": "skip", "size": 8}
     refused(tmp_path, "has 3 images, and none can be used; the first: ", str(first), **skipping)
     lazy = open_folder(tmp_path, **skipping, memory_gb=0.0)
     with pytest.raises(DataError) as caught:
         all_of(lazy.train)
-    one_sentence(caught, "has 3 images, and none can be used; the first: ", "0.png is no image")
+    one_sentence(caught, "has 3 images, and none can be used; the first: ", "0.png is not an image")
 
 
 def test_the_first_file_is_damaged(splits):
@@ -146,10 +146,15 @@ def test_the_first_file_is_damaged(splits):
 def test_images_that_preparation_cannot_make_alike(splits):
     write(splits / "train" / "dog" / "long.png", random_images(1, 8, 30, 3)[0])
     write(splits / "train" / "dog" / "thin.png", encode(PIL.Image.new("1", (400_000, 1))))
-    refused(splits, "long.png is 8x30, and preparation.pad 12; --preparation.size", pad=12)
+    refused(splits, "long.png is 8x30, larger than preparation.pad, 12; --preparation.size", pad=12)
     refused(splits, "long.png is 8x30, and others are 8x8")
     refused(splits, "thin.png is 1x400000, too long", size=24)
     found = open_folder(splits, pad=12, on_bad_image="skip")
     assert sorted(path[-8:] for path in found.train.skipped) == ["long.png", "thin.png"]
-    refused(splits, "preparation.pad is 4; images of 8x8", pad=4)
-    refused(splits, "preparation.crop is 9; of images of 8x8", crop=9, on_bad_image="skip")
+    refused(splits, "preparation.pad is 4; it has to be 8 or more for images of 8x8", pad=4)
+    refused(
+        splits,
+        "preparation.crop is 9; it has to be 1 to 8 for images of 8x8",
+        crop=9,
+        on_bad_image="skip",
+    )

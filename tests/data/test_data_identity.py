@@ -147,7 +147,7 @@ def test_names_of_classes_in_an_archive(tmp_path):
     assert "'emu' 12, 'fox' 0" in found.summary()
     for names, part in (
         (["cat", "dog"], "the label 2 and 2 class_names"),
-        (["cat", "dog", "cat"], "has one name twice"),
+        (["cat", "dog", "cat"], "contains a name twice"),
         ([1, 2, 3], "a list of strings"),
         ("cat", "a list of strings"),
     ):
@@ -169,7 +169,7 @@ def test_paths_of_another_kind_and_names_that_are_misspelt(tmp_path):
             refused(data, f"did you mean {right!r}", read=read)
         for path in ("own.npz", "my_images", "./my_images", "~/nowhere"):
             data = config.TensorFlowDataset(path, str(tmp_path))
-            refused(data, "read with --data folder", "an .npz file with --data archive", read=read)
+            refused(data, "take --data folder", "for an .npz file, --data archive", read=read)
 
 
 def test_preparing_what_is_no_data_set(tmp_path):

@@ -69,8 +69,8 @@ def test_digits_are_padded_and_cropped_but_not_resized():
     for preparation, part in (
         ({"size": 16}, only_256),
         ({"grey": True}, only_256),
-        ({"pad": 7}, "preparation.pad is 7; images of 8x8"),
-        ({"crop": 9}, "preparation.crop is 9; of images of 8x8"),
+        ({"pad": 7}, "preparation.pad is 7; it has to be 8 or more"),
+        ({"crop": 9}, "preparation.crop is 9; it has to be 1 to 8"),
     ):
         for read in (opened, shape_of):
             with pytest.raises(DataError) as caught:
@@ -183,7 +183,7 @@ BRIGHT[3, 1, 2, 0] = 99
         ({"images": np.uint8(3)}, ["images of ", "shape ()"]),
         ({"images": GREY[0, 0, :, 0]}, ["shape (5,)", "[n, height, width, channel]"]),
         ({"images": GREY[:0]}, ["shape (0, 6, 5, 1)", "at least one image"]),
-        ({"images": GREY[:9]}, ["has 9 images", "too few"]),
+        ({"images": GREY[:9]}, ["has 9 images", "it needs 10"]),
         ({"images": np.repeat(GREY, 2, 3)}, ["2 channels"]),
         ({"images": BRIGHT, "levels": 99}, ["images of ", "[3, 1, 2, 0] is 99", "0 to 98"]),
         ({"images": GREY, "levels": 1}, ["levels is 1;", "2 to 256"]),
@@ -248,8 +248,11 @@ def test_archives_that_are_damaged(tmp_path):
         path = written(tmp_path / name, damaged)
         with pytest.raises(DataError) as caught:
             open_archive(path)
-        one_sentence(caught, f"archive {str(path)!r} cannot be read (", "numpy.savez writes such")
-    for path, what in ((tmp_path / "nowhere.npz", "there is no archive"), (tmp_path, "is no file")):
+        one_sentence(caught, f"archive {str(path)!r} cannot be read (", "as numpy.savez writes it")
+    for path, what in (
+        (tmp_path / "nowhere.npz", "there is no archive"),
+        (tmp_path, "is not a file"),
+    ):
         with pytest.raises(DataError) as caught:
             open_archive(path)
         one_sentence(caught, repr(str(path)), what)

@@ -209,9 +209,9 @@ def refused(folder, *parts, **options):
 def test_folders_that_are_none(tmp_path):
     nowhere = tmp_path / "nowhere"
     refused(nowhere, f"data.path is {str(nowhere)!r}; there is no folder {str(nowhere)!r}")
-    refused(write(tmp_path / "file" / "x", b""), "x'", "is no folder")
+    refused(write(tmp_path / "file" / "x", b""), "x'", "is not a folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "empty' is empty", "has to hold images")
+    refused(tmp_path / "empty", "empty' is empty", "has to contain images")
 
 
 def test_folders_in_disorder(splits):
@@ -223,12 +223,12 @@ def test_folders_in_disorder(splits):
     write(splits / "train" / "empty" / ".hidden", b"")
     refused(splits, "train/empty' is empty", "a class")
     write(splits / "train" / "empty" / "1.png", IMAGES[0])
-    refused(splits, "other classes in train than in test (empty)", "the same subfolders")
+    refused(splits, "different classes in train and in test (empty)", "the same subfolders")
 
 
 def test_too_few_to_hold_some_out(tmp_path):
     fill(tmp_path, IMAGES[:1])
-    refused(tmp_path, "has 1 images, too few to hold one in ten out", "train and test")
+    refused(tmp_path, "has 1 images; it needs two or more", "train and test")
 
 
 def test_a_folder_that_cannot_be_listed(splits, monkeypatch):

@@ -147,16 +147,20 @@ def test_of_test_and_validation_the_test_is_held_out_and_the_other_is_named(tmp_
 def test_splits_without_one_to_train_on(tmp_path):
     for folder in ("val", "test"):
         fill(tmp_path / folder, IMAGES[:3])
-    refused(tmp_path, "has the splits 'test', 'val'", "one to train on")
+    refused(tmp_path, "has the splits 'test', 'val'", "one for training")
     for folder in ("train", "Training"):
         fill(tmp_path / folder, IMAGES[:3])
-    refused(tmp_path, "'Training', 'test', 'train', 'val'", "one to train on")
+    refused(tmp_path, "'Training', 'test', 'train', 'val'", "one for training")
 
 
 def test_splits_inside_classes_are_refused(tmp_path):
     for place in ("cat/train", "cat/test", "dog/train", "dog/test"):
         fill(tmp_path / place, IMAGES[:3])
-    refused(tmp_path, "cat' is in a class and has the splits 'train' and 'test'", "outermost")
+    refused(
+        tmp_path,
+        "cat' is inside a class and has the splits 'train' and 'test'",
+        "outside of the classes",
+    )
 
 
 # ---- links
@@ -192,8 +196,8 @@ def test_why_none_of_the_files_can_be_used(tmp_path):
     fill(tmp_path / "test", IMAGES[:1])
     refused(
         tmp_path,
-        f"none of the 4 files, such as {tmp_path / 'train' / '000.png'}, is an image that can be"
-        " used: it has pixels of the kind 'I;16B', not of 8 bits",
+        f"none of the 4 files, such as {tmp_path / 'train' / '000.png'}, is a usable"
+        " image: it has pixels of the mode 'I;16B', not of 8 bits",
     )
 
 

@@ -71,7 +71,7 @@ LABELS = np.array([0, 1, 2])
     [
         ({"train": GOOD.astype(np.float32)}, ["train has dtype float32", "uint8", "0 to 16"]),
         ({"train": GOOD.tolist()}, ["train is a list", "array"]),
-        ({"held_out": GOOD[..., 0]}, ["held_out has shape (3, 4, 5)", "channel axis"]),
+        ({"held_out": GOOD[..., 0]}, ["held_out has shape (3, 4, 5)", "with 1 channel"]),
         ({"train": GOOD[:0]}, ["train has shape (0, 4, 5, 1)", "at least one"]),
         ({"train": np.repeat(GOOD, 4, axis=3)}, ["train has 4 channels", "1 (grey) or 3 (RGB)"]),
         ({"train": ONE_TOO_BRIGHT}, ["train[1, 2, 3, 0] is 17", "levels = 17", "0 to 16"]),

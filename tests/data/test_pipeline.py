@@ -291,7 +291,10 @@ def test_a_state_of_another_stream_is_refused():
     [
         ({"batch_size": 0}, ["batch_size is 0", "1 or more"]),
         ({"process_count": 0}, ["process_count is 0", "1 or more"]),
-        ({"batch_size": 10, "process_count": 4}, ["batch_size is 10", "count = 4", "such as 12"]),
+        (
+            {"batch_size": 10, "process_count": 4},
+            ["batch_size is 10", "process_count, 4", "such as 12"],
+        ),
         ({"process_index": 2, "process_count": 2}, ["process_index is 2", "0 to 1"]),
         ({"process_index": -1}, ["process_index is -1", "0 to 0"]),
         ({"seed": -1}, ["seed is -1", "0 to 4294967295"]),

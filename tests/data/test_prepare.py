@@ -39,15 +39,15 @@ def test_files_that_are_others_or_missing(tmp_path, capfd, monkeypatch):
         with pytest.raises(DataError, match="is not in"):
             open_prepared("fashion_mnist", tmp_path)
 
-    refused("--from is ", "which is no folder")
+    refused("--from is ", "which is not a folder")
     folder.mkdir()
     refused("which has none of the files t10k-images", max(checksums))
     for name in checksums:
         write(folder / name, b"others")
     wrong = folder / min(checksums)
     refused(
-        f"'{wrong}' is not the file that TensorFlow Datasets knows by this name: its sha256 is ",
-        "; `ddpm-jax data convert fashion_mnist` reads its public files as they are",
+        f"'{wrong}' is not the file that TensorFlow Datasets expects under this name:",
+        "; `ddpm-jax data convert fashion_mnist` reads its public files without it",
     )
     wrong.unlink()
     wrong.mkdir()
@@ -65,7 +65,7 @@ def test_without_a_network(tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("ddpm-jax: data set 'fashion_mnist' cannot be prepared (")
-    assert "wants a connection; --from DIR takes files from a folder" in said
+    assert "needs a connection; --from DIR takes the files from a folder" in said
 
 
 # Builders of the tests' own
@@ -160,7 +160,7 @@ def test_to_overwrite_is_to_replace_when_all_is_well(tmp_path, registered):
         open_prepared("tiny", tmp_path)
     registered("tiny", good)
     assert prepare("tiny", tmp_path, report=lines.append) == there
-    assert lines[-1] == f"{there} is there already"
+    assert lines[-1] == f"{there} exists already"
     assert prepare("tiny", tmp_path, overwrite=True) == there
     assert rows(*all_of(open_prepared("tiny", tmp_path).train)) == whole
 
@@ -176,7 +176,7 @@ def test_a_builder_that_needs_tensorflow(tmp_path, registered, monkeypatch):
     with pytest.raises(DataError) as caught:
         prepare("tiny", tmp_path)
     one_sentence(
-        caught, "'tiny' is prepared with TensorFlow, which is not installed", "--data folder"
+        caught, "'tiny' needs TensorFlow to be prepared, which is not installed", "--data folder"
     )
 
 
@@ -194,7 +194,7 @@ def test_the_command(capfd):
     for arguments, part in ((["get"], "not 'get'"), ([], "not nothing")):
         assert main(["data", *arguments]) == 2
         said = capfd.readouterr().err
-        assert f"ddpm-jax data wants convert, prepare or inception, {part}" in said
+        assert f"ddpm-jax data needs convert, prepare or inception, {part}" in said
     assert main(["data", "--help"]) == 0
     assert "ddpm-jax data prepare NAME" in capfd.readouterr().out
     with pytest.raises(SystemExit) as left:

@@ -198,9 +198,9 @@ def test_data_sets_that_do_not_fit_are_refused(tmp_path):
     grey = random_images(4, 8, 8, 1)
     colour, small = random_images(4, 8, 8, 3), random_images(2, 6, 8, 3)
     prepare(tmp_path, "lonely", {"train": examples(grey)}, shape=(8, 8, 1))
-    refused("lonely", tmp_path, "no images in split 'validation'", "{'train': 4}")
+    refused("lonely", tmp_path, "no images in the split 'validation'", "{'train': 4}")
     prepare(tmp_path, "no_train", {"test": examples(grey)}, shape=(8, 8, 1))
-    refused("no_train", tmp_path, "no images in split 'train'", "{'test': 4}")
+    refused("no_train", tmp_path, "no images in the split 'train'", "{'test': 4}")
 
     prepare(tmp_path, "mixed", {"train": examples([*colour, *small]), "test": examples(colour)})
     with pytest.raises(DataError) as caught:
@@ -239,7 +239,7 @@ def test_empty_splits_other_formats_and_damage_are_told(tmp_path):
         path.write_text(text.replace(old, new))
 
     edit(fresh("empty") / "dataset_info.json", '"2"', '"0"')
-    refused("empty", tmp_path, "no images in split 'test'", "'test': 0")
+    refused("empty", tmp_path, "no images in the split 'test'", "'test': 0")
 
     edit(fresh("other") / "dataset_info.json", '"array_record"', '"tfrecord"')
     refused("other", tmp_path, "format tfrecord", "only tensorflow reads", "--overwrite")

@@ -15,12 +15,12 @@ from imagery import ends_in_one_sentence, open_archive, random_images, write
 
 from ddpm_jax import config
 from ddpm_jax.data import DataError, convert
-from ddpm_jax.evaluation import WeightsError
 from ddpm_jax.evaluation.classifier import load_classifier
 from ddpm_jax.evaluation.inception_weights import inception_network
 from ddpm_jax.evaluation.references import load_reference
 from ddpm_jax.experiment import image_spec_of
 from ddpm_jax.npz import save_npz
+from ddpm_jax.weights import WeightsError
 
 IMAGES = random_images(30, 6, 5, 1)
 BOMB = 2**26
@@ -84,7 +84,7 @@ def test_arrays_that_nobody_asks_for_are_not_read(tmp_path):
 def test_images_beyond_the_memory_are_refused_before_they_are_read(tmp_path):
     path = tmp_path / "x.npz"
     zipped(path, [("images.npy", header((BOMB // 64, 8, 8, 1)) + bytes(BOMB))])
-    limit = "need 0.0671 GB of memory, and data.memory_gb is 0.001; --data.memory-gb 1 would do"
+    limit = "need 0.0671 GB of memory, and data.memory_gb is 0.001; set --data.memory-gb 1"
     ends_in_one_sentence(READERS["images"], path, limit, error=DataError)
     spec = image_spec_of(config.Config(data=config.Archive(str(path))))
     assert (spec.shape, spec.levels) == ((8, 8, 1), 256)
@@ -138,7 +138,7 @@ def test_directories_that_lie_and_members_of_one_name(tmp_path, reader):
     ends_in_one_sentence(READERS[reader], stating(path, name, len(header((4,))) + 4))
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = zipped(tmp_path / "z.npz", [(name, as_npy(IMAGES)), (name, as_npy(IMAGES))])
-    ends_in_one_sentence(READERS[reader], path, "two members of one name")
+    ends_in_one_sentence(READERS[reader], path, "two members with the same name")
     with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr(name, as_npy(IMAGES))
     ends_in_one_sentence(READERS[reader], tmp_path / "lzma.npz")
@@ -185,10 +185,10 @@ def test_statistics_with_their_own_sha256_that_are_none(tmp_path):
     refused("'odd' have other shapes", odd_mean=np.array(1.0))
     refused("not float64", even_mean=np.zeros(2, np.float32))
     refused("features have dtype int64", features=np.zeros((2, 2), np.int64))
-    refused("is no file of statistics", provenance=np.array("[" * 100_000))
-    refused("is no file of statistics", provenance=np.array('{"network": 1}'))
+    refused("is not a file of statistics", provenance=np.array("[" * 100_000))
+    refused("is not a file of statistics", provenance=np.array('{"network": 1}'))
     about = dict.fromkeys(references.Provenance._fields, "x")
-    refused("images of its provenance is no int", provenance=np.array(json.dumps(about)))
+    refused("images of its provenance is not of type int", provenance=np.array(json.dumps(about)))
 
 
 # ---- Public files that are converted
@@ -224,4 +224,4 @@ def test_weights_that_have_no_end(tmp_path):
         file.truncate(2**30)  # sparse: it takes no room on the disk
     ends_in_one_sentence(read, path, "it has 1,073,741,824 bytes", error=WeightsError)
     os.mkfifo(tmp_path / "pipe.pth")
-    ends_in_one_sentence(read, tmp_path / "pipe.pth", "no regular file", error=WeightsError)
+    ends_in_one_sentence(read, tmp_path / "pipe.pth", "not a regular file", error=WeightsError)

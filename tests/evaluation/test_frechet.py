@@ -171,7 +171,7 @@ def test_what_is_no_covariance(without_annotation_checks):
     ):
         with pytest.raises(EvaluationError, match=rf"covariance_b .*{said}"):
             frechet_distance_of_gaussians(mean, good, mean, matrix)
-    with pytest.raises(EvaluationError, match="of 1 row"):
+    with pytest.raises(EvaluationError, match="moments has 1 row"):
         frechet_distance(moments_of(np.ones((1, 2))), moments_of(np.ones((3, 2))))
     with pytest.raises(EvaluationError, match=r"b\.mean has 3 dimensions and a\.mean 2"):
         frechet_distance(moments_of(np.ones((2, 2))), moments_of(np.ones((2, 3))))

@@ -14,9 +14,10 @@ from inceptions import random_state
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from torch_pickles import as_file
 
-from ddpm_jax.evaluation import WeightsError, inception, inception_network, inception_weights
+from ddpm_jax.evaluation import inception, inception_network, inception_weights
 from ddpm_jax.evaluation.inception import InceptionV3, MixedA, features, resize
 from ddpm_jax.evaluation.inception_weights import convert, expected_shapes
+from ddpm_jax.weights import WeightsError
 
 RNG = np.random.default_rng(0)
 SMALLEST = 75
@@ -214,11 +215,11 @@ def test_a_file_and_its_conversion_are_one_network(pth, npz, network, photos, se
 
 
 def test_only_the_public_weights_have_the_plain_name(pth, npz, monkeypatch):
-    with pytest.raises(WeightsError, match="numbers of other weights compare with nobody's"):
+    with pytest.raises(WeightsError, match="results of other weights cannot be compared"):
         inception_network(pth)
-    with pytest.raises(WeightsError, match="numbers of other weights compare with nobody's"):
+    with pytest.raises(WeightsError, match="results of other weights cannot be compared"):
         inception_network(npz)
-    with pytest.raises(WeightsError, match="numbers of other weights compare with nobody's"):
+    with pytest.raises(WeightsError, match="results of other weights cannot be compared"):
         convert(pth, pth.with_name("never.npz"))
     assert not pth.with_name("never.npz").exists()
     monkeypatch.setattr(inception_weights, "PUBLIC_SHA256", inception_weights._sha256(pth))
@@ -250,17 +251,17 @@ def test_an_altered_conversion_is_refused(npz, tmp_path):
     bias = arrays["fc.bias"].copy()
     bias[7] += 1e-6
     np.savez(altered, **arrays | {"fc.bias": bias})
-    with pytest.raises(WeightsError, match=r"not as it was written.*convert the weights again"):
+    with pytest.raises(WeightsError, match=r"has been altered.*convert the weights again"):
         inception_network(altered, other_weights=True)
     del arrays["fc.bias"]
     np.savez(altered, **arrays)
-    with pytest.raises(WeightsError, match="not as it was written"):
+    with pytest.raises(WeightsError, match="has been altered"):
         inception_network(altered, other_weights=True)
     altered.write_bytes(npz.read_bytes()[:-1000])
-    with pytest.raises(WeightsError, match="no converted Inception-v3, or damaged"):
+    with pytest.raises(WeightsError, match="not a converted Inception-v3, or it is damaged"):
         inception_network(altered, other_weights=True)
     np.savez(altered, x=np.zeros(3))
-    with pytest.raises(WeightsError, match="no converted Inception-v3"):
+    with pytest.raises(WeightsError, match="not a converted Inception-v3"):
         inception_network(altered, other_weights=True)
 
 
@@ -289,7 +290,7 @@ def test_tensors_are_those_of_inception(state, message, tmp_path):
 def test_targets_of_a_conversion(pth, npz, tmp_path):
     with pytest.raises(WeightsError, match=r"has to end in \.npz"):
         convert(pth, tmp_path / "weights.safetensors", other_weights=True)
-    with pytest.raises(WeightsError, match="is there already"):
+    with pytest.raises(WeightsError, match="exists already"):
         convert(pth, npz, other_weights=True)
     with pytest.raises(WeightsError, match=r"there is no folder .*nowhere"):
         convert(pth, tmp_path / "nowhere" / "weights.npz", other_weights=True)

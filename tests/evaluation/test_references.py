@@ -131,14 +131,14 @@ def test_what_is_no_reference(tmp_path, reference):
     with pytest.raises(EvaluationError, match="another version of ddpm_jax: its format is absent"):
         load_reference(path)
     np.savez(path, format=np.array(1), anything=np.zeros(3))
-    with pytest.raises(EvaluationError, match="its format is 1, and 2 is read here"):
+    with pytest.raises(EvaluationError, match="its format is 1, and this version reads 2"):
         load_reference(path)
     np.savez(path, format=np.array([object()]))  # a pickle
-    with pytest.raises(EvaluationError, match="is damaged or no file of statistics"):
+    with pytest.raises(EvaluationError, match="is damaged or not a file of statistics"):
         load_reference(path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(EvaluationError, match="is damaged or no file of statistics"):
+    with pytest.raises(EvaluationError, match="is damaged or not a file of statistics"):
         load_reference(path)
     with pytest.raises(EvaluationError, match=r"has to end in \.npz"):
         save_reference(tmp_path / "stripes", reference)
@@ -151,7 +151,7 @@ def test_one_number_altered_by_hand(tmp_path, reference):
         arrays = dict(stored)
     arrays["even_mean"][0] += 1.0
     np.savez(path, **arrays)
-    with pytest.raises(EvaluationError, match="altered: it does not have its own sha256"):
+    with pytest.raises(EvaluationError, match="altered: its SHA-256 differs"):
         load_reference(path)
 
 
@@ -171,7 +171,7 @@ def test_a_save_that_is_cut_off_leaves_what_was_there(tmp_path, reference, monke
 @pytest.mark.parametrize("field", Provenance._fields)
 def test_mixing_is_refused(field):
     changed = PROVENANCE._replace(**{field: "other"})
-    said = f"{field} is {getattr(PROVENANCE, field)!r} of some statistics and 'other' of others"
+    said = f"{field} is {getattr(PROVENANCE, field)!r} in one of the statistics and 'other' in"
     with pytest.raises(EvaluationError) as caught:
         check_same(PROVENANCE, changed)
     assert said in str(caught.value)
@@ -208,5 +208,5 @@ def test_one_pass_over_the_images(parts):
     pixels = hashlib.sha256(b"uint8 [2, 3, 1]\n" + images.tobytes()).hexdigest()
     assert made.provenance == Provenance(images=41, pixels_sha256=pixels, **words)
     assert make_reference(network, [images], mesh, 8, keep_features=0, **words).features is None
-    with pytest.raises(EvaluationError, match="images has 1; statistics are of at least two"):
+    with pytest.raises(EvaluationError, match="there are 1 images; statistics need at least two"):
         make_reference(network, [images[:1]], mesh, 8, keep_features=0, **words)

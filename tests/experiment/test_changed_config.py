@@ -157,7 +157,7 @@ def test_lost_metrics_are_said_and_the_run_goes_on(tiny_run, run, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if "has lost lines" in line]
     assert said == [
         f"{run}/metrics.jsonl has lost lines, no loss of steps 11 to 20 and no held_out_loss of"
-        " steps 9 to 20; training goes on without them"
+        " steps 9 to 20; training continues without them"
     ]
     rest = [line for line in lines if json.loads(line)["step"] > 20]
     assert (run / "metrics.jsonl").read_bytes() == b"".join(kept + rest)
@@ -175,7 +175,7 @@ GOOD = [b'{"step": %d, "loss": 1.0}' % step for step in (5, 10, 15, 20)]
         (b"[10]", "line 2 has no step"),
         (b'{"step": true, "loss": 1.0}', "line 2 has no step"),
         (b'{"step": -10, "loss": 1.0}', "line 2 has no step"),
-        (b'{"step": 10, "loss": NaN}', "line 2 has 'loss' nan, which is no number"),
+        (b'{"step": 10, "loss": NaN}', "line 2 has 'loss' nan, which is not a number"),
         (b'{"step": 10, "loss": 1e999}', "line 2 has 'loss' inf"),
         (b'{"step": 10, "loss": "1"}', "line 2 has 'loss' '1'"),
         (b'{"step": 10, "loss": ' + b"9" * 400 + b"}", "line 2 has 'loss' 999"),
@@ -194,7 +194,7 @@ def test_a_damaged_line_of_the_past_is_named(tmp_path, bad, said):
         run.read_metrics(until=20)
     assert said in str(caught.value)
     assert str(caught.value).startswith(f"{str(run.metrics)!r} is damaged: line ")
-    assert "mend or delete this line" in str(caught.value)
+    assert "repair or delete this line" in str(caught.value)
 
 
 def test_what_is_wrong_with_lines_that_are_written_again_is_no_matter(tmp_path):

@@ -402,8 +402,8 @@ class TestDraw:
 @pytest.mark.parametrize(
     ("classes", "labelled", "said"),
     [
-        (7, True, "network.classes is 7; the data set 'digits' has 10, so take 10"),
-        (10, False, "network.classes is 10; the data set 'digits' has no labels, so take 0"),
+        (7, True, "network.classes is 7; the data set 'digits' has 10, so set it to 10"),
+        (10, False, "network.classes is 10; the data set 'digits' has no labels, so set it to 0"),
     ],
 )
 def test_classes_that_the_images_do_not_have_are_refused(classes, labelled, said):
@@ -416,7 +416,7 @@ def test_classes_that_the_images_do_not_have_are_refused(classes, labelled, said
 
 
 def test_guidance_without_classes_is_refused():
-    with pytest.raises(ConfigError, match=r"guidance is 2\.0; it has to be 1 where"):
+    with pytest.raises(ConfigError, match=r"guidance is 2\.0; it has to be 1 if"):
         build(replace(tiny.get_config(), "sampler", guidance=2.0))
 
 
@@ -429,3 +429,29 @@ def test_a_plan_is_told_of_labels():
         for step in (lowered, plain)
     ]
     assert labels[0] == labels[1] + 1
+
+
+class ShowsLabels(nn.Module):
+    """Predicts the label itself, and cannot do without one."""
+
+    @nn.compact
+    def __call__(self, x_t, t, labels):
+        zero = self.param("zero", nn.initializers.zeros, ())
+        return zero + jnp.broadcast_to(labels[:, None, None, None], x_t.shape).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowsLabelsConfig(configs.Network):
+    def make(self, images):
+        return ShowsLabels()
+
+
+def test_a_network_of_ones_own_always_has_labels_and_minus_one_is_no_class():
+    own = build(dataclasses.replace(tiny.get_config(), network=ShowsLabelsConfig(classes=10)))
+    params = {"params": {"zero": jnp.float32(0.0)}}
+    assert jax.eval_shape(lambda: experiments.initial_state(own).params) is not None
+    labels = jnp.array([0, 3, 9])
+    for guidance, expected in ((1.0, [0, 3, 9]), (0.0, [-1, -1, -1]), (2.0, [1, 7, 19])):
+        predict = own.bind_for(Ancestral(guidance=guidance), params, labels).predict
+        np.testing.assert_allclose(predict(X, T)[:, 0, 0, 0], expected)
+    np.testing.assert_array_equal(own.bind(params)(X, T)[:, 0, 0, 0], [-1, -1, -1])

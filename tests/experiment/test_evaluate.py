@@ -161,7 +161,7 @@ def test_what_cannot_be_evaluated_is_told(run, tmp_path, capsys):
     assert "--num is 1;" in refused(capsys, run, "--num", "1")
     for option, value, part in [
         ("steps", "9", "sampler.steps is 9; it has to be at most schedule.num_steps, 8"),
-        ("guidance", "2", "sampler.guidance is 2.0; it has to be 1 where network.classes is 0"),
+        ("guidance", "2", "sampler.guidance is 2.0; it has to be 1 if network.classes is 0"),
         ("guidance", "nan", "sampler.guidance is nan"),
     ]:
         assert part in refused(capsys, run, f"--sampler.{option}", value)
@@ -192,7 +192,7 @@ def test_statistics_of_other_images_are_refused(run, evaluated, tmp_path, capsys
         save_reference(
             path, stored._replace(provenance=stored.provenance._replace(**{field: value}))
         )
-        assert f"{field} is {value!r} of some statistics" in refused(capsys, *asked)
+        assert f"{field} is {value!r} in one of the statistics" in refused(capsys, *asked)
 
 
 @pytest.mark.thorough

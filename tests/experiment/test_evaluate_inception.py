@@ -83,12 +83,14 @@ def test_fid_by_its_name_and_only_with_the_public_weights(run, weights, capsys, 
     monkeypatch.undo()
     assert evaluate(run, weights, "--other-weights") == 2
     other = f"'Inception-v3, weights {sha256[:8]}'"
-    assert f"network is 'Inception-v3' of some statistics and {other}" in capsys.readouterr().err
+    assert (
+        f"network is 'Inception-v3' in one of the statistics and {other}" in capsys.readouterr().err
+    )
 
 
 def test_the_command_that_converts_tells_what_is_wrong(weights, tmp_path, capsys):
     for arguments, part in [
-        ([], "wants convert, prepare or inception, not nothing"),
+        ([], "needs convert, prepare or inception, not nothing"),
         (["inceptoin"], "not 'inceptoin'"),
         (["inception", tmp_path / "none.pth", tmp_path / "a.npz"], "none.pth"),
         (["inception", weights, tmp_path / "a.npz"], "6726825d"),

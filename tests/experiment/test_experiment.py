@@ -65,7 +65,7 @@ def test_an_unknown_dataset_is_refused(tmp_path):
     config = dataclasses.replace(
         tiny.get_config(), data=TensorFlowDataset("digit", dir=str(tmp_path))
     )
-    with pytest.raises(UserError, match="TensorFlow Datasets has none of that name"):
+    with pytest.raises(UserError, match="TensorFlow Datasets has no data set of that name"):
         build(config)
 
 
@@ -154,7 +154,7 @@ class TestRunDirectory:
     def test_is_refused_where_other_things_are(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("chapter 1")
         with (
-            pytest.raises(RunDirectoryError, match=r"holds other things \(thesis\.tex\)"),
+            pytest.raises(RunDirectoryError, match=r"contains other files \(thesis\.tex\)"),
             RunDirectory(tmp_path).claim(tiny.get_config()),
         ):
             pass
@@ -171,7 +171,7 @@ class TestRunDirectory:
             pass
 
     def test_that_is_none_is_a_sentence(self, tmp_path):
-        with pytest.raises(RunDirectoryError, match=r"is no run directory"):
+        with pytest.raises(RunDirectoryError, match=r"is not a run directory"):
             RunDirectory(tmp_path / "absent").read_config()
         for text, said in (
             ("{", "is not JSON"),

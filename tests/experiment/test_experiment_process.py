@@ -64,7 +64,7 @@ def test_numbers_reach_the_process():
 
 
 def test_equal_snr_wants_a_spectrum():
-    with pytest.raises(ConfigError, match="process: equal_snr has the spectrum of images"):
+    with pytest.raises(ConfigError, match="process: equal_snr needs the spectrum of the images"):
         make_process(config_of(EqualSNR()), SHAPE)
 
 

@@ -76,7 +76,7 @@ def read_cached(experiment, run):
 def read_record(experiment, run):
     record = read_data_record(run.images)
     if record is None:
-        return None, ["the data set is read in its place"]
+        return None, ["the data set is read instead"]
     return vars(record), []
 
 

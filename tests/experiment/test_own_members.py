@@ -85,7 +85,7 @@ def test_it_is_sampled_from_elsewhere_without_its_file(made, tmp_path, monkeypat
 def test_its_copy_goes_on_as_the_file_would(made, run, capsys):
     arguments = ["--network.width", "6", "--workdir", str(run)]
     assert main(["train", str(run / "config.py"), *arguments]) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     lines = [RunDirectory(folder).metrics.read_bytes() for folder in (made, run)]
     assert lines[0] == lines[1]
 
@@ -93,7 +93,7 @@ def test_its_copy_goes_on_as_the_file_would(made, run, capsys):
 def test_it_goes_on_after_a_change_of_get_config_alone(made, run, tmp_path, capsys):
     text = OWN.replace("draw_every=100", "draw_every=50 + 50  # as before\n        ")
     assert train(run, text, tmp_path) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     lines = [RunDirectory(folder).metrics.read_bytes() for folder in (made, run)]
     assert lines[0] == lines[1]
     # The copy is of the file that the config is from now.
@@ -106,7 +106,7 @@ def test_it_is_refused_after_a_change_of_the_class(run, tmp_path, capsys):
     assert train(run, OWN.replace("swish", "relu"), tmp_path) == 2
     error = capsys.readouterr().err
     assert "own.py has changed since the run" in error
-    assert f"`ddpm-jax train {run / 'config.py'}` goes on with the run's copy" in error
+    assert f"`ddpm-jax train {run / 'config.py'}` continues with the run's copy" in error
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -221,7 +221,7 @@ def test_one_that_the_disk_refused_is_said_each_time(experiment, run):
     for _ in range(2):
         _, step, (sentence,) = average(experiment, run)
         assert step == 20
-        assert "the disk refused the snapshots of steps 12 during training" in sentence
+        assert "the snapshots of steps 12 could not be saved during training" in sentence
     shutil.rmtree(run.snapshots / "18")
     with pytest.raises(UserError, match=r"18: it is missing; without them .* steps 18;"):
         average(experiment, run)
@@ -239,7 +239,7 @@ def test_beside_a_training_that_goes_on(experiment, run):
     (run.snapshots / "20.orbax-checkpoint-tmp").mkdir()
     same, step, (sentence,) = average(experiment, run)
     assert (same, step) == (bits, 12)
-    assert "18: it has no manifest.json: its save was cut off, or is under way" in sentence
+    assert "18: it has no manifest.json: its save was interrupted, or is in progress" in sentence
     for step in (6, 12):
         shutil.rmtree(run.snapshots / str(step))
     with pytest.raises(UserError, match=r"up to step 8: \S+6: it is missing; .* steps 6;"):

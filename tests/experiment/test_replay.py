@@ -83,9 +83,9 @@ def test_no_bad_state_is_saved(skipped, tmp_path, capsys):
     assert main([*ARGUMENTS, "--workdir", str(run)]) == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        f"ddpm-jax: the loss or the parameters turned NaN or Inf at step {STEP};"
+        f"ddpm-jax: the loss or the parameters became NaN or Inf at step {STEP};"
     )
-    assert f"`ddpm-jax replay {run} --step {STEP}` tells what was bad" in said
+    assert f"`ddpm-jax replay {run} --step {STEP}` shows what was bad" in said
     stopped = dict(saved_states(run))
     assert list(stopped) == [4]
     for state in [*states.values(), *stopped.values()]:
@@ -134,4 +134,4 @@ def test_replay_has_the_loss_of_the_log_and_the_state_of_the_run(skipped, tmp_pa
 def test_a_step_outside_the_run_is_refused(skipped, capsys, step):
     assert main(["replay", str(skipped), "--step", step]) == 2
     said = capsys.readouterr().err
-    assert said == f"ddpm-jax: step is {step}; the run has 1 to {tiny.get_config().train.steps}\n"
+    assert said == f"ddpm-jax: step is {step}; it has to be 1 to {tiny.get_config().train.steps}\n"

@@ -74,7 +74,7 @@ def sealed(values):
     [
         (b"", "is empty"),
         (b"[]", "holds a list"),
-        (b"{}", "is not as it was written, by its sha256"),
+        (b"{}", "has been altered: its SHA-256 differs"),
         (json.dumps(RESULTS).encode()[:100], "is not JSON"),
         (b"\xff\xfe{}", "is not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
@@ -92,7 +92,7 @@ def test_a_digit_that_was_changed_is_noticed(tmp_path):
     run = RunDirectory(tmp_path)
     run.write_results(RESULTS)
     run.results.write_text(run.results.read_text().replace("2.5", "1.5"))
-    with pytest.raises(UserError, match=r"not as it was written.*evaluates the last checkpoint"):
+    with pytest.raises(UserError, match=r"has been altered.*evaluates the last checkpoint"):
         run.read_results()
 
 

@@ -29,7 +29,7 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_same_bits(tiny_run, tmp_
     process.send_signal(signal.SIGTERM)
     (end,) = ended([process], timeout=60)
     assert (end.code, end.errors) == (143, "ddpm-jax: stopped by SIGTERM; step 12 is saved\n")
-    assert "the same command goes on from there" in end.out
+    assert "the same command resumes from there" in end.out
 
     (process,) = start(arguments, devices=8)
     until(process, "step 24: drawing")
@@ -37,7 +37,7 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_same_bits(tiny_run, tmp_
     (end,) = ended([process], timeout=60)
     assert end.code == -signal.SIGKILL
     assert not (run / "results.json").exists()
-    assert re.search(r"going on from step (16|20)\n", finish(arguments, devices=8))
+    assert re.search(r"resuming from step (16|20)\n", finish(arguments, devices=8))
     assert contents(run) == contents(tiny_run)
 
 
@@ -58,11 +58,11 @@ def test_a_signal_saves_the_step_at_hand_and_changes_nothing(tmp_path):
         (end,) = ended([process], timeout=60)
         assert end.code == 128 + asked, end
         assert "finishing step" in end.out
-        assert "the same command goes on from there" in end.out
+        assert "the same command resumes from there" in end.out
         said = rf"^ddpm-jax: stopped by {asked.name}; step (\d+) is saved$"
         before, (saved,) = saved, map(int, re.findall(said, end.errors))
         assert before + 20 <= saved < 300
-    assert f"going on from step {saved}\n" in finish(arguments)
+    assert f"resuming from step {saved}\n" in finish(arguments)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
@@ -115,5 +115,5 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     process.send_signal(signal.SIGINT)
     (end,) = ended([process], timeout=60)
     assert end.code == 130, end
-    assert "the same command goes on from the last checkpoint" in end.out
+    assert "the same command resumes from the last checkpoint" in end.out
     assert end.errors == "ddpm-jax: interrupted\n"

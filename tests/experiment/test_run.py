@@ -1,6 +1,7 @@
 """Training from Python, a trained run as a value, longer runs, and runs that begin with another."""
 
 import dataclasses
+import io
 import json
 import shutil
 
@@ -51,10 +52,14 @@ def few_digits():
     return ImageSet("few digits", train, held_out, levels=17, classes=classes)
 
 
+PRINTED = io.StringIO()
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run"
-    assert train(path)["images"] == 16
+    console = Console(file=PRINTED, width=200)
+    assert ddpm_jax.train(small(path), images=few_digits(), console=console)["images"] == 16
     return path
 
 
@@ -64,8 +69,18 @@ def run(path):
 
 
 def test_images_in_memory_have_to_be_handed_over(tmp_path):
-    with pytest.raises(DataError, match="its images are handed over in Python"):
+    with pytest.raises(DataError, match="pass its images in Python"):
         ddpm_jax.train(small(tmp_path / "run"), console=QUIET)
+
+
+def test_a_run_says_which_devices_it_uses_and_which_stay_idle(path):
+    assert "mesh: data 1 x fsdp 1, 1 cpu device; 7 more stay idle\n" in PRINTED.getvalue()
+
+
+def test_likelihood_of_a_network_with_classes_is_given_the_class(run):
+    assert run.results["given_class"] is True
+    table = run.config.evaluation.table(run.results)
+    assert any("this model given the class" in cell for cell in table.columns[0].cells)
 
 
 def test_a_run_is_loaded_without_its_images(run):
@@ -94,6 +109,22 @@ def test_another_sampler_is_given_with_its_parameters(run):
     assert ancestral.shape == (2, 8, 8, 1)
     with pytest.raises(UserError, match=r"sampler.steps is 9; it has to be at most .* 8"):
         run.sample(KEY, 2, sampler=config.DDIM(steps=9))
+
+
+def test_a_class_is_named_and_one_that_is_not_there_is_refused(run):
+    for label in (-1, 11, "3x"):
+        with pytest.raises(UserError, match=rf"label is {label!r}; the run has the classes 0, 1"):
+            run.sample(KEY, 2, label=label)
+        with pytest.raises(UserError, match=rf"label is {label!r}; the run has the classes 0, 1"):
+            run.export("sampler.bin", label=label)
+    three = run.sample(KEY, 2, label="3")
+    np.testing.assert_array_equal(three, run.sample(KEY, 2, label=3))
+
+
+def test_a_run_is_shown_in_one_line(run):
+    assert repr(run).startswith("Run(")
+    assert "\n" not in repr(run)
+    assert len(repr(run)) < 400
 
 
 def test_predict_is_the_network_at_its_parameters(run):
@@ -137,7 +168,7 @@ def test_an_extended_run_ends_as_a_longer_one(path, tmp_path):
 def test_a_run_is_not_extended_where_the_learning_rate_was_another(tmp_path):
     cosine = config.Adam(warmup_steps=1, decay=config.CosineDecay())
     train(tmp_path / "run", optimizer=cosine)
-    with pytest.raises(UserError, match=r"CosineDecay would have been another from step 3 on"):
+    with pytest.raises(UserError, match=r"changed the learning rate of CosineDecay from step 3 on"):
         train(tmp_path / "run", optimizer=cosine, steps=8)
     assert RunDirectory(tmp_path / "run").read_results()["step"] == 4
 

@@ -125,8 +125,8 @@ class TestMovedData:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"seed": 1}, "as many images of the same shape, but other content"),
-            ({"count": 31}, "training images 27 then and 28 now"),
+            ({"seed": 1}, "the same number and shape of images, but other content"),
+            ({"count": 31}, "training images were 27 and are 28"),
         ],
     )
     def test_another_set_is_refused(self, place, tmp_path, capsys, changes, words):

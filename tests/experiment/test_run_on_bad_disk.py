@@ -85,14 +85,14 @@ def test_what_is_said_of_saves_and_of_a_snapshot_that_the_disk_refused(tmp_path,
     _, step = post_hoc_params(build(config), run, 0.07, report=heard.append)
     assert step == 12
     assert heard == [
-        "the disk refused the snapshots of steps 6 during training; the average is without them"
+        "the snapshots of steps 6 could not be saved during training; the average is without them"
     ]
 
 
 def test_a_disk_that_is_full_for_a_while(disk, whole):
     console = Watching(
         ("step 8: held-out", lambda: fill(disk, leaving=0)),
-        ("2 of 3 saves missed that may be", lambda: (disk / "other people's").unlink()),
+        ("2 of 3 allowed failures", lambda: (disk / "other people's").unlink()),
     )
     results = train(config_in(disk / "run"), console=console)
     said = [line for line in console.said if isinstance(line, str)]
@@ -150,4 +150,4 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path, whole):
     assert RunDirectory(run).read_config() == config_in(run)
     assert RunDirectory(run).read_results() == results
     said = [line for line in console.said if isinstance(line, str)]
-    assert any("step 8" in line and "1 of 3 saves missed" in line for line in said)
+    assert any("step 8" in line and "1 of 3 allowed failures" in line for line in said)

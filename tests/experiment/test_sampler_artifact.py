@@ -187,9 +187,9 @@ def test_the_readme_of_somebody_else_stays(artifacts, tmp_path):
     [
         ("sampler", "its name has to end in .bin"),
         ("absent/sampler.bin", "there is no folder"),
-        ("there.bin", "there.bin' is there already"),
-        ("dangling.bin", "dangling.bin' is there already"),
-        ("new.bin", "new.safetensors' is there already"),
+        ("there.bin", "there.bin' exists already"),
+        ("dangling.bin", "dangling.bin' exists already"),
+        ("new.bin", "new.safetensors' exists already"),
     ],
 )
 def test_files_that_cannot_be_written_are_refused(tmp_path, name, what):
@@ -369,9 +369,7 @@ def test_parameters_that_a_file_cannot_hold_are_refused(artifacts, tmp_path, mon
 @pytest.mark.parametrize("platforms", [(), ("gpu",), ("cpu", "cpu")])
 def test_platforms_are_checked(artifacts, platforms):
     _, experiment, params = artifacts
-    with pytest.raises(
-        UserError, match=r"^platforms is .*; it has to be one or several, each once"
-    ):
+    with pytest.raises(UserError, match=r"^platforms is .*; it has to be one or several of"):
         sampler_program(experiment, params, sampler=DDIM, platforms=platforms)
 
 

@@ -218,7 +218,7 @@ def test_a_network_inside_gets_the_arguments_that_it_takes():
     apply = network_function(model)
     train = apply(params, x_t, t, train=True, keys=jax.random.split(KEY, 2))
     assert np.abs(train - apply(params, x_t, t)).max() > 0.0
-    with pytest.raises(ValueError, match="no parameter of that name"):
+    with pytest.raises(ValueError, match="no parameter 'labels'"):
         apply(params, x_t, t, labels=jnp.array([0, 1]))
 
 

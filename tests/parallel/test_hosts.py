@@ -32,7 +32,7 @@ ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]
 ARGUMENTS += ["--process", "equal-snr"]
 ENDLESS = ["--train.steps", "100000", "--train.save-every", "10"]
 """Not from the beginning of a run that has to end."""
-ONWARDS = "the same command on all hosts goes on from the last checkpoint"
+ONWARDS = "the same command on all hosts resumes from the last checkpoint"
 MET = rf"another process of the run died or cannot be reached \(.*\); {ONWARDS}"
 SILENT = rf"process(es)? .* of the run.* (died or does|died or do) not answer; {ONWARDS}"
 
@@ -88,8 +88,8 @@ def test_whatever_befalls_one_process_the_run_ends_with_the_same_bits(tmp_path, 
         wait_for(processes, run, step + 1)
         both = ends(processes, processes[victim], getattr(signal, number), code=143)
         assert [end.code for end in both] == codes
-        assert "the same command goes on from there" in both[0].out
-        assert f"going on from step {step}\n" in both[0].out or not step
+        assert "the same command resumes from there" in both[0].out
+        assert f"resuming from step {step}\n" in both[0].out or not step
         said = rf"ddpm-jax: stopped by {number}; step (\d+) is saved\n"
         step = int(re.fullmatch(said, both[victim].errors)[1])
         assert both[1 - victim].errors == f"ddpm-jax: stopped by SIGTERM; step {step} is saved\n"
@@ -104,8 +104,8 @@ def test_whatever_befalls_one_process_the_run_ends_with_the_same_bits(tmp_path, 
     processes = start(arguments, hosts=2)
     wait_for(processes, run, step + 1)
     first, _ = ends(processes, processes[1], signal.SIGSTOP)
-    assert f"going on from step {step}\n" in first.out
-    assert "going on from step" in finish(arguments, hosts=2)
+    assert f"resuming from step {step}\n" in first.out
+    assert "resuming from step" in finish(arguments, hosts=2)
     assert contents(run) == whole
 
 
@@ -168,7 +168,7 @@ class TestOneProcessCannot:
             out="reading the images of tiny_grey\n",
         )
         assert second.startswith("ddpm-jax: data set 'tiny_grey'")
-        assert first == f"ddpm-jax: process 1 of the run does not go on: {second[10:]}"
+        assert first == f"ddpm-jax: process 1 of the run has stopped: {second[10:]}"
 
 
 @pytest.mark.thorough
@@ -182,7 +182,7 @@ def test_a_disk_that_refuses_ends_both(tmp_path):
     both = ended(processes, timeout=60)
     assert [end.code for end in both] == [3, 3], both
     for end in both:
-        assert re.match(r"ddpm-jax: step \d+ (is not saved|was saved and is gone)", end.errors)
+        assert re.match(r"ddpm-jax: step \d+ (is not saved|was saved, but is missing)", end.errors)
         assert end.errors.count("\n") == 1
 
 
@@ -230,7 +230,7 @@ def test_pmap_and_a_missing_process_are_refused(tmp_path):
     for end in ended(start(arguments, hosts=2)):
         assert end.code == 2
         assert end.errors == (
-            "ddpm-jax: mesh is pmap, which runs in one process, and here are 2; take jit or"
+            "ddpm-jax: mesh is pmap, which runs in one process, and there are 2; take jit or"
             " shard-map\n"
         )
     own = [["--hosts.start-seconds", "3"]] * 2
@@ -240,7 +240,7 @@ def test_pmap_and_a_missing_process_are_refused(tmp_path):
     first, _ = ended(processes, timeout=120)
     assert time.monotonic() - began < 3 + HEARTBEAT + 5
     assert first.code == 4
-    never = "the processes of the run did not all meet in time"
+    never = "not all processes of the run started in time"
     assert first.errors == f"ddpm-jax: {never}; {ONWARDS}\n"
 
 

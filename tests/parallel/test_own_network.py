@@ -87,7 +87,7 @@ def test_each_array_is_split_along_its_longest_axis_that_divides():
     }
     assert experiment.sharding_note == (
         "network PlainNetwork names no axes: 3 of 7 parameters are split along their largest axis,"
-        " 4 are whole"
+        " 4 are whole on each device"
     )
     # Averages and moments are split as their parameters are.
     state = specs(experiment.abstract_state)

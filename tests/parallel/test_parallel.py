@@ -232,7 +232,7 @@ class TestFsdp:
             assert difference(run, whole) < 2e-6
 
     def test_pmap_cannot(self):
-        with pytest.raises(ValueError, match=r"form 'pmap' .* mesh\.fsdp is 2"):
+        with pytest.raises(ValueError, match=r"mesh\.fsdp is 2; .* form 'pmap'"):
             parallel.pmap_form(parallel.make_mesh(4, 2))
 
 
@@ -316,16 +316,21 @@ class TestMesh:
     @pytest.mark.parametrize(
         ("data", "fsdp", "said"),
         [
-            (9, 1, r"mesh\.data is 9; of the devices here, 8, it can take 1 to 8, or -1"),
+            (9, 1, r"mesh\.data is 9; there are 8 devices, so it has to be 1 to 8, or -1"),
             (0, 1, r"mesh\.data is 0"),
             (5, 2, r"mesh\.data is 5; .* 1 to 4 with mesh\.fsdp = 2, or -1"),
-            (1, 9, r"mesh\.fsdp is 9; of the devices here, 8"),
+            (1, 9, r"mesh\.fsdp is 9; there are 8 devices"),
             (1, 0, r"mesh\.fsdp is 0"),
         ],
     )
     def test_one_larger_than_the_machine_is_refused(self, data, fsdp, said):
         with pytest.raises(UserError, match=said):
             parallel.make_mesh(data, fsdp)
+
+    def test_one_device_is_told_how_to_be_several(self):
+        wanted = "mesh.fsdp is 4; there is 1 device, so it has to be 1 (XLA_FLAGS="
+        with pytest.raises(UserError, match=re.escape(wanted)):
+            parallel.make_mesh(-1, 4, devices=jax.devices()[:1])
 
 
 def test_the_batch_is_split_over_all_devices():

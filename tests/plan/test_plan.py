@@ -54,21 +54,21 @@ def test_names(name, slices, shape, count, devices, neighbours):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v5e-16", "may be v5e:4x4;"),
-        ("v5litepod-16", "may be v5e:4x4;"),
-        ("v5p-128", "may be v5p:4x4x4;"),
-        ("v6e-256", "may be v6e:16x16;"),
+        ("v5e-16", "did you mean v5e:4x4?"),
+        ("v5litepod-16", "did you mean v5e:4x4?"),
+        ("v5p-128", "did you mean v5p:4x4x4?"),
+        ("v6e-256", "did you mean v6e:16x16?"),
         ("v5e", "names are like v5e:4x4"),
         ("v5e:", "names are like v5e:4x4"),
         ("V5E:4x4", "names are like v5e:4x4"),
         ("a100:8", "h100:8"),
         ("", "chips are v4, v5e"),
-        ("v5e:4", "has 2 sides: v5e:4x4"),
-        ("v5p:4x4", "has 3 sides: v5p:4x4x4"),
+        ("v5e:4", "has 2 dimensions, as in v5e:4x4"),
+        ("v5p:4x4", "has 3 dimensions, as in v5p:4x4x4"),
         ("v5e:32x32", "at most 256 chips"),
         ("v5e:4x0", "1 or more"),
         ("0xv5e:4x4", "1 or more"),
-        ("h100:12", "several hosts are full"),
+        ("h100:12", "several hosts have 8 chips each"),
         ("h100:2x4", "h100:8"),
     ],
 )
@@ -80,7 +80,7 @@ def test_wrong_names_are_told_right_ones(name, said):
 
 
 def test_slices_are_said_once():
-    with pytest.raises(UserError, match="say it once"):
+    with pytest.raises(UserError, match="give the number of slices once"):
         parse("2xv5e:4x4", 2)
 
 
@@ -327,10 +327,10 @@ def test_sizes(count, said):
     ("arguments", "said"),
     [
         ([TINY], "--topology is missing"),
-        ([TINY, "--topology", "v5e-16"], "may be v5e:4x4"),
+        ([TINY, "--topology", "v5e-16"], "did you mean v5e:4x4?"),
         ([TINY, "--topology", "v5e:2x2", "--train.stepz", "3"], "--train.steps"),
         ([TINY, "--topology", "v5e:2x2", "--json", "absent/a.json"], "there is no folder absent"),
-        (["--topology", "v5e:2x2"], "wants a config file first"),
+        (["--topology", "v5e:2x2"], "wants a config first"),
         ([TINY, "--topology", "v5e:2x2", "--train.batch-size", "0"], "train.batch_size is 0"),
     ],
 )
@@ -376,8 +376,8 @@ def test_what_does_not_fit_is_told_by_how_much(tmp_path, capsys, monkeypatch):
     assert code == 0
     said = capsys.readouterr().out
     for part in (
-        "does not fit, by 4 GiB",
-        "--network.remat blocks, 8 GiB",
+        "does not fit; 4 GiB are missing",
+        "--network.remat blocks: 8 GiB",
         "is 12; 16 does not",
         "20 GiB",
     ):

@@ -1,6 +1,7 @@
 """The examples of the documentation: each trains, and is sampled when its file is gone."""
 
-import runpy
+import json
+import re
 import shutil
 
 import jax
@@ -15,7 +16,11 @@ CONFIGS = [path for path in EXAMPLES if "get_config" in path.read_text()]
 SMALL = ("--train.steps", "4", "--train.log-every", "2", "--train.save-every", "2")
 CHAIN = ("--schedule.num-steps", "8", "--evaluation.num-samples", "4")
 UNET = ("--network.channels", "4", "--network.norm-groups", "2", "--network.multipliers", "1")
-FEWER = {"own_network": ("--network.width", "8"), "own_sampler": ("--sampler.steps", "4")}
+FEWER = {
+    "own_network": ("--network.width", "8"),
+    "own_sampler": ("--sampler.steps", "4"),
+    "extending": ("--sampler.steps", "4", "--evaluation.t", "4"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +64,16 @@ def test_an_example_trains_and_is_sampled_without_its_file(path, trained, tmp_pa
     assert np.load("x.npz")["images"].shape == (4, 8, 8, 1)
 
 
-def test_an_own_loop_says_what_it_reaches(capsys):
-    runpy.run_path(str(ROOT / "docs/examples/own_loop.py"))["main"](3)
-    assert "bits/dim" in capsys.readouterr().out.splitlines()[-1]
-
-
-def test_a_run_is_loaded_in_two_lines(trained, capsys):
-    run = trained(ROOT / "docs/examples/own_network.py")
-    runpy.run_path(str(ROOT / "docs/examples/load_run.py"))["main"](str(run))
-    assert "16 images, (8, 8, 1)" in capsys.readouterr().out
+@pytest.mark.thorough
+def test_the_members_of_the_page_on_extending_train(trained, tmp_path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    path = tmp_path / "extending.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
+    run = trained(path)
+    assert 0.0 < json.loads((run / "results.json").read_text())["rms_error"] < 2.0
+    assert "loss" in json.loads((run / "lines.jsonl").read_text().splitlines()[0])
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short(path):
-    assert len(path.read_text().splitlines()) <= (100 if path.stem == "own_loop" else 60)
+    assert len(path.read_text().splitlines()) <= 60

@@ -87,7 +87,7 @@ def test_a_run_is_inspected_without_executing_it(run, tmp_path, capsys):
     assert main(["inspect", str(copy)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "OneLayer" in out
-    assert "NOT as it was stored; it was not executed" in out
+    assert "CHANGED since it was stored; it was not executed" in out
 
 
 @pytest.mark.parametrize("room", ABOVE)

@@ -164,4 +164,4 @@ def _all_run(processes):
 
 
 def _resumed(out):
-    return [line for line in out.splitlines() if line.startswith("going on from")]
+    return [line for line in out.splitlines() if line.startswith("resuming from")]

@@ -210,7 +210,7 @@ class TestAFolderThatVanishes:
             save(checkpoints, 1)
             checkpoints.wait()
             shutil.rmtree(tmp_path / "run")
-            with pytest.raises(SaveError, match="step 1 was saved and is gone from") as caught:
+            with pytest.raises(SaveError, match="step 1 was saved, but is missing in") as caught:
                 save(checkpoints, 2)
             assert caught.value.steps == (1,)
             save(checkpoints, 3)  # nothing is wrong any more
@@ -339,7 +339,7 @@ def test_a_kill_at_the_worst_moment(killable, tmp_path, moment):
     else:
         (refused,) = choice.refused.items()
         assert refused[0] == choice.step + 1
-        assert "it has no manifest.json: its save was cut off" in refused[1]
+        assert "it has no manifest.json: its save was interrupted" in refused[1]
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.restore(state_of(0, width=200))
         assert restored.data_state == {"at": restored.step}

@@ -210,7 +210,7 @@ def test_reconstruction_holds_two_trees_and_no_more():
         (lambda: ema.sigma_rel_of(-0.5), "gamma is -0.5"),
         (lambda: weights_of([], []), r"times has shape \(0,\)"),
         (lambda: weights_of([1.0, 2.0], [3.0]), r"gammas \(1,\)"),
-        (lambda: weights_of([0.0, 2.0], [3.0, 3.0]), "times holds 0.0"),
+        (lambda: weights_of([0.0, 2.0], [3.0, 3.0]), "times has 0.0"),
         (lambda: weights_of([1.0, 2.0], [3.0, -1.0]), "gamma is"),
         (lambda: weights_of([1.0, 2.0], [3.0, 3.0], time=3.0), r"time is 3.0; .* \[1, 2\]"),
         (lambda: weights_of([1.0, 2.0], [3.0, 3.0], gamma=np.inf), "gamma is"),

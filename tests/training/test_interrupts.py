@@ -67,8 +67,8 @@ def test_the_first_signal_is_that_to_stop_for_and_only_a_second_interrupt_does_n
         interrupts.computed(6)
         send(interrupts, *numbers)
         assert interrupts.received(7) == numbers[0]
-    assert "finishing step 7, then saving it" in interrupts.events[0]
-    gone = [(signal.SIGINT, "the same command goes on from the last checkpoint")]
+    assert "finishing step 7, saving it, then exiting" in interrupts.events[0]
+    gone = [(signal.SIGINT, "the same command resumes from the last checkpoint")]
     assert interrupts.events[1:] == gone * left
     # A scheduler that goes on sending must not change how the process ends.
     assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}

@@ -222,9 +222,9 @@ def sparse(path):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (Path.mkdir, "is no file"),
-        (os.mkfifo, "is no file"),  # whose reader would wait for ever
-        (as_link, "is a link to nothing"),
+        (Path.mkdir, "is not a file"),
+        (os.mkfifo, "is not a file"),  # whose reader would wait for ever
+        (as_link, "is a broken link"),
         (sparse, "has 1099511627776 bytes"),
         (lambda path: path.write_text("[" * 10**5 + "]" * 10**5), "is not JSON"),
         (lambda path: path.write_text('{"a":' * 3000 + "1" + "}" * 3000), "is (not JSON|damaged)"),
@@ -241,7 +241,7 @@ def test_something_else_in_the_place_of_it(folder, make, sentence):
 
 def test_missing_is_unfinished(folder, tmp_path):
     (folder / manifest.NAME).unlink()
-    with pytest.raises(UnfinishedError, match=r"has no manifest.json: its save was cut off"):
+    with pytest.raises(UnfinishedError, match=r"has no manifest.json: its save was interrupted"):
         manifest.verify(folder, 7)
     (tmp_path / "8").mkdir()
     with pytest.raises(UnfinishedError, match=r"8: it is empty$"):

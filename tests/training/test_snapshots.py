@@ -103,9 +103,9 @@ def test_what_is_not_there(tmp_path):
 
 
 def test_guards(tmp_path):
-    with pytest.raises(ValueError, match="2 averages and 1 sigma_rels"):
+    with pytest.raises(ValueError, match="2 averages and 1 sigma_rels; each"):
         save_snapshot(tmp_path, 1, averages_of(1), (0.1,))
-    with pytest.raises(ValueError, match="0 averages and 0 sigma_rels"):
+    with pytest.raises(ValueError, match="0 averages and 0 sigma_rels; each"):
         save_snapshot(tmp_path, 1, (), ())
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(1))
     with pytest.raises(ValueError, match=r"0/dense/bias is bfloat16\[8\]"):

@@ -111,7 +111,7 @@ DAMAGE = {
     ),
     "a file that is a folder": (
         lambda c: [(c / "5/data/metadata").unlink(), (c / "5/data/metadata").mkdir()],
-        r"5: data/metadata is no file$",
+        r"5: data/metadata is not a file$",
     ),
     "the arrays' folder deleted": (
         lambda c: shutil.rmtree(c / "5" / "state"),
@@ -120,7 +120,7 @@ DAMAGE = {
     "an empty folder": (lambda c: emptied(c / "5"), r"5: it is empty$"),
     "no manifest": (
         lambda c: (c / "5" / "manifest.json").unlink(),
-        r"5: it has no manifest.json: its save was cut off, or is under way$",
+        r"5: it has no manifest.json: its save was interrupted, or is in progress$",
     ),
     "another step's manifest": (
         lambda c: shutil.copy(c / "2" / "manifest.json", c / "5"),
@@ -134,7 +134,7 @@ DAMAGE = {
         lambda c: (c / "5" / "manifest.json").write_text(
             (c / "5" / "manifest.json").read_text().replace('"seed": 3', '"seed": 4')
         ),
-        r"5: manifest.json is damaged: it does not have its own sha256$",
+        r"5: manifest.json is damaged: its SHA-256 differs$",
     ),
     "a manifest that is no JSON": (
         lambda c: (c / "5" / "manifest.json").write_text("checkpoint"),
@@ -234,7 +234,7 @@ def test_a_first_save_that_was_cut_off_is_no_loss(saved):
     (saved / "5" / "manifest.json").unlink()
     choice = newest_sound(saved)
     assert choice.step is None
-    assert "its save was cut off" in choice.refused[5]
+    assert "its save was interrupted" in choice.refused[5]
     with Checkpoints(saved) as checkpoints:
         assert checkpoints.restore(make_state()) is None
         checkpoints.save(5, make_state(), {}, held_out_loss=1.0)

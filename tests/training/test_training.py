@@ -169,7 +169,7 @@ def test_every_objective_is_a_loss_of_the_core(kind):
 @pytest.mark.parametrize(
     ("objective", "variance", "said"),
     [
-        (config.Simple(), "learned_range", "objective is Simple, which teaches no variance"),
+        (config.Simple(), "learned_range", "Simple, which does not train the variance"),
         (config.Hybrid(), "small", "objective is Hybrid and network.variance is 'small'"),
     ],
 )

@@ -224,7 +224,7 @@ def test_keys_and_parameters_that_are_left_are_both_listed(folder):
         return {name.replace("conv_in.bias", "conv_in.shift"): a for name, a in arrays.items()}
 
     rewrite(folder, swap)
-    refused(folder, "does not fill: input/bias; .* does not use: conv_in.shift")
+    refused(folder, "does not have: input/bias; .* does not use: conv_in.shift")
 
 
 def test_the_file_of_another_network_is_a_sentence(folder, tmp_path):
@@ -247,9 +247,9 @@ def test_missing_and_damaged_files_are_sentences(folder):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    refused(folder, "is no file of safetensors, or damaged")
+    refused(folder, "is not a safetensors file, or it is damaged")
     file.rename(file.with_name("diffusion_pytorch_model.bin"))
-    refused(folder, "is no dict of tensors")
+    refused(folder, "is not a dict of tensors")
     file.with_name("diffusion_pytorch_model.bin").rename(file.with_name("model.ckpt"))
     refused(folder, r"no file of parameters.*it has config\.json, model\.ckpt")
 
@@ -266,7 +266,7 @@ def test_one_variant_is_taken_and_of_several_one_has_to_be_named(folder):
     refused(folder, "no file of parameters of the variant 'x'", variant="x")
     # A file without a variant goes before those with one, whatever its format.
     file.with_suffix(".bin").write_bytes(b"")
-    refused(folder, "is no dict of tensors")
+    refused(folder, "is not a dict of tensors")
 
 
 def test_an_index_with_a_name_outside_of_the_folder_is_a_sentence(folder):

@@ -77,7 +77,9 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("out", "link"):
-        with pytest.raises(WeightsError, match=f"{name} exists; give a folder that does not"):
+        with pytest.raises(
+            WeightsError, match=f"{name} exists; choose a folder that does not exist"
+        ):
             write(tmp_path / name)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -85,7 +87,7 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path):
 def test_arrays_that_are_not_the_networks_are_a_sentence(tmp_path):
     arrays = random_arrays()
     arrays["other"] = arrays.pop("input/bias")
-    with pytest.raises(WeightsError, match=r"does not fill: input/bias; .* not use: other"):
+    with pytest.raises(WeightsError, match=r"does not have: input/bias; .* not use: other"):
         write(tmp_path / "out", arrays)
     assert list(tmp_path.iterdir()) == []
 

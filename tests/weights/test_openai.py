@@ -179,7 +179,7 @@ def test_both_files_of_a_run(state, small, tmp_path):
     assert len(both.source["sha256"]) == 2
     del last["out.0.bias"]
     raw = file_of(tmp_path, last, "raw.pt")
-    with pytest.raises(WeightsError, match=r"raw.pt: .* does not fill: output_norm/bias"):
+    with pytest.raises(WeightsError, match=r"raw.pt: .* does not have: output_norm/bias"):
         weights.from_openai(small, raw=raw, options=SMALL)
 
 
@@ -211,9 +211,9 @@ def test_flags_as_a_string_or_a_mapping():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--image_size", "have to be pairs as --image_size 64"),
-        ("image_size 64", "have to be pairs as --image_size 64"),
-        ("--image_size '64", "a quote without end"),
+        ("--image_size", "have to be pairs such as --image_size 64"),
+        ("image_size 64", "have to be pairs such as --image_size 64"),
+        ("--image_size '64", "an unclosed quote"),
         ("--image_size 64.5", r"--image_size is '64.5'; it has to be a whole number of 1 or more"),
         ({"image_size": True}, "--image_size is True; it has to be a whole number"),
         ({"image_size": None}, "--image_size is None; it has to be a whole number"),
@@ -224,7 +224,10 @@ def test_flags_as_a_string_or_a_mapping():
         ("--dropout 1", r"--dropout is '1'; it has to be in \[0, 1\)"),
         ("--channel_mult 1,x", "--channel_mult is '1,x'; it has to be numbers above 0"),
         ("--attention_resolutions 0", "it has to be whole numbers, as 32,16,8"),
-        ("--num_chanels 64", "--num_chanels is no flag of improved-diffusion or guided-diffusion"),
+        (
+            "--num_chanels 64",
+            "--num_chanels is not a flag of improved-diffusion or guided-diffusion",
+        ),
         ("--large_size 256 --small_size 64", "a super-resolution network"),
         ("--classifier_scale 1.0", "there is no guidance by a classifier here"),
     ],
@@ -257,7 +260,7 @@ def test_the_cosine_schedule():
         ({"diffusion_steps": 1}, "--diffusion_steps is 1; it has to be 2 or more"),
         ({"diffusion_steps": 20}, "the beta 20 / T, which has to be below 1"),
         ({"noise_schedule": "sqrt"}, "--noise_schedule is 'sqrt'; it has to be linear or cosine"),
-        ({"timestep_respacing": "10,15,20"}, "sections are not read"),
+        ({"timestep_respacing": "10,15,20"}, "sections are not supported"),
         ({"timestep_respacing": "1"}, "from 2 to --diffusion_steps, 1000"),
         ({"timestep_respacing": "ddim2000"}, "from 2 to --diffusion_steps, 1000"),
         ({"timestep_respacing": "ddim300"}, "its number has to divide --diffusion_steps, 1000"),
@@ -364,7 +367,9 @@ def test_flags_that_disagree_with_the_tensors(options, message, small):
 
 
 def test_files_whose_flags_are_not_known(small):
-    with pytest.raises(WeightsError, match=r"options are not given, and model.pt is no name"):
+    with pytest.raises(
+        WeightsError, match=r"options are not given, and model.pt is not a public file"
+    ):
         weights.from_openai(small)
     for name, kind in REFUSED.items():
         with pytest.raises(WeightsError, match=f"{name} is {kind}; only denoisers"):
@@ -380,14 +385,14 @@ def test_files_of_other_networks(state, tmp_path):
     def without(*beginnings):
         return {name: a for name, a in state.items() if not name.startswith(beginnings)}
 
-    refused({}, "no U-Net of improved-diffusion .* no tensor time_embed.0.weight of 2 axes$")
+    refused({}, "not a U-Net of improved-diffusion .* no tensor time_embed.0.weight of 2 axes$")
     refused(
         {"conv_in.weight": state["out.2.weight"]}, "it is of diffusers, whose folders from_diff"
     )
     refused(without("output_blocks"), "output_blocks.0.0.in_layers.2.weight .*; it is a classifier")
     refused(openai_states.random_state(image=6), "super-resolution network, which takes a small")
     refused(openai_states.random_state(image=6, out=6), "super-resolution network")
-    refused(without("out.2.bias"), "the file does not fill: output/bias$")
+    refused(without("out.2.bias"), "the file does not have: output/bias$")
     # Names of files and of storages are names only, whatever dots they have.
     extra = {"../../x": state["out.2.bias"], "input_blocks..0": state["out.2.bias"]}
     refused(state | extra, r"the network does not use: ../../x, input_blocks..0$")
@@ -410,7 +415,7 @@ def test_damaged_files(legacy, small, state, tmp_path):
     path = tmp_path / "cut.pt"
     for share in (0.0, 0.01, 0.5, 0.999):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(WeightsError, match=re.escape(f"{path} is no dict of tensors")):
+        with pytest.raises(WeightsError, match=re.escape(f"{path} is not a dict of tensors")):
             weights.from_openai(path, options=SMALL)
     with pytest.raises(WeightsError, match=r"nowhere.pt cannot be read: No such"):
         weights.from_openai(tmp_path / "nowhere.pt", options=SMALL)

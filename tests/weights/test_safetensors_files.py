@@ -111,7 +111,7 @@ def test_a_damaged_file_is_a_sentence(what, tmp_path):
 )
 def test_a_file_of_another_kind_is_a_sentence(content, tmp_path):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(WeightsError, match="is no file of safetensors"):
+    with pytest.raises(WeightsError, match="is not a safetensors file"):
         open_safetensors(tmp_path / "x")
 
 

@@ -71,7 +71,7 @@ def test_a_tensor_is_read_when_it_is_asked_for(legacy, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert (lazy["0"].read() == 0).all()
-    with pytest.raises(WeightsError, match="was cut off after it was opened"):
+    with pytest.raises(WeightsError, match="was truncated after it was opened"):
         lazy["2"].read()
     path.unlink()
     with pytest.raises(WeightsError, match="cannot be read: No such file"):
@@ -134,10 +134,10 @@ STORAGE = np.arange(12, dtype=np.float32)
         ({"shape": (13,)}, "reaches beyond its storage"),
         ({"shape": (3,), "offset": 10}, "reaches beyond its storage"),
         ({"shape": (1000, 1000, 1000), "strides": (0, 0, 0)}, "reaches beyond its storage"),
-        ({"shape": (3,), "strides": (-1,), "offset": 5}, "has the offset, shape and strides"),
-        ({"shape": (3,), "offset": -3}, "has the offset, shape and strides"),
-        ({"shape": (3, 2), "strides": (1,)}, "has the offset, shape and strides"),
-        ({"shape": ("3",), "strides": (1,)}, "has the offset, shape and strides"),
+        ({"shape": (3,), "strides": (-1,), "offset": 5}, "has an offset, a shape and strides"),
+        ({"shape": (3,), "offset": -3}, "has an offset, a shape and strides"),
+        ({"shape": (3, 2), "strides": (1,)}, "has an offset, a shape and strides"),
+        ({"shape": ("3",), "strides": (1,)}, "has an offset, a shape and strides"),
         ({"view": ("1", 0, 4)}, "is no storage of its own"),
         ({"length": 11}, "storage 0 has the length 12, and 11 before"),
     ],
@@ -213,12 +213,12 @@ def test_damage_is_told_or_harmless(legacy, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no dict of tensors as PyTorch writes them"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "no dict of tensors as PyTorch writes them"),
+        (b"", "not a dict of tensors as PyTorch writes it"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a dict of tensors as PyTorch writes it"),
         (pickled(5), "does not begin with PyTorch's magic number"),
         (legacy_file([1, 2], {}), "it holds a list in place of a dict"),
         (legacy_file({"x": 1}, {}), "x is a int, not a tensor"),
-        (legacy_file({1: 1}, {}), "the name 1 is no string"),
+        (legacy_file({1: 1}, {}), "the name 1 is not a string"),
         (zip_file({}, {}, order=b"big"), "big-endian"),
         (
             zip_file(
@@ -295,7 +295,9 @@ def test_shapes_of_very_many_axes_and_digits(tmp_path):
         {"shape": (1,) * 100, "strides": (1,) * 100},
     ):
         contents = legacy_file({"x": tensor("0", array, **window)}, {"0": array})
-        refused_weights(tmp_path, contents, "the offset, shape and strides of no tensor")
+        refused_weights(
+            tmp_path, contents, "an offset, a shape and strides that no tensor can have"
+        )
 
 
 def test_weights_that_are_compressed_or_have_no_end(tmp_path):
@@ -308,7 +310,7 @@ def test_weights_that_are_compressed_or_have_no_end(tmp_path):
     message = "it has 1,099,511,627,776 bytes"
     ends_in_one_sentence(read_state_dict, path, message, error=WeightsError)
     os.mkfifo(tmp_path / "pipe.pth")
-    message = "no regular file"
+    message = "not a regular file"
     ends_in_one_sentence(read_state_dict, tmp_path / "pipe.pth", message, error=WeightsError)
 
 
