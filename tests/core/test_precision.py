@@ -1,4 +1,4 @@
-"""The table of errors in docs/speed.md is what its command prints, up to a platform's last digits."""
+"""The errors in docs/speed.md are those that its command prints, up to the last digits."""
 
 import re
 
