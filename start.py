@@ -93,7 +93,7 @@ def set_up(venv, extras, oldest=False):
     if stamp.is_file() and stamp.read_text() == state:
         return
     python = find_python(SUPPORTED[-1:] if oldest else SUPPORTED)
-    print(f"setting up {venv} with {python} (once; some minutes and 2 GB)", flush=True)
+    print(f"setting up {venv} with {python} (once; some minutes and up to 2 GB)", flush=True)
     pip = make_venv(venv, python)
     what = [f".[{','.join(extras)}]" if extras else ".", *(lower_bounds() if oldest else [])]
     if not install_with_uv(venv, pip, what):

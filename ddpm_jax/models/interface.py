@@ -49,10 +49,14 @@ def init_params(
 
     Returns:
         The variables, as `model.init` returns them.
+
+    Raises:
+        UserError: the network gets a label and does not take one.
     """
     x_t, t = jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1,), jnp.int32)
-    labels: dict[str, Any] = {"labels": jnp.zeros((1,), jnp.int32)} if labelled else {}
-    return model.init(key, x_t, t, **labels)
+    labels = jnp.zeros((1,), jnp.int32) if labelled else None
+    kwargs = optional_arguments(model, train=False, keys=None, labels=labels)
+    return model.init(key, x_t, t, **kwargs)
 
 
 def network_function(model: nn.Module) -> Callable[..., Any]:

@@ -80,7 +80,7 @@ def test_abstract_state_is_that_of_the_real_one(experiment):
 def test_the_initial_state_has_the_bits_of_all_optimizations(monkeypatch):
     """A normal distribution differs where multiplications and additions are not fused."""
 
-    def params(model, key, shape):
+    def params(model, key, shape, labelled=False):
         make = {"normal": jax.random.normal, "uniform": jax.random.uniform}
         return {name: draw(key, (11, 16)) for name, draw in make.items()}
 
