@@ -75,9 +75,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     )
     experiment = restored.experiment
     name = "sigma_rel" if options.sigma_rel is not None else options.params
-    label = None
-    if options.label is not None:
-        label = class_of(experiment, options.label, "--label")
+    label = class_of(experiment, options.label, "--label")
     files = export_sampler(
         experiment,
         restored.params[name],

@@ -11,7 +11,15 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ddpm_jax.config import Config, Member, default_of, families, member_name, members
+from ddpm_jax.config import (
+    Config,
+    Member,
+    default_of,
+    families,
+    member_name,
+    members,
+    members_of,
+)
 from ddpm_jax.terminal import escape
 
 __all__ = ["ALL", "COMMON", "SHORT", "config_help", "options_help"]
@@ -44,7 +52,7 @@ def config_help(command: str, path: str, config: Config, executed: str, *modules
     """
     own = [
         f"{name}.{field.name}"
-        for name, member in _members(config)
+        for name, member in members_of(config)
         if not type(member).__module__.startswith("ddpm_jax.")
         for field in dataclasses.fields(member)
         if field.name in inspect.get_annotations(type(member))
@@ -88,12 +96,6 @@ def options_help(command: str, options: type) -> str:
             lines += _row(*_with_value(option, default, texts.get(field.name, "")))
     command = command.split()[0]
     return "\n".join([*lines, "", *_wrapped(f"All fields: ddpm-jax {command} {ALL}")])
-
-
-def _members(config: Config) -> Iterator[tuple[str, Member]]:
-    for field in dataclasses.fields(config):
-        if isinstance(value := getattr(config, field.name), Member):
-            yield field.name, value
 
 
 def _rows(values: Any, names: Iterable[str]) -> Iterator[str]:

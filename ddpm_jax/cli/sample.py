@@ -81,9 +81,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         skip_missing_snapshots=options.skip_missing_snapshots,
     )
     experiment = restored.experiment
-    label = None
-    if options.label is not None:
-        label = class_of(experiment, options.label, "--label")
+    label = class_of(experiment, options.label, "--label")
     say(console, f"drawing {options.num} images of step {restored.step}")
     images = _draw(
         options,

@@ -122,7 +122,7 @@ class Run:
             UserError: the sampler does not work with this process or network, or the run has no
                 such class.
         """
-        label = None if label is None else class_of(self.experiment, label)
+        label = class_of(self.experiment, label)
         sampler = self.config.sampler if sampler is None else sampler
         configs.validate(dataclasses.replace(self.config, sampler=sampler))
         size = min(num, batch_size or self.config.evaluation.batch_size)
@@ -164,7 +164,7 @@ class Run:
             self.params,
             Path(out),
             sampler=self.config.sampler if sampler is None else sampler,
-            label=None if label is None else class_of(self.experiment, label),
+            label=class_of(self.experiment, label),
             parameters=parameters,
             platforms=platforms,
             origin=f"run {self.path.resolve().name}, step {self.step}",

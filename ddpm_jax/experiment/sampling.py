@@ -138,17 +138,19 @@ def labels_of(
     return classes[index % len(classes)]
 
 
-def class_of(experiment: Experiment, label: str | int, name: str = "label") -> int:
+def class_of(experiment: Experiment, label: str | int | None, name: str = "label") -> int | None:
     """The class with this name, or else with this number, if it has training images.
 
     Args:
         experiment: of a run.
-        label: name or number of the class.
+        label: name or number of the class; None for no choice, which is None.
         name: of the argument, for the sentence.
 
     Raises:
         UserError: the run has no classes, or was not trained on this class.
     """
+    if label is None:
+        return None
     spec, text = experiment.spec, str(label)
     if not experiment.config.network.classes:
         raise UserError(f"{name} is for runs with classes; this one has none")
