@@ -30,9 +30,11 @@ class Features(NamedTuple):
 
     pooled: Float[Array, "batch dim"]
     """Features, `[batch, dim]`."""
-    logits: Float[Array, "batch classes"]
+    logits: Float[Array, "batch classes"] | None = None
     """Logits of the classes, `[batch, classes]`; for Inception without the last layer's bias, see
-    `ddpm_jax.evaluation.inception`."""
+    `ddpm_jax.evaluation.inception`. None for a network without classes."""
+    spatial: Float[Array, "batch spatial"] | None = None
+    """Features that keep positions, `[batch, spatial]`, for sFID; None for most networks."""
 
 
 class FeatureNetwork(NamedTuple):

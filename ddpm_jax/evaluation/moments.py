@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from ddpm_jax.evaluation.features import EvaluationError, check_features, check_same_dim
 
-__all__ = ["Moments", "covariance", "merge", "moments_of"]
+__all__ = ["Gaussian", "Moments", "covariance", "gaussian_of", "merge", "moments_of"]
 
 _ROWS = 4096
 """Number of rows that are converted to float64 at a time."""
@@ -38,6 +38,15 @@ class Moments(NamedTuple):
     """Mean of the rows, `[dim]`."""
     scatter: Float[np.ndarray, "dim dim"]
     """Sum over the rows of (x - mean)(x - mean)^T, `[dim, dim]`."""
+
+
+class Gaussian(NamedTuple):
+    """Mean and covariance of features, float64: what other programs publish of a data set."""
+
+    mean: Float[np.ndarray, " dim"]
+    """Mean, `[dim]`."""
+    covariance: Float[np.ndarray, "dim dim"]
+    """Covariance, `[dim, dim]`."""
 
 
 def moments_of(features: Float[np.ndarray, "n dim"]) -> Moments:
@@ -114,6 +123,21 @@ def covariance(moments: Moments) -> Float[np.ndarray, "dim dim"]:
     if moments.rows < 2:
         raise EvaluationError(f"moments has {moments.rows} row; a covariance needs at least 2")
     return moments.scatter / (moments.rows - 1)
+
+
+def gaussian_of(moments: Moments) -> Gaussian:
+    """The mean and the unbiased covariance.
+
+    Args:
+        moments: of at least two rows.
+
+    Returns:
+        Both, float64.
+
+    Raises:
+        EvaluationError: there are fewer than two rows.
+    """
+    return Gaussian(moments.mean, covariance(moments))
 
 
 def _moments(features: np.ndarray) -> Moments:
