@@ -277,6 +277,9 @@ class _Waits:
     def log(self, step: int, metrics: training.StepMetrics) -> None:
         self.seconds = time.perf_counter() - self._start
 
+    def monitor(self, step: int, state: training.TrainState) -> None:
+        pass
+
     def draw(self, step: int, state: training.TrainState) -> None:
         pass
 

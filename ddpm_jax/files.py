@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and JSON files with errors in one sentence."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -27,6 +28,7 @@ __all__ = [
     "parse_json",
     "read_json",
     "whole_file",
+    "whole_files",
     "whole_folder",
 ]
 
@@ -98,6 +100,55 @@ def whole_folder(path: Path) -> Iterator[Path]:
         OSError: the disk refuses, or `path` is a file or a folder that holds something.
     """
     target = Path(os.path.realpath(path))
+    with _partial_folder(target) as partial:
+        yield partial
+        partial.replace(target)
+    _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def whole_files(path: Path) -> Iterator[Path]:
+    """A new folder for files, which move into the folder `path` when the context ends.
+
+    Each file is whole as soon as it is there, and takes the place of one of the same name. That
+    costs less than `whole_file` for each. If the context ends with an error, none of them moves.
+    What a killed process left the next call for the same `path` removes.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    target = Path(os.path.realpath(path))
+    with _partial_folder(target) as partial:
+        yield partial
+        names = sorted(os.listdir(partial))
+        _sync_files(partial, names)
+        target.mkdir(exist_ok=True)
+        for name in names:
+            (partial / name).replace(target / name)
+        partial.rmdir()
+    _sync_folder(target)
+    _sync_folder(target.parent)
+
+
+def _sync_files(folder: Path, names: list[str]) -> None:
+    """Puts files on the disk: all that is to be written at once where the system can do that.
+
+    For a thousand small files `fsync` takes seconds, and `syncfs` some hundredths of one.
+    """
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is not None:
+        with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            if syncfs(descriptor):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+        return
+    for name in names:
+        with _opened(folder / name, os.O_RDONLY) as descriptor:
+            os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """A new, locked folder beside `target`, which is removed if the context ends with an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     token = secrets.token_hex(_TOKEN // 2)
@@ -108,11 +159,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # some disks have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield partial
-            partial.replace(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    _sync_folder(target.parent)
 
 
 def is_partial(name: str, target: str) -> bool:

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -28,11 +28,14 @@ __all__ = [
     "MOST_DEFLATED",
     "Header",
     "NpzReader",
+    "StreamedArray",
     "arrays_digest",
     "load_npz",
     "open_npz",
     "read_bytes",
+    "read_header",
     "save_npz",
+    "write_npz",
 ]
 
 _NPY = ".npy"
@@ -67,6 +70,15 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class StreamedArray(NamedTuple):
+    """An array that is not in memory as a whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Iterable[np.ndarray]
+    """Its rows, in any number of arrays; one array if it has no axes."""
+
+
 class NpzReader:
     """Arrays of an open `.npz` by name, none of which is read before it is asked for.
 
@@ -91,19 +103,12 @@ class NpzReader:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{name!r} is compressed in a way that NumPy does not write")
         with self._archive.open(member) as file:
-            start = io.BytesIO(file.read(_MOST_HEADER))
-        version = np.lib.format.read_magic(start)
-        if version not in _READERS:
-            raise ValueError(f"{name!r} is of the version {version} of .npy, not 1.0 or 2.0")
-        shape, in_columns, dtype = _READERS[version](start)
-        if dtype.kind not in _KINDS or not dtype.itemsize or min(shape, default=0) < 0:
-            raise ValueError(f"{name!r} has the shape {shape} and the dtype {dtype}")
-        header = Header(shape, dtype, in_columns, start.tell())
+            header = read_header(file, repr(name))
         stated, most = member.file_size, MOST_DEFLATED * (member.compress_size + 1)
         if header.start + header.nbytes != stated or member.compress_size > self._size:
             raise ValueError(
-                f"{name!r} of shape {shape} and dtype {dtype} does not have the {stated:,} bytes"
-                " that the archive's directory states"
+                f"{name!r} of shape {header.shape} and dtype {header.dtype} does not have the"
+                f" {stated:,} bytes that the archive's directory states"
             )
         if stated > most:
             raise ValueError(
@@ -137,6 +142,22 @@ def open_npz(path: Path, *, most_bytes: int) -> Iterator[NpzReader]:
     check_size(path, sys.maxsize)
     with path.open("rb") as file:
         yield NpzReader(file, most_bytes)
+
+
+def read_header(file: Any, name: str = "it") -> Header:
+    """What an open .npy, a file or a member of an archive, says of its array.
+
+    Raises:
+        ValueError: a sentence that begins with `name`; it is no .npy, or it has pickles.
+    """
+    start = io.BytesIO(file.read(_MOST_HEADER))
+    version = np.lib.format.read_magic(start)
+    if version not in _READERS:
+        raise ValueError(f"{name} is of the version {version} of .npy, not 1.0 or 2.0")
+    shape, in_columns, dtype = _READERS[version](start)
+    if dtype.kind not in _KINDS or not dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has the shape {shape} and the dtype {dtype}")
+    return Header(shape, dtype, in_columns, start.tell())
 
 
 def read_bytes(file: Any, count: int, name: str = "it") -> np.ndarray:
@@ -177,6 +198,31 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     plain = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
     with whole_file(path) as file:
         np.savez(file, allow_pickle=False, **plain, **{_DIGEST: np.array(arrays_digest(plain))})
+
+
+def write_npz(file: IO[bytes], arrays: Mapping[str, StreamedArray]) -> None:
+    """Writes an `.npz` of arrays that come in parts, as numpy.savez writes it.
+
+    Equal arrays make equal files.
+
+    Raises:
+        ValueError: the parts of an array do not have its shape and dtype.
+        OSError: the disk refuses.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, (shape, dtype, parts) in arrays.items():
+            head = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            # With a fixed date, and the fields for sizes that are not known yet.
+            with archive.open(zipfile.ZipInfo(name + _NPY), "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, head)
+                count = 0
+                for part in parts:
+                    if part.dtype != dtype or part.shape[1:] != shape[1:]:
+                        raise ValueError(f"a part of {name!r} is {part.dtype} {part.shape}")
+                    member.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+                    count += part.size
+                if count != math.prod(shape):
+                    raise ValueError(f"{name!r} has {count:,} values, and its shape is {shape}")
 
 
 def load_npz(path: Path, *, most_bytes: int) -> tuple[dict[str, np.ndarray], bool]:

@@ -21,7 +21,17 @@ require("ddpm_jax.terminal", "train", "rich")
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["Stream", "cell", "complain", "escape", "make_console", "open_closed", "say", "streams"]
+__all__ = [
+    "Stream",
+    "cell",
+    "complain",
+    "count_text",
+    "escape",
+    "make_console",
+    "open_closed",
+    "say",
+    "streams",
+]
 
 _CONTROL = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z]|[\n\r\t])")
 """What rich and tqdm send to move the cursor and to colour; nothing else may pass."""
@@ -65,6 +75,11 @@ def say(console: Console, text: str) -> None:
 def cell(text: object) -> Text:
     """For a table: text from outside, whatever the console takes a str for."""
     return Text(escape(str(text)))
+
+
+def count_text(count: int, of_all: int) -> str:
+    """For a sentence: the number, and if it is not that of all, of how many."""
+    return f"{count}" if count == of_all else f"{count} of {of_all}"
 
 
 def complain(sentence: str) -> None:

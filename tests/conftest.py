@@ -64,17 +64,16 @@ OPTIMIZED = {
         *("schedules", "bases", "gaussians", "precision", "discretized"),
         *("forward", "reverse", "losses", "timesteps", "guidance", "likelihood_times"),
         *("layers", "parallel", "ema", "frechet"),
-        *("peers", "peer_trajectories", "peer_inception"),
     )
 }
-"""Tables to their last places, sums, and peers: what depends on how a compiler rounds. In other
-files tests are marked one by one."""
+"""Tables to their last places, and sums: what depends on how a compiler rounds. In other files
+tests are marked one by one. Beside peers all tests are: CI runs them where peers are installed."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         bits = item.get_closest_marker("bits_of_two_programs")
-        if item.path.stem in OPTIMIZED or bits:
+        if item.path.stem in OPTIMIZED or item.path.stem.startswith("test_peer") or bits:
             item.add_marker("optimized")
         if bits and "use_fusion_emitters=false" in os.environ["XLA_FLAGS"]:
             item.add_marker(pytest.mark.skip("XLA's older emitters round two programs otherwise"))

@@ -167,7 +167,8 @@ def parse_for_run(
     """The options of a command that reads a run, and the run's config with these options.
 
     An option that a config also has, such as `sampler`, has the run's own member as its default:
-    `--sampler.steps 50` changes a field of it, `--sampler ddim` takes another member.
+    `--sampler.steps 50` changes a field of it, `--sampler ddim` takes another member. Only `hosts`
+    has the default of a new config: the processes of the command are not those of the training.
 
     Args:
         options: a dataclass with a positional `run`.
@@ -183,7 +184,7 @@ def parse_for_run(
         return parse_options(options, prog, arguments), DEFAULTS  # exits with a message
     config = RunDirectory(run).read_config(for_training=for_training, report=complain)
     names = {field.name for field in dataclasses.fields(options)}
-    shared = [field.name for field in dataclasses.fields(Config) if field.name in names]
+    shared = [field.name for field in dataclasses.fields(Config) if field.name in names - {"hosts"}]
     default = _assembled(
         options,
         {field.name: field.default for field in dataclasses.fields(options)}

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ddpm_jax.cli import evaluate_samples
 from ddpm_jax.cli.arguments import DEFAULTS, check_at_least, check_seed, parse_for_run
+from ddpm_jax.cli.feature_options import FeatureOptions, feature_networks
 from ddpm_jax.cli.help import SHORT, options_help
-from ddpm_jax.config import Data, Evaluation, Sampler
+from ddpm_jax.cli.process_group import complain_once, process_group
+from ddpm_jax.cli.score_tables import reference_lines, score_lines, score_table
+from ddpm_jax.config import Config, Data, Evaluation, Hosts, Sampler
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import strip_times
 from ddpm_jax.evaluation.pictures import plot_training
 from ddpm_jax.experiment import Experiment, RunDirectory, alone, restore_run
 from ddpm_jax.experiment.evaluate import EvaluationOptions, evaluate
-from ddpm_jax.terminal import cell, complain, say
+from ddpm_jax.parallel import hosts, replicated
+from ddpm_jax.terminal import say
 
 __all__ = ["run"]
 
@@ -27,8 +33,11 @@ _SHOWN_TIMES = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Measures bits per dimension on held-out images, and metrics of samples; draws pictures."""
+class Arguments(FeatureOptions):
+    """Measures bits per dimension on held-out images, and metrics of samples; draws pictures.
+
+    With --samples in place of a run it compares any images: ddpm-jax evaluate --samples --help.
+    """
 
     run: tyro.conf.Positional[Path]
     """The run directory; the run may still be training."""
@@ -46,25 +55,27 @@ class Arguments:
     """The sampler; by default that of the run. --sampler ddim takes another one."""
     seed: int = 0
     """Seed of the samples, in [0, 2^32)."""
+    seeds: int = 1
+    """Number of seeds, from --seed on. Each draws --num samples; of several, the mean and its
+    standard error are printed."""
     evaluation: Evaluation = DEFAULTS.evaluation
     """The measurement on held-out images; by default that of the run. Its batch size is also used
     for samples and metrics; it changes results only by rounding."""
-    classifier: Path | None = None
-    """The classifier.npz of another evaluation on the same images; by default a classifier is
-    trained."""
-    inception: Path | None = None
-    """Weights of Inception-v3, for FID, KID, precision, recall and Inception score: the public
-    pt_inception-2015-12-05-6726825d.pth, or the .npz that `ddpm-jax data inception` made of it."""
-    other_weights: bool = False
-    """Accept another file of Inception-v3 weights. The results are then named after it."""
     data: Data = DEFAULTS.data
     """Place of the run's data set, if it has moved."""
     out: Path | None = None
-    """Folder for pictures and results.json; by default evaluation/ in the run."""
+    """Folder for pictures and results.json; by default evaluation/ in the run. Several processes
+    need one that all of them see."""
+    hosts: Hosts = DEFAULTS.hosts
+    """The processes that share the work out, usually one on each host; each runs this command. The
+    results are those of one process, except for rounding."""
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
     """Measures, draws and prints; continues an interrupted evaluation."""
+    if any(argument.partition("=")[0] == "--samples" for argument in arguments):
+        evaluate_samples.run(arguments, console)
+        return
     if set(SHORT) & set(arguments):
         print(options_help("evaluate RUN", Arguments))
         return
@@ -73,13 +84,22 @@ def run(arguments: Sequence[str], console: Console) -> None:
     check_at_least(options, 0, "num")
     if options.num == 1:
         raise UserError("--num is 1; it has to be 0, or at least 2 for a spread")
+    check_at_least(options, 1, "seeds")
     check_seed(options.seed)
+    if options.seed + options.seeds > 2**32:
+        raise UserError(f"--seeds is {options.seeds}; the last seed has to be below 2^32")
+    with process_group(options, console) as console:
+        _evaluate(options, config, console)
+
+
+def _evaluate(options: Arguments, config: Config, console: Console) -> None:
     directory = RunDirectory(options.run)
     restored = restore_run(
         directory,
         alone(config),
         only=None if options.params == "both" else options.params,
-        report=complain,
+        devices=jax.local_devices(),
+        report=complain_once,
         sigma_rel=options.sigma_rel,
         skip_missing_snapshots=options.skip_missing_snapshots,
     )
@@ -88,17 +108,21 @@ def run(arguments: Sequence[str], console: Console) -> None:
     params = {name: restored.params[name] for name in names if name in restored.params}
     lines = directory.read_metrics()  # early: a damaged file is reported before hours of work
     folder = options.out or directory.evaluation / f"step_{restored.step:07d}"
+    hosts.check_same(f"images in {experiment.images.name!r}", experiment.images.fingerprint)
+    hosts.check_shared(folder)
     results = evaluate(
         experiment,
         params or restored.params,
         folder,
         _options(options, experiment),
         functools.partial(say, console),
+        step=restored.step,
     )
-    if lines:
+    if lines and hosts.is_first():
         plot_training(folder / "training.png", lines, title=experiment.images.name)
     for name, values in results["params"].items():
-        summary = {"step": restored.step, **results["baselines"], **values["results"]}
+        about = {"step": restored.step, "held_out_images": results["held_out_images"]}
+        summary = {**about, **results["baselines"], **values["results"]}
         console.print(options.evaluation.table(summary, params=name))
     if all(values["per_time"] is not None for values in results["params"].values()):
         console.print(_per_time_table(results))
@@ -107,28 +131,26 @@ def run(arguments: Sequence[str], console: Console) -> None:
     else:
         console.print(_metrics_table(results))
     if "sampling" in results:
-        for line in _neighbours(results):
+        for line in reference_lines(results):
             say(console, line)
+        for name, values in results["params"].items():
+            for line in score_lines(values):
+                say(console, f"{name}: {line}")
     say(console, f"results and pictures   {folder}")
 
 
 def _options(options: Arguments, experiment: Experiment) -> EvaluationOptions:
-    inception = None
-    if options.inception is not None:
-        inception = functools.partial(
-            _inception, options.inception, experiment, other_weights=options.other_weights
-        )
     num = min(len(experiment.images.train), _MOST_SAMPLES) if options.num is None else options.num
-    sampler, evaluation = experiment.config.sampler, experiment.config.evaluation
-    return EvaluationOptions(num, sampler, options.seed, evaluation, options.classifier, inception)
-
-
-def _inception(path: Path, experiment: Experiment, *, other_weights: bool) -> Any:
-    from ddpm_jax.evaluation.inception_weights import inception_network
-    from ddpm_jax.parallel import replicated
-
-    return inception_network(
-        path, other_weights=other_weights, sharding=replicated(experiment.mesh)
+    return EvaluationOptions(
+        num=num,
+        sampler=experiment.config.sampler,
+        seed=options.seed,
+        evaluation=experiment.config.evaluation,
+        classifier=options.classifier,
+        networks=functools.partial(feature_networks, options, replicated(experiment.mesh)),
+        references=options.reference,
+        reference_kind=options.reference_kind,
+        seeds=options.seeds,
     )
 
 
@@ -152,39 +174,12 @@ def _term(terms: dict[str, Any], t: int) -> str:
 
 
 def _metrics_table(results: dict[str, Any]) -> Table:
-    """A row for each metric, a column for each set of parameters, and columns to compare with."""
     how = results["sampling"]
-    table = Table(
-        title=cell(
-            f"{results['dataset']}, {how['images']} samples by {how['class'].rpartition(':')[2]}"
-            f" in {how['steps'] or 'all'} steps"
-        ),
+    seeds = f", {how['seeds']} seeds" if how["seeds"] > 1 else ""
+    return score_table(
+        {name: values["metrics"] for name, values in results["params"].items()},
+        title=f"{results['dataset']}, {how['images']} samples by"
+        f" {how['class'].rpartition(':')[2]} in {how['steps'] or 'all'} steps{seeds}",
         caption=f"held out: {results['held_out_images']} held-out images in place of samples;"
-        " halves: one half of the training images in place of samples, compared with the other",
+        " halves: one half of the images that samples are compared with, against the other half",
     )
-    table.add_column("metric")
-    for heading in (*results["params"], "held out", "halves"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    columns = [values["metrics"] for values in results["params"].values()]
-    for row in zip(*columns, strict=True):
-        values = [_number(score["value"], score["spread"]) for score in row]
-        floors = [_number(row[0][floor]) for floor in ("held_out", "halves")]
-        table.add_row(cell(row[0]["name"]), *values, *floors)
-    return table
-
-
-def _number(value: float | None, spread: float | None = None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if spread is None else f"{value:.4g} +- {spread:.2g}"
-
-
-def _neighbours(results: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, values in results["params"].items():
-        near = values["nearest_training_image"]
-        lines.append(
-            f"nearest training image, root mean square over pixels, median: {near['samples']:.3g}"
-            f" grey levels from samples ({name}), {near['held_out']:.3g} from held-out images"
-        )
-    return lines

@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": "draw images from a run",
     "export": "write the sampler of a run as one program that needs only JAX",
     "evaluate": "measure bits per dimension of a run, and metrics of its samples",
+    "compare": "lay several runs side by side on one page",
     "weights": "import the weights of other programs as a run, or export those of a run",
     "configs": "list the configs of the package, or copy one to edit",
     "list": "list what a config can choose from: families, members, their fields",

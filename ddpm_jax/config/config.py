@@ -58,6 +58,9 @@ class Train:
     The run stops at the next one."""
     log_every: Annotated[int, REPORTS, COUNT] = 100
     """Steps between two logged losses."""
+    eval_every: Annotated[int | None, REPORTS, COUNT] = 1000
+    """Steps between two numbers of the moving average on held-out images, see
+    `Evaluation.monitor`; None for none."""
     save_every: Annotated[int, REPORTS, COUNT] = 5000
     """Steps between two checkpoints."""
     draw_every: Annotated[int, REPORTS, COUNT] = 10_000
@@ -65,7 +68,8 @@ class Train:
     keep_latest: Annotated[int, REPORTS, COUNT] = 2
     """Number of newest checkpoints to keep."""
     keep_best: Annotated[int, REPORTS, NOT_NEGATIVE] = 1
-    """Number of checkpoints with the lowest held-out loss to keep, beside the newest."""
+    """Number of checkpoints with the lowest held-out loss to keep, beside the newest. The loss is
+    that of the first 1,024 held-out images, or of all if there are fewer."""
     verify_checkpoints: Annotated[bool, REPORTS] = True
     """Compare each file of a checkpoint with its checksum before restoring it."""
     missed_saves: Annotated[int, REPORTS, NOT_NEGATIVE] = 3

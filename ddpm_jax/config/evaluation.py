@@ -5,13 +5,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from ddpm_jax.config.base import COUNT, Affects, Bound, ConfigError, Member, check_made
 from ddpm_jax.data import ImageSet
 from ddpm_jax.evaluation import likelihood
-from ddpm_jax.terminal import cell
+from ddpm_jax.evaluation.monitor import Monitor, make_monitor
+from ddpm_jax.terminal import cell, count_text
 
 __all__ = ["BitsPerDim", "Evaluation", "HeldOutLoss", "Measurements", "measure"]
 
@@ -23,6 +25,8 @@ class Measurements(NamedTuple):
     """Numbers, texts and None by name, as results.json holds them."""
     per_time: likelihood.PerTime | None = None
     """The term of the ELBO at each t, or None."""
+    per_image: np.ndarray | None = None
+    """Bits per dimension of each held-out image, float64 `[images]`, or None."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,12 @@ class Evaluation(Member):
     """Images in one call of the network, over all devices. Lower it if memory runs out."""
     num_samples: Annotated[int, COUNT] = 64
     """Images in a sample grid."""
+    held_out_images: Annotated[
+        int | None, Bound(lambda value: value is None or value >= 1, "1 or more")
+    ] = 10_000
+    """Largest number of held-out images that are measured, at the end of training and by
+    `evaluate`; of more images as many are taken, spread evenly. None: all of them. The loss that
+    ranks checkpoints is always that of the first 1,024 held-out images."""
 
     @abc.abstractmethod
     def make(self, model: likelihood.TrainedModel) -> Callable[[Any], Measurements]:
@@ -45,6 +55,21 @@ class Evaluation(Member):
         Returns:
             A function `params -> Measurements`.
         """
+
+    def monitor(self, model: likelihood.TrainedModel) -> Monitor | None:
+        """A quick measurement for `train.eval_every`, of the moving average while training goes on.
+
+        It has to follow from parameters and seed alone, so that a resumed run has the same numbers.
+        Floats go to metrics.jsonl and the logger; `NAME_error` is the standard error of `NAME`.
+        Whole numbers go to metrics.jsonl alone; they are those of images, times and the like.
+
+        Args:
+            model: the network as a function of its parameters, and the images.
+
+        Returns:
+            A function `params -> numbers by name`; by default None, for no such measurement.
+        """
+        return None
 
     def baselines(self, images: ImageSet) -> dict[str, Any]:
         """Results without a network, which the table shows beside those of the network.
@@ -102,6 +127,11 @@ class BitsPerDim(Evaluation):
     """Number of terms of the ELBO that are computed for each held-out image, at times spread over
     the chain. None: all T terms. Lower it to save time; the estimate stays unbiased, with a larger
     standard error."""
+    monitor_images: Annotated[int, Bound(lambda value: value >= 2, "2 or more")] = 256
+    """Number of held-out images, a random choice, for the estimate every `train.eval_every`
+    steps."""
+    monitor_times: Annotated[int, Bound(lambda value: value >= 2, "2 or more")] = 8
+    """Number of terms of the ELBO for each of these images; all T if there are fewer."""
 
     def check(self, config: Any) -> None:
         """Checks that there are at most T terms."""
@@ -120,13 +150,24 @@ class BitsPerDim(Evaluation):
             )
         )
 
+    def monitor(self, model: likelihood.TrainedModel) -> Monitor:
+        """`evaluation.monitor.make_monitor`."""
+        return make_monitor(
+            model,
+            num_images=self.monitor_images,
+            num_times=self.monitor_times,
+            batch_size=self.batch_size,
+        )
+
     def baselines(self, images: ImageSet) -> dict[str, Any]:
         """Uniform grey levels, and a histogram of each pixel; `evaluation.likelihood.baselines`."""
         return likelihood.baselines(images)
 
     def table(self, results: dict[str, Any], *, params: str = "") -> Table:
         """Bits per dimension, the parts of the ELBO, and the two baselines."""
-        title = f"{results['dataset']}, {results['images']} held-out images, step {results['step']}"
+        images, of_all = results["images"], results.get("held_out_images", results["images"])
+        number = count_text(images, of_all)
+        title = f"{results['dataset']}, {number} held-out images, step {results['step']}"
         table = Table(title=cell(f"{title}, {params}" if params else title))
         table.add_column("code")
         table.add_column("bits/dim", justify="right")
@@ -155,8 +196,12 @@ class BitsPerDim(Evaluation):
 class HeldOutLoss(Evaluation):
     """The training objective on held-out images, for chains without bits per dimension.
 
-    The same number ranks the checkpoints.
+    The same number ranks the checkpoints: that of the first 1,024 held-out images at most.
     """
+
+    def monitor(self, model: likelihood.TrainedModel) -> Monitor:
+        """The same number."""
+        return lambda params: {"held_out_loss": model.held_out_loss(params)}
 
     def make(self, model: likelihood.TrainedModel) -> Callable[[Any], Measurements]:
         """Returns a function with one number as its result."""

@@ -32,5 +32,6 @@ from ddpm_jax.data.source import Examples as Examples
 from ddpm_jax.data.source import ImageSet as ImageSet
 from ddpm_jax.data.source import ImageSpec as ImageSpec
 from ddpm_jax.data.source import Source as Source
+from ddpm_jax.data.source import Subset as Subset
 from ddpm_jax.data.source import check_crop as check_crop
 from ddpm_jax.data.source import in_batches as in_batches

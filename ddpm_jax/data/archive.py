@@ -1,7 +1,8 @@
 """Images in an .npz archive, as NumPy writes it.
 
 The archive has the arrays `train_images` and `test_images`, and `train_labels` and `test_labels` if
-there are labels. Or it has only `images` (and `labels`), of which every tenth is held out. Images
+there are labels. Or it has only `images` (and `labels`), of which every tenth is held out, or the
+same as `arr_0` (and `arr_1`), as guided-diffusion names them. Images
 are uint8 `[n, height, width]` or `[n, height, width, 1 or 3]`. The number `levels` is the number of
 grey levels, if it is not 256, and `class_names` is an array with the name of each label. Files that
 `ddpm-jax sample --out x.npz` writes have this format.
@@ -16,6 +17,7 @@ import pathlib
 import sys
 import zipfile
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,16 +52,16 @@ def read_archive(
             or there are more images than `memory_gb` allows.
     """
     with _opened(path) as reader:
-        prefixes = _prefixes(path, reader)
+        pairs = _pairs(path, reader)
         levels = _levels(path, reader, preparation)
         arrays = {}
-        for prefix in prefixes:
-            _check_memory(path, f"{prefix}images", reader, preparation, memory_gb)
-            for name in (f"{prefix}images", f"{prefix}labels"):
+        for pair in pairs:
+            _check_memory(path, pair, reader, preparation, memory_gb)
+            for name in pair:
                 if name in reader.names:
                     arrays[name] = reader.read(name)
         names = _class_names(path, reader)
-    whole = [_part(path, arrays, prefix, levels) for prefix in prefixes]
+    whole = [_part(path, arrays, pair, levels) for pair in pairs]
     if len(whole) == 1:
         splits = ("nine in ten", "one in ten")
         (images,) = whole
@@ -99,7 +101,7 @@ def archive_shape(path: pathlib.Path, *, preparation: Preparation = STORED) -> t
     """
     with _opened(path) as reader:
         _levels(path, reader, preparation)
-        name = f"{_prefixes(path, reader)[0]}images"
+        name = _pairs(path, reader)[0].images
         return preparation.shape_of(_stored_shape(path, name, reader.header(name)))
 
 
@@ -144,12 +146,20 @@ def _opened(path: pathlib.Path) -> Iterator[NpzReader]:
         ) from error
 
 
-def _prefixes(path: pathlib.Path, reader: NpzReader) -> tuple[str, ...]:
-    """The prefixes of the arrays of the splits; one empty prefix if there are no splits."""
+class _Pair(NamedTuple):
+    """Names of arrays."""
+
+    images: str
+    labels: str
+
+
+def _pairs(path: pathlib.Path, reader: NpzReader) -> tuple[_Pair, ...]:
+    """The names of the arrays of each split; one pair if there are no splits."""
     if {"train_images", "test_images"} <= reader.names:
-        return "train_", "test_"
-    if "images" in reader.names:
-        return ("",)
+        return _Pair("train_images", "train_labels"), _Pair("test_images", "test_labels")
+    for pair in (_Pair("images", "labels"), _Pair("arr_0", "arr_1")):
+        if pair.images in reader.names:
+            return (pair,)
     raise DataError(
         f"archive {str(path)!r} has the arrays {_listed(reader.names)}; it has to have"
         " 'train_images' and 'test_images', or 'images'"
@@ -174,20 +184,20 @@ def _stored_shape(path: pathlib.Path, name: str, header: Header) -> tuple[int, i
 
 
 def _check_memory(
-    path: pathlib.Path, name: str, reader: NpzReader, preparation: Preparation, memory_gb: float
+    path: pathlib.Path, pair: _Pair, reader: NpzReader, preparation: Preparation, memory_gb: float
 ) -> None:
     """Checks the size of the stored images, the prepared images, and the labels."""
-    images, labels = reader.header(name), name.replace("images", "labels")
-    height, width, channel = _stored_shape(path, name, images)
+    images = reader.header(pair.images)
+    height, width, channel = _stored_shape(path, pair.images, images)
     prepared = images.shape[0] * math.prod(preparation.shape_of((height, width, channel)))
     needed = max(images.nbytes, prepared)
-    if labels in reader.names:
-        needed = max(needed, reader.header(labels).nbytes)
+    if pair.labels in reader.names:
+        needed = max(needed, reader.header(pair.labels).nbytes)
     if needed > memory_gb * 1e9:
         raise DataError(
-            f"{name} of {str(path)!r} need {needed / 1e9:.3g} GB of memory, and data.memory_gb is"
-            f" {memory_gb:g}; set --data.memory-gb {math.ceil(needed / 1e9)}, or put the images in"
-            " a folder (--data folder), which is read during training"
+            f"{pair.images} of {str(path)!r} need {needed / 1e9:.3g} GB of memory, and"
+            f" data.memory_gb is {memory_gb:g}; set --data.memory-gb {math.ceil(needed / 1e9)}, or"
+            " put the images in a folder (--data folder), which is read during training"
         )
 
 
@@ -226,15 +236,15 @@ def _class_names(path: pathlib.Path, reader: NpzReader) -> tuple[str, ...] | Non
     return names
 
 
-def _part(path: pathlib.Path, arrays: dict[str, np.ndarray], prefix: str, levels: int) -> Arrays:
+def _part(path: pathlib.Path, arrays: dict[str, np.ndarray], pair: _Pair, levels: int) -> Arrays:
     """The images and labels of one split."""
-    images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-    name = f"{prefix}images of {str(path)!r}"
+    images, labels = arrays[pair.images], arrays.get(pair.labels)
+    name = f"{pair.images} of {str(path)!r}"
     if images.ndim == 3:
         images = images[..., None]
     check_images(name, images, levels)
     if labels is not None:
-        check_labels(f"{prefix}labels of {str(path)!r}", labels, len(images))
+        check_labels(f"{pair.labels} of {str(path)!r}", labels, len(images))
     return Arrays(images, labels, levels, name)
 
 

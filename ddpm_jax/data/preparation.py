@@ -11,13 +11,15 @@ import PIL.ImageOps
 from ddpm_jax.data.images import DataError
 from ddpm_jax.errors import first_line
 
-__all__ = ["STORED", "BadImageError", "Preparation", "decode"]
+__all__ = ["STORED", "BadImageError", "Preparation", "decode", "is_grey"]
 
 _MOST_PIXELS = 89_478_485
 """Largest number of pixels that is decoded: Pillow's own limit, 0.27 GB of colours."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded. Pillow has more readers, some of which run other programs."""
 _EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB"}
+
+_GREY = {"1", "L", "LA", "La"}
 
 
 class BadImageError(DataError):
@@ -167,6 +169,21 @@ def decode(encoded: bytes, channels: int) -> PIL.Image.Image:
     except BadImageError:
         raise
     except Exception as error:  # whatever damage makes of Pillow's many readers
+        raise BadImageError(f"cannot be decoded ({first_line(error)})") from error
+
+
+def is_grey(encoded: bytes) -> bool:
+    """Whether the pixels of a picture are stored as grey levels; they are not decoded.
+
+    Raises:
+        BadImageError: the bytes are not a picture. The sentence does not name the file.
+    """
+    try:
+        with _open(encoded) as picture:
+            return picture.mode in _GREY
+    except BadImageError:
+        raise
+    except Exception as error:  # as in `decode`
         raise BadImageError(f"cannot be decoded ({first_line(error)})") from error
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "ImageSet",
     "ImageSpec",
     "Source",
+    "Subset",
     "check_crop",
     "in_batches",
     "spread",
@@ -184,6 +185,50 @@ class CentreCropped:
         return Examples(images[:, top : top + self.side, left : left + self.side], labels)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """A source of some images of another source.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_jax.data import Arrays, Subset
+        >>> source = Arrays(np.zeros((9, 8, 8, 1), np.uint8), np.arange(9))
+        >>> Subset(source, np.array([0, 4, 8]))[np.array([2, 1])].labels.tolist()
+        [8, 4]
+    """
+
+    source: Source
+    """The source of all images."""
+    numbers: Integer[np.ndarray, " n"]
+    """The numbers of these images in it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channel) of every image."""
+        return self.source.image_shape
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.source.labelled
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return self.source.in_memory
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """The reason for each image that was left out or replaced so far, by its place."""
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, indices: Integer[np.ndarray, " n"]) -> Examples:
+        return self.source[self.numbers[indices]]
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """The facts about a data set that a network and a sampler need, without its images."""
@@ -323,6 +368,25 @@ class ImageSet:
             if labels is not None:
                 digest.update(np.ascontiguousarray(labels, "<i8").data)
         return digest.hexdigest()
+
+    def with_held_out(self, most: int | None) -> "ImageSet":
+        """This data set with at most `most` of its held-out images, spread evenly.
+
+        Args:
+            most: number of images; None for all of them.
+
+        Returns:
+            The data set; its fingerprint is its own.
+
+        Example:
+            >>> from ddpm_jax.data import read_digits
+            >>> len(read_digits().with_held_out(100).held_out)
+            100
+        """
+        if most is None or most >= len(self.held_out):
+            return self
+        numbers = np.array(spread(len(self.held_out), most))
+        return dataclasses.replace(self, held_out=Subset(self.held_out, numbers))
 
     def summary(self) -> str:
         """The splits and classes, with their numbers of images, in a sentence.

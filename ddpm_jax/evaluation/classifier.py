@@ -43,6 +43,7 @@ __all__ = [
     "classifier_network",
     "load_classifier",
     "save_classifier",
+    "stored_network",
     "train_classifier",
 ]
 
@@ -116,14 +117,35 @@ def classifier_network(images: ImageSet, params: Any) -> FeatureNetwork:
     Raises:
         EvaluationError: parameters of another classifier, or not finite; images without labels.
     """
+    _check(images.name, images.num_classes, images.image_shape, _flat(params))
+    return _network(images.name, images.num_classes, params)
+
+
+def stored_network(path: Path, image_shape: tuple[int, int, int]) -> FeatureNetwork:
+    """The classifier in a file as a feature space, without the images that it was trained on.
+
+    Args:
+        path: of a file of `save_classifier`.
+        image_shape: (height, width, channel) of the images that are to be compared.
+
+    Raises:
+        EvaluationError: as in `load_classifier` and `classifier_network`.
+    """
+    params, dataset = _load(path)[:2]
     flat = _flat(params)
-    _check(images, flat)
+    logits = flat.get("params/Dense_1/kernel")
+    classes = logits.shape[-1] if logits is not None and logits.ndim else 0
+    _check(dataset, classes, image_shape, flat)
+    return _network(dataset, classes, params)
+
+
+def _network(dataset: str, classes: int, params: Any) -> FeatureNetwork:
     return FeatureNetwork(
-        name=f"{images.name} classifier",
-        identity=arrays_digest(flat),
+        name=f"{dataset} classifier",
+        identity=arrays_digest(_flat(params)),
         dim=FEATURES,
-        classes=images.num_classes,
-        apply=jax.tree_util.Partial(_compiled(Classifier(images.num_classes)), params),
+        classes=classes,
+        apply=jax.tree_util.Partial(_compiled(Classifier(classes)), params),
     )
 
 
@@ -140,20 +162,22 @@ def accuracy(network: FeatureNetwork, images: ImageSet, batch_size: int = 500) -
     """Share of the held-out images that the network classifies correctly."""
     right = 0
     for pictures, labels in in_batches(images.held_out, batch_size):
-        logits = network.apply(jnp.asarray(to_bytes(pictures, images.levels))).logits
+        logits = np.asarray(network.apply(jnp.asarray(to_bytes(pictures, images.levels))).logits)
         right += int(np.sum(np.argmax(logits, axis=-1) == labels))
     return right / len(images.held_out)
 
 
-def save_classifier(path: Path, params: Any, *, images: str = "") -> None:
+def save_classifier(path: Path, params: Any, *, images: str = "", dataset: str = "") -> None:
     """Writes parameters as an .npz with their SHA-256, either completely or not at all.
 
     Args:
         path: of the file.
         params: of a `Classifier`.
         images: what it was trained on, in any words that `load_classifier` compares.
+        dataset: name of the data set, which names the features in results.
     """
-    save_npz(path, _flat(params) | {"images": np.array(images)})
+    about = {"images": np.array(images), "dataset": np.array(dataset)}
+    save_npz(path, _flat(params) | about)
 
 
 def load_classifier(path: Path, *, images: str | None = None) -> Any:
@@ -166,10 +190,22 @@ def load_classifier(path: Path, *, images: str | None = None) -> Any:
     Raises:
         EvaluationError: no such file, a damaged or an altered one, or something else.
     """
+    params, _, trained_on = _load(path)
+    if images is not None and trained_on != images:
+        raise EvaluationError(
+            f"the classifier {str(path)!r} was trained on other images, {trained_on}, and this run"
+            f" on {images}"
+        )
+    return params
+
+
+def _load(path: Path) -> tuple[Any, str, str]:
+    """The parameters, the name of the data set, and what else says what they were trained on."""
     where = f"the classifier {str(path)!r}"
     try:
         stored, intact = load_npz(path, most_bytes=_MOST_BYTES)
         trained_on = stored.pop("images", np.array("")).item()
+        dataset = stored.pop("dataset", np.array("")).item()
         params = unflatten_dict(stored, sep="/")
     except FileNotFoundError:
         raise EvaluationError(f"{where} does not exist") from None
@@ -183,23 +219,21 @@ def load_classifier(path: Path, *, images: str | None = None) -> Any:
             f"{where} has been altered: its SHA-256 differs; take a file that ddpm-jax evaluate"
             " wrote"
         )
-    if images is not None and trained_on != images:
-        raise EvaluationError(
-            f"{where} was trained on other images, {trained_on}, and this run on {images}"
-        )
-    return params
+    return params, dataset, trained_on
 
 
-def _check(images: ImageSet, flat: Mapping[str, np.ndarray]) -> None:
+def _check(
+    dataset: str, classes: int, image_shape: tuple[int, ...], flat: Mapping[str, np.ndarray]
+) -> None:
     """Raises EvaluationError unless these are parameters of a `Classifier` of such images."""
     refused = (
-        f"the classifier does not fit {images.name!r}, which has {images.num_classes} classes of"
-        f" images {'x'.join(map(str, images.image_shape))}"
+        f"the classifier does not fit {dataset!r}, which has {classes} classes of"
+        f" images {'x'.join(map(str, image_shape))}"
     )
-    if images.num_classes < 1:  # initializers divide by the size of an array
+    if classes < 1:  # initializers divide by the size of an array
         raise EvaluationError(refused)
-    x = jax.ShapeDtypeStruct((1, *images.image_shape), jnp.float32)
-    expected = jax.eval_shape(Classifier(images.num_classes).init, jax.random.key(0), x)
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    expected = jax.eval_shape(Classifier(classes).init, jax.random.key(0), x)
     wanted, given = _kinds(flatten_dict(expected, sep="/")), _kinds(flat)
     for name in sorted(wanted.keys() | given.keys()):
         here, there = given.get(name, "absent"), wanted.get(name, "absent")

@@ -9,6 +9,7 @@ reference set.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -18,6 +19,7 @@ __all__ = [
     "EvaluationError",
     "FeatureNetwork",
     "Features",
+    "as_rgb",
     "check_at_least",
     "check_features",
     "check_rows",
@@ -41,20 +43,42 @@ class FeatureNetwork(NamedTuple):
     """A feature network with its weights, as a function of images."""
 
     name: str
-    """Name in results: "Inception-v3", "digits classifier"."""
+    """Name in results, which says how images are prepared where several ways are in use:
+    "Inception-v3", "Inception-v3, clean-fid's resize", "digits classifier"."""
     identity: str
     """SHA-256, in hex, of the weights and of the preparation of images."""
     dim: int
     """Number of features."""
     classes: int
-    """Number of classes."""
+    """Number of classes; 0 for a network without logits."""
     apply: Callable[[UInt8[Array, "batch height width channel"]], Features]
     """Pure and compiled function of images with 256 levels and 1 or 3 channels. It is a
     `jax.tree_util.Partial` of the weights, so that under another `jit` they are arguments."""
+    spatial_dim: int = 0
+    """Number of features that keep positions; 0 for a network without them."""
 
 
 class EvaluationError(UserError):
     """Statistics that cannot be computed or compared; the sentence says why, and what would do."""
+
+
+def as_rgb(
+    images: UInt8[Array, "batch height width channel"],
+) -> UInt8[Array, "batch height width 3"]:
+    """Images with 3 channels, grey repeated.
+
+    Raises:
+        TypeError: `images` are not uint8.
+        ValueError: they are not `[batch, height, width, 1 or 3]`.
+    """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"images have dtype {images.dtype}; they have to be uint8, of 256 levels")
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(
+            f"images have shape {images.shape}; they have to be [batch, height, width, channel],"
+            " with 1 channel or 3"
+        )
+    return jnp.broadcast_to(images, (*images.shape[:-1], 3))
 
 
 def check_features(name: str, features: np.ndarray, *, least: int = 1) -> None:

@@ -26,6 +26,8 @@ about 1e-16 of the largest, of either sign. Its root, 1e-8, would be larger than
 therefore eigenvalues within rounding of zero are set to zero.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
@@ -34,7 +36,7 @@ from ddpm_jax.evaluation.moments import Moments, covariance
 
 __all__ = ["frechet_distance", "frechet_distance_of_gaussians"]
 
-_ROUNDING = 100.0 * float(np.finfo(np.float64).eps)
+ROUNDING = 100.0 * float(np.finfo(np.float64).eps)
 """Largest rounding error of a zero eigenvalue, relative to the largest one (3 eps were seen, for up
 to 2048 dimensions)."""
 _REFUSED = 100.0
@@ -97,35 +99,69 @@ def frechet_distance_of_gaussians(
         EvaluationError: the shapes do not fit, a value is not finite, or a covariance is not
             symmetric or has a negative eigenvalue, beyond rounding.
     """
-    dim = len(mean_a)
-    for name, value, shape in (
-        ("mean_a", mean_a, (dim,)),
-        ("covariance_a", covariance_a, (dim, dim)),
-        ("mean_b", mean_b, (dim,)),
-        ("covariance_b", covariance_b, (dim, dim)),
-    ):
-        if value.shape != shape:
-            raise EvaluationError(f"{name} has shape {value.shape}; it has to be {shape}")
-        if not np.isfinite(value).all():
-            raise EvaluationError(f"{name} has values that are not finite; all have to be finite")
-    factor_a = _factor("covariance_a", covariance_a)
-    factor_b = _factor("covariance_b", covariance_b)
-    if factor_a.shape[1] > factor_b.shape[1]:  # rotate the narrower one, which loses nothing
-        factor_a, factor_b = factor_b, factor_a
-    left, _, right = np.linalg.svd(factor_a.T @ factor_b, full_matrices=False)
-    apart = factor_a @ (left @ right) - factor_b
+    check_gaussian("a", mean_a, covariance_a, len(mean_a))
+    check_gaussian("b", mean_b, covariance_b, len(mean_a))
+    factor_a = factor_of("covariance_a", covariance_a)
+    factor_b = factor_of("covariance_b", covariance_b)
     means = mean_a.astype(np.float64) - mean_b
+    return distance_of_factors(means, factor_a, factor_b, rotation(factor_a, factor_b))
+
+
+class Rotation(NamedTuple):
+    """The singular value decomposition of A^T B, which brings the factor A next to B."""
+
+    left: Float[np.ndarray, "rank_a rank"]
+    """Columns of W."""
+    values: Float[np.ndarray, " rank"]
+    """Singular values; their sum is the trace of the root of the product of the covariances."""
+    right: Float[np.ndarray, "rank rank_b"]
+    """Rows of V^T."""
+
+
+def rotation(
+    factor_a: Float[np.ndarray, "dim rank_a"], factor_b: Float[np.ndarray, "dim rank_b"]
+) -> Rotation:
+    """The decomposition W S V^T of A^T B."""
+    return Rotation(*np.linalg.svd(factor_a.T @ factor_b, full_matrices=False))
+
+
+def distance_of_factors(
+    means: Float[np.ndarray, " dim"],
+    factor_a: Float[np.ndarray, "dim rank_a"],
+    factor_b: Float[np.ndarray, "dim rank_b"],
+    turn: Rotation,
+) -> float:
+    """Equation (2) and the squared difference of the means, `means`."""
+    if factor_a.shape[1] <= factor_b.shape[1]:  # the narrower one turns, which loses nothing
+        apart = factor_a @ (turn.left @ turn.right) - factor_b
+    else:
+        apart = factor_a - factor_b @ (turn.right.T @ turn.left.T)
     return float(np.sum(np.square(means)) + np.sum(np.square(apart)))
 
 
-def _factor(name: str, matrix: np.ndarray) -> np.ndarray:
-    """A with A A^T = `matrix`, `[dim, rank]`."""
+def check_gaussian(name: str, mean: np.ndarray, covariance: np.ndarray, dim: int) -> None:
+    """Raises EvaluationError unless both are finite and of `dim` dimensions."""
+    for kind, value, shape in (("mean", mean, (dim,)), ("covariance", covariance, (dim, dim))):
+        if value.shape != shape:
+            raise EvaluationError(f"{kind}_{name} has shape {value.shape}; it has to be {shape}")
+        if not np.isfinite(value).all():
+            raise EvaluationError(
+                f"{kind}_{name} has values that are not finite; all have to be finite"
+            )
+
+
+def factor_of(name: str, matrix: Float[np.ndarray, "dim dim"]) -> Float[np.ndarray, "dim rank"]:
+    """A with A A^T = `matrix`, `[dim, rank]`, with orthogonal columns in units of deviations.
+
+    Raises:
+        EvaluationError: `matrix` is not symmetric or has a negative eigenvalue, beyond rounding.
+    """
     wide = matrix.astype(np.float64)
     variances = np.diagonal(wide)
     deviations = np.sqrt(np.maximum(variances, 0.0))
     scale = np.where(deviations > 0.0, deviations, 1.0)
     correlation = wide / scale[:, None] / scale
-    if np.max(np.abs(correlation - correlation.T)) > _REFUSED * _ROUNDING:
+    if np.max(np.abs(correlation - correlation.T)) > _REFUSED * ROUNDING:
         raise EvaluationError(f"{name} is not symmetric; a covariance has to be")
     if not (variances >= 0.0).all():
         raise EvaluationError(
@@ -137,7 +173,7 @@ def _factor(name: str, matrix: np.ndarray) -> np.ndarray:
             f"{name} is not a covariance: a feature of variance 0 has a covariance that is not 0"
         )
     eigenvalues, vectors = np.linalg.eigh(correlation)
-    zero = _ROUNDING * eigenvalues[-1]
+    zero = ROUNDING * eigenvalues[-1]
     if eigenvalues[0] < -_REFUSED * zero:
         raise EvaluationError(
             f"{name} is not a covariance: scaled to unit variances it has the eigenvalue"

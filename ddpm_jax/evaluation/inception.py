@@ -7,15 +7,20 @@ FID. Its layers are named as in the PyTorch port of its weights. It is not the I
 torchvision trained: there are 1008 classes, average pools divide by the number of pixels and not
 by 9 at the border, and the last block has a maximum where the paper has an average.
 
-Preparation is that of TTUR, which the graph does itself. An image of any size becomes 299 x 299 by
-TensorFlow 1's bilinear resize, without half-pixel centres and without aligned corners: pixel i of
-the result lies at i n / 299 of the n given ones, between floor and the next one, the last repeated
-after the last, whether the image grows or shrinks. Then (u - 128) / 128. Others differ, and so do
-their numbers (Parmar et al. 2022, https://arxiv.org/abs/2104.11222):
+An image of any size becomes 299 x 299 in one of three ways, whose numbers differ (Parmar et al.
+2022, https://arxiv.org/abs/2104.11222); `resizing` has the formulas:
 
-    pytorch-fid   torch's F.interpolate, with half-pixel centres: pixel i lies at
-                  (i + 1/2) n / 299 - 1/2; and (u - 127.5) / 127.5.
-    clean-fid     PIL's bicubic filter, which also averages where an image shrinks.
+    tensorflow    TensorFlow 1's bilinear resize, which the graph does itself; then (u - 128) / 128.
+                  TTUR, guided-diffusion, EDM, torch-fidelity.
+    pytorch-fid   torch's bilinear resize, with half-pixel centres; then 2 u / 255 - 1.
+    clean-fid     PIL's bicubic filter in floats, which also averages where an image shrinks, and
+                  whose overshoot is clipped to [0, 255]; then (u - 128) / 128.
+
+sFID (Nash et al. 2021, https://arxiv.org/abs/2103.03841) compares features that keep positions:
+the first 7 channels of 17 x 17 pixels of the tensor `mixed_6/conv:0` of the graph, 2023 numbers, by
+row, column and channel. That is the 1x1 branch of `Mixed_6d`, after its relu: the graph's blocks
+are mixed, mixed_1, ..., and the port's Mixed_5b, 5c, 5d, 6a, .... The branch is the first of those
+that the block joins, so that these are the first 7 channels of the block.
 
 The logits are without bias, because the Inception score is: Salimans et al. multiplied the pooled
 features by the last layer's matrix alone, and so do those who compare with them.
@@ -26,30 +31,82 @@ by 0.4 % of their size, and 20 % of what tells one image of noise from another.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from ddpm_jax.arrays import einsum
-from ddpm_jax.evaluation.features import Features
+from ddpm_jax.evaluation import resizing
+from ddpm_jax.evaluation.features import Features, as_rgb
 
-__all__ = ["CLASSES", "DIM", "PREPARATION", "SIDE", "InceptionV3", "features", "resize"]
+__all__ = [
+    "CLASSES",
+    "DIM",
+    "PREPARATIONS",
+    "SIDE",
+    "SPATIAL_DIM",
+    "InceptionV3",
+    "Preparation",
+    "features",
+]
 
 SIDE = 299
 DIM = 2048
 CLASSES = 1008
-
-PREPARATION = "TensorFlow 1 bilinear to 299 x 299, (u - 128) / 128, grey repeated to RGB"
-"""A part of the network's identity: change this sentence with what it says."""
+SPATIAL_CHANNELS = 7
+SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 
 Images = Float[Array, "batch _ _ _"]
 """`[batch, height, width, channel]`; layers change all but the batch."""
 
 Size = int | tuple[int, int]
+
+
+class Preparation(NamedTuple):
+    """How images of 256 levels and any size become those that the network takes."""
+
+    suffix: str
+    """What the network's name says of it."""
+    sentence: str
+    """A part of the network's identity: change this sentence with what it says."""
+    prepare: Callable[[Images], Images]
+    """Of levels from 0 to 255, as floats."""
+
+
+def _as_tensorflow(images: Images) -> Images:
+    return (resizing.resize(images, SIDE, resizing.tensorflow_bilinear) - 128.0) / 128.0
+
+
+def _as_pytorch_fid(images: Images) -> Images:
+    return 2.0 * resizing.resize(images / 255.0, SIDE, resizing.torch_bilinear) - 1.0
+
+
+def _as_clean_fid(images: Images) -> Images:
+    resized = resizing.resize(images, SIDE, resizing.pil_bicubic)
+    return (jnp.clip(resized, 0.0, 255.0) - 128.0) / 128.0
+
+
+PREPARATIONS = {
+    "tensorflow": Preparation(
+        "",
+        "TensorFlow 1 bilinear to 299 x 299, (u - 128) / 128, grey repeated to RGB",
+        _as_tensorflow,
+    ),
+    "pytorch-fid": Preparation(
+        ", pytorch-fid's resize",
+        "torch bilinear to 299 x 299, 2 u / 255 - 1, grey repeated to RGB",
+        _as_pytorch_fid,
+    ),
+    "clean-fid": Preparation(
+        ", clean-fid's resize",
+        "PIL bicubic in floats to 299 x 299, clipped, (u - 128) / 128, grey repeated to RGB",
+        _as_clean_fid,
+    ),
+}
+"""By the name of the option."""
 
 
 class Conv(nn.Module):
@@ -168,15 +225,13 @@ class MixedE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """Pooled features and logits without bias.
+    """Pooled features, logits without bias, and the features for sFID.
 
     Layers and blocks are submodules, so that `capture_intermediates=True` hands out what each made.
     """
 
     @nn.compact
-    def __call__(
-        self, x: Images
-    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch classes"]]:
+    def __call__(self, x: Images) -> Features:
         """Of images that are prepared; in the dtype of `x` and of the parameters."""
         x = Half(32, 3, name="Conv2d_1a_3x3")(x)
         x = Valid(32, 3, name="Conv2d_2a_3x3")(x)
@@ -188,68 +243,36 @@ class InceptionV3(nn.Module):
         x = MixedB(name="Mixed_6a")(x)
         for letter, inner in zip("bcde", (128, 160, 160, 192), strict=True):
             x = MixedC(inner, name=f"Mixed_6{letter}")(x)
+            if letter == "d":
+                spatial = x[..., :SPATIAL_CHANNELS]
         x = MixedD(name="Mixed_7a")(x)
         x = MixedE(maximum=False, name="Mixed_7b")(x)
         x = MixedE(maximum=True, name="Mixed_7c")(x)
         pooled = jnp.mean(x, axis=(1, 2))
         precision = jax.lax.Precision.HIGHEST
         last = nn.Dense(CLASSES, use_bias=False, dtype=x.dtype, precision=precision, name="fc")
-        return pooled, last(pooled)
+        return Features(pooled, last(pooled), spatial.reshape(len(x), -1))
 
 
-def features(variables: Any, images: UInt8[Array, "batch height width channel"]) -> Features:
-    """What Inception-v3 with these variables says of images, prepared as TTUR's FID prepares them.
+def features(
+    variables: Any,
+    images: UInt8[Array, "batch height width channel"],
+    resize: str = "tensorflow",
+) -> Features:
+    """Features of images by Inception-v3 with these variables.
 
     Args:
         variables: the collections "params" and "batch_stats" of `InceptionV3`, in float32.
         images: of 256 levels and any size, with 1 channel (repeated to RGB) or 3.
+        resize: a key of `PREPARATIONS`.
 
     Raises:
         TypeError: `images` are not uint8.
         ValueError: they are not `[batch, height, width, 1 or 3]`.
     """
-    if images.dtype != jnp.uint8:
-        raise TypeError(f"images have dtype {images.dtype}; they have to be uint8, of 256 levels")
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            f"images have shape {images.shape}; they have to be [batch, height, width, channel],"
-            " with 1 channel or 3"
-        )
-    x = (resize(images.astype(jnp.float32), SIDE) - 128.0) / 128.0
-    x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
-    return Features(*InceptionV3().apply(variables, x))
-
-
-def resize(images: Images, side: int) -> Images:
-    """Bilinear as in TensorFlow 1: see the module's docstring.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> row = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
-        >>> resize(row, 4)[0, 0, :, 0].tolist()
-        [0.0, 2.0, 4.0, 4.0]
-    """
-    _, height, width, _ = images.shape
-    rows, columns = (jnp.asarray(_weights(n, side), images.dtype) for n in (height, width))
-    # Two products with matrices of two entries a row, which a sharded batch needs no care for.
-    x = einsum("yh,bhwc->bywc", rows, images)
-    return einsum("xw,bywc->byxc", columns, x)
-
-
-def _weights(given: int, wanted: int) -> np.ndarray:
-    """`[wanted, given]`: which two pixels each new one lies between, and how near it is to them.
-
-    Positions are rounded to float32, as in TensorFlow.
-    """
-    index = np.arange(wanted)
-    position = index.astype(np.float32) * (np.float32(given) / np.float32(wanted))
-    below = np.minimum(position.astype(np.intp), given - 1)
-    above = np.minimum(below + 1, given - 1)
-    share = position - below.astype(np.float32)
-    weights = np.zeros((wanted, given), np.float32)
-    weights[index, below] += 1 - share
-    weights[index, above] += share
-    return weights
+    x = PREPARATIONS[resize].prepare(as_rgb(images).astype(jnp.float32))
+    out: Any = InceptionV3().apply(variables, x)
+    return out
 
 
 def _chain(name: str, x: Images, *layers: tuple[int, Size]) -> Images:

@@ -13,9 +13,9 @@ detects damage and accidental edits, not tampering.
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import first_line
 from ddpm_jax.evaluation import inception
-from ddpm_jax.evaluation.features import FeatureNetwork
+from ddpm_jax.evaluation.features import EvaluationError, FeatureNetwork, Features
 from ddpm_jax.files import check_size, file_sha256
 from ddpm_jax.npz import arrays_digest, load_npz, save_npz
 from ddpm_jax.weights import WeightsError
@@ -57,7 +57,8 @@ _LEAVES = {
 }
 """Flax's names of what a layer has, and PyTorch's."""
 
-_compiled = jax.jit(inception.features)
+Resize = Literal["tensorflow", "pytorch-fid", "clean-fid"]
+"""How images become 299 x 299: see `ddpm_jax.evaluation.inception`."""
 
 
 class Weights(NamedTuple):
@@ -68,12 +69,19 @@ class Weights(NamedTuple):
 
 
 def inception_network(
-    path: Path, *, other_weights: bool = False, sharding: jax.sharding.Sharding | None = None
+    path: Path,
+    *,
+    resize: Resize = "tensorflow",
+    other_weights: bool = False,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> FeatureNetwork:
     """Inception-v3 with the weights of a file.
 
     Args:
         path: the public `.pth`, or the `.npz` that `convert` made of it.
+        resize: how images are resized and scaled, named after programs: "tensorflow" as TTUR,
+            guided-diffusion, EDM and torch-fidelity do it, "pytorch-fid", or "clean-fid". The
+            network's name and identity say which.
         other_weights: accept weights that are not the public ones; the network's name then says so.
         sharding: placement of the weights. On a mesh they should be on each device,
             `NamedSharding(mesh, PartitionSpec())`. By default JAX copies them to the images' device
@@ -83,19 +91,25 @@ def inception_network(
         The feature network.
 
     Raises:
+        EvaluationError: `resize` is none of these.
         WeightsError: the file is missing, damaged or altered; a tensor is missing, unknown or of
             another shape; or the weights are not the public ones, and `other_weights` is False.
     """
+    if resize not in inception.PREPARATIONS:
+        names = ", ".join(map(repr, inception.PREPARATIONS))
+        raise EvaluationError(f"resize is {resize!r}; it has to be one of {names}")
+    preparation = inception.PREPARATIONS[resize]
     weights = _read(path, other_weights=other_weights)
     variables = jax.device_put(to_variables(weights.tensors), sharding)
-    about = f"{arrays_digest(weights.tensors)} {inception.PREPARATION}"
+    about = f"{arrays_digest(weights.tensors)} {preparation.sentence}"
     return FeatureNetwork(
-        name=_name(weights.source),
+        name=_name(weights.source) + preparation.suffix,
         identity=hashlib.sha256(about.encode()).hexdigest(),
         dim=inception.DIM,
         classes=inception.CLASSES,
         # The weights are an argument of the program, not 95 MB of constants in it.
-        apply=jax.tree_util.Partial(_compiled, variables),
+        apply=jax.tree_util.Partial(_compiled(resize), variables),
+        spatial_dim=inception.SPATIAL_DIM,
     )
 
 
@@ -118,6 +132,11 @@ def convert(source: Path, target: Path, *, other_weights: bool = False) -> str:
     except OSError as error:
         raise WeightsError(f"{target} cannot be written: {error.strerror}") from error
     return f"{target}: {_name(weights.source)}, {len(weights.tensors)} tensors of {source}"
+
+
+@functools.cache
+def _compiled(resize: Resize) -> Callable[[Any, jax.Array], Features]:
+    return jax.jit(functools.partial(inception.features, resize=resize))
 
 
 @functools.cache

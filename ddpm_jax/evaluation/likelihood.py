@@ -14,19 +14,23 @@ from jaxtyping import Array
 from ddpm_jax import parallel
 from ddpm_jax.data import Examples, ImageSet, Source, in_batches, to_model_range
 from ddpm_jax.forward import Predicts
-from ddpm_jax.likelihood import BitsAtTimes, bits_at_times, spread_times
+from ddpm_jax.likelihood import bits_at_times, spread_times
+from ddpm_jax.parallel import hosts, shares
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
 from ddpm_jax.samplers import Predict
 
 __all__ = [
+    "Memo",
     "PerTime",
     "TrainedModel",
     "baselines",
     "bits_per_dim",
     "histogram_bits_per_dim",
+    "no_memo",
     "placed_batches",
     "round_up",
+    "terms_program",
     "uniform_bits_per_dim",
 ]
 
@@ -35,6 +39,23 @@ _HISTOGRAM_IMAGES = 100_000
 
 They are spread evenly, because some sets are sorted by class.
 """
+
+
+Memo = Callable[[str, Callable[[], np.ndarray]], np.ndarray]
+"""`(name, compute) -> array`: the array that was stored under this name, else `compute()`."""
+
+
+def no_memo(name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """A `Memo` that stores nothing.
+
+    Args:
+        name: is not used.
+        compute: computes the array.
+
+    Returns:
+        The array.
+    """
+    return compute()
 
 
 class TrainedModel(NamedTuple):
@@ -51,15 +72,19 @@ class TrainedModel(NamedTuple):
     labelled: bool
     """Whether the network takes labels."""
     images: ImageSet
-    """The data set."""
+    """The data set, with those held-out images that are measured."""
     mesh: Mesh
-    """The devices."""
+    """The devices. If they are those of one of several processes, each process measures a share of
+    the images; else all processes measure each image together."""
     key: Array
     """Root of the noise; an image's noise follows from its number."""
     seed: int
     """Seed of the times, if not all terms are computed."""
     held_out_loss: Callable[[Any], float]
     """`params -> loss`, by the objective of training."""
+    memo: Memo = no_memo
+    """Stores what was measured of each batch, so that an interrupted measurement continues. It is
+    for one set of parameters."""
 
 
 class PerTime(NamedTuple):
@@ -136,8 +161,8 @@ def _counts(batches: Iterable[np.ndarray], levels: int) -> tuple[np.ndarray, int
 
 def bits_per_dim(
     model: TrainedModel, params: Any, *, num_times: int | None, batch_size: int
-) -> tuple[dict[str, Any], PerTime]:
-    """Bits per dimension of all held-out images, and term by term.
+) -> tuple[dict[str, Any], PerTime, np.ndarray]:
+    """Bits per dimension of all held-out images of the model, term by term, and image by image.
 
     Args:
         model: the network and the images.
@@ -145,13 +170,17 @@ def bits_per_dim(
         num_times: number of ELBO terms for each image; by default all T. With fewer terms the
             result is an estimate, and its standard error includes the choice of times.
         batch_size: images in one compiled call, over all devices.
+
+    Returns:
+        The summary by name, the terms, and the bits per dimension of each image, float64
+        `[images]`.
     """
     images, num_steps = model.images, model.process.num_steps
     num_times = num_times or num_steps
-    terms, times, lengths = _terms(model, params, num_times, batch_size)
-    weighted = lengths * terms.per_time
+    prior, terms, times, lengths = _terms(model, params, num_times, batch_size)
+    weighted = lengths * terms
     decoder, kl = weighted[0], weighted[1:].sum(axis=0)
-    total = terms.prior + kl + decoder
+    total = prior + kl + decoder
     summary = {
         "dataset": images.name,
         "images": len(images.held_out),
@@ -161,55 +190,80 @@ def bits_per_dim(
         "num_times": num_times,
         "bits_per_dim": float(np.mean(total)),
         "standard_error": _standard_error(total),
-        "prior": float(np.mean(terms.prior)),
+        "prior": float(np.mean(prior)),
         "kl": float(np.mean(kl)),
         "decoder": float(np.mean(decoder)),
     }
-    return summary, _per_time(terms.per_time, times, num_steps)
+    return summary, _per_time(terms, times, num_steps), total
 
 
 def _terms(
     model: TrainedModel, params: Any, num_times: int, batch_size: int
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Of every held-out image in float64, and its times and the lengths of their stretches.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of every held-out image in float64: the prior term `[n]` and the others `[num_times, n]`.
 
-    In batches of one size: one compiled call serves all. An image's noise follows from its number.
+    And its times and the lengths of their stretches, `[num_times, n]` each. In batches of one size:
+    one compiled call serves all. An image's noise follows from its number.
     """
     images, mesh = model.images, model.mesh
     count = len(images.held_out)
     size = round_up(min(batch_size, count), mesh.size)
     times, lengths = spread_times(model.process.num_steps, num_times, count, seed=model.seed)
-    by_example = parallel.split_by_batch(mesh)
+    rows_of = terms_program(model)
 
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))  # for every process
+    def rows(first: int, items: int) -> np.ndarray:
+        batch = _placed(images.held_out, first, items, size, mesh, labelled=model.labelled)
+        numbers = first + np.arange(size, dtype=np.int32)
+        own = np.resize(times[:, first : first + items].T, (size, num_times))
+        numbers, own = jax.device_put((numbers, own), parallel.split_by_batch(mesh))
+        return np.asarray(rows_of(params, model.key, numbers, batch, own))[:items]
+
+    def stored_rows(blocks: Iterable[tuple[int, int]]) -> np.ndarray:
+        parts = [np.zeros((0, 1 + num_times), np.float32)]
+        for first, items in blocks:
+            name = f"images_{first:07d}_{items}"
+            parts.append(model.memo(name, functools.partial(rows, first, items)))
+        return np.concatenate(parts)
+
+    if shares.is_local(mesh):
+        with hosts.together():
+            own = stored_rows(shares.own_blocks(count, size))
+        joined = shares.gathered_blocks(own, count, size)
+    else:  # all processes take part in each batch
+        joined = stored_rows(shares.blocks_of(0, 1, count, size))
+    prior_and_terms = np.ascontiguousarray(joined.T, np.float64)
+    return prior_and_terms[0], prior_and_terms[1:], times, lengths
+
+
+def terms_program(model: TrainedModel) -> Callable[..., jax.Array]:
+    """A compiled function of the prior term and the terms at given times, for images of one batch.
+
+    Args:
+        model: the network and the process.
+
+    Returns:
+        `(params, key, numbers, batch, times) -> terms`: the numbers of the images, `[batch]`, whose
+        noise follows from key and number; their times, `[batch, times]`; and the terms, in bits per
+        dimension, float32 `[batch, 1 + times]`, on every process.
+    """
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(model.mesh))
     def terms_of(
-        params: Any, key: jax.Array, first: jax.Array, batch: Examples, times: jax.Array
-    ) -> BitsAtTimes:
-        number = first + jnp.arange(size, dtype=jnp.int32)
-        number = jax.lax.with_sharding_constraint(number, by_example)
-        return bits_at_times(
+        params: Any, key: jax.Array, numbers: jax.Array, batch: Examples, times: jax.Array
+    ) -> jax.Array:
+        bits = bits_at_times(
             model.process,
             model.bind(params, labels=batch.labels, with_variance=True),
-            jax.vmap(jax.random.fold_in, (None, 0))(key, number),
-            to_model_range(batch.images, images.levels),
+            jax.vmap(jax.random.fold_in, (None, 0))(key, numbers),
+            to_model_range(batch.images, model.images.levels),
             times.swapaxes(0, 1),
             predicts=model.predicts,
-            levels=images.levels,
+            levels=model.images.levels,
             variance=model.variance,
         )
+        return jnp.concatenate([bits.prior[None], bits.per_time]).swapaxes(0, 1)
 
-    parts, key = [], model.key
-    for first, batch in placed_batches(images.held_out, size, mesh, labelled=model.labelled):
-        last = min(first + size, count)
-        own = np.resize(times[:, first:last].T, (size, num_times))
-        terms = jax.device_get(
-            terms_of(params, key, np.int32(first), batch, jax.device_put(own, by_example))
-        )
-        parts.append(BitsAtTimes(*(term[..., : last - first] for term in terms)))
-    joined: Any = jax.tree.map(
-        lambda *terms: np.concatenate(terms, axis=-1).astype(np.float64), *parts
-    )
-    return joined, times, lengths
+    return terms_of
 
 
 def placed_batches(
@@ -219,12 +273,20 @@ def placed_batches(
 
     The last is filled up with its own images.
     """
-    first = 0
-    for images, labels in in_batches(source, size, count):
-        batch = Examples(images, labels if labelled else None)
-        filled = jax.tree.map(lambda values: values[np.arange(size) % len(values)], batch)
-        yield first, jax.device_put(filled, parallel.split_by_batch(mesh))
-        first += size
+    count = len(source) if count is None else min(count, len(source))
+    for first, items in shares.blocks_of(0, 1, count, size):
+        yield first, _placed(source, first, items, size, mesh, labelled=labelled)
+
+
+def _placed(
+    source: Source, first: int, items: int, size: int, mesh: Mesh, *, labelled: bool
+) -> Examples:
+    """A batch of `size` with these images, filled up with them."""
+    images, labels = source[first + np.arange(items)]
+    batch = Examples(images, labels if labelled else None)
+    filled = jax.tree.map(lambda values: values[np.arange(size) % items], batch)
+    placed: Examples = jax.device_put(filled, parallel.split_by_batch(mesh))
+    return placed
 
 
 def _per_time(terms: np.ndarray, times: np.ndarray, num_steps: int) -> PerTime:

@@ -1,22 +1,15 @@
-r"""Exact nearest rows, and the improved precision and recall of samples.
+"""Exact nearest rows, and which rows lie in which balls.
 
 scikit-learn's `NearestNeighbors` is not exact for close neighbours. It uses
-:math:`|x - y|^2 = |x|^2 + |y|^2 - 2 x \cdot y`, one matrix product for a block of pairs, which
-cancels if x is close to y: with one distant row in the pool, near duplicates come in random order.
-Its metrics that subtract are exact, but took 9 times as long for features of 2048 dimensions; and
-none of them puts the first of equally near rows first.
+|x - y|^2 = |x|^2 + |y|^2 - 2 x . y, one matrix product for a block of pairs, which cancels if x is
+close to y: with one distant row in the pool, near duplicates come in random order. Its metrics that
+subtract are exact, but took 9 times as long for features of 2048 dimensions; and none of them puts
+the first of equally near rows first.
 
 Here the matrix product, with a bound of its rounding error, only excludes pairs that are certainly
 farther. The other distances are computed as sum((x - y)^2), which is 0 for equal rows, has the
 same bits for (x, y) and (y, x), and a relative error of about 1e-15. All is in float64; for
 integers the result is exact.
-
-Precision and recall are those of Kynkaanniemi et al. 2019, equations 1 and 2
-(https://arxiv.org/abs/1904.06991). Each feature of a set has a ball that reaches to its k-th
-nearest neighbour in the set; all balls together are the set's manifold. Precision is the share of
-samples in the manifold of the reference, recall the share of the reference in the manifold of the
-samples. As in the paper's code, a feature is not its own neighbour, an equal feature is one, and a
-ball includes its surface.
 """
 
 from typing import NamedTuple
@@ -27,12 +20,11 @@ from jaxtyping import Float, Int
 from ddpm_jax.evaluation.features import (
     EvaluationError,
     check_at_least,
-    check_features,
     check_rows,
     check_same_dim,
 )
 
-__all__ = ["Nearest", "PrecisionRecall", "nearest", "precision_recall"]
+__all__ = ["Nearest", "ball_counts", "nearest", "nearest_squares"]
 
 QUERIES, POOL = 1024, 4096
 """Rows in one block of pairs: 32 MB for each of a few matrices of squared distances."""
@@ -49,15 +41,6 @@ class Nearest(NamedTuple):
     """Indices of rows of the pool; of equally near rows, the first."""
     distances: Float[np.ndarray, "queries k"]
     """Euclidean distances, float64."""
-
-
-class PrecisionRecall(NamedTuple):
-    """Precision and recall of samples."""
-
-    precision: float
-    """Share of samples in the manifold of the reference, in [0, 1]."""
-    recall: float
-    """Share of the reference in the manifold of the samples, in [0, 1]."""
 
 
 def nearest(queries: np.ndarray, pool: np.ndarray, k: int) -> Nearest:
@@ -90,60 +73,12 @@ def nearest(queries: np.ndarray, pool: np.ndarray, k: int) -> Nearest:
     check_at_least("k", k, 1)
     if k > len(pool):
         raise EvaluationError(f"k is {k}; it has to be at most the rows of pool, {len(pool)}")
-    indices, squares = _nearest(queries, pool, k)
+    indices, squares = nearest_squares(queries, pool, k)
     return Nearest(indices, np.sqrt(squares))
 
 
-def precision_recall(
-    samples: Float[np.ndarray, "m dim"], reference: Float[np.ndarray, "n dim"], k: int = 3
-) -> PrecisionRecall:
-    """Improved precision and recall of samples; both depend on m, n and k.
-
-    Precision is the share of samples inside the balls around features of the reference, which reach
-    to their k-th nearest neighbours; recall is the share of the reference inside the balls around
-    the samples. It takes at most (m + n)^2 dim multiplications, and 300 MB of memory for features
-    of 2048 dimensions.
-
-    Args:
-        samples: features of generated images, `[m, dim]`.
-        reference: features of data by the same network, `[n, dim]`; about as many as samples.
-        k: the neighbour to which a ball reaches, 1 to one less than the size of either set.
-
-    Returns:
-        Precision and recall, in [0, 1].
-
-    Raises:
-        EvaluationError: features are not finite, the dimensions differ, or `k` is out of range.
-
-    Example:
-        >>> import numpy as np
-        >>> from ddpm_jax.evaluation import precision_recall
-        >>> reference = np.array([[0.0], [1.0], [5.0]])
-        >>> precision_recall(np.array([[0.5], [7.0]]), reference, k=1)
-        PrecisionRecall(precision=1.0, recall=1.0)
-
-    References:
-        Kynkaanniemi et al. 2019, equations 1 and 2, https://arxiv.org/abs/1904.06991
-    """
-    check_at_least("k", k, 1)
-    for name, features in (("samples", samples), ("reference", reference)):
-        check_features(name, features)
-        if k >= len(features):
-            raise EvaluationError(
-                f"k is {k}; it has to be below the number of rows of {name}, {len(features)}, as no"
-                " row is its own neighbour"
-            )
-    check_same_dim("samples", samples, "reference", reference)
-    shares = []
-    for queries, centres in ((samples, reference), (reference, samples)):
-        # One of the k + 1 nearest is the centre itself, at 0, or a row that equals it.
-        squared_radii = _nearest(centres, centres, k + 1)[1][:, k]
-        shares.append(float(np.mean(_covered(queries, centres, squared_radii))))
-    return PrecisionRecall(*shares)
-
-
-def _nearest(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and squared distances, `[q, k]`."""
+def nearest_squares(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and squared distances, `[q, k]`, of rows that are known to be good."""
     origin = pool.mean(axis=0, dtype=np.float64)
     blocks = [
         _nearest_of_block(queries[start : start + QUERIES], pool, k, origin)
@@ -178,24 +113,30 @@ def _nearest_of_block(
     return columns.reshape(num, k), squares.reshape(num, k)
 
 
-def _covered(queries: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> np.ndarray:
-    """Whether each of `queries` is in the ball of at least one of `centres`."""
+def ball_counts(
+    queries: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray, enough: int | None = None
+) -> np.ndarray:
+    """The number of balls around `centres`, with their surface, that contain each of `queries`.
+
+    With `enough`, no more balls are counted for a query that is in so many of them.
+    """
     origin = centres.mean(axis=0, dtype=np.float64)
-    covered = np.zeros(len(queries), bool)
+    most = len(centres) if enough is None else enough
+    counts = np.zeros(len(queries), np.int64)
     for start in range(0, len(centres), POOL):
         block = centres[start : start + POOL]
         squares = squared_radii[start : start + POOL]
-        outside = np.flatnonzero(~covered)
-        for first in range(0, len(outside), QUERIES):
-            indices = outside[first : first + QUERIES]
+        open_queries = np.flatnonzero(counts < most)
+        for first in range(0, len(open_queries), QUERIES):
+            indices = open_queries[first : first + QUERIES]
             rows = queries[indices]
             low, high = _bounds(rows, block, origin)
-            inside = np.asarray(np.any(high <= squares, axis=1))
-            undecided = np.nonzero((low <= squares) & ~inside[:, None])
-            exact = squared_distances(rows, block, *undecided)
-            inside[undecided[0][exact <= squares[undecided[1]]]] = True
-            covered[indices] = inside
-    return covered
+            inside = high <= squares
+            certain = counts[indices] + np.sum(inside, axis=1)
+            undecided = np.nonzero((low <= squares) & ~inside & (certain < most)[:, None])
+            exact = squared_distances(rows, block, *undecided) <= squares[undecided[1]]
+            counts[indices] = certain + np.bincount(undecided[0][exact], minlength=len(rows))
+    return counts
 
 
 def _bounds(x: np.ndarray, y: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -103,40 +103,62 @@ def plot_per_time(path: Path, curves: Mapping[str, Curve], *, title: str) -> Non
 
 
 def plot_training(path: Path, lines: Sequence[Mapping[str, Any]], *, title: str) -> None:
-    """The loss of training and that of held-out images over the steps.
+    """The loss of training and that of held-out images over the steps, and numbers with an error.
 
     Args:
         path: of the PNG.
-        lines: of metrics.jsonl.
+        lines: of metrics.jsonl. A number `NAME` with a `NAME_error` has a panel of its own, with a
+            band of two errors on both sides.
         title: above it.
     """
-    figure, axes = _figure()
+    errors = dict.fromkeys(name for line in lines for name in line if name.endswith("_error"))
+    panels = {name.removesuffix("_error"): name for name in errors}
+    panels = {name: error for name, error in panels.items() if len(_points(lines, name, error))}
+    figure, axes, *others = _figure(1 + len(panels))
     for name in ("loss", "held_out_loss"):
-        points = [
-            (line["step"], line[name])
-            for line in lines
-            if isinstance(line.get(name), int | float) and math.isfinite(line[name])
-        ]
-        if points:
-            steps, values = np.array(points).T
+        points = _points(lines, name)
+        if len(points):
+            steps, values = points.T
             marker = "o" if name == "held_out_loss" else None
-            label = name.replace("_", "-", 1).replace("_", " ")
-            axes.plot(steps, values, marker=marker, markersize=3, linewidth=1.2, label=label)
+            axes.plot(steps, values, marker=marker, markersize=3, linewidth=1.2, label=_label(name))
+    for panel, (name, error) in zip(others, panels.items(), strict=True):
+        steps, values, errors_of = _points(lines, name, error).T
+        (line,) = panel.plot(steps, values, marker="o", markersize=3, linewidth=1.2)
+        low, high = values - 2.0 * errors_of, values + 2.0 * errors_of
+        panel.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
+        panel.set(ylabel=_label(name))
     _title(axes, title)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.set(ylabel="loss", yscale="log")
     axes.legend(frameon=False)
+    figure.axes[-1].set(xlabel="step")
     _save(figure, path)
 
 
-def _figure() -> tuple[Any, Any]:
+def _points(lines: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
+    """Step and numbers of the lines that have all of them, `[lines, 1 + names]`."""
+    rows = [[line.get(name) for name in ("step", *names)] for line in lines]
+    return np.array([row for row in rows if all(map(_is_number, row))], np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _label(name: str) -> str:
+    return name.replace("held_out", "held-out").replace("_", " ")
+
+
+def _figure(panels: int = 1) -> tuple[Any, ...]:
+    """A figure, and the axes of panels that are stacked and share their abscissa."""
     require("ddpm_jax.evaluation.pictures", "evaluate", "matplotlib")
     from matplotlib.figure import Figure  # no pyplot: it would keep figures, and open windows
 
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    figure = Figure(figsize=(7.0, 1.2 + 3.0 * panels), layout="constrained")
+    stack = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    for axes in stack:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, *stack
 
 
 def _title(axes: Any, title: str) -> None:

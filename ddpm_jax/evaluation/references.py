@@ -1,144 +1,138 @@
 """Statistics of the data set with which samples are compared, and their files.
 
 The file of a reference is an `.npz` that contains the SHA-256 of its arrays (see `ddpm_jax.npz`).
-Nothing is pickled. Equal references give equal bytes.
+Nothing is pickled. Equal references give equal bytes. Files of other programs are read by
+`ddpm_jax.evaluation.foreign_references`.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 
 from ddpm_jax.errors import first_line
-from ddpm_jax.evaluation.features import EvaluationError
-from ddpm_jax.evaluation.moments import Moments, merge, moments_of
-from ddpm_jax.evaluation.streaming import features_of
+from ddpm_jax.evaluation.features import EvaluationError, FeatureNetwork
+from ddpm_jax.evaluation.moments import Gaussian, Moments
 from ddpm_jax.npz import load_npz, save_npz
 
 __all__ = [
     "Provenance",
     "Reference",
+    "check_network",
     "check_same",
     "load_reference",
-    "make_reference",
+    "option_of",
     "save_reference",
 ]
 
-_FORMAT = 2
+_FORMAT = 3
 _HALVES = ("even", "odd")
+_GAUSSIANS = ("pooled", "spatial")
 _NAMES = {
     *("format", "provenance", "features"),
     *(f"{half}_{part}" for half in _HALVES for part in ("rows", "mean", "scatter")),
+    *(f"{space}_{part}" for space in _GAUSSIANS for part in ("mean", "covariance")),
 }
 _MOST_BYTES = 2**30
-"""Largest size of all arrays together, in bytes; 10,000 features of 2048 numbers and their two
-moments need 0.15 of it."""
+"""Largest size of all arrays together, in bytes; 10,000 features of 2048 numbers, three pairs of
+moments and the spatial ones need 0.2 of it."""
 
 
 class Provenance(NamedTuple):
-    """The origin of statistics, in words and hashes."""
+    """The origin of statistics, in words and hashes.
+
+    A statistics file of another program states little of this: an empty string is unknown.
+    """
 
     dataset: str
-    """Name of the data set."""
+    """Name of the data set, or of the file."""
     split: str
     """Name of its split."""
-    images: int
-    """Number of images."""
+    images: int | None
+    """Number of images; None if it is unknown."""
     pixels_sha256: str
-    """SHA-256 of the images in their order, before the preprocessing."""
+    """SHA-256 over the SHA-256 of each 1,000 images, in their order, before the preprocessing."""
     preprocessing: str
     """The preprocessing of grey levels for the network, in words."""
     network: str
-    """Name of the feature network."""
+    """Name of the feature network, which includes how it resizes images."""
     network_sha256: str
     """Identity of the feature network, see `FeatureNetwork.identity`."""
 
 
 class Reference(NamedTuple):
-    """Statistics of the features of a data set's split."""
+    """Statistics of the features of a set of images."""
 
     provenance: Provenance
     """Origin of the statistics."""
-    moments: Moments
-    """Moments of all features."""
-    halves: tuple[Moments, Moments]
-    """Moments of every other image from the first on, and of the other images. Their distance shows
-    how far the data set is from itself."""
+    pooled: Gaussian
+    """Mean and covariance of the pooled features."""
+    spatial: Gaussian | None = None
+    """The same of the spatial features, for sFID; None if they are unknown."""
     features: Float[np.ndarray, "some dim"] | None = None
-    """float32 features of the first images, for the kernel distance, precision and recall."""
+    """float32 features of a random choice of images, in the order of the images, for the kernel
+    distance, precision and recall; None if they are unknown."""
+    halves: tuple[Moments, Moments] | None = None
+    """Moments of one half of the images, and of the other half. Their distance shows how far the
+    set is from itself. None if they are unknown."""
 
 
-def make_reference(
-    apply: Callable[[jax.Array], Any],
-    images: Iterable[np.ndarray],
-    mesh: Mesh,
-    batch_size: int,
-    *,
-    dataset: str,
-    split: str,
-    preprocessing: str,
-    network: str,
-    network_sha256: str,
-    keep_features: int,
-) -> Reference:
-    """Computes the statistics of `apply(images).pooled` and the hash of the images, in one pass.
+_OPTIONS = {
+    "Inception-v3": "--inception PATH --inception-resize tensorflow",
+    "Inception-v3, pytorch-fid's resize": "--inception PATH --inception-resize pytorch-fid",
+    "Inception-v3, clean-fid's resize": "--inception PATH --inception-resize clean-fid",
+    "DINOv2 ViT-L/14": "--dinov2 PATH",
+    "DINOv2 ViT-L/14, EDM2's resize": "--dinov2 PATH --dinov2-resize edm2",
+    "CLIP ViT-L/14-336": "--clip PATH",
+}
+"""Options of `ddpm-jax evaluate` that make the network of a reference, by the network's name."""
+
+
+def check_network(reference: Reference, network: FeatureNetwork) -> None:
+    """Checks that a feature network is the one of a reference.
+
+    Statistics of another program state the name of the network only: its weights are assumed to be
+    the public ones. Statistics of `make_reference` also state its identity.
 
     Args:
-        apply: the feature network with the preprocessing, see `features_of`.
-        images: batches of the data set's images, uint8 `[any number, height, width, channel]`.
-        mesh: mesh over which the batches are split.
-        batch_size: images in one call, at least 1.
-        dataset: name of the data set.
-        split: name of its split.
-        preprocessing: what `apply` does to grey levels before the network, in words.
-        network: name of the feature network.
-        network_sha256: identity of the feature network.
-        keep_features: number of images whose features the reference keeps, 4 dim bytes each.
-
-    Returns:
-        The statistics.
+        reference: statistics of a set of images.
+        network: the network that is to compute the features of samples.
 
     Raises:
-        EvaluationError: as in `features_of` and `moments_of`; or there are fewer than two images.
-        DataError: a batch is not images.
+        EvaluationError: the networks differ, by name, identity or number of features.
     """
-    digest = hashlib.sha256()
-    count = 0
-    pooled: list[np.ndarray] = []
-    halves: list[Moments | None] = [None, None]
+    about = reference.provenance
+    if about.network != network.name:
+        remedy = f"{option_of(about.network) or 'the same network'} computes"
+        raise EvaluationError(
+            f"{about.dataset} has statistics of the network {about.network!r}, and samples would be"
+            f" compared by the network {network.name!r}; numbers of two networks, or of two ways to"
+            f" resize images, cannot be compared. {remedy} the features that fit"
+        )
+    if about.network_sha256 and about.network_sha256 != network.identity:
+        raise EvaluationError(
+            f"{about.dataset} has statistics of {about.network!r} with the identity"
+            f" {about.network_sha256[:16]}, and the network here has the identity"
+            f" {network.identity[:16]}: weights or preparation of images differ; compute the"
+            " statistics again with this network"
+        )
+    dims = {"pooled": (reference.pooled, network.dim)}
+    if reference.spatial is not None and network.spatial_dim:
+        dims["spatial"] = (reference.spatial, network.spatial_dim)
+    for space, (gaussian, dim) in dims.items():
+        if gaussian.mean.size != dim:
+            raise EvaluationError(
+                f"{about.dataset} has statistics of {gaussian.mean.size} {space} features, and"
+                f" {network.name!r} has {dim}; both have to be of the same layer of one network"
+            )
 
-    def hashed() -> Iterator[np.ndarray]:
-        nonlocal count
-        for batch in images:
-            yield batch  # the consumer checks it
-            if not count:
-                digest.update(f"{batch.dtype} {list(batch.shape[1:])}\n".encode())
-            digest.update(np.ascontiguousarray(batch).data)
-            count += len(batch)
 
-    start = 0
-    for features in features_of(apply, hashed(), mesh, batch_size):
-        for parity in (0, 1):
-            rows, so_far = features.pooled[(parity - start) % 2 :: 2], halves[parity]
-            if len(rows):
-                part = moments_of(rows)
-                halves[parity] = part if so_far is None else merge(so_far, part)
-        pooled.append(features.pooled[: max(0, keep_features - start)].astype(np.float32))
-        start += len(features.pooled)
-    even, odd = halves
-    if even is None or odd is None:
-        raise EvaluationError(f"there are {count} images; statistics need at least two")
-    provenance = Provenance(
-        dataset, split, count, digest.hexdigest(), preprocessing, network, network_sha256
-    )
-    rows = np.concatenate(pooled) if keep_features else None
-    return Reference(provenance, merge(even, odd), (even, odd), rows)
+def option_of(network: str) -> str:
+    """The option of `ddpm-jax evaluate` that makes a network; empty if there is none."""
+    return _OPTIONS.get(network, "")
 
 
 def check_same(a: Provenance, b: Provenance) -> None:
@@ -217,39 +211,66 @@ def _reference(arrays: Mapping[str, np.ndarray]) -> Reference:
     """From the arrays of a file; ValueError, KeyError or TypeError if they are no reference."""
     if unknown := arrays.keys() - _NAMES:
         raise ValueError(f"{min(unknown)[:80]!r} is not one of its arrays")
-    halves = []
-    for half in _HALVES:
-        rows, mean, scatter = (arrays[f"{half}_{part}"] for part in ("rows", "mean", "scatter"))
-        dim = mean.size
-        shapes = rows.shape, mean.shape, scatter.shape
-        if rows.dtype.kind != "i" or shapes != ((), (dim,), (dim, dim)):
-            raise ValueError(f"the moments {half!r} have other shapes than moments have")
-        if {mean.dtype, scatter.dtype} != {np.dtype(np.float64)}:
-            raise ValueError(f"the moments {half!r} are not float64")
-        halves.append(Moments(int(rows), mean, scatter))
-    even, odd = halves
+    pooled, spatial = _gaussian(arrays, "pooled"), _gaussian(arrays, "spatial")
+    if pooled is None:
+        raise ValueError("it has no mean and covariance of the pooled features")
+    halves = None
+    if any(name.startswith(_HALVES) for name in arrays):
+        even, odd = (_moments(arrays, half, pooled.mean.size) for half in _HALVES)
+        halves = even, odd
     features = arrays.get("features")
-    if features is not None and (features.dtype.kind, features.shape[1:]) != ("f", even.mean.shape):
+    if features is not None and (features.dtype, features.shape[1:]) != (
+        np.float32,
+        pooled.mean.shape,
+    ):
         raise ValueError(f"features have dtype {features.dtype} and shape {features.shape}")
     provenance = Provenance(**json.loads(str(arrays["provenance"])))
     for field, kind in Provenance.__annotations__.items():
-        if type(getattr(provenance, field)) is not kind:
-            raise ValueError(f"{field} of its provenance is not of type {kind.__name__}")
-    return Reference(provenance, merge(even, odd), (even, odd), features)
+        if not isinstance(value := getattr(provenance, field), kind) or isinstance(value, bool):
+            raise ValueError(f"{field} of its provenance is {str(value)[:80]!r}")
+    return Reference(provenance, pooled, spatial, features, halves)
+
+
+def _gaussian(arrays: Mapping[str, np.ndarray], space: str) -> Gaussian | None:
+    if f"{space}_mean" not in arrays:
+        return None
+    mean, covariance = arrays[f"{space}_mean"], arrays[f"{space}_covariance"]
+    _check_square(f"the {space} mean and covariance", mean, covariance, mean.size)
+    return Gaussian(mean, covariance)
+
+
+def _moments(arrays: Mapping[str, np.ndarray], half: str, dim: int) -> Moments:
+    rows, mean, scatter = (arrays[f"{half}_{part}"] for part in ("rows", "mean", "scatter"))
+    if rows.dtype.kind != "i" or rows.shape != ():
+        raise ValueError(f"the number of rows of {half!r} is not an integer")
+    _check_square(f"the moments {half!r}", mean, scatter, dim)
+    return Moments(int(rows), mean, scatter)
+
+
+def _check_square(name: str, mean: np.ndarray, matrix: np.ndarray, dim: int) -> None:
+    if (mean.shape, matrix.shape) != ((dim,), (dim, dim)):
+        raise ValueError(f"{name} have other shapes than moments have")
+    if {mean.dtype, matrix.dtype} != {np.dtype(np.float64)}:
+        raise ValueError(f"{name} are not float64")
 
 
 def _arrays(reference: Reference) -> dict[str, np.ndarray]:
-    """What the file holds, by name."""
+    """The content of the file, by name."""
     arrays = {
         "format": np.array(_FORMAT, np.int64),
         "provenance": np.array(json.dumps(reference.provenance._asdict())),
     }
-    for half, moments in zip(_HALVES, reference.halves, strict=True):
-        arrays |= {
-            f"{half}_rows": np.array(moments.rows, np.int64),
-            f"{half}_mean": moments.mean,
-            f"{half}_scatter": moments.scatter,
-        }
+    for space, gaussian in zip(_GAUSSIANS, (reference.pooled, reference.spatial), strict=True):
+        if gaussian is not None:
+            arrays[f"{space}_mean"] = gaussian.mean
+            arrays[f"{space}_covariance"] = gaussian.covariance
+    if reference.halves is not None:
+        for half, moments in zip(_HALVES, reference.halves, strict=True):
+            arrays |= {
+                f"{half}_rows": np.array(moments.rows, np.int64),
+                f"{half}_mean": moments.mean,
+                f"{half}_scatter": moments.scatter,
+            }
     if reference.features is not None:
         arrays["features"] = reference.features
     return arrays

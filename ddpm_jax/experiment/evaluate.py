@@ -8,41 +8,55 @@ cached file has a sha256 of its content; a file that does not match it is comput
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ddpm_jax.config import Evaluation, Sampler, measure, plain
+from ddpm_jax.config import Evaluation, Sampler, plain
 from ddpm_jax.data import ImageSet
 from ddpm_jax.evaluation import (
     EvaluationError,
     FeatureNetwork,
     Reference,
-    check_same,
     image_grid,
-    likelihood,
-    load_reference,
+    near_fraction,
     save_png,
-    save_reference,
 )
 from ddpm_jax.evaluation import classifier as classifiers
-from ddpm_jax.evaluation.likelihood import TrainedModel
 from ddpm_jax.evaluation.pictures import Curve, plot_per_time
 from ddpm_jax.experiment.cache import cached_json, move_aside_non_file, params_sha256
 from ddpm_jax.experiment.experiment import Experiment
-from ddpm_jax.experiment.metrics import (
-    COMPARED,
-    Space,
-    make_space,
-    near_training_images,
-    scores,
+from ddpm_jax.experiment.held_out import (
+    follows_from,
+    images_identity,
+    measure_held_out,
+    save_per_image,
+)
+from ddpm_jax.experiment.near_training import COMPARED, near_training_images
+from ddpm_jax.experiment.references import (
+    OpenedReference,
+    open_references,
+    reference_by_all,
+    reference_of,
 )
 from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.sample_files import sample_into_files
+from ddpm_jax.experiment.scoring import (
+    Compute,
+    DrawnSamples,
+    Space,
+    few_samples,
+    make_space,
+    samples_of,
+    score,
+    summary,
+)
 from ddpm_jax.experiment.step import trained_model
+from ddpm_jax.parallel import hosts
+from ddpm_jax.terminal import count_text
 
 __all__ = ["EvaluationOptions", "evaluate"]
 
@@ -64,8 +78,15 @@ class EvaluationOptions:
     """What is measured of held-out images, and how many images at once."""
     classifier: Path | None = None
     """A classifier of another run on the same images, in place of one of its own."""
-    inception: Callable[[], FeatureNetwork] | None = None
-    """Makes Inception, if its metrics are wanted."""
+    networks: Callable[[], Sequence[FeatureNetwork]] = tuple
+    """Makes the other feature networks that are wanted."""
+    references: tuple[Path, ...] = ()
+    """Statistics or images that samples are compared with in place of the training images, in the
+    features of the networks that they fit."""
+    reference_kind: str | None = None
+    """Which program wrote them; None if they say so themselves."""
+    seeds: int = 1
+    """Number of seeds, from `seed` on, each of which draws `num` samples."""
 
 
 def evaluate(
@@ -74,6 +95,8 @@ def evaluate(
     folder: Path,
     options: EvaluationOptions,
     report: Callable[[str], None],
+    *,
+    step: int,
 ) -> dict[str, Any]:
     """All results as plain values; pictures and `results.json` go to `folder`.
 
@@ -83,8 +106,9 @@ def evaluate(
         folder: of this evaluation.
         options: what to evaluate.
         report: gets a line for each part.
+        step: of the parameters.
     """
-    images = experiment.images
+    images, model = experiment.images, trained_model(experiment)
     results: dict[str, Any] = {
         "dataset": images.name,
         "preparation": images.preparation,
@@ -93,124 +117,122 @@ def evaluate(
         "params": {name: {"sha256": params_sha256(values)} for name, values in params.items()},
     }
     cache = folder / "cache"
+    compute = Compute(cache, experiment.mesh, options.evaluation.batch_size, report)
+    # Before hours of work: these read files that may not be what they should be.
+    networks = _networks(images, compute, options) if options.num else []
+    with hosts.together():
+        references = open_references(options.references, options.reference_kind, networks, report)
     results["baselines"] = cached_json(
         cache,
         "baselines",
-        [*_follows_from(options.evaluation), *_identity(images)],
-        lambda: options.evaluation.baselines(images),
+        [*follows_from(options.evaluation), *images_identity(model.images)],
+        lambda: hosts.by_first(lambda: options.evaluation.baselines(model.images)),
         report,
     )
-    curves, model = {}, trained_model(experiment)
+    curves, number = {}, count_text(len(model.images.held_out), len(images.held_out))
     for name, values in params.items():
-        report(f"evaluating {len(images.held_out)} held-out images, {name}")
+        report(f"evaluating {number} held-out images, {name}")
         digest = results["params"][name]["sha256"]
-        evaluated = _evaluated(cache, model, values, digest, options.evaluation, report)
-        results["params"][name] |= evaluated
-        if (per_time := evaluated["per_time"]) is not None:
+        evaluated = measure_held_out(cache, options.evaluation, model, values, digest, report)
+        if evaluated.per_image is not None and hosts.is_first():
+            about = {"step": step, "params_sha256": digest}
+            path = folder / f"bits_per_image_{name}.npz"
+            save_per_image(path, experiment, evaluated, about)
+        results["params"][name] |= evaluated.plain
+        if (per_time := evaluated.plain["per_time"]) is not None:
             curves[name] = Curve(
                 np.array(per_time["mean"], np.float64),
                 np.array(per_time["standard_error"], np.float64),
             )
-    if curves:
+    if curves and hosts.is_first():
         title = f"{images.name}: the ELBO, term by term"
         plot_per_time(folder / "elbo_per_t.png", curves, title=title)
-    if reason := _no_metrics(images, options):
+    if reason := _no_metrics(images, options, networks):
         results["no_metrics"] = reason
     if options.num:
         results["sampling"] = {
             "images": options.num,
             "seed": options.seed,
+            "seeds": options.seeds,
             **plain(options.sampler),
         }
-        spaces = _spaces(experiment, cache, options, report)
-        results["networks"] = [
-            _describe(space, experiment, options.evaluation.batch_size) for space in spaces
-        ]
+        for line in (line for network in networks for line in few_samples(network, options.num)):
+            report(line)
+        spaces = [_space(compute, images, network, references) for network in networks]
+        results["networks"] = [_describe(space, images, compute.batch_size) for space in spaces]
         for name, values in params.items():
-            report(f"drawing {options.num} images, {name}")
             results["params"][name] |= _of_samples(
-                experiment, values, name, folder, options, spaces, report
+                experiment, values, name, folder, options, spaces, compute
             )
-    write_json(folder / "results.json", results)
+    with hosts.together():
+        if hosts.is_first():
+            write_json(folder / "results.json", results)
     return results
 
 
-def _evaluated(
-    cache: Path,
-    model: TrainedModel,
-    params: Any,
-    digest: str,
-    evaluation: Evaluation,
-    report: Callable[[str], None],
-) -> dict[str, Any]:
-    """From a file if it was measured before."""
-
-    def measured() -> dict[str, Any]:
-        results, per_time = measure(evaluation, model, params)
-        return {"results": results, "per_time": None if per_time is None else _plain(per_time)}
-
-    follows_from = [digest, *_follows_from(evaluation), model.seed]
-    follows_from += _identity(model.images)
-    stored: dict[str, Any] = cached_json(cache, "evaluation", follows_from, measured, report)
-    return stored
-
-
-def _follows_from(evaluation: Evaluation) -> list[Any]:
-    """The fields of a member that its results depend on: not how many images at once."""
-    common = {field.name for field in dataclasses.fields(Evaluation)}
-    return sorted((name, value) for name, value in plain(evaluation).items() if name not in common)
-
-
-def _identity(images: ImageSet) -> list[str | int]:
-    """What tells the images of one evaluation from others, wherever they are."""
-    return [images.preparation, len(images.train), len(images.held_out), images.fingerprint]
-
-
-def _plain(per_time: likelihood.PerTime) -> dict[str, list[float | None]]:
-    """NaN, of a t without images, is None."""
-    return {
-        name: [None if value != value else value for value in values.tolist()]
-        for name, values in per_time._asdict().items()
-    }
-
-
-def _spaces(
-    experiment: Experiment, cache: Path, options: EvaluationOptions, report: Callable[[str], None]
-) -> list[Space]:
-    images, networks = experiment.images, []
+def _networks(
+    images: ImageSet, compute: Compute, options: EvaluationOptions
+) -> list[FeatureNetwork]:
+    """The classifier of the data set, if it has labels, and those that are wanted."""
     if len(images.train) < _FEWEST:
         return []
+    networks = []
     if images.classes is None:
-        report(f"{images.name} has no labels, so there is no classifier of it to compare with")
+        compute.report(f"{images.name} has no labels, so there is no classifier of it")
     elif options.classifier is None:
-        networks.append(_cached_classifier(cache / "classifier.npz", images, report))
+        networks.append(
+            _cached_classifier(compute.cache / "classifier.npz", images, compute.report)
+        )
     else:
         params = classifiers.load_classifier(options.classifier)
         networks.append(classifiers.classifier_network(images, params))
-    if options.inception is not None:
-        networks.append(options.inception())
-    spaces = []
-    for network in networks:
-        report(f"the data set in the space of {network.name}")
-        path = cache / f"reference_{network.identity[:16]}.npz"
-        train = _cached_reference(path, experiment, network, report)
-        space = make_space(images, network, experiment.mesh, options.evaluation.batch_size, train)
-        if train is None:
-            save_reference(path, space.train)
-        spaces.append(space)
-    return spaces
+    with hosts.together():
+        networks += options.networks()
+    hosts.check_same("feature networks", [network.identity for network in networks])
+    return networks
 
 
-def _no_metrics(images: ImageSet, options: EvaluationOptions) -> str | None:
+def _space(
+    compute: Compute,
+    images: ImageSet,
+    network: FeatureNetwork,
+    references: Mapping[str, OpenedReference],
+) -> Space:
+    """Compares with the reference that fits the network, by default with the training images."""
+    other = references.get(network.identity)
+    if other is None:
+        reference = _of_training(compute, images, network)
+    else:
+        reference = reference_of(compute, network, other)
+    held_out = samples_of(images, "held_out")
+    return make_space(compute, network, reference, held_out, of_training=other is None)
+
+
+def _of_training(compute: Compute, images: ImageSet, network: FeatureNetwork) -> Reference:
+    """Statistics of the training images, from a file if they were computed before."""
+    return reference_by_all(
+        compute,
+        network,
+        samples_of(images, "train"),
+        compute.cache / f"reference_{network.identity[:16]}.npz",
+        dataset=images.name,
+        split=images.splits[0],
+        preprocessing=images.preparation,
+    )
+
+
+def _no_metrics(
+    images: ImageSet, options: EvaluationOptions, networks: Sequence[FeatureNetwork]
+) -> str | None:
     """Why there are no metrics of samples; None where there are."""
     if not options.num:
         return "no metrics of samples: none were to be drawn (--num 0)"
     if len(images.train) < _FEWEST:
         return f"no metrics of samples: {images.name} has {len(images.train)} training image"
-    if images.classes is None and options.inception is None:
+    if not networks:
         return (
             f"no metrics of samples: {images.name} has no labels, so there is no classifier of it"
-            " to compare with; --inception gives them in the space of Inception-v3"
+            " to compare with; --inception gives them in the features of Inception-v3"
         )
     return None
 
@@ -219,56 +241,37 @@ def _cached_classifier(
     path: Path, images: ImageSet, report: Callable[[str], None]
 ) -> FeatureNetwork:
     """The classifier of these images, trained if it is not there as it was written."""
-    trained_on = json.dumps(_identity(images))
-    move_aside_non_file(path, report)
-    if path.exists():
+    trained_on = json.dumps(images_identity(images))
+
+    def is_stored() -> bool:
+        move_aside_non_file(path, report)
+        if not path.exists():
+            return False
         try:
-            params = classifiers.load_classifier(path, images=trained_on)
-            return classifiers.classifier_network(images, params)
+            classifiers.load_classifier(path, images=trained_on)
         except EvaluationError as error:
             report(f"{error}; trained again")
-    report(f"training a classifier of {images.name}")
-    # One key for every run on these images, so that their numbers can be compared.
-    params = classifiers.train_classifier(images, jax.random.key(0, impl="threefry2x32"))
-    classifiers.save_classifier(path, params, images=trained_on)
-    # As the next evaluation will have it, and as one at the same time may have written it.
-    return classifiers.classifier_network(images, classifiers.load_classifier(path))
+            return False
+        return True
+
+    if not hosts.by_first(is_stored):
+        report(f"training a classifier of {images.name}")
+        with hosts.together():
+            if hosts.is_first():
+                # One key for every run on these images, so that their numbers can be compared.
+                key = jax.random.key(0, impl="threefry2x32")
+                params = classifiers.train_classifier(images, key)
+                classifiers.save_classifier(path, params, images=trained_on, dataset=images.name)
+    with hosts.together():
+        hosts.appears(path)
+        # As the next evaluation will have it, and as one at the same time may have written it.
+        return classifiers.classifier_network(images, classifiers.load_classifier(path))
 
 
-def _cached_reference(
-    path: Path, experiment: Experiment, network: FeatureNetwork, report: Callable[[str], None]
-) -> Reference | None:
-    """Statistics of the training images, if they are there and of these images and this network."""
-    move_aside_non_file(path, report)
-    if not path.exists():
-        return None
-    images = experiment.images
-    try:
-        stored = load_reference(path)
-    except EvaluationError as error:
-        report(f"{error}; computed again")
-        return None
-    here = stored.provenance._replace(
-        dataset=images.name,
-        split=images.splits[0],
-        images=len(images.train),
-        preprocessing=images.preparation,
-        network=network.name,
-        network_sha256=network.identity,
-    )
-    try:
-        check_same(stored.provenance, here)
-    except EvaluationError as error:
-        raise EvaluationError(f"{path}: {error}; delete it, and it is made again") from None
-    return stored
-
-
-def _describe(space: Space, experiment: Experiment, batch_size: int) -> dict[str, Any]:
-    description: dict[str, Any] = space.train.provenance._asdict()
+def _describe(space: Space, images: ImageSet, batch_size: int) -> dict[str, Any]:
+    description: dict[str, Any] = space.reference.provenance._asdict()
     if space.network.name.endswith("classifier"):
-        description["held_out_accuracy"] = classifiers.accuracy(
-            space.network, experiment.images, batch_size
-        )
+        description["held_out_accuracy"] = classifiers.accuracy(space.network, images, batch_size)
     return description
 
 
@@ -278,36 +281,62 @@ def _of_samples(
     name: str,
     folder: Path,
     options: EvaluationOptions,
-    spaces: list[Space],
-    report: Callable[[str], None],
+    spaces: Sequence[Space],
+    compute: Compute,
 ) -> dict[str, Any]:
-    """Metrics of samples, and two pictures."""
-    images = experiment.images
-    samples = sample_into_files(
-        folder / "cache" / "samples",
+    """Metrics of samples, and two pictures of the first ones."""
+    draws = [
+        _draw(experiment, params, name, seed, options, compute)
+        for seed in range(options.seed, options.seed + options.seeds)
+    ]
+    near = hosts.by_first(lambda: _near(experiment.images, draws[0], name, folder))
+    scores = [[score(compute, space, samples) for space in spaces] for samples in draws]
+    by_features = summary(scores, seed=options.seed)
+    return {
+        **by_features,
+        "memorization": [near["memorization"], *by_features["memorization"]],
+        "nearest_training_image": near["nearest_training_image"],
+    }
+
+
+def _draw(
+    experiment: Experiment,
+    params: Any,
+    name: str,
+    seed: int,
+    options: EvaluationOptions,
+    compute: Compute,
+) -> DrawnSamples:
+    """The samples of one seed, of which those that are there already are not drawn."""
+    compute.report(f"drawing {options.num} images, {name}, seed {seed}")
+    files = sample_into_files(
+        compute.cache / "samples",
         experiment,
         params,
         count=options.num,
         sampler=options.sampler,
-        seed=options.seed,
-        batch_size=options.evaluation.batch_size,
-        report=report,
+        seed=seed,
+        batch_size=compute.batch_size,
+        report=compute.report,
     )
-    grid = image_grid(samples.first(_GRID), levels=images.levels)
-    save_png(folder / f"samples_{name}.png", grid)
-    near = near_training_images(
-        images, samples.first(COMPARED), shown=_SHOWN, neighbours=_NEIGHBOURS
-    )
+    return DrawnSamples(files, experiment.spec.levels)
+
+
+def _near(images: ImageSet, samples: DrawnSamples, name: str, folder: Path) -> dict[str, Any]:
+    """How near the first samples are to training images; two pictures of them are written."""
+    drawn = samples.files.first(COMPARED)
+    save_png(folder / f"samples_{name}.png", image_grid(drawn[:_GRID], levels=images.levels))
+    near = near_training_images(images, drawn, shown=_SHOWN, neighbours=_NEIGHBOURS)
     rows = near.images.reshape(-1, *images.image_shape)
     picture = image_grid(rows, levels=images.levels, columns=near.images.shape[1])
     save_png(folder / f"neighbours_{name}.png", picture)
     return {
-        "metrics": [
-            score._asdict()
-            for space in spaces
-            for score in scores(
-                space, images, samples.batches(), experiment.mesh, options.evaluation.batch_size
-            )
-        ],
-        "nearest_training_image": {"samples": near.samples, "held_out": near.held_out},
+        "memorization": {
+            "distance": "pixels",
+            **near_fraction(near.samples, near.held_out)._asdict(),
+        },
+        "nearest_training_image": {
+            "samples": float(np.median(near.samples)),
+            "held_out": float(np.median(near.held_out)),
+        },
     }

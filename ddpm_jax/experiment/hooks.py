@@ -2,21 +2,21 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+import time
 from typing import Any
 
 from ddpm_jax import training
-from ddpm_jax.config import LoggingRun, to_json
+from ddpm_jax.config import check_made, to_json
 from ddpm_jax.data import BatchIterator
 from ddpm_jax.experiment.display import TrainingDisplay
 from ddpm_jax.experiment.experiment import Experiment
+from ddpm_jax.experiment.logs import RunLog
 from ddpm_jax.experiment.metrics_log import MetricsLog
 from ddpm_jax.experiment.post_hoc import MISSED_SNAPSHOTS
 from ddpm_jax.experiment.run_directory import RunDirectory
 from ddpm_jax.experiment.sampling import make_drawer, save_pictures
-from ddpm_jax.experiment.step import held_out_loss
+from ddpm_jax.experiment.step import trained_model
 from ddpm_jax.parallel import hosts
 
 __all__ = ["RunHooks"]
@@ -32,8 +32,7 @@ class RunHooks:
     checkpoints: training.Checkpoints
     metrics_log: MetricsLog | None
     """None in all processes except the first."""
-    logger: LoggingRun | None
-    """None in all processes except the first."""
+    logger: RunLog
     display: TrainingDisplay
     missed_saves: int = 0
     missed_snapshots: set[int] = dataclasses.field(default_factory=set)
@@ -44,8 +43,12 @@ class RunHooks:
     skipped_images: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.held_out_loss = held_out_loss(self.experiment)
-        config = self.experiment.config
+        config, model = self.experiment.config, trained_model(self.experiment)
+        self.held_out_loss = model.held_out_loss
+        eval_every = config.train.eval_every
+        self.measure = config.evaluation.monitor(model) if eval_every else None
+        self.measured: tuple[int, dict[str, Any], float | None] = (0, {}, None)
+        """The last step that was measured, its numbers, and when that ended."""
         self.num_samples = config.evaluation.num_samples
         self.drawer = make_drawer(self.experiment, num=self.num_samples, sampler=config.sampler)
         self._report_skipped_images()
@@ -66,18 +69,18 @@ class RunHooks:
         speed = self.display.log(step, values["loss"], skipped=skipped)
         if self.metrics_log is not None:
             self.metrics_log.write(step, values)
-            self._log(lambda logger: logger.scalars(step, {**values, **speed}))
+            self.logger.scalars(step, {**values, **speed})
             self._report_refusal(self.metrics_log)
         self._report_skipped_images()
 
-    def _log(self, write: Callable[[LoggingRun], None]) -> None:
-        """Calls the logger; an error of it is printed in one line, and the run continues."""
-        if self.logger is not None:
-            try:
-                write(self.logger)
-            except Exception as error:  # of a user's own logger
-                name = type(self.experiment.config.logger).__name__
-                self.display.say(f"logger {name}: {type(error).__name__}: {error}")
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes numbers on held-out images to metrics.jsonl, and the floats to the logger."""
+        if self.metrics_log is not None:
+            self.metrics_log.write(step, values)
+            self.logger.scalars(
+                step, {name: value for name, value in values.items() if isinstance(value, float)}
+            )
+            self._report_refusal(self.metrics_log)
 
     def _report_refusal(self, log: MetricsLog) -> None:
         """Reports when lines cannot be written to the disk, and when all are written."""
@@ -101,14 +104,14 @@ class RunHooks:
         """Saves a checkpoint, with the held-out loss if `due`; waits for it if `leaving`."""
         loss = math.inf  # a step that other runs do not save: no metrics may depend on it
         if due:
-            loss = self.held_out_loss(state.ema_params)
+            measured, values, _ = self.measured
+            known = values.get("held_out_loss") if measured == step else None
+            loss = self.held_out_loss(state.ema_params) if known is None else known
             if not math.isfinite(loss):
                 raise training.DivergenceError(step)
-            # Written before the checkpoint is: a resumed run never misses the line of its own step.
-            if self.metrics_log is not None:
-                self.metrics_log.write(step, {"held_out_loss": loss})
-                self._log(lambda logger: logger.scalars(step, {"held_out_loss": loss}))
-                self._report_refusal(self.metrics_log)
+            if known is None:
+                # Before the checkpoint: a resumed run never misses the line of its own step.
+                self._write(step, {"held_out_loss": loss})
         value = f"held-out loss {loss:.4f}, " if due else ""
 
         def report(what: str) -> None:
@@ -167,6 +170,27 @@ class RunHooks:
             f"{error}; training continues ({self.missed_saves} of {allowed} allowed failures)"
         )
 
+    def monitor(self, step: int, state: training.TrainState) -> None:
+        """Measures the moving average on some held-out images, for the curves of the run."""
+        evaluation, measure = self.experiment.config.evaluation, self.measure
+        if measure is None:
+            return
+        begin = time.perf_counter()
+        values = measure(state.ema_params)
+        check_made("evaluation", evaluation, values, dict)
+        values = {
+            name: value if isinstance(value, int) else float(value)
+            for name, value in values.items()
+        }
+        end, (_, _, before) = time.perf_counter(), self.measured
+        self.measured = step, values, end
+        self._write(step, values)
+        cost = "with its compilation"
+        if before is not None:
+            cost = f"{(end - begin) / (end - before):.1%} of the time"
+        self.display.say(f"step {step}: {_in_words(values)} ({end - begin:.1f} s, {cost})")
+        self.display.pause()
+
     def draw(self, step: int, state: training.TrainState) -> None:
         """Draws a grid of samples and a strip, as files and for the logger."""
         self.display.say(f"step {step}: drawing {self.num_samples} images")
@@ -177,12 +201,21 @@ class RunHooks:
             try:
                 pictures = save_pictures(self.run.pictures, f"{step:07d}", drawn, levels=levels)
                 for kind, picture in pictures.items():
-                    self._log(functools.partial(_log_picture, step, kind, picture))
+                    self.logger.picture(step, kind, picture)
             except OSError as error:
                 known = f"no {known}: {error.strerror}"
             self.display.say(f"step {step}: {known}")
         self.display.pause()
 
 
-def _log_picture(step: int, name: str, picture: Any, logger: LoggingRun) -> None:
-    logger.picture(step, name, picture)
+def _in_words(values: dict[str, Any]) -> str:
+    """Floats with their errors, and whole numbers."""
+    texts = []
+    for name, value in values.items():
+        words = name.replace("_", " ").replace("held out", "held-out")
+        if isinstance(value, int):
+            texts.append(f"{words} {value}")
+        elif not (name.endswith("_error") and name.removesuffix("_error") in values):
+            error = values.get(f"{name}_error")
+            texts.append(f"{words} {value:.4f}" + ("" if error is None else f" +- {error:.4f}"))
+    return ", ".join(texts)

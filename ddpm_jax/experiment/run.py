@@ -24,8 +24,10 @@ from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.experiment.sampler_artifact import SamplerFiles, export_sampler
 from ddpm_jax.experiment.sampler_program import PLATFORMS, Placement
 from ddpm_jax.experiment.sampling import class_of, sampling_function
+from ddpm_jax.parallel import hosts
 from ddpm_jax.processes import Modal
-from ddpm_jax.training import Checkpoints
+from ddpm_jax.training import Checkpoints, newest_sound
+from ddpm_jax.training.checkpoints import Restored
 
 __all__ = ["Params", "RestoredRun", "Run", "build_run", "load_run", "restore_run"]
 
@@ -339,11 +341,30 @@ def restore_run(
             report=report,
         )
         return RestoredRun(experiment, {"sigma_rel": averaged}, step)
-    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state, verify=verify)
+    restored = _newest_checkpoint(run, experiment, verify=verify)
     if restored is None:
         raise RunDirectoryError(f"{str(run.path)!r} has no checkpoint yet; try again later")
     for sentence in restored.refused.values():
         report(f"not read: {sentence}")
     state = restored.state
     return RestoredRun(experiment, {"ema": state.ema_params, "raw": state.params}, restored.step)
+
+
+def _newest_checkpoint(
+    run: RunDirectory, experiment: Experiment, *, verify: bool
+) -> Restored | None:
+    """The newest sound checkpoint; of several processes, the first one chooses it for all.
+
+    The run may still be training.
+    """
+    like = experiment.abstract_state
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        if hosts.alone():
+            return checkpoints.restore(like, verify=verify)
+        step, refused = hosts.by_first(lambda: newest_sound(run.checkpoints, verify=verify))
+        if step is None:
+            return None
+        restored = checkpoints.restore(like, step, verify=False)
+    if restored is None:
+        return None
+    return restored._replace(refused={int(step): why for step, why in refused.items()})

@@ -60,6 +60,7 @@ class RunDirectory:
         snapshots/            averages for post-hoc EMA, one folder for each step
         pictures/             sample grids and denoising strips
         tensorboard/          the same curves and pictures as events, and the speed
+        wandb/, mlflow/       files of these loggers: the id of the run, what they print
         evaluation/           results of `ddpm-jax evaluate`, one folder for each step
 
     Args:

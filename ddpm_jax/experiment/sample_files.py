@@ -5,6 +5,9 @@ from: parameters, sampler, seed. So files of other parameters are never taken fo
 images of the same are drawn to those that are there. A file is an .npy and 32 bytes more, the
 sha256 of the folder's settings, the number of the first image and the array; one that does not have
 it is drawn again.
+
+Several processes share out the files by their numbers. Each draws its own on its own devices, into
+a folder on a disk that all of them see.
 """
 
 import contextlib
@@ -28,11 +31,10 @@ from ddpm_jax.experiment.experiment import Experiment
 from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.sampling import make_drawer
 from ddpm_jax.files import whole_file
+from ddpm_jax.parallel import hosts, shares
 
 __all__ = ["SampleFiles", "sample_into_files"]
 
-_FILE = 1000
-"""Images in a file."""
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -46,21 +48,21 @@ class SampleFiles(NamedTuple):
     shape: tuple[int, ...]
     """Of an image."""
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """All of them, file by file.
+    def batches(self, first: int = 0, last: int | None = None) -> Iterator[np.ndarray]:
+        """The images `first` to `last` - 1, by default all of them, file by file.
 
         Raises:
             EvaluationError: a file has changed since it was drawn.
         """
-        for first in range(0, self.num, _FILE):
-            count = min(_FILE, self.num - first)
-            images = self.read(first, count)
+        last = self.num if last is None else last
+        for start in range(first - first % shares.BLOCK, last, shares.BLOCK):
+            images = self.read(start, min(shares.BLOCK, last - start))
             if images is None:
                 raise EvaluationError(
-                    f"{str(self.path(first))!r} has changed while it was in use; the same command"
+                    f"{str(self.path(start))!r} has changed while it was in use; the same command"
                     " draws it again"
                 )
-            yield images
+            yield images[max(0, first - start) :]
 
     def path(self, first: int) -> Path:
         """Of the file whose first image has this number."""
@@ -71,7 +73,7 @@ class SampleFiles(NamedTuple):
         try:
             with self.path(first).open("rb") as file:
                 # Not all of a file that is far too long.
-                content = file.read(_FILE * math.prod(self.shape) + 10_000)
+                content = file.read(shares.BLOCK * math.prod(self.shape) + 10_000)
         except OSError:
             return None
         array, digest = content[:-_DIGEST], content[-_DIGEST:]
@@ -127,33 +129,39 @@ def sample_into_files(
 ) -> SampleFiles:
     """The first `count` images of these parameters; those that are there already are not drawn.
 
+    All processes call it; it returns when all of them have drawn their files.
+
     Args:
-        folder: of all draws; this one gets a folder of its own in it.
-        experiment: whose process and network it is.
+        folder: of all draws, shared by all processes; this one gets a folder of its own in it.
+        experiment: whose process and network it is, on the devices of this process.
         params: of the network.
         count: how many.
         sampler: how they are drawn.
         seed: of all images; image i has the key of its number.
         batch_size: images drawn at once; they do not depend on it.
-        tell: gets a line of each file that is not as it was written.
+        report: gets a line of each file that is not as it was written.
+
+    Raises:
+        hosts.HostLossError: another process could not draw its files.
     """
     settings = {"params": params_sha256(params), "seed": seed, **plain(sampler)}
-    own, shape = folder / settings_digest(settings), experiment.images.image_shape
-    move_aside_non_file(own / "settings.json", report)
-    write_json(own / "settings.json", settings)
+    own, shape = folder / settings_digest(settings), experiment.spec.shape
     files = SampleFiles(own, json.dumps(settings, sort_keys=True), count, shape)
     key = jax.random.fold_in(experiment.key("evaluation samples"), seed)
-    size = min(batch_size, _FILE, count)
+    size = min(batch_size, shares.BLOCK, count)
     drawer = make_drawer(experiment, num=size, sampler=sampler)
-    for first in range(0, count, _FILE):
-        wanted, path = min(_FILE, count - first), files.path(first)
-        move_aside_non_file(path, report)
-        if files.read(first, wanted) is not None:
-            continue
-        if path.exists() and files.read(first, 0) is None:
-            report(f"{str(path)!r} has been altered: its SHA-256 differs; drawn again")
-        batches = [
-            drawer(params, key, place).images for place in range(first, first + wanted, size)
-        ]
-        files.write(first, np.concatenate(batches)[:wanted])
+    with hosts.together():
+        move_aside_non_file(own / "settings.json", report)
+        write_json(own / "settings.json", settings)
+        for first, wanted in shares.own_blocks(count, shares.BLOCK):
+            path = files.path(first)
+            move_aside_non_file(path, report)
+            if files.read(first, wanted) is not None:
+                continue
+            if path.exists() and files.read(first, 0) is None:
+                report(f"{str(path)!r} has been altered: its SHA-256 differs; drawn again")
+            batches = [
+                drawer(params, key, place).images for place in range(first, first + wanted, size)
+            ]
+            files.write(first, np.concatenate(batches)[:wanted])
     return files

@@ -226,7 +226,7 @@ def trained_model(experiment: Experiment) -> TrainedModel:
         predicts=network.predicts,
         variance=network.variance,
         labelled=network.classes > 0,
-        images=experiment.images,
+        images=experiment.images.with_held_out(experiment.config.evaluation.held_out_images),
         mesh=experiment.mesh,
         key=experiment.key("bits per dim"),
         seed=experiment.config.seed,

@@ -14,8 +14,6 @@ from ddpm_jax.config import (
     Affects,
     Config,
     ConfigError,
-    LoggingRun,
-    check_made,
     differences,
     measure,
     to_json,
@@ -37,12 +35,13 @@ from ddpm_jax.experiment.experiment import (
 )
 from ddpm_jax.experiment.hooks import RunHooks
 from ddpm_jax.experiment.initial import InitialParams, read_initial_params
+from ddpm_jax.experiment.logs import RunLog, open_log
 from ddpm_jax.experiment.metrics_log import MetricsLog, missing_metrics
 from ddpm_jax.experiment.post_hoc import missed_snapshots
 from ddpm_jax.experiment.run_directory import RunDirectory, write_json
 from ddpm_jax.experiment.step import lower_step, make_batches, make_form, trained_model
 from ddpm_jax.parallel import Form, hosts
-from ddpm_jax.terminal import make_console, say
+from ddpm_jax.terminal import count_text, make_console, say
 from ddpm_jax.training.checkpoints import Restored
 
 __all__ = ["train"]
@@ -120,16 +119,33 @@ def train(
                         write_data_record(run.images, record_of(experiment))
                     if initial is not None:
                         write_json(run.initial, initial.record)
-            state = _train(experiment, form, lowered, initial, run, console, interrupts)
+            state, log = _train(experiment, form, lowered, initial, run, console, interrupts, stack)
             interrupts.saved(f"step {int(state.step)} is saved; the same command evaluates it")
-            say(console, f"evaluating {len(experiment.images.held_out)} held-out images")
-            evaluated = measure(config.evaluation, trained_model(experiment), state.ema_params)
-            baselines = config.evaluation.baselines(experiment.images)
-            results = {"step": int(state.step), **evaluated.results, **baselines}
+            model, held_out = trained_model(experiment), len(experiment.images.held_out)
+            number = count_text(len(model.images.held_out), held_out)
+            say(console, f"evaluating {number} held-out images")
+            evaluated = measure(config.evaluation, model, state.ema_params)
+            baselines = config.evaluation.baselines(model.images)
+            results = {
+                "step": int(state.step),
+                "held_out_images": held_out,
+                **evaluated.results,
+                **baselines,
+            }
             with hosts.together():
                 if hosts.is_first():
                     run.write_results(results)
+            log.scalars(int(state.step), _final(results))
         return results
+
+
+def _final(results: dict[str, Any]) -> dict[str, float]:
+    """The numbers among the results, for the logger."""
+    return {
+        f"final_{name}": float(value)
+        for name, value in results.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _report_changed_evaluation(run: RunDirectory, config: Config, console: Console) -> None:
@@ -138,6 +154,7 @@ def _report_changed_evaluation(run: RunDirectory, config: Config, console: Conso
         f"with {change.field} {change.first}, not {change.second}"
         for change in differences(run.read_stored(), to_json(config), config)
         if change.field.split(".")[0] == "evaluation"
+        and not change.field.startswith("evaluation.monitor_")  # they measure during training
     ]
     if changed:
         say(
@@ -203,7 +220,9 @@ def _train(
     run: RunDirectory,
     console: Console,
     interrupts: training.Interrupts,
-) -> training.TrainState:
+    stack: contextlib.ExitStack,
+) -> tuple[training.TrainState, RunLog]:
+    """Returns the last state, and the log, which ends with the stack."""
     config, snapshots = experiment.config.train, experiment.config.averages.snapshots
     data = make_batches(
         experiment, process_index=jax.process_index(), process_count=jax.process_count()
@@ -229,9 +248,16 @@ def _train(
                 ):
                     if sentence:
                         say(console, sentence)
+        logger = stack.enter_context(
+            open_log(
+                experiment.config.logger,
+                run.path,
+                resumed_at=start,
+                say=functools.partial(say, console),
+            )
+        )
         with (
             _metrics_log(run, resumed_at=start) as log,
-            _logger(experiment, run, resumed_at=start) as logger,
             TrainingDisplay(
                 console, start=start, steps=config.steps, batch_size=config.batch_size
             ) as display,
@@ -258,11 +284,12 @@ def _train(
                 save_every=config.save_every,
                 draw_every=config.draw_every,
                 keep_every=None if snapshots is None else snapshots.every,
+                eval_every=config.eval_every,
                 interrupted=interrupts.received,
                 computed=interrupts.computed,
             )
             checkpoints.wait()  # here, all processes learn of it if one could not save
-            return state
+            return state, logger
 
 
 def _restored(
@@ -293,23 +320,6 @@ def _metrics_log(
 ) -> contextlib.AbstractContextManager[MetricsLog | None]:
     """The first process's; None for the others."""
     return MetricsLog(run, resumed_at=resumed_at) if hosts.is_first() else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _logger(
-    experiment: Experiment, run: RunDirectory, *, resumed_at: int
-) -> Iterator[LoggingRun | None]:
-    """The first process's; None for the others."""
-    if not hosts.is_first():
-        yield None
-        return
-    member = experiment.config.logger
-    logger: Any = member.make(run.path, resumed_at)
-    check_made("logger", member, logger, LoggingRun)
-    try:
-        yield logger
-    finally:
-        logger.close()
 
 
 def _placed(data: BatchIterator, form: Form) -> Iterator[Any]:

@@ -223,13 +223,19 @@ def _check_times(times: Array, batch: int) -> None:
 
 
 def spread_times(
-    num_steps: int, num_times: int, examples: int, *, seed: int
+    num_steps: int,
+    num_times: int,
+    examples: int,
+    *,
+    seed: int,
+    sizes: Float[np.ndarray, " T"] | None = None,
 ) -> tuple[Int[np.ndarray, "times examples"], Int[np.ndarray, "times examples"]]:
     r"""Times in 0 ... T - 1 for each of many examples, and how many times each stands for.
 
     Time 0, the decoder, is one of them, and the T - 1 others are divided into `num_times` - 1
-    stretches as long as each other, give or take one. An example has one time in each stretch: a
-    random one for the first example, and for each further example the next one, cyclically. So each
+    stretches of about equal length, or of about equal sums of `sizes`. An example has one time in
+    each stretch: a random one for the first example, and for each further example the next one,
+    cyclically; the examples after the last whole round are spread over all of the stretch. So each
     of an example's times t_j is uniform in its stretch, of length n_j, and
 
     .. math::
@@ -245,12 +251,15 @@ def spread_times(
         num_times: 2 to T.
         examples: how many.
         seed: of the random beginnings.
+        sizes: expected size of the term at each t, not negative, `[T]`; the one at t = 0 is not
+            used. By default the terms are taken to be equal.
 
     Returns:
         The times and the lengths of their stretches, int32 `[num_times, examples]` each.
 
     Raises:
-        TypeError, ValueError: a count that is no whole number, or `num_times` outside 2 to T.
+        TypeError, ValueError: a count that is no whole number, `num_times` outside 2 to T, or
+            `sizes` of another shape, or with a value that is negative or not finite.
 
     Example:
         >>> from ddpm_jax.likelihood import spread_times
@@ -265,13 +274,36 @@ def spread_times(
     check_count("examples", examples)
     if not 2 <= num_times <= num_steps:
         raise ValueError(f"num_times is {num_times}; it has to be 2 to T = {num_steps}")
-    stretches = num_times - 1
-    bounds = 1 + np.arange(stretches + 1) * (num_steps - 1) // stretches
+    bounds = _stretches(num_steps, num_times - 1, sizes)
     first = np.concatenate([[0], bounds[:-1]])[:, None]
     length = np.concatenate([[1], np.diff(bounds)])[:, None]
     begin = np.random.default_rng(seed).integers(0, length)
-    times = first + (begin + np.arange(examples)) % length
+    number, in_rounds = np.arange(examples), examples // length * length
+    left = np.maximum(examples - in_rounds, 1)
+    spread = np.where(number < in_rounds, number, (number - in_rounds) * length // left)
+    times = first + (begin + spread) % length
     return times.astype(np.int32), np.broadcast_to(length, times.shape).astype(np.int32)
+
+
+def _stretches(num_steps: int, stretches: int, sizes: np.ndarray | None) -> np.ndarray:
+    """Bounds of the stretches of 1 ... T - 1, `[stretches + 1]`; none of them is empty."""
+    number = np.arange(stretches + 1)
+    equal = 1 + number * (num_steps - 1) // stretches
+    if sizes is None:
+        return equal
+    sizes = np.asarray(sizes, np.float64)
+    if sizes.shape != (num_steps,):
+        raise ValueError(
+            f"sizes has shape {sizes.shape}; it has to be ({num_steps},), one for each t"
+        )
+    if not (np.isfinite(sizes) & (sizes >= 0.0)).all():
+        raise ValueError("sizes has values that are negative or not finite")
+    sums = np.cumsum(sizes[1:])
+    bounds = 1 + np.searchsorted(sums, sums[-1] * number / stretches, side="right")
+    bounds = number + np.maximum.accumulate(bounds - number)  # at least one time in each
+    bounds = np.clip(bounds, 1 + number, num_steps - stretches + number)
+    bounds[0], bounds[-1] = 1, num_steps  # whatever the sizes and their rounding
+    return bounds
 
 
 def checked_data(

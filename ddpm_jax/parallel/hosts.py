@@ -5,10 +5,14 @@ process that runs alone each function returns at once.
 """
 
 import contextlib
+import io
 import itertools
 import json
 import re
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,8 +27,13 @@ __all__ = [
     "HostLossError",
     "agreed",
     "alone",
+    "appears",
     "barrier",
+    "by_first",
+    "check_same",
+    "check_shared",
     "gathered",
+    "gathered_arrays",
     "is_first",
     "join",
     "leave",
@@ -32,9 +41,11 @@ __all__ = [
     "watched",
 ]
 
-_PATIENCE = 3600
-"""Seconds to wait at a barrier: hosts may take very different times to compile for a pod."""
-
+_PATIENCE = 24 * 3600
+"""Seconds to wait at a barrier: the shares of an interrupted evaluation may differ by hours. The
+heartbeats notice a process that is lost."""
+_SHARED = 30
+"""Seconds until a file that one host wrote has to be visible to the others: NFS caches listings."""
 
 _GATHERED = itertools.count()
 _STATUS = re.compile(
@@ -135,18 +146,108 @@ def gathered(value: Any) -> list[Any]:
     """The values of all processes, which JSON can hold, in the order of the processes."""
     if alone():
         return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    return [json.loads(text) for text in _gathered_bytes(json.dumps(value).encode())]
+
+
+def gathered_arrays(values: np.ndarray) -> list[np.ndarray]:
+    """The arrays of all processes, of any shapes, in the order of the processes.
+
+    Each host and each device holds all of them for a moment.
+    """
+    if alone():
+        return [values]
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return [
+        np.load(io.BytesIO(content), allow_pickle=False)
+        for content in _gathered_bytes(file.getvalue())
+    ]
+
+
+def _gathered_bytes(content: bytes) -> list[bytes]:
+    own = np.frombuffer(content, np.uint8)
     # At gloo's first collective a process may be late by at most 30 s.
     barrier(f"gathered {next(_GATHERED)}")
-    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
-    padded = np.pad(text, (0, lengths.max() - len(text)))
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(own))))
+    padded = np.pad(own, (0, lengths.max() - len(own)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 def agreed(value: Any) -> Any:
     """The value of process 0, which JSON can hold, in all processes."""
     return gathered(value)[0]
+
+
+def by_first(function: Callable[[], Any]) -> Any:
+    """The value of `function`, which JSON can hold, in all processes; only the first one calls it.
+
+    Args:
+        function: must not wait for other processes.
+
+    Raises:
+        UserError: (or an OSError) in the first process, if `function` raised it.
+        HostLossError: in the other processes, with the same sentence.
+    """
+    value = None
+    with together():
+        if is_first():
+            value = function()
+    return agreed(value)
+
+
+def check_same(what: str, value: Any) -> None:
+    """Checks that all processes have the same value, which JSON can hold.
+
+    Args:
+        what: the value is, for the sentence: "images", for example.
+        value: of this process.
+
+    Raises:
+        UserError: in all processes, if one has another value than the first.
+    """
+    first, *others = gathered(value)
+    for index, other in enumerate(others, start=1):
+        if other != first:
+            leave()
+            raise UserError(
+                f"process {index} has other {what} than process 0; all processes need the same"
+            )
+
+
+def appears(path: Path) -> bool:
+    """Whether a file that another process wrote is visible here; waits for some seconds."""
+    end = time.monotonic() + _SHARED
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def check_shared(folder: Path) -> None:
+    """Checks that all processes see what the first one writes into `folder`, which it makes.
+
+    Raises:
+        UserError: in all processes, if one does not see it.
+        HostLossError, OSError: the first process cannot write there.
+    """
+    if alone():
+        return
+    marker = folder / f"shared-{agreed(secrets.token_hex(8))}"
+    with together():
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    visible = gathered(appears(marker))
+    if is_first():
+        marker.unlink(missing_ok=True)
+    if not all(visible):
+        leave()
+        raise UserError(
+            f"process {visible.index(False)} does not see what process 0 writes to"
+            f" {str(folder)!r}; it has to be a folder on a disk that all hosts share"
+        )
 
 
 @contextlib.contextmanager

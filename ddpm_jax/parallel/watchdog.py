@@ -37,7 +37,7 @@ from ddpm_jax import terminal
 __all__ = ["EXIT_HOST_LOSS", "RESUME", "all_joined", "claim_exit", "install"]
 
 EXIT_HOST_LOSS = 4
-RESUME = "the same command on all hosts resumes from the last checkpoint"
+RESUME = "the same command on all hosts continues from what is saved"
 
 all_joined = threading.Event()
 """Set when all processes of the run have joined."""

@@ -54,6 +54,14 @@ class Hooks(Protocol):
             metrics: its metrics.
         """
 
+    def monitor(self, step: int, state: TrainState) -> None:
+        """Called when a number on held-out images is due; only if `fit` gets `eval_every`.
+
+        Args:
+            step: number of the step.
+            state: the state after it, which is finite.
+        """
+
     def draw(self, step: int, state: TrainState) -> None:
         """Called when pictures are due.
 
@@ -94,15 +102,16 @@ def fit(
     save_every: int,
     draw_every: int,
     keep_every: int | None = None,
+    eval_every: int | None = None,
     interrupted: Callable[[int], int | None] = lambda step: None,
     computed: Callable[[int], None] = lambda step: None,
 ) -> TrainState:
     """Trains from step `start` to step `steps`.
 
     Metrics are copied to the host while later steps run, and logged after these are dispatched.
-    Before a picture, a snapshot or a save the loop waits for the metrics, so that hooks never get a
-    state that has been NaN. A save comes last, so that a run resumed from it misses nothing. The
-    last step is always logged, drawn, kept and saved.
+    Before any other hook the loop waits for the metrics, so that hooks never get a state that has
+    been NaN. A save comes last, so that a run resumed from it misses nothing. The last step is
+    always logged, drawn, kept and saved.
 
     Args:
         train_step: the compiled step.
@@ -115,6 +124,7 @@ def fit(
         save_every: steps between two calls of `hooks.save`.
         draw_every: steps between two calls of `hooks.draw`.
         keep_every: steps between two calls of `hooks.keep`; None for none.
+        eval_every: steps between two calls of `hooks.monitor`; None for none.
         interrupted: `step -> signal number` after each step; None to go on.
         computed: called with the step when the device has computed it, at the latest before a save.
 
@@ -155,9 +165,12 @@ def fit(
         finish(ahead)
         ahead, begun = 1 if time.monotonic() - begun > _LONG else _AHEAD, time.monotonic()
         keep_due = keep_every is not None and (step % keep_every == 0 or step == steps)
-        if draw_due or keep_due or save_due:
+        eval_due = eval_every is not None and step % eval_every == 0
+        if draw_due or keep_due or eval_due or save_due:
             finish(0)
             _raise_if_bad(metrics)
+        if eval_due:
+            hooks.monitor(step, state)
         if draw_due:
             hooks.draw(step, state)
         if keep_due:

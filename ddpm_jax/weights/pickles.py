@@ -1,10 +1,10 @@
-"""Reads the pickle of a dict of tensors, opcode by opcode; runs and imports nothing that it names.
+"""Reads the pickle of tensors or arrays, opcode by opcode; runs and imports nothing that it names.
 
 A pickle is a program: it may name any function of any module and call it. Python's own reader runs
 it, and a few bytes can also make that fill the memory (the number of a memo, a length) or compute
 without end (the hash of nested tuples). Here a pickle may name what a state dict is made of, a
 dozen names, and the sentence about any other says which it was; keys are strings or integers; and
-the number of opcodes has a limit.
+the number of opcodes has a limit. NumPy's arrays are read where a file may hold them.
 """
 
 import io
@@ -16,9 +16,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.errors import first_line
+from ddpm_jax.files import check_size
+from ddpm_jax.weights.pickled_arrays import (
+    ARRAY_NAMES,
+    EmptyArray,
+    Named,
+    check_dtype_state,
+    make,
+)
 from ddpm_jax.weights.weights import WeightsError
 
-__all__ = ["Reader", "Storage", "Tensor"]
+__all__ = ["Reader", "Storage", "Tensor", "read_pickle"]
 
 _MOST_OPCODES = 200_000
 """Of a pickle: that of Inception-v3 has 20,000, 35 for each tensor."""
@@ -35,13 +44,6 @@ _DTYPES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-
-
-class _Global(NamedTuple):
-    """A name of a module, as a pickle has it. Nothing is imported."""
-
-    module: str
-    name: str
 
 
 class Storage(NamedTuple):
@@ -61,11 +63,45 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class Reader:
-    """One pickle after another of a file: plain values, tensors, and nothing else."""
+def read_pickle(path: Path, *, most_bytes: int) -> Any:
+    """The object of a pickle of plain values and NumPy arrays; the whole file is read.
 
-    def __init__(self, file: io.BytesIO, path: Path) -> None:
+    Args:
+        path: the file.
+        most_bytes: that the file may have.
+
+    Returns:
+        Dicts, lists, tuples, numbers, strings and arrays. The arrays are read-only.
+
+    Raises:
+        WeightsError: the file is missing, truncated or too large, or the pickle names or holds
+            anything else.
+    """
+    try:
+        check_size(path, most_bytes)
+        return Reader(io.BytesIO(path.read_bytes()), path, arrays=True).load()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # damage shows as whatever pickletools raises
+        raise WeightsError(
+            f"{path} is not a pickle of arrays, or it is damaged: {first_line(error)}"
+        ) from error
+
+
+class Reader:
+    """One pickle after another of a file: plain values, tensors, and nothing else.
+
+    With `arrays` also NumPy's arrays.
+    """
+
+    def __init__(self, file: io.BytesIO, path: Path, *, arrays: bool = False) -> None:
         self._file, self._path = file, path
+        self._names = _KNOWN | ARRAY_NAMES if arrays else _KNOWN
+        self._plain = _PLAIN | _BYTES if arrays else _PLAIN
+        self._left = file.getbuffer().nbytes
+        """Bytes that may still be made from text."""
         self.storages: dict[str, Storage] = {}
         """All that were named."""
 
@@ -107,10 +143,11 @@ class Reader:
                 case "APPENDS" | "SETITEMS":
                     items, stack = stack, below.pop()
                     _extend(stack[-1], items)
-                case "PUT" | "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
-                case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
+                case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                    place = len(memo) if opcode.name == "MEMOIZE" else argument
+                    memo[place] = stack[-1]
+                    if isinstance(stack[-1], EmptyArray):
+                        stack[-1].memo.append(place)
                 case "GET" | "BINGET" | "LONG_BINGET":
                     stack.append(memo[argument])
                 case "NONE":
@@ -124,48 +161,59 @@ class Reader:
                     stack.append(self._global(module, name))
                 case "REDUCE":
                     arguments = stack.pop()
-                    stack.append(_call(stack.pop(), arguments))
-                case "BUILD":  # attributes of a state dict: the versions of its layers
-                    stack.pop()
-                    if type(stack[-1]) is not dict:
-                        raise ValueError(f"it sets attributes of a {type(stack[-1]).__name__}")
+                    stack.append(self._call(stack.pop(), arguments))
+                case "BUILD":
+                    state = stack.pop()
+                    stack[-1] = _build(stack[-1], state, memo)
                 case "BINPERSID":
                     stack.append(self._storage(stack.pop()))
-                case name if name in _PLAIN:
+                case name if name in self._plain:
                     stack.append(argument)
                 case name:
                     raise ValueError(f"its pickle has the opcode {name}, which no state dict needs")
         raise ValueError(f"its pickle has more than {_MOST_OPCODES:,} opcodes, or does not end")
 
-    def _global(self, module: Any, name: Any) -> _Global:
+    def _global(self, module: Any, name: Any) -> Named:
         if not type(module) is type(name) is str:
             raise ValueError("it names a function by something that is not a string")
-        if (module, name) in _KNOWN or (module == "torch" and name in _DTYPES):
-            return _Global(module, name)
+        if (module, name) in self._names or (module == "torch" and name in _DTYPES):
+            return Named(module, name)
+        what = "dict of tensors" if self._names is _KNOWN else "file of arrays"
         raise WeightsError(
-            f"{self._path} names {module[:80]}.{name[:80]}, which no dict of tensors"
+            f"{self._path} names {module[:80]}.{name[:80]}, which no {what}"
             " needs; it was not called, and the file is refused"
         )
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not (isinstance(function, Named) and function in ARRAY_NAMES):
+            return _call(function, arguments)
+        if type(arguments) is not tuple:
+            raise ValueError("it calls a function of NumPy without arguments")
+        made = make(function, arguments, self._left)
+        self._left -= len(made) if isinstance(made, bytes) else 0
+        return made
 
     def _storage(self, pid: Any) -> Storage:
         """A storage, whose bytes are elsewhere: `("storage", type, key, device, length, view)`."""
         kind, of, key, _, length, *view = pid
-        if kind != "storage" or not isinstance(of, _Global) or view not in ([], [None]):
+        if kind != "storage" or not isinstance(of, Named) or view not in ([], [None]):
             raise ValueError("a storage is no storage of its own")
         if type(key) is not str or type(length) is not int or not 0 <= length < 2**63:
             raise ValueError("a storage has a key or a length that is none")
         return self.storages.setdefault(key, Storage(key, _DTYPES[of.name], length))
 
 
-_ORDERED = _Global("collections", "OrderedDict")
-_TENSOR = _Global("torch._utils", "_rebuild_tensor_v2")
-_PARAMETER = _Global("torch._utils", "_rebuild_parameter")
-_KNOWN = (_ORDERED, _TENSOR, _PARAMETER)
+_ORDERED = Named("collections", "OrderedDict")
+_TENSOR = Named("torch._utils", "_rebuild_tensor_v2")
+_PARAMETER = Named("torch._utils", "_rebuild_parameter")
+_KNOWN = frozenset({_ORDERED, _TENSOR, _PARAMETER})
 _PLAIN = {
     *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "STRING", "SHORT_BINSTRING", "BINSTRING"),
 }
 """Opcodes that push their argument, a number or a string."""
+_BYTES = {"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8"}
+"""The same of large arrays."""
 
 
 def _of_items(opcode: str, items: list[Any]) -> Any:
@@ -184,6 +232,20 @@ def _extend(value: Any, items: list[Any]) -> None:
     if type(value) is not dict or not all(type(key) in (str, int) for key in items[::2]):
         raise ValueError("it has a dict with keys that are neither strings nor integers")
     value.update(zip(items[::2], items[1::2], strict=True))
+
+
+def _build(value: Any, state: Any, memo: dict[int, Any]) -> Any:
+    """The value after its state was set."""
+    if type(value) is dict:  # attributes of a state dict: the versions of its layers
+        return value
+    if isinstance(value, EmptyArray):
+        array = value.built(state)
+        memo.update(dict.fromkeys(value.memo, array))
+        return array
+    if isinstance(value, np.dtype):
+        check_dtype_state(state)
+        return value
+    raise ValueError(f"it sets attributes of a {type(value).__name__}")
 
 
 def _call(function: Any, arguments: Any) -> Any:

@@ -20,8 +20,9 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +32,14 @@ from ddpm_jax.files import check_size
 from ddpm_jax.weights.pickles import Reader, Tensor
 from ddpm_jax.weights.weights import LazyArray, WeightsError
 
-__all__ = ["open_state_dict", "read_state_dict"]
+__all__ = ["open_object", "open_state_dict", "read_state_dict"]
 
 _MOST_BYTES = 2**36
 """Of a file: the largest public networks in pixels have some gigabytes."""
 _MOST_AT_ONCE = 2**22
 """Bytes of all that is no tensor: a pickle has 200 for each tensor, a zip's directory 100."""
+_MOST_OF_ARRAYS = 2**28
+"""Of a pickle that also holds NumPy arrays: a covariance of 2048 features has 50 MB as text."""
 _MOST_AXES = 32
 _MOST_LISTED = 10
 _CHUNK = 2**20
@@ -65,19 +68,7 @@ def open_state_dict(
             dict of tensors; its pickle names what no state dict needs. Reading a tensor raises it,
             too, if the file was changed or is damaged there.
     """
-    try:
-        check_size(path, most_bytes)
-        with _BoundedFile(io.FileIO(path)) as file:
-            return _open(file, path, key)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except WeightsError:
-        raise
-    except Exception as error:  # there is none that a damaged pickle could not raise
-        raise WeightsError(
-            f"{path} is not a dict of tensors as PyTorch writes it, or it is damaged:"
-            f" {first_line(error)}"
-        ) from error
+    return _opened(path, most_bytes, _MOST_AT_ONCE, functools.partial(_state_dict, key=key))
 
 
 def read_state_dict(path: Path, *, most_bytes: int = _MOST_BYTES) -> dict[str, np.ndarray]:
@@ -86,14 +77,35 @@ def read_state_dict(path: Path, *, most_bytes: int = _MOST_BYTES) -> dict[str, n
     return {name: array.read() for name, array in arrays.items()}
 
 
+def open_object(path: Path, *, most_bytes: int = _MOST_BYTES) -> Any:
+    """The object of a PyTorch file: one tensor, or a dict of tensors and NumPy arrays.
+
+    Args:
+        path: the file. It is opened again for each tensor.
+        most_bytes: that the file may have.
+
+    Returns:
+        A `LazyArray` for a tensor; a dict with a `LazyArray` for each tensor in it, and with
+        arrays, numbers and strings as they are; another object of such parts.
+
+    Raises:
+        WeightsError: as `open_state_dict`.
+    """
+    return _opened(path, most_bytes, _MOST_OF_ARRAYS, _object)
+
+
 class _BoundedFile(io.BufferedReader):
     """A file of which a library cannot read more at once than a reader of weights needs."""
 
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(io.FileIO(path))
+        self.most = most
+
     def read(self, size: int | None = -1, /) -> bytes:
-        unbounded = size is None or not 0 <= size <= _MOST_AT_ONCE
-        content = super().read(_MOST_AT_ONCE + 1 if unbounded else size)
-        if len(content) > _MOST_AT_ONCE:
-            raise ValueError(f"it has more than {_MOST_AT_ONCE:,} bytes that are no tensors")
+        unbounded = size is None or not 0 <= size <= self.most
+        content = super().read(self.most + 1 if unbounded else size)
+        if len(content) > self.most:
+            raise ValueError(f"it has more than {self.most:,} bytes that are no tensors")
         return content
 
 
@@ -148,7 +160,31 @@ class _Bytes:
         return checksum
 
 
-def _open(file: _BoundedFile, path: Path, key: str | None) -> dict[str, LazyArray]:
+Opened = TypeVar("Opened")
+_Lazy = Callable[[Mapping[str, Tensor]], dict[str, LazyArray]]
+"""Makes arrays of a file's tensors, after the tensors are checked."""
+
+
+def _opened(
+    path: Path, most_bytes: int, most_at_once: int, select: Callable[[Any, Path, _Lazy], Opened]
+) -> Opened:
+    """`select(object, path, lazy)` of the file's object."""
+    try:
+        check_size(path, most_bytes)
+        with _BoundedFile(path, most_at_once) as file:
+            return _open(file, path, select)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # there is none that a damaged pickle could not raise
+        raise WeightsError(
+            f"{path} is not a dict of tensors as PyTorch writes it, or it is damaged:"
+            f" {first_line(error)}"
+        ) from error
+
+
+def _open(file: _BoundedFile, path: Path, select: Callable[[Any, Path, _Lazy], Opened]) -> Opened:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     is_zip = file.read(len(_ZIP)) == _ZIP
@@ -158,18 +194,36 @@ def _open(file: _BoundedFile, path: Path, key: str | None) -> dict[str, LazyArra
         raise ValueError("it ends before its last storage does")
     if sum(place.size for place in places.values()) > size:  # members that lie over one another
         raise ValueError("its storages have more bytes than the file")
-    tensors = _tensors(state, path, key)
-    if sum(_check_window(name[:80], tensor) for name, tensor in tensors.items()) > 2 * size:
-        raise ValueError("its tensors have more than twice the bytes of the file")
     storages = {
         name: _Bytes(path, place, intact=place.checksum is None) for name, place in places.items()
     }
 
-    def lazy(tensor: Tensor) -> LazyArray:
-        read = functools.partial(_read, tensor, storages[tensor.storage.key])
-        return LazyArray(tensor.shape, read)
+    def lazy(tensors: Mapping[str, Tensor]) -> dict[str, LazyArray]:
+        if sum(_check_window(name[:80], tensor) for name, tensor in tensors.items()) > 2 * size:
+            raise ValueError("its tensors have more than twice the bytes of the file")
+        return {
+            name: LazyArray(
+                tensor.shape, functools.partial(_read, tensor, storages[tensor.storage.key])
+            )
+            for name, tensor in tensors.items()
+        }
 
-    return {name: lazy(tensor) for name, tensor in tensors.items()}
+    return select(state, path, lazy)
+
+
+def _state_dict(state: Any, path: Path, lazy: _Lazy, *, key: str | None) -> dict[str, LazyArray]:
+    return lazy(_tensors(state, path, key))
+
+
+def _object(state: Any, path: Path, lazy: _Lazy) -> Any:
+    if isinstance(state, Tensor):
+        return lazy({"the tensor": state})["the tensor"]
+    if not isinstance(state, dict):
+        return state
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not all(type(name) is str for name in tensors):
+        raise ValueError("the name of a tensor is not a string")
+    return {**state, **lazy(tensors)}
 
 
 def _tensors(state: Any, path: Path, key: str | None) -> dict[str, Tensor]:
@@ -209,13 +263,13 @@ def _open_zip(file: _BoundedFile, path: Path) -> tuple[Any, dict[str, _Place]]:
 
     def content(name: str) -> bytes:
         size = archive.getinfo(name).file_size
-        if size > _MOST_AT_ONCE:
-            raise ValueError(f"{name[:80]!r} has {size:,} bytes, more than {_MOST_AT_ONCE:,}")
+        if size > file.most:
+            raise ValueError(f"{name[:80]!r} has {size:,} bytes, more than {file.most:,}")
         return archive.read(name)
 
     if folder + "byteorder" in names:  # before PyTorch 2.1 it was not stated
         _check_little_endian(content(folder + "byteorder") == b"little")
-    reader = Reader(io.BytesIO(content(pickled)), path)
+    reader = Reader(io.BytesIO(content(pickled)), path, arrays=file.most > _MOST_AT_ONCE)
     state = reader.load()
     places = {}
     for key, storage in reader.storages.items():
@@ -234,12 +288,12 @@ def _open_zip(file: _BoundedFile, path: Path) -> tuple[Any, dict[str, _Place]]:
 
 def _open_legacy(file: _BoundedFile, path: Path) -> tuple[Any, dict[str, _Place]]:
     """The object, and the places of its storages by key."""
-    begin = io.BytesIO(file.read(_MOST_AT_ONCE))
+    begin = io.BytesIO(file.read(file.most))
     head = Reader(begin, path)
     if head.load() != _MAGIC or head.load() != _PROTOCOL:
         raise ValueError("it does not begin with PyTorch's magic number and protocol")
     _check_little_endian(head.load()["little_endian"])
-    reader = Reader(begin, path)
+    reader = Reader(begin, path, arrays=file.most > _MOST_AT_ONCE)
     state, keys = reader.load(), reader.load()
     places, start = {}, begin.tell()
     for key in keys:

@@ -56,7 +56,7 @@ def test_an_unknown_command(capsys):
     assert code == 2
     assert said == (
         "ddpm-jax: the command is 'trian'; it has to be one of train, data, sample, export,"
-        " evaluate, weights, configs, list, replay, inspect, plan\n"
+        " evaluate, compare, weights, configs, list, replay, inspect, plan\n"
     )
 
 
@@ -72,6 +72,11 @@ def test_training_leaves_everything(run):
     assert list(losses) == [5, 10, 15, 20, 24]
     assert losses[24] < losses[5]
     assert [line["step"] for line in lines if "held_out_loss" in line] == [4, 8, 12, 16, 20, 24]
+    numbers = {line["step"]: line for line in lines if "held_out_bits_per_dim" in line}
+    assert list(numbers) == [8, 16, 24]
+    assert numbers[24]["held_out_images"] == 256
+    off = numbers[24]["held_out_bits_per_dim"] - results["bits_per_dim"]  # of 360 images
+    assert abs(off) < 4.0 * numbers[24]["held_out_bits_per_dim_error"]
     assert {path.name for path in (run / "pictures").iterdir()} == {
         f"{kind}_{step:07d}.png" for kind in ("samples", "strip") for step in (12, 24)
     }
@@ -95,7 +100,14 @@ def test_tensorboard_has_scalars_and_images(run):
             event = event_pb2.Event.FromString(data[12 : 12 + length])
             tags |= {value.tag for value in event.summary.value}
             data = data[16 + length :]
-    assert tags >= {"loss", "held_out_loss", "steps_per_second", "samples", "strip"}
+    assert tags >= {
+        "loss",
+        "held_out_loss",
+        "held_out_bits_per_dim",
+        "steps_per_second",
+        "samples",
+        "strip",
+    }
 
 
 def test_a_finished_run_says_so_and_changes_nothing(run, capsys):

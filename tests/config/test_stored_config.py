@@ -42,7 +42,8 @@ class TestFormat1:
         assert "executing" in executing
         assert lacking == (
             "the stored config lacks fields, which take their defaults:"
-            " averages.warmup = True, sampler.threshold.maximum = None"
+            " averages.warmup = True, sampler.threshold.maximum = None,"
+            " evaluation.held_out_images = 10000, train.eval_every = 1000"
         )
 
     def test_has_a_member_that_is_no_default_in_each_family_that_has_several(self, stored):
@@ -88,7 +89,7 @@ def test_missing_fields_take_their_defaults_and_one_line_names_them(stored):
     assert [line for line in lines if "executing" not in line] == [
         "the stored config lacks fields, which take their defaults: network.width = 8,"
         " optimizer.b1 = 0.9, averages.warmup = True, sampler.threshold.maximum = None,"
-        " logger = TensorBoard"
+        " evaluation.held_out_images = 10000, logger = TensorBoard, train.eval_every = 1000"
     ]
 
 

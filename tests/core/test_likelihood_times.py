@@ -88,6 +88,60 @@ def test_the_weighted_sum_is_unbiased():
     assert sums.std() > 0.1  # and not the whole sum by itself
 
 
+@pytest.mark.parametrize(
+    "sizes", [np.ones(101), np.exp(-np.arange(101.0) / 10), np.eye(101)[50], np.zeros(101)]
+)
+@pytest.mark.parametrize("num_times", [2, 8, 101])
+def test_stretches_have_about_equal_sums_of_the_sizes(sizes, num_times):
+    times, lengths = spread_times(101, num_times, 500, seed=1, sizes=sizes)
+    assert (times[0] == 0).all()
+    assert lengths[0, 0] == 1
+    assert lengths[:, 0].sum() == 101
+    assert (lengths >= 1).all()
+    first = np.cumsum(lengths[:, 0]) - lengths[:, 0]
+    assert ((times >= first[:, None]) & (times < (first + lengths[:, 0])[:, None])).all()
+    sums = np.add.reduceat(sizes, first)[1:]
+    long = lengths[1:, 0] > 1  # a stretch of one time cannot be shorter
+    assert (sums[long] <= sizes[1:].sum() / (num_times - 1) + 2.0 * sizes[1:].max()).all()
+
+
+def test_equal_sizes_are_the_default():
+    equal = spread_times(101, 8, 20, seed=2, sizes=np.ones(101))
+    np.testing.assert_array_equal(spread_times(101, 8, 20, seed=2), equal)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_examples_after_whole_rounds_are_spread_over_the_whole_of_a_stretch(rounds):
+    times, lengths = spread_times(1001, 3, 500 * rounds + 10, seed=0)
+    for row, length in zip(times[1:], lengths[1:, 0], strict=True):
+        left = np.sort(row[500 * rounds :])
+        assert np.diff(left, append=left[0] + length).tolist() == [50] * 10
+
+
+def test_the_weighted_sum_is_unbiased_whatever_the_sizes():
+    # Over 4,000 seeds: the mean is the whole sum, within 4.5 standard errors (p < 1e-5).
+    values = np.sin(np.arange(30.0)) + np.exp(-np.arange(30.0) / 5)
+    sums = []
+    for seed in range(4000):
+        times, lengths = spread_times(30, 6, 3, seed=seed, sizes=np.exp(-np.arange(30.0) / 5))
+        sums.append((lengths * values[times]).sum(axis=0))
+    error = np.std(sums, axis=0, ddof=1) / np.sqrt(len(sums))
+    assert (np.abs(np.mean(sums, axis=0) - values.sum()) < 4.5 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (np.ones(11), r"sizes has shape \(11,\); it has to be \(12,\)"),
+        (-np.ones(12), "sizes has values that are negative or not finite"),
+        (np.full(12, np.inf), "sizes has values that are negative or not finite"),
+    ],
+)
+def test_sizes_are_one_for_each_time(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        spread_times(12, 3, 3, seed=0, sizes=sizes)
+
+
 def test_with_all_times_it_is_the_whole_sum():
     times, lengths = spread_times(30, 30, 4, seed=9)
     np.testing.assert_array_equal(times, np.repeat(np.arange(30)[:, None], 4, axis=1))

@@ -13,6 +13,7 @@ from pages import CONFIGS, PAGES, commands_of, commands_of_docstring, name_of, w
 from paths import ROOT
 
 from benchmarks.__main__ import SUITES
+from ddpm_jax.cli import evaluate_samples
 from ddpm_jax.config import Config
 from ddpm_jax.experiment import RunDirectory
 from ddpm_jax.terminal import make_console
@@ -65,8 +66,9 @@ def parse(tmp_path, monkeypatch):
         if command == "inspect" and arguments[0].startswith("runs/"):
             return
         with pytest.MonkeyPatch.context() as patch:
-            for name in set(PARSERS) & set(vars(module)):
-                patch.setattr(module, name, ends(getattr(module, name)))
+            for parses in (module, evaluate_samples):  # a form of evaluate, in a module of its own
+                for name in set(PARSERS) & set(vars(parses)):
+                    patch.setattr(parses, name, ends(getattr(parses, name)))
             try:
                 module.run(arguments, make_console())
             except Parsed:

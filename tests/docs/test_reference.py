@@ -9,7 +9,7 @@ import pytest
 from paths import ROOT
 from rooms import ROOMS
 
-HELPERS = {"arrays", "checks", "compiled", "files", "npz", "terminal", "cli"}
+HELPERS = {"arrays", "checks", "compiled", "files", "npz", "terminal", "comparison", "cli"}
 """Rooms that users do not import."""
 PUBLIC = [f"ddpm_jax.{room}" for room in (*ROOMS, "samplers.guidance", "cli.main")]
 PUBLIC = ["ddpm_jax", *(name for name in PUBLIC if name.removeprefix("ddpm_jax.") not in HELPERS)]

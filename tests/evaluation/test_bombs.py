@@ -168,8 +168,9 @@ def test_statistics_with_their_own_sha256_that_are_none(tmp_path):
     from ddpm_jax.evaluation import references
 
     def refused(part, **changes):
+        arrays = {"pooled_mean": np.zeros(2), "pooled_covariance": np.zeros((2, 2))}
         moments = {"rows": np.array(3), "mean": np.zeros(2), "scatter": np.zeros((2, 2))}
-        arrays = {f"{half}_{name}": a for half in ("even", "odd") for name, a in moments.items()}
+        arrays |= {f"{half}_{name}": a for half in ("even", "odd") for name, a in moments.items()}
         about = dict.fromkeys(references.Provenance._fields, "x") | {"images": 6}
         arrays |= {
             "format": np.array(references._FORMAT),
@@ -180,15 +181,26 @@ def test_statistics_with_their_own_sha256_that_are_none(tmp_path):
         save_npz(path, arrays)
         ends_in_one_sentence(load_reference, path, str(path), part)
 
+    refused("no mean and covariance of the pooled", pooled_mean=None)
+    refused("pooled_covariance", pooled_covariance=None)
+    refused("spatial mean and covariance have other shapes", **spatial(np.zeros((2, 3))))
+    refused("spatial mean and covariance are not float64", **spatial(np.zeros((2, 2), "f4")))
     refused("even_mean", even_mean=None)
     refused("'odd' have other shapes", odd_scatter=np.zeros((3, 2)))
     refused("'odd' have other shapes", odd_mean=np.array(1.0))
+    refused("rows of 'even' is not an integer", even_rows=np.array(1.0))
     refused("not float64", even_mean=np.zeros(2, np.float32))
     refused("features have dtype int64", features=np.zeros((2, 2), np.int64))
     refused("is not a file of statistics", provenance=np.array("[" * 100_000))
     refused("is not a file of statistics", provenance=np.array('{"network": 1}'))
     about = dict.fromkeys(references.Provenance._fields, "x")
-    refused("images of its provenance is not of type int", provenance=np.array(json.dumps(about)))
+    refused("images of its provenance is 'x'", provenance=np.array(json.dumps(about)))
+    about["images"] = True
+    refused("images of its provenance is 'True'", provenance=np.array(json.dumps(about)))
+
+
+def spatial(covariance):
+    return {"spatial_mean": np.zeros(len(covariance)), "spatial_covariance": covariance}
 
 
 # ---- Public files that are converted

@@ -100,3 +100,17 @@ def test_curves_without_error_bars_are_plotted(tmp_path):
     lines = [{"step": 1, "loss": "text"}, {"step": 2, "loss": True}, {"step": 3, "loss": 0.5}]
     plot_training(tmp_path / "b.png", [*lines, {"step": 4, "loss": math.inf}], title="odd lines")
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_a_number_with_an_error_has_a_panel_of_its_own(tmp_path):
+    losses = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
+    numbers = [
+        {"step": 2, "held_out_bits_per_dim": 2.0, "held_out_bits_per_dim_error": 0.1},
+        {"step": 3, "held_out_bits_per_dim": 1.9, "held_out_bits_per_dim_error": None},
+    ]
+    sizes = []
+    for name, lines in (("one", losses), ("two", losses + numbers), ("no", losses + numbers[1:])):
+        plot_training(tmp_path / name, lines, title="digits")
+        with Image.open(tmp_path / name) as picture:
+            sizes.append(picture.size[1])
+    assert sizes[0] == sizes[2] < sizes[1]

@@ -10,12 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inceptions import random_state
+from inceptions import bilinear_by_hand, random_state
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from torch_pickles import as_file
 
-from ddpm_jax.evaluation import inception, inception_network, inception_weights
-from ddpm_jax.evaluation.inception import InceptionV3, MixedA, features, resize
+from ddpm_jax.evaluation import (
+    EvaluationError,
+    inception,
+    inception_network,
+    inception_weights,
+)
+from ddpm_jax.evaluation.inception import PREPARATIONS, InceptionV3, MixedA, features
 from ddpm_jax.evaluation.inception_weights import convert, expected_shapes
 from ddpm_jax.weights import WeightsError
 
@@ -83,7 +88,7 @@ def test_features(network, seen, photos):
     assert (network.dim, network.classes) == (2048, 1008)
     assert seen.pooled.shape == (8, 2048)
     assert seen.logits.shape == (8, 1008)
-    assert seen.pooled.dtype == seen.logits.dtype == jnp.float32
+    assert seen.pooled.dtype == seen.logits.dtype == seen.spatial.dtype == jnp.float32
     assert np.isfinite(seen.pooled).all()
     assert np.abs(seen.pooled[0] - seen.pooled[1]).max() > 0.1
 
@@ -156,50 +161,54 @@ def test_images_are_checked(images, error, message):
 # ---- preparation
 
 
-def by_hand(image, side):
-    """Where each pixel lies follows from whole numbers."""
-
-    def between(n):
-        below, share = np.divmod(np.arange(side) * n, side)
-        return below, np.minimum(below + 1, n - 1), share / side
-
-    top, bottom, y = between(image.shape[0])
-    left, right, x = between(image.shape[1])
-    y, x = y[:, None, None], x[None, :, None]
-    above = (1 - x) * image[np.ix_(top, left)] + x * image[np.ix_(top, right)]
-    below = (1 - x) * image[np.ix_(bottom, left)] + x * image[np.ix_(bottom, right)]
-    return (1 - y) * above + y * below
-
-
-@pytest.mark.optimized
-@pytest.mark.parametrize(
-    ("shape", "side"),
-    [((1, 1), 5), ((2, 3), 7), ((8, 32), 299), ((64, 40), 299), ((37, 12), 11), ((600, 5), 299)],
-)
-def test_resize(shape, side):
-    image = RNG.integers(0, 256, (*shape, 2)).astype(np.float64)
-    ours = jax.jit(resize, static_argnums=1)(jnp.asarray(image[None], jnp.float32), side)[0]
-    # Positions are float32, so that a share is off by two roundings of numbers up to n.
-    atol = 255 * (1e-6 + max(shape) * 2.0**-23)
-    np.testing.assert_allclose(ours, by_hand(image, side), rtol=0, atol=atol)
-
-
-@pytest.mark.optimized
-def test_an_image_of_that_size_stays_as_it_is():
-    image = RNG.integers(0, 256, (1, 299, 299, 3)).astype(np.float32)
-    np.testing.assert_array_equal(jax.jit(resize, static_argnums=1)(jnp.asarray(image), 299), image)
-
-
 @pytest.mark.optimized
 @pytest.mark.thorough
 def test_features_are_of_prepared_images(state, photos, monkeypatch):
     monkeypatch.setattr(inception, "SIDE", 299)
-    x = by_hand(np.asarray(photos[0], np.float64), 299)[None]
+    x = bilinear_by_hand(np.asarray(photos[0], np.float64), 299)[None]
     prepared = jnp.asarray((x - 128) / 128, jnp.float32)
     variables = inception_weights.to_variables(state)
-    expected, _ = jax.jit(InceptionV3().apply)(variables, prepared)
+    expected = jax.jit(InceptionV3().apply)(variables, prepared).pooled
     pooled = jax.jit(lambda images: features(variables, images).pooled)(photos[:1])
     assert np.abs(pooled - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_way_to_resize_is_in_the_name_and_in_the_identity(npz, network):
+    of = {name: inception_network(npz, resize=name, other_weights=True) for name in PREPARATIONS}
+    assert of["tensorflow"][:2] == network[:2]
+    assert of["pytorch-fid"].name == network.name + ", pytorch-fid's resize"
+    assert of["clean-fid"].name == network.name + ", clean-fid's resize"
+    assert len({one.identity for one in of.values()}) == 3
+
+
+@pytest.mark.usefixtures("without_annotation_checks")
+def test_a_way_to_resize_that_is_none(npz):
+    message = "resize is 'torch'; it has to be one of 'tensorflow', 'pytorch-fid', 'clean-fid'"
+    with pytest.raises(EvaluationError, match=message):
+        inception_network(npz, resize="torch", other_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("resize", "black", "white"),
+    [
+        ("tensorflow", -1.0, 127 / 128),
+        ("clean-fid", -1.0, 127 / 128),
+        ("pytorch-fid", -1.0, 1.0),
+    ],
+)
+def test_the_range_of_prepared_images(resize, black, white):
+    # An edge, which a bicubic filter overshoots.
+    edge = jnp.repeat(jnp.array([0.0, 255.0]), 8)[None, :, None, None]
+    made = jax.jit(PREPARATIONS[resize].prepare)(jnp.tile(edge, (1, 1, 16, 3)))
+    assert made.shape == (1, SMALLEST, SMALLEST, 3)
+    assert float(made.min()) == pytest.approx(black, abs=1e-6)
+    assert float(made.max()) == pytest.approx(white, abs=1e-6)
+
+
+def test_spatial_features_are_7_channels_of_17_by_17_pixels(network):
+    image = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
+    out, _ = jax.eval_shape(InceptionV3().init_with_output, jax.random.key(0), image)
+    assert out.spatial.shape == (2, network.spatial_dim) == (2, 17 * 17 * 7)
 
 
 # ---- files of weights
@@ -239,7 +248,8 @@ def test_other_weights_have_another_identity(pth, network, state, tmp_path, monk
     other = inception_network(path, other_weights=True)
     assert other.identity != network.identity
     assert other.name != network.name
-    monkeypatch.setattr(inception_weights.inception, "PREPARATION", "as pytorch-fid")
+    changed = PREPARATIONS["tensorflow"]._replace(sentence="another")
+    monkeypatch.setitem(PREPARATIONS, "tensorflow", changed)
     assert inception_network(pth, other_weights=True).identity != network.identity
 
 

@@ -1,4 +1,4 @@
-"""Nearest rows, precision and recall by brute force, on ties and where products have no digits."""
+"""Nearest rows by brute force, on ties and where products have no digits."""
 
 import time
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 
-from ddpm_jax.evaluation import nearest, neighbours, precision_recall
+from ddpm_jax.evaluation import EvaluationError, nearest, neighbours
 
 
 def brute_nearest(queries, pool, k):
@@ -93,50 +93,15 @@ def test_nearest_training_images_take_no_time():
     assert seconds < 20.0  # 1 s where nothing else runs
 
 
-def brute_precision_recall(samples, reference, k):
-    """From exact squared distances of whole numbers; the definition word by word."""
-
-    def squared(x, y):
-        return sum((int(a) - int(b)) ** 2 for a, b in zip(x, y, strict=True))
-
-    def share(queries, centres):
-        inside = 0
-        for query in queries:
-            for i, centre in enumerate(centres):
-                others = [squared(centre, c) for j, c in enumerate(centres) if j != i]
-                if squared(query, centre) <= sorted(others)[k - 1]:
-                    inside += 1
-                    break
-        return inside / len(queries)
-
-    return share(samples, reference), share(reference, samples)
-
-
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
-def test_precision_and_recall_by_the_definition(monkeypatch, seed, k):
-    monkeypatch.setattr(neighbours, "QUERIES", 7)
-    monkeypatch.setattr(neighbours, "POOL", 9)
-    generator = np.random.default_rng(seed)
-    # Few values, so that many pairs are equal and many points on the surface of a ball.
-    samples = generator.integers(0, 5, (25, 3))
-    reference = generator.integers(1 + seed, 7, (32, 3))
-    expected = brute_precision_recall(samples, reference, k)
-    # Scaled and moved by powers of two: exact, and products of float32 have lost their digits.
-    for scale, shift in ((1.0, 0.0), (2.0**-10, 2.0**12)):
-        moved = [(part * scale + shift).astype(np.float32) for part in (samples, reference)]
-        assert precision_recall(*moved, k) == expected
-
-
-def test_balls_around_equal_features_and_their_surface():
-    equal = np.ones((5, 2))
-    # k = 3: the third neighbour of each is an equal one, so balls have no radius, but a centre.
-    assert precision_recall(equal, equal) == (1.0, 1.0)
-    assert precision_recall(equal + 1e-9, equal) == (0.0, 0.0)
-    line = np.arange(6.0)[:, None]
-    assert precision_recall(line + 2.0, line, k=1) == (5 / 6, 5 / 6)  # 6 is on the surface about 5
-    # Two pairs so far apart that products say nothing about what is inside a pair's balls.
-    pairs = np.array([[0.0], [1.0], [1e8], [1e8 + 8]], np.float32)
-    assert precision_recall(np.array([[2.0], [2.5], [-1.5]], np.float32), pairs, k=1)[0] == 1 / 3
-    same = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
-    assert precision_recall(same, same, k=1) == (1.0, 1.0)
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda x: nearest(x, x[:2], 3), "k is 3; .* rows of pool, 2"),
+        (lambda x: nearest(x, x, 0), "k is 0"),
+        (lambda x: nearest(x / 0.0, x, 1), r"queries\[0, 0\] is inf"),
+        (lambda x: nearest(x > 0, x, 1), "queries has dtype bool"),
+    ],
+)
+def test_what_is_refused(without_annotation_checks, call, said):
+    with pytest.raises(EvaluationError, match=said), np.errstate(divide="ignore"):
+        call(np.ones((6, 3)))

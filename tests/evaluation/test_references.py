@@ -1,22 +1,20 @@
 """Reference statistics: made in one pass, saved to the bit, refused when altered or mixed."""
 
-import hashlib
 import os
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import parallel
 from ddpm_jax.evaluation import (
     EvaluationError,
+    FeatureNetwork,
     Provenance,
     Reference,
+    check_network,
     check_same,
+    gaussian_of,
     load_reference,
-    make_reference,
     merge,
     moments_of,
     save_reference,
@@ -35,22 +33,23 @@ PROVENANCE = Provenance(
 
 @pytest.fixture
 def reference():
-    features = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((40, 5)).astype(np.float32)
     halves = moments_of(features[0::2]), moments_of(features[1::2])
-    return Reference(PROVENANCE, merge(*halves), halves, features)
+    spatial = gaussian_of(moments_of(rng.standard_normal((40, 3))))
+    return Reference(PROVENANCE, gaussian_of(merge(*halves)), spatial, features, halves)
 
 
 def assert_same(a, b):
     assert a.provenance == b.provenance
-    assert a.moments.rows == b.moments.rows
     for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(one, other)
         assert getattr(one, "dtype", None) == getattr(other, "dtype", None)
 
 
-@pytest.mark.parametrize("with_features", [True, False])
-def test_a_file_gives_back_every_bit(tmp_path, reference, with_features):
-    reference = reference._replace(features=reference.features if with_features else None)
+@pytest.mark.parametrize("absent", [(), ("features",), ("spatial", "features", "halves")])
+def test_a_file_gives_back_every_bit(tmp_path, reference, absent):
+    reference = reference._replace(**dict.fromkeys(absent))
     path = tmp_path / "new" / "stripes.npz"
     save_reference(path, reference)
     assert_same(load_reference(path), reference)
@@ -71,7 +70,7 @@ def test_every_part_has_a_say_in_the_hash(tmp_path, reference):
         array.flat[-1] = np.nextafter(array.flat[-1], np.inf, dtype=array.dtype)
         return array
 
-    (even, odd), features = reference.halves, reference.features
+    (even, odd), features, pooled = reference.halves, reference.features, reference.pooled
     others = [
         reference._replace(features=None),
         reference._replace(features=altered(features)),
@@ -80,6 +79,11 @@ def test_every_part_has_a_say_in_the_hash(tmp_path, reference):
         reference._replace(halves=(even, odd._replace(mean=altered(odd.mean)))),
         reference._replace(halves=(even._replace(scatter=altered(even.scatter)), odd)),
         reference._replace(halves=(odd, even)),
+        reference._replace(halves=None),
+        reference._replace(pooled=pooled._replace(mean=altered(pooled.mean))),
+        reference._replace(pooled=pooled._replace(covariance=altered(pooled.covariance))),
+        reference._replace(spatial=None),
+        reference._replace(spatial=pooled),
         *(
             reference._replace(provenance=PROVENANCE._replace(**{field: 7}))
             for field in Provenance._fields
@@ -131,7 +135,7 @@ def test_what_is_no_reference(tmp_path, reference):
     with pytest.raises(EvaluationError, match="another version of ddpm_jax: its format is absent"):
         load_reference(path)
     np.savez(path, format=np.array(1), anything=np.zeros(3))
-    with pytest.raises(EvaluationError, match="its format is 1, and this version reads 2"):
+    with pytest.raises(EvaluationError, match="its format is 1, and this version reads 3"):
         load_reference(path)
     np.savez(path, format=np.array([object()]))  # a pickle
     with pytest.raises(EvaluationError, match="is damaged or not a file of statistics"):
@@ -178,35 +182,32 @@ def test_mixing_is_refused(field):
     check_same(PROVENANCE, PROVENANCE)
 
 
-class Told(NamedTuple):
-    pooled: jax.Array
-    logits: jax.Array
+def network_like(reference, **changes):
+    network = FeatureNetwork(
+        PROVENANCE.network, PROVENANCE.network_sha256, 5, 10, lambda images: images, 3
+    )
+    return network._replace(**changes)
 
 
-def network(images):
-    flat = images.astype(jnp.float32).reshape(images.shape[0], -1)
-    return Told(flat[:, :3] * 2.0, flat)
+def test_a_reference_is_compared_with_its_own_network_only(reference):
+    def refused(*parts, **changes):
+        with pytest.raises(EvaluationError) as caught:
+            check_network(reference, network_like(reference, **changes))
+        sentence = str(caught.value)
+        assert all(part in sentence for part in ("stripes", *parts)), sentence
+
+    check_network(reference, network_like(reference))
+    check_network(reference, network_like(reference, spatial_dim=0))
+    refused("'digits classifier'", "'Inception-v3'", name="Inception-v3")
+    refused("with the identity bb", "identity cc", identity="cc")
+    refused("5 pooled features", "'digits classifier' has 6", dim=6)
+    refused("3 spatial features", "'digits classifier' has 2", spatial_dim=2)
 
 
-@pytest.mark.parametrize("parts", [[41], [5, 30, 6]])
-def test_one_pass_over_the_images(parts):
-    images = np.random.default_rng(0).integers(0, 17, (41, 2, 3, 1), dtype=np.uint8)
-    words = {"dataset": "noise", "split": "train", "preprocessing": "none"}
-    words |= {"network": "three pixels", "network_sha256": "cc"}
-    arriving = iter(np.split(images, np.cumsum(parts)[:-1]))  # only once
-    mesh = parallel.make_mesh()
-    made = make_reference(network, arriving, mesh, 16, keep_features=20, **words)
-    features = images.reshape(41, -1)[:, :3].astype(np.float32) * 2
-    np.testing.assert_array_equal(made.features, features[:20])
-    expected = moments_of(features)
-    np.testing.assert_allclose(made.moments.mean, expected.mean, rtol=1e-15)
-    np.testing.assert_allclose(made.moments.scatter, expected.scatter, rtol=1e-12)
-    for half, rows in zip(made.halves, (features[0::2], features[1::2]), strict=True):
-        assert half.rows == len(rows)
-        np.testing.assert_allclose(half.mean, moments_of(rows).mean, rtol=1e-15)
-        np.testing.assert_allclose(half.scatter, moments_of(rows).scatter, rtol=1e-12)
-    pixels = hashlib.sha256(b"uint8 [2, 3, 1]\n" + images.tobytes()).hexdigest()
-    assert made.provenance == Provenance(images=41, pixels_sha256=pixels, **words)
-    assert make_reference(network, [images], mesh, 8, keep_features=0, **words).features is None
-    with pytest.raises(EvaluationError, match="there are 1 images; statistics need at least two"):
-        make_reference(network, [images[:1]], mesh, 8, keep_features=0, **words)
+def test_the_sentence_about_another_resize_names_the_option_that_fits(reference):
+    resized = PROVENANCE._replace(network="Inception-v3, clean-fid's resize", network_sha256="")
+    reference = reference._replace(provenance=resized)
+    with pytest.raises(EvaluationError, match="--inception-resize clean-fid"):
+        check_network(reference, network_like(reference, name="Inception-v3"))
+    # Without an identity, the name alone has to fit.
+    check_network(reference, network_like(reference, name=resized.network, identity="any"))

@@ -16,20 +16,18 @@ from ddpm_jax.evaluation import (
     save_reference,
 )
 from ddpm_jax.evaluation import likelihood as likelihoods
-from ddpm_jax.experiment import metrics
 
 pytestmark = pytest.mark.usefixtures("mixers")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """With classifiers that are trained for a tenth of the time, and few subsets for KID."""
+    """With classifiers that are trained for a tenth of the time."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["train", tiny.__file__, "--workdir", str(directory)]) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "_STEPS", 150)
         patch.setattr(classifier, "_BATCH", 64)
-        patch.setattr(metrics, "_SUBSETS", 5)
         yield directory
 
 
@@ -52,10 +50,11 @@ def test_an_evaluation_is_a_table_json_and_pictures(run, evaluated):
         assert part in said
     assert "FID" not in said
     assert "terms of the ELBO" in said
-    assert "nearest training image" in said
+    assert "nearer to a training image" in said
     pictures = {"elbo_per_t.png", "training.png", "samples_ema.png", "samples_raw.png"}
     pictures |= {"neighbours_ema.png", "neighbours_raw.png"}
-    assert {path.name for path in folder.iterdir()} == pictures | {"results.json", "cache"}
+    bits = {"bits_per_image_ema.npz", "bits_per_image_raw.npz"}
+    assert {path.name for path in folder.iterdir()} == pictures | bits | {"results.json", "cache"}
     results = json.loads((folder / "results.json").read_text())
     (network,) = results["networks"]
     assert network["network"] == "digits classifier"
@@ -66,8 +65,14 @@ def test_an_evaluation_is_a_table_json_and_pictures(run, evaluated):
     final = results["params"]["ema"]["results"]
     assert final["bits_per_dim"] == pytest.approx(stored["bits_per_dim"], rel=1e-6)
     names = [score["name"] for score in results["params"]["raw"]["metrics"]]
-    kinds = ["Frechet distance", "kernel distance", "precision", "recall", "classifier score"]
+    kinds = ["Frechet distance", "Frechet distance at infinity", "kernel distance", "precision"]
+    kinds += ["recall", "density", "coverage", "classifier score"]
     assert names == [f"{kind}, digits classifier, 40 samples" for kind in kinds]
+    for score in results["params"]["raw"]["metrics"]:
+        assert set(score) == {"name", "value", "low", "high", "note", "held_out", "halves"}
+        assert score["note"]
+    near = {near["distance"] for near in results["params"]["raw"]["memorization"]}
+    assert near == {"pixels", "digits classifier"}
 
 
 @pytest.mark.thorough
@@ -79,7 +84,7 @@ def test_nothing_long_is_done_twice(run, evaluated, monkeypatch):
         ("evaluation.likelihood.baselines", None),
         ("experiment.sample_files.make_drawer", lambda *args, **kwargs: None),
         ("experiment.evaluate.classifiers.train_classifier", None),
-        ("experiment.metrics.make_reference", None),
+        ("experiment.scoring.sums_of", None),
     ]:
         monkeypatch.setattr(f"ddpm_jax.{module}", name)
     assert evaluate(run) == 0
@@ -92,7 +97,8 @@ def test_an_evaluation_of_damaged_files_says_so_and_has_the_same_results(run, ev
     before = (folder / "results.json").read_bytes()
     files = [path for path in (folder / "cache").rglob("*") if path.is_file()]
     files = [path for path in files if path.name != "settings.json"]
-    assert len(files) == 7  # baselines, classifier, reference; likelihood and samples of two
+    # Baselines, classifier, reference, floors; likelihood, samples and scores of two.
+    assert len(files) == 10
     for path in files:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
@@ -108,13 +114,13 @@ def test_an_evaluation_of_damaged_files_says_so_and_has_the_same_results(run, ev
 
 @pytest.mark.thorough
 def test_the_batch_size_changes_no_result(run, evaluated, tmp_path, monkeypatch):
-    seen, genuine = [], likelihoods.placed_batches
+    seen, genuine = set(), likelihoods._placed
 
-    def placed_batches(source, size, *rest, **how):
-        seen.append(size)
-        return genuine(source, size, *rest, **how)
+    def placed(source, first, items, size, *rest, **how):
+        seen.add(size)
+        return genuine(source, first, items, size, *rest, **how)
 
-    monkeypatch.setattr(likelihoods, "placed_batches", placed_batches)
+    monkeypatch.setattr(likelihoods, "_placed", placed)
     told = [
         "--num",
         "0",
@@ -126,7 +132,7 @@ def test_the_batch_size_changes_no_result(run, evaluated, tmp_path, monkeypatch)
         str(tmp_path),
     ]
     assert main(["evaluate", str(run), *told]) == 0
-    assert seen == [48]
+    assert seen == {48}
     found, whole = (
         json.loads((folder / "results.json").read_text())["params"]["ema"]["results"]
         for folder in (tmp_path, evaluated[0])
@@ -143,7 +149,7 @@ def test_one_kind_of_parameters_elsewhere_and_without_samples(run, tmp_path, cap
     assert list(results["params"]) == ["raw"]
     assert "networks" not in results
     assert {path.name for path in folder.iterdir()} == {
-        *("elbo_per_t.png", "training.png", "results.json", "cache")
+        *("elbo_per_t.png", "training.png", "results.json", "cache", "bits_per_image_raw.npz")
     }
     assert "Frechet" not in capsys.readouterr().out
 
@@ -159,6 +165,8 @@ def refused(capsys, *arguments):
 def test_what_cannot_be_evaluated_is_told(run, tmp_path, capsys):
     assert "--num is -1" in refused(capsys, run, "--num", "-1")
     assert "--num is 1;" in refused(capsys, run, "--num", "1")
+    assert "--seeds is 0" in refused(capsys, run, "--seeds", "0")
+    assert "--seeds is 2" in refused(capsys, run, "--seeds", "2", "--seed", str(2**32 - 1))
     for option, value, part in [
         ("steps", "9", "sampler.steps is 9; it has to be at most schedule.num_steps, 8"),
         ("guidance", "2", "sampler.guidance is 2.0; it has to be 1 if network.classes is 0"),
@@ -178,6 +186,43 @@ def test_what_cannot_be_evaluated_is_told(run, tmp_path, capsys):
     assert "weights.pth" in refused(
         capsys, run, "--num", "4", "--inception", tmp_path / "weights.pth"
     )
+
+
+@pytest.mark.thorough
+def test_several_seeds_have_a_mean_and_each_its_own_numbers(run, evaluated, tmp_path, capsys):
+    classifier_file = evaluated[0] / "cache" / "classifier.npz"
+    told = ["--params", "ema", "--seeds", "2", "--classifier", str(classifier_file)]
+    assert evaluate(run, *told, "--out", str(tmp_path)) == 0
+    assert "40 samples by Ancestral in all steps, 2 seeds" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())["params"]["ema"]
+    assert [seed["seed"] for seed in results["seeds"]] == [0, 1]
+    first, second = (
+        {metric["name"]: metric["value"] for metric in seed["metrics"]} for seed in results["seeds"]
+    )
+    alone = json.loads((evaluated[0] / "results.json").read_text())["params"]["ema"]["metrics"]
+    assert first == {metric["name"]: pytest.approx(metric["value"]) for metric in alone}
+    for metric in results["metrics"]:
+        values = first[metric["name"]], second[metric["name"]]
+        assert metric["value"] == pytest.approx(np.mean(values))
+        # Of two values, the standard error is half of their difference; Student's t is 12.7.
+        half = abs(values[0] - values[1]) / 2
+        assert metric["standard_error"] == pytest.approx(half)
+        assert metric["high"] - metric["value"] == pytest.approx(12.7062 * half, rel=1e-4)
+
+
+@pytest.mark.thorough
+def test_a_run_as_samples_is_compared_without_its_data_set(run, evaluated, tmp_path, monkeypatch):
+    cache = evaluated[0] / "cache"
+    (reference,) = cache.glob("reference_*.npz")
+    told = ["--samples", run, "--num", 40, "--reference", reference, "--out", tmp_path]
+    told += ["--classifier", cache / "classifier.npz", "--batch-size", 128]
+    # They are drawn already.
+    monkeypatch.setattr("ddpm_jax.experiment.sample_files.make_drawer", lambda *a, **k: None)
+    assert main(["evaluate", *map(str, told)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    expected = json.loads((evaluated[0] / "results.json").read_text())["params"]["ema"]["metrics"]
+    for one, other in zip(found, expected, strict=True):
+        assert one == other | {"held_out": None}
 
 
 @pytest.mark.thorough
@@ -219,8 +264,8 @@ def test_without_labels_there_is_no_classifier(tmp_path, capsys):
     assert evaluate(run) == 0
     said = capsys.readouterr().out
     reason = "no metrics of samples: images has no labels, so there is no classifier"
-    assert said.index("terms of the ELBO") < said.index(reason) < said.index("nearest training")
-    assert "held out" not in said[said.index("terms of the ELBO") :].replace("from held-out", "")
+    assert said.index("terms of the ELBO") < said.index(reason) < said.index("nearer to a training")
+    assert "held out" not in said[said.index("terms of the ELBO") :]
     results = json.loads((run / "evaluation" / "step_0000002" / "results.json").read_text())
     assert results["no_metrics"].startswith(reason)
     assert results["networks"] == []

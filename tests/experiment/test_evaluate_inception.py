@@ -71,8 +71,9 @@ def test_fid_by_its_name_and_only_with_the_public_weights(run, weights, capsys, 
     said = capsys.readouterr().out
     results = json.loads((run / "evaluation" / "step_0000002" / "results.json").read_text())
     metrics = results["params"]["ema"]["metrics"]
-    names = ["FID-12", "KID-12", "precision, Inception-v3, 12 samples"]
-    names += ["recall, Inception-v3, 12 samples", "IS-12"]
+    names = ["FID-12", "sFID-12", "KID-12", "precision, Inception-v3, 12 samples"]
+    names += [f"{kind}, Inception-v3, 12 samples" for kind in ("recall", "density", "coverage")]
+    names += ["IS-12"]
     assert [score["name"] for score in metrics] == names
     assert all(
         np.isfinite(score["value"]) and name.split(",")[0] in said

@@ -133,7 +133,7 @@ def test_classes_have_their_names(tmp_path):
 def test_it_is_sampled_evaluated_and_inspected_as_any_run(path, archive, tmp_path, capsys):
     out = tmp_path / "samples.npz"
     assert main(["sample", str(path), "--num", "2", "--out", str(out)]) == 0
-    assert np.load(out)["images"].shape == (2, *SHAPE)
+    assert np.load(out)["arr_0"].shape == (2, *SHAPE)
     data = ["--data", "archive", "--data.path", str(archive), "--num", "0"]
     evaluation = ["--params", "raw", "--evaluation.batch-size", "8", "--out", str(tmp_path / "e")]
     assert main(["evaluate", str(path), *data, *evaluation]) == 0

@@ -78,7 +78,7 @@ def test_images_differ_and_follow_from_the_key(params, eight):
 
 
 def test_drawing_goes_on_where_it_was_interrupted(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_files, "_FILE", 4)
+    monkeypatch.setattr(sample_files.shares, "BLOCK", 4)
     experiment, genuine = experiment_on(1), sample_files.make_drawer
     asked = {"count": 10, "sampler": HOW, "seed": 3, "batch_size": 3}
 
@@ -156,25 +156,28 @@ def test_likelihood_depends_on_neither_batch_nor_mesh(params):
     for devices, batch_size in [(1, 360), (1, 100), (8, 64)]:
         experiment = experiment_on(devices, batch_size=batch_size)
         told.append(measured(experiment, placed(experiment, params)))
-    for summary, per_time in told[1:]:
+    for summary, per_time, per_image in told[1:]:
         for name in ("bits_per_dim", "standard_error", "kl", "decoder", "prior"):
             assert summary[name] == pytest.approx(told[0][0][name], rel=1e-5)
         np.testing.assert_allclose(per_time.mean, told[0][1].mean, rtol=1e-4)
         np.testing.assert_array_equal(per_time.images, [360] * 8)
+        np.testing.assert_allclose(per_image, told[0][2], rtol=1e-4)
 
 
 def test_terms_over_time_sum_to_the_whole(params):
-    summary, per_time = measured(experiment_on(1), params)
+    summary, per_time, per_image = measured(experiment_on(1), params)
     assert summary["num_times"] == summary["num_steps"] == 8
     assert summary["prior"] + per_time.mean.sum() == pytest.approx(summary["bits_per_dim"])
     assert per_time.mean[0] == pytest.approx(summary["decoder"])
     assert per_time.mean[1:].sum() == pytest.approx(summary["kl"])
+    assert per_image.dtype == np.float64
+    assert per_image.mean() == pytest.approx(summary["bits_per_dim"])
 
 
 @pytest.mark.thorough
 def test_few_terms_estimate_the_whole_within_their_standard_error(params):
-    whole, exact = measured(experiment_on(1), params)
-    some, per_time = measured(experiment_on(1, likelihood_times=4), params)
+    whole, exact, _ = measured(experiment_on(1), params)
+    some, per_time, _ = measured(experiment_on(1, likelihood_times=4), params)
     assert some["num_times"] == 4
     # 360 images; 4 standard errors (two-sided significance 6e-5), of both, as noise differs.
     both = np.hypot(some["standard_error"], whole["standard_error"])
@@ -235,7 +238,7 @@ def drawn(params, tmp_path_factory):
 
 @pytest.fixture
 def _four_in_a_file(monkeypatch):
-    monkeypatch.setattr(sample_files, "_FILE", 4)
+    monkeypatch.setattr(sample_files.shares, "BLOCK", 4)
 
 
 def overwrite(first, second, others):

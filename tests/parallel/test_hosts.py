@@ -32,7 +32,7 @@ ARGUMENTS += ["--hosts.heartbeat-seconds", str(HEARTBEAT)]
 ARGUMENTS += ["--process", "equal-snr"]
 ENDLESS = ["--train.steps", "100000", "--train.save-every", "10"]
 """Not from the beginning of a run that has to end."""
-ONWARDS = "the same command on all hosts resumes from the last checkpoint"
+ONWARDS = "the same command on all hosts continues from what is saved"
 MET = rf"another process of the run died or cannot be reached \(.*\); {ONWARDS}"
 SILENT = rf"process(es)? .* of the run.* (died or does|died or do) not answer; {ONWARDS}"
 

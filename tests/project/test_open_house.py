@@ -48,6 +48,8 @@ def test_a_logger_of_the_users_gets_figures_and_pictures(run):
     lines = [json.loads(line) for line in (run / "lines.jsonl").read_text().splitlines()]
     assert {"loss", "images_per_second"} <= lines[0].keys()
     assert any("picture" in line for line in lines)
+    final = {"step": 6.0, "parameters": 37 * 36 + 36, "held_out_images": 16.0}
+    assert lines[-1] == {"step": 6, **{f"final_{name}": value for name, value in final.items()}}
 
 
 def test_an_evaluation_of_the_users_ends_the_run(run):

@@ -18,7 +18,7 @@ from paths import ROOT
 
 from ddpm_jax.evaluation import save_png
 from ddpm_jax.experiment import RunDirectory
-from ddpm_jax.files import is_partial, whole_file, whole_folder
+from ddpm_jax.files import is_partial, whole_file, whole_files, whole_folder
 
 PACKAGE = ROOT / "ddpm_jax"
 
@@ -269,3 +269,36 @@ class TestFolder:
             shutil.rmtree(tmp_path / "a")
         assert names(tmp_path / "a") == ["b"]
         assert not second.exists()
+
+
+class TestFiles:
+    def test_are_there_when_all_are_whole_and_replace_others(self, tmp_path):
+        write(tmp_path / "a" / "b", b"old")
+        with whole_files(tmp_path / "a") as folder:
+            (folder / "b").write_text("new")
+            (folder / "c").write_text("c")
+            assert names(tmp_path / "a") == ["b"]
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == ["b", "c"]
+        assert (tmp_path / "a" / "b").read_text() == "new"
+
+    def test_leave_nothing_after_an_error(self, tmp_path):
+        def fill_and_fail():
+            with whole_files(tmp_path / "new" / "a") as folder:
+                (folder / "b").write_text("b")
+                raise OSError("full")
+
+        with pytest.raises(OSError, match="full"):
+            fill_and_fail()
+        assert names(tmp_path / "new") == []
+
+    def test_remove_what_a_killed_process_left_and_nothing_of_one_that_lives(self, tmp_path):
+        left = tmp_path / f"a.{'0' * 16}.partial"
+        (left / "b").mkdir(parents=True)
+        with whole_files(tmp_path / "a") as first:
+            assert not left.exists()
+            (first / "b").touch()
+            with whole_files(tmp_path / "a") as second:
+                (second / "c").touch()
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == ["b", "c"]

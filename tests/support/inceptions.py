@@ -1,4 +1,4 @@
-"""Weights of Inception-v3 at random."""
+"""Weights of Inception-v3 at random, and its resize by hand."""
 
 import math
 
@@ -24,3 +24,18 @@ def random_state(seed=0):
         if name.endswith("running_var"):
             state[name.replace("running_var", COUNTER)] = np.array(0, np.int64)
     return state
+
+
+def bilinear_by_hand(image, side):
+    """TensorFlow 1's resize of `[height, width, channel]`: positions follow from whole numbers."""
+
+    def between(n):
+        below, share = np.divmod(np.arange(side) * n, side)
+        return below, np.minimum(below + 1, n - 1), share / side
+
+    top, bottom, y = between(image.shape[0])
+    left, right, x = between(image.shape[1])
+    y, x = y[:, None, None], x[None, :, None]
+    above = (1 - x) * image[np.ix_(top, left)] + x * image[np.ix_(top, right)]
+    below = (1 - x) * image[np.ix_(bottom, left)] + x * image[np.ix_(bottom, right)]
+    return (1 - y) * above + y * below

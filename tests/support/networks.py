@@ -18,8 +18,16 @@ def make_mixers(patch):
 
 
 def main(arguments):
-    """The command in a process of its own, where every run has a Mixer for its network."""
-    from ddpm_jax.cli import main
+    """The command in a process of its own, where every run has a Mixer for its network.
 
-    make_mixers(pytest.MonkeyPatch())
+    Classifiers are trained for a moment, and blocks of images are small.
+    """
+    from ddpm_jax.cli import main
+    from ddpm_jax.evaluation import classifier
+    from ddpm_jax.parallel import shares
+
+    patch = pytest.MonkeyPatch()
+    make_mixers(patch)
+    patch.setattr(classifier, "_STEPS", 100)
+    patch.setattr(shares, "BLOCK", 100)
     return main(arguments)

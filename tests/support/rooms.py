@@ -32,6 +32,7 @@ ROOMS = (
         "evaluation",
         "config",
         "experiment",
+        "comparison",
         "plan",
         "cli",
     ),

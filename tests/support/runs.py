@@ -24,8 +24,8 @@ class Ended(NamedTuple):
     errors: str
 
 
-def start(arguments, *, hosts=1, devices=None, own=None, cache=CACHE):
-    """The processes of one run: one for each host, with two devices in all if not told otherwise.
+def start(arguments, *, command="train", hosts=1, devices=None, own=None, cache=CACHE):
+    """The processes of one command: one for each host, with two devices in all by default.
 
     `own` are the further arguments of each of them.
     """
@@ -40,7 +40,7 @@ def start(arguments, *, hosts=1, devices=None, own=None, cache=CACHE):
     meet += ["--hosts.start-seconds", "20"]
     processes = []
     for index in range(hosts):
-        told = ["train", *arguments]
+        told = [command, *arguments]
         if hosts > 1:
             told += [*meet, "--hosts.index", str(index)]
         told += own[index] if own else []

@@ -21,5 +21,7 @@ def get_config() -> config.Config:
         times=config.Importance(),
         averages=config.EMA(decays=(0.9,)),
         evaluation=config.BitsPerDim(batch_size=128, num_samples=4),
-        train=config.Train(steps=24, batch_size=16, log_every=5, save_every=4, draw_every=12),
+        train=config.Train(
+            steps=24, batch_size=16, log_every=5, eval_every=8, save_every=4, draw_every=12
+        ),
     )

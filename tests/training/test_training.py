@@ -206,6 +206,9 @@ class Recorder:
     def keep(self, step, state):
         self.told.append(("keep", step))
 
+    def monitor(self, step, state):
+        self.told.append(("monitor", step))
+
     def draw(self, step, state):
         self.told.append(("draw", step))
 
@@ -220,6 +223,15 @@ def run_loop(step, state, *, start=0, steps=7, **how):
     except (training.DivergenceError, training.InterruptedTraining) as error:
         return hooks.told, error
     return hooks.told, None
+
+
+def test_a_number_on_held_out_images_is_due_at_multiples_and_before_the_save():
+    told, _ = run_loop(jax.jit(make_step()), make_state(), eval_every=3)
+    events = [event[:2] for event in told]
+    assert [step for what, step in events if what == "monitor"] == [3, 6]
+    assert events.index(("log", 6)) < events.index(("monitor", 6)) < events.index(("save", 6))
+    told, _ = run_loop(jax.jit(make_step()), make_state())
+    assert "monitor" not in {event[0] for event in told}
 
 
 def test_a_save_comes_last_and_the_last_step_has_all_three():
