@@ -86,6 +86,7 @@ def import_libraries(suite: str) -> Libraries:
             # No network or scheduler needs torchvision, and one that was built for CUDA does not
             # load beside a PyTorch without it.
             import_utils._torchvision_available = False
+            import_utils._transformers_available = False  # it would import torchvision, too
             for name in _PARTS:  # diffusers imports a part when it is first used
                 getattr(diffusers, name)
     except ImportError as error:

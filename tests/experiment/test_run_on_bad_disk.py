@@ -91,7 +91,7 @@ def test_what_is_said_of_saves_and_of_a_snapshot_that_the_disk_refused(tmp_path,
 
 def test_a_disk_that_is_full_for_a_while(disk, whole):
     console = Watching(
-        ("step 8: held-out", lambda: fill(disk, leaving=0)),
+        ("step 8: held-out loss", lambda: fill(disk, leaving=0)),
         ("2 of 3 allowed failures", lambda: (disk / "other people's").unlink()),
     )
     results = train(config_in(disk / "run"), console=console)
@@ -127,7 +127,7 @@ def test_a_run_that_is_asked_to_stop_does_not_say_that_a_refused_save_is_there(d
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_keeps_what_is_sound(disk, whole):
-    console = Watching(("step 8: held-out", lambda: fill(disk, leaving=0)))
+    console = Watching(("step 8: held-out loss", lambda: fill(disk, leaving=0)))
     with pytest.raises(SaveError, match="No space left on device"):
         train(config_in(disk / "run", missed_saves=1), console=console)
     (disk / "other people's").unlink()
@@ -144,7 +144,7 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path, whole):
         while run.exists():  # a save may be writing to it
             shutil.rmtree(run, ignore_errors=True)
 
-    console = Watching(("step 8: held-out", remove))
+    console = Watching(("step 8: held-out loss", remove))
     results = train(config_in(run), console=console)
     assert_as_if_nothing_had_happened(run, results, whole)
     assert RunDirectory(run).read_config() == config_in(run)

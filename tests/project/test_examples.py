@@ -61,7 +61,7 @@ def test_an_example_trains_and_is_sampled_without_its_file(path, trained, tmp_pa
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["sample", str(run), "--num", "4", "--out", "x.npz"]) == 0
-    assert np.load("x.npz")["images"].shape == (4, 8, 8, 1)
+    assert np.load("x.npz")["arr_0"].shape == (4, 8, 8, 1)
 
 
 @pytest.mark.thorough

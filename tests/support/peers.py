@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     from diffusers.utils import import_utils
 
     import_utils._torchvision_available = False  # one for CUDA does not load beside CPU's PyTorch
+    import_utils._transformers_available = False  # which would import it
     from diffusers.guiders.guider_utils import rescale_noise_cfg as rescale_noise_cfg
     from diffusers.schedulers import scheduling_ddpm as scheduling_ddpm
 
@@ -71,6 +72,6 @@ def part_of_torch_fidelity(name):
         if found is None:
             pytest.skip("torch-fidelity comes with the extra 'peers'", allow_module_level=True)
         package = types.ModuleType("torch_fidelity")
-        package.__path__ = list(found.submodule_search_locations)
+        package.__path__, package.__spec__ = list(found.submodule_search_locations), found
         sys.modules["torch_fidelity"] = package
     return importlib.import_module(f"torch_fidelity.{name}")
