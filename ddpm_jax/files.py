@@ -25,11 +25,13 @@ __all__ = [
     "file_sha256",
     "is_partial",
     "json_digest",
+    "locked_folder",
     "parse_json",
     "read_json",
     "whole_file",
     "whole_files",
     "whole_folder",
+    "write_json",
 ]
 
 PARTIAL = ".partial"
@@ -164,6 +166,25 @@ def _partial_folder(target: Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def locked_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """A context of one process at a time, on disks that have locks.
+
+    The kernel releases the lock when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process is in it, and `wait` is False.
+    """
+    with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+
+
 def is_partial(name: str, target: str) -> bool:
     """Whether something of this name is what a killed writer of `target` left behind."""
     pattern = f"{re.escape(_shortened(target))}[.][0-9a-f]{{{_TOKEN}}}{re.escape(PARTIAL)}"
@@ -276,6 +297,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise JsonFileError(f"{name} holds a {type(values).__name__}, not an object")
     return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a file, either completely or not at all, also if the process is killed."""
+    with whole_file(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())
 
 
 def parse_json(text: bytes, name: str) -> Any:

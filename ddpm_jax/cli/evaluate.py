@@ -107,7 +107,7 @@ def _evaluate(options: Arguments, config: Config, console: Console) -> None:
     names = ("ema", "raw") if options.params == "both" else (options.params,)
     params = {name: restored.params[name] for name in names if name in restored.params}
     lines = directory.read_metrics()  # early: a damaged file is reported before hours of work
-    folder = options.out or directory.evaluation / f"step_{restored.step:07d}"
+    folder = options.out or directory.evaluation_of(restored.step)
     hosts.check_same(f"images in {experiment.images.name!r}", experiment.images.fingerprint)
     hosts.check_shared(folder)
     results = evaluate(

@@ -149,11 +149,11 @@ def _restored(options: Arguments) -> RestoredRun:
 
 def _drawn(options: Arguments, restored: RestoredRun, compute: Compute) -> DrawnSamples:
     """Samples of the run, in the files of its own evaluations."""
-    experiment, step = restored.experiment, f"step_{restored.step:07d}"
+    experiment, run = restored.experiment, RunDirectory(options.samples)
     num = _NUM if options.num is None else options.num
     compute.report(f"drawing {num} images, {options.params}, seed {options.seed}")
     files = sample_into_files(
-        RunDirectory(options.samples).evaluation / step / "cache" / "samples",
+        run.evaluation_of(restored.step) / "cache" / "samples",
         experiment,
         restored.params[options.params],
         count=num,

@@ -184,13 +184,13 @@ def field_rows(runs: Sequence[RunSummary]) -> list[FieldRow]:
             return ""
         return value if isinstance(value, str) else configs.shown(value)
 
-    found = [
+    unsorted = [
         FieldRow(name, affects, [text(run.letter, name, values) for run in runs])
         for name, (affects, values) in rows.items()
         if name not in _ALREADY_SHOWN
     ]
     kinds = list(Affects)
-    return sorted(found, key=lambda row: kinds.index(row.affects))
+    return sorted(unsorted, key=lambda row: kinds.index(row.affects))
 
 
 def _known(stored: Mapping[str, Any]) -> Config:

@@ -5,7 +5,6 @@ smaller standard error than the difference of two means that were measured apart
 """
 
 import json
-import math
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -16,9 +15,9 @@ import numpy as np
 
 from ddpm_jax.config import shown
 from ddpm_jax.errors import first_line
-from ddpm_jax.evaluation.confidence import Estimate
+from ddpm_jax.evaluation.confidence import Estimate, standard_error, symmetric
 from ddpm_jax.experiment.cache import params_sha256
-from ddpm_jax.experiment.held_out import measure_held_out, save_per_image
+from ddpm_jax.experiment.held_out import measure_held_out, per_image_name, save_per_image
 from ddpm_jax.experiment.run import alone, restore_run
 from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.experiment.step import trained_model
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 _MOST_BYTES = 2**30
-_QUANTILE = 1.959963984540054
-"""Of the standard normal at 97.5 %."""
 _IMAGES = {
     "dataset": "data set",
     "preparation": "preparation",
@@ -42,8 +39,6 @@ _IMAGES = {
     "fingerprint": "content of the data set",
 }
 """What says of which images a file is, and how a sentence calls it."""
-_FEWEST = 2
-"""Images that have a standard error."""
 
 
 class BitsPerImage(NamedTuple):
@@ -64,7 +59,7 @@ class BitsPerImage(NamedTuple):
     @property
     def standard_error(self) -> float | None:
         """Standard error of the mean over the choice of images; None for one image."""
-        return _standard_error(self.bits)
+        return standard_error(self.bits)
 
 
 class PairedDifference(NamedTuple):
@@ -123,7 +118,7 @@ def measure_bits_per_image(
     config = alone(directory.read_config(report=report))
     restored = restore_run(directory, config, only=params, report=report)
     values, experiment = restored.params[params], restored.experiment
-    digest, folder = params_sha256(values), directory.evaluation / f"step_{restored.step:07d}"
+    digest, folder = params_sha256(values), directory.evaluation_of(restored.step)
     measured = measure_held_out(
         folder / "cache", config.evaluation, trained_model(experiment), values, digest, report
     )
@@ -132,7 +127,7 @@ def measure_bits_per_image(
         raise RunDirectoryError(
             f"its evaluation is {name}, which does not measure bits/dim of single images"
         )
-    file = folder / f"bits_per_image_{params}.npz"
+    file = folder / per_image_name(params)
     about = {"step": restored.step, "params_sha256": digest}
     save_per_image(file, experiment, measured, about)
     return file
@@ -173,16 +168,10 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference
         The difference; negative if the first run needs fewer bits.
     """
     differences = first - second
-    mean, error = float(np.mean(differences)), _standard_error(differences)
+    mean, error = float(np.mean(differences)), standard_error(differences)
     if error is None:
         estimate = Estimate(mean, note="no interval: there is one image only")
     else:
         covers = f"over the choice of the {len(differences)} held-out images"
-        estimate = Estimate(mean, mean - _QUANTILE * error, mean + _QUANTILE * error, covers)
+        estimate = symmetric(mean, error, covers)
     return PairedDifference(estimate, error, float(np.mean(differences < 0)), len(differences))
-
-
-def _standard_error(values: np.ndarray) -> float | None:
-    if len(values) < _FEWEST:
-        return None
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -13,6 +13,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.comparison.image_bits import BitsPerImage, read_bits_per_image
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment.data_record import DataRecord, read_data_record
+from ddpm_jax.experiment.held_out import per_image_name
 from ddpm_jax.experiment.imported import imported_files
 from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.files import read_json
@@ -171,7 +172,7 @@ def _newest_evaluation(files: RunDirectory, params: str) -> dict[str, Any] | Non
 
 
 def _newest_bits(files: RunDirectory, params: str) -> BitsPerImage | None:
-    for _, path in _of_evaluations(files, f"bits_per_image_{params}.npz"):
+    for _, path in _of_evaluations(files, per_image_name(params)):
         return read_bits_per_image(path)
     return None
 

@@ -34,6 +34,8 @@ class Evaluation(Member):
     """A measurement of a trained network on held-out images, and its sample grid."""
 
     affects: ClassVar[Affects] = Affects.REPORTS
+    monitor_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of `monitor` alone, on which the results of `make` do not depend."""
     batch_size: Annotated[int, COUNT] = 128
     """Images in one call of the network, over all devices. Lower it if memory runs out."""
     num_samples: Annotated[int, COUNT] = 64
@@ -121,6 +123,7 @@ def measure(evaluation: Evaluation, model: likelihood.TrainedModel, params: Any)
 class BitsPerDim(Evaluation):
     """Bits per dimension by the ELBO, and two baselines."""
 
+    monitor_fields: ClassVar[tuple[str, ...]] = ("monitor_images", "monitor_times")
     likelihood_times: Annotated[
         int | None, Bound(lambda value: value is None or value >= 2, "2 or more")
     ] = None

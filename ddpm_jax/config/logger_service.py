@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from ddpm_jax.config import logger_process
-from ddpm_jax.files import whole_file
+from ddpm_jax.files import write_json
 
 __all__ = ["ServiceRun", "run_id"]
 
@@ -110,7 +110,7 @@ class ServiceRun:
             raise ConnectionError(f"{'; '.join(errors)} (see {self._output})")
 
     def _feed(self) -> None:
-        with contextlib.suppress(OSError), self._process.stdin as pipe:  # type: ignore[union-attr]
+        with contextlib.suppress(OSError), cast(IO[bytes], self._process.stdin) as pipe:
             while (call := self._queue.get()) is not None:
                 pipe.write(json.dumps(call).encode() + b"\n")
                 pipe.flush()
@@ -121,12 +121,12 @@ class ServiceRun:
 
     def _listen(self) -> None:
         error = None
-        with self._process.stdout as pipe:  # type: ignore[union-attr]
+        with cast(IO[bytes], self._process.stdout) as pipe:
             for line in pipe:
                 report = json.loads(line)
                 if isinstance(report, dict):
                     with contextlib.suppress(OSError):
-                        _write_json(self._output.with_name("run.json"), report)
+                        write_json(self._output.with_name("run.json"), report)
                 else:
                     error = report
                     self._errors.put(error)
@@ -141,10 +141,5 @@ def run_id(file: Path) -> str:
     if file.exists():
         return str(json.loads(file.read_text())["id"])
     value = secrets.token_hex(8)
-    _write_json(file, {"id": value})
+    write_json(file, {"id": value})
     return value
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(values).encode())

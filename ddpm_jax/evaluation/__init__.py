@@ -69,7 +69,6 @@ from ddpm_jax.evaluation.pictures import save_png as save_png
 from ddpm_jax.evaluation.pictures import strip_times as strip_times
 from ddpm_jax.evaluation.reference_images import make_reference as make_reference
 from ddpm_jax.evaluation.reference_images import reference_from_images as reference_from_images
-from ddpm_jax.evaluation.reference_images import with_features as with_features
 from ddpm_jax.evaluation.references import Provenance as Provenance
 from ddpm_jax.evaluation.references import Reference as Reference
 from ddpm_jax.evaluation.references import check_network as check_network

@@ -15,7 +15,7 @@ from scipy import special
 
 from ddpm_jax.evaluation.features import EvaluationError, check_at_least
 
-__all__ = ["Estimate", "mean_of", "proportion", "quantile", "symmetric"]
+__all__ = ["Estimate", "mean_of", "proportion", "quantile", "standard_error", "symmetric"]
 
 LEVEL = 0.95
 """The share of repetitions in which an interval covers."""
@@ -64,9 +64,9 @@ def mean_of(values: Sequence[float] | Float[np.ndarray, " n"], note: str = "") -
     if not np.isfinite(numbers).all():
         raise EvaluationError(f"values is {values}; every value has to be finite")
     mean = float(np.mean(numbers))
-    if numbers.size == 1:
+    error = standard_error(numbers)
+    if error is None:
         return Estimate(mean, note="no interval: one value only")
-    error = float(np.std(numbers, ddof=1)) / math.sqrt(numbers.size)
     return symmetric(mean, error, note, degrees=numbers.size - 1)
 
 
@@ -108,6 +108,20 @@ def proportion(successes: int, trials: int, note: str = "") -> Estimate:
     low = max(0.0, centre - half) if successes else 0.0
     high = min(1.0, centre + half) if successes < trials else 1.0
     return Estimate(share, low, high, note)
+
+
+def standard_error(values: Float[np.ndarray, " n"]) -> float | None:
+    """Standard error of the mean of independent values; None for one value, which has no spread.
+
+    Args:
+        values: at least one.
+
+    Returns:
+        s / sqrt(n), with the standard deviation s of the n values.
+    """
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def symmetric(value: float, error: float, note: str, degrees: int | None = None) -> Estimate:

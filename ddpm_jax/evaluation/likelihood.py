@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from ddpm_jax import parallel
 from ddpm_jax.data import Examples, ImageSet, Source, in_batches, to_model_range
+from ddpm_jax.evaluation.confidence import standard_error
 from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood import bits_at_times, spread_times
 from ddpm_jax.parallel import hosts, shares
@@ -189,7 +190,7 @@ def bits_per_dim(
         "num_steps": num_steps,
         "num_times": num_times,
         "bits_per_dim": float(np.mean(total)),
-        "standard_error": _standard_error(total),
+        "standard_error": standard_error(total),
         "prior": float(np.mean(prior)),
         "kl": float(np.mean(kl)),
         "decoder": float(np.mean(decoder)),
@@ -298,13 +299,6 @@ def _per_time(terms: np.ndarray, times: np.ndarray, num_steps: int) -> PerTime:
     mean[count == 0] = np.nan
     variance[count < 2] = np.nan
     return PerTime(mean, np.sqrt(variance / at_least), count)
-
-
-def _standard_error(values: np.ndarray) -> float | None:
-    """Of the mean; None where one value tells nothing of the spread."""
-    if len(values) < 2:
-        return None
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def round_up(value: int, factor: int) -> int:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ddpm_jax.evaluation.confidence import Estimate, proportion, quantile, symmetric
+from ddpm_jax.evaluation.confidence import Estimate, proportion, quantile, standard_error, symmetric
 from ddpm_jax.evaluation.features import (
     EvaluationError,
     check_at_least,
@@ -155,13 +155,13 @@ def density_coverage(
     neighbours, squares = nearest_squares(reference, samples, min(2, num))
     inside = squares <= squared_radii[:, None]
     coverage = float(np.mean(inside[:, 0]))
-    if num == 1:
+    error = standard_error(densities)
+    if error is None:
         note = "no interval: one sample only"
         return DensityCoverage(Estimate(density, note=note), Estimate(coverage, note=note))
-    error = float(np.std(densities, ddof=1)) / math.sqrt(num)
     alone = neighbours[inside[:, 0] & ~inside[:, 1], 0]
-    lost = np.bincount(alone, minlength=num) / len(reference)
-    error_of_coverage = math.sqrt((num - 1) * float(np.var(lost)))
+    losses = np.bincount(alone, minlength=num) / len(reference)  # without each of the samples
+    error_of_coverage = math.sqrt((num - 1) * float(np.var(losses)))
     half = quantile(None) * error_of_coverage
     if half > 0.0:
         low, high = max(coverage - half, 0.0), min(coverage + half, 1.0)

@@ -22,7 +22,6 @@ __all__ = [
     "pixels_hash",
     "reference_from_images",
     "reference_from_sums",
-    "with_features",
 ]
 
 
@@ -196,44 +195,6 @@ def pixels_digest(digests: Iterable[str]) -> str:
         The SHA-256, hexadecimal.
     """
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def with_features(
-    reference: Reference,
-    network: FeatureNetwork,
-    images: Iterable[np.ndarray],
-    mesh: Mesh,
-    batch_size: int,
-    *,
-    keep_features: int = 10_000,
-) -> Reference:
-    """Adds features of images to statistics that have none.
-
-    Files of guided-diffusion hold the statistics of a whole data set and, beside them, a batch of
-    its images. Its evaluator computes precision and recall from the features of that batch.
-
-    Args:
-        reference: the statistics.
-        network: the feature network of the statistics.
-        images: batches of images, uint8 `[any number, height, width, channel]`.
-        mesh: mesh over which the batches are split.
-        batch_size: images in one call, at least 1.
-        keep_features: see `make_reference`.
-
-    Returns:
-        The same statistics with the features of a random choice of the images.
-
-    Raises:
-        EvaluationError: as in `features_of`; or there are no images.
-        DataError: a batch is not images.
-    """
-    chosen, start = _Chosen(keep_features), 0
-    for features in features_of(network.apply, images, mesh, batch_size):
-        chosen.add(start, np.asarray(features.pooled))
-        start += len(features.pooled)
-    if not start:
-        raise EvaluationError("there are 0 images; features need at least one")
-    return reference._replace(features=chosen.rows())
 
 
 class _Pixels:

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment.run_directory import write_json
-from ddpm_jax.files import json_digest, read_json
+from ddpm_jax.files import json_digest, read_json, write_json
 from ddpm_jax.npz import arrays_digest, load_npz, save_npz
 from ddpm_jax.parallel import hosts
 

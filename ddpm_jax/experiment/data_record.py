@@ -14,8 +14,8 @@ import numpy as np
 from ddpm_jax.data import ImageSet, ImageSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment.experiment import Experiment
-from ddpm_jax.experiment.run_directory import RunDirectoryError, write_json
-from ddpm_jax.files import json_digest, read_json
+from ddpm_jax.experiment.run_directory import RunDirectoryError
+from ddpm_jax.files import json_digest, read_json, write_json
 
 __all__ = [
     "DataRecord",

@@ -33,6 +33,7 @@ from ddpm_jax.experiment.held_out import (
     follows_from,
     images_identity,
     measure_held_out,
+    per_image_name,
     save_per_image,
 )
 from ddpm_jax.experiment.near_training import COMPARED, near_training_images
@@ -42,7 +43,6 @@ from ddpm_jax.experiment.references import (
     reference_by_all,
     reference_of,
 )
-from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.sample_files import sample_into_files
 from ddpm_jax.experiment.scoring import (
     Compute,
@@ -55,6 +55,7 @@ from ddpm_jax.experiment.scoring import (
     summary,
 )
 from ddpm_jax.experiment.step import trained_model
+from ddpm_jax.files import write_json
 from ddpm_jax.parallel import hosts
 from ddpm_jax.terminal import count_text
 
@@ -136,8 +137,7 @@ def evaluate(
         evaluated = measure_held_out(cache, options.evaluation, model, values, digest, report)
         if evaluated.per_image is not None and hosts.is_first():
             about = {"step": step, "params_sha256": digest}
-            path = folder / f"bits_per_image_{name}.npz"
-            save_per_image(path, experiment, evaluated, about)
+            save_per_image(folder / per_image_name(name), experiment, evaluated, about)
         results["params"][name] |= evaluated.plain
         if (per_time := evaluated.plain["per_time"]) is not None:
             curves[name] = Curve(

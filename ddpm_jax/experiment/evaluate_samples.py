@@ -6,8 +6,8 @@ from typing import Any
 
 from ddpm_jax.evaluation import EvaluationError, FeatureNetwork, SampleSet
 from ddpm_jax.experiment.references import OpenedReference, reference_of
-from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.scoring import Compute, few_samples, make_space, score, summary
+from ddpm_jax.files import write_json
 from ddpm_jax.parallel import hosts
 
 __all__ = ["evaluate_samples"]

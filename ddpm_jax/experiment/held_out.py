@@ -21,7 +21,14 @@ from ddpm_jax.experiment.experiment import Experiment
 from ddpm_jax.npz import save_npz
 from ddpm_jax.parallel import hosts
 
-__all__ = ["HeldOut", "follows_from", "images_identity", "measure_held_out", "save_per_image"]
+__all__ = [
+    "HeldOut",
+    "follows_from",
+    "images_identity",
+    "measure_held_out",
+    "per_image_name",
+    "save_per_image",
+]
 
 
 class HeldOut(NamedTuple):
@@ -70,6 +77,18 @@ def measure_held_out(
     if hosts.is_first():
         store.remove()
     return HeldOut(stored, stored.pop("per_image", None))
+
+
+def per_image_name(params: str) -> str:
+    """Name of the file of the bits per dimension of each image, in the folder of an evaluation.
+
+    Args:
+        params: name of the parameters, such as "ema".
+
+    Returns:
+        The name.
+    """
+    return f"bits_per_image_{params}.npz"
 
 
 def save_per_image(
@@ -122,7 +141,7 @@ def follows_from(evaluation: Evaluation) -> list[Any]:
     return sorted(
         (name, value)
         for name, value in plain(evaluation).items()
-        if name not in common and not name.startswith("monitor_")
+        if name not in common and name not in evaluation.monitor_fields
     )
 
 

@@ -29,7 +29,7 @@ from ddpm_jax.experiment.data_record import (
     write_data_record,
 )
 from ddpm_jax.experiment.experiment import Experiment
-from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError, write_json
+from ddpm_jax.experiment.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.experiment.weight_files import (
     WeightFile,
     check_weight_file,
@@ -37,7 +37,7 @@ from ddpm_jax.experiment.weight_files import (
     read_params,
     write_weight_file,
 )
-from ddpm_jax.files import read_json, whole_folder
+from ddpm_jax.files import read_json, whole_folder, write_json
 from ddpm_jax.weights import LazyArray, Recipe, Weights, WeightsError
 from ddpm_jax.weights.weights import expected_shapes, match_arrays
 

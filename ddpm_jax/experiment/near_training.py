@@ -51,9 +51,9 @@ def near_training_images(
     first = 0
     for batch in in_batches(images.train_centred, _READ):
         count = min(neighbours, len(batch.images))
-        found = nearest(_flat(queries), _flat(batch.images), count)
-        joined = np.concatenate([distances, found.distances], axis=1)
-        both = np.concatenate([numbers, found.indices + first], axis=1)
+        near = nearest(_flat(queries), _flat(batch.images), count)
+        joined = np.concatenate([distances, near.distances], axis=1)
+        both = np.concatenate([numbers, near.indices + first], axis=1)
         order = np.argsort(joined, axis=1, kind="stable")[:, :neighbours]
         distances = np.take_along_axis(joined, order, axis=1)
         numbers = np.take_along_axis(both, order, axis=1)

@@ -23,11 +23,12 @@ from ddpm_jax.files import (
     parse_json,
     read_json,
     whole_file,
+    write_json,
 )
 from ddpm_jax.training import manifest
 from ddpm_jax.weights import WeightsError
 
-__all__ = ["ResultsError", "RunDirectory", "RunDirectoryError", "run_differences", "write_json"]
+__all__ = ["ResultsError", "RunDirectory", "RunDirectoryError", "run_differences"]
 
 
 _BELONGS = {Affects.MODEL, Affects.TRAINING}
@@ -83,6 +84,17 @@ class RunDirectory:
         self.pictures = self.path / "pictures"
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "evaluation"
+
+    def evaluation_of(self, step: int) -> Path:
+        """The folder for the evaluation of the parameters of a step.
+
+        Args:
+            step: number of the step.
+
+        Returns:
+            Its path.
+        """
+        return self.evaluation / f"step_{step:07d}"
 
     def read_stored(self) -> dict[str, Any]:
         """The content of config.json; no code is executed.
@@ -482,9 +494,3 @@ def _metrics_line(text: bytes, name: str) -> dict[str, Any]:
             )
     values: dict[str, Any] = line
     return values
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a file, either completely or not at all, also if the process is killed."""
-    with whole_file(path) as file:
-        file.write((json.dumps(values, indent=2) + "\n").encode())

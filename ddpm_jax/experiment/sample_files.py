@@ -10,13 +10,10 @@ Several processes share out the files by their numbers. Each draws its own on it
 a folder on a disk that all of them see.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +25,8 @@ from ddpm_jax.config import Sampler, plain
 from ddpm_jax.evaluation import EvaluationError
 from ddpm_jax.experiment.cache import move_aside_non_file, params_sha256, quiet, settings_digest
 from ddpm_jax.experiment.experiment import Experiment
-from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.sampling import make_drawer
-from ddpm_jax.files import whole_file
+from ddpm_jax.files import locked_folder, whole_file, write_json
 from ddpm_jax.parallel import hosts, shares
 
 __all__ = ["SampleFiles", "sample_into_files"]
@@ -86,7 +82,7 @@ class SampleFiles(NamedTuple):
         """A file of these images, unless another evaluation has written as many since."""
         array = io.BytesIO()
         np.save(array, images)
-        with _locked(self.folder):  # else few images may replace many that someone reads
+        with locked_folder(self.folder):  # else few images may replace many that someone reads
             if self.read(first, len(images)) is None:
                 with whole_file(self.path(first)) as file:
                     file.write(array.getvalue() + self._sha256(first, array.getvalue()))
@@ -102,18 +98,6 @@ class SampleFiles(NamedTuple):
             if sum(map(len, batches)) >= count:
                 break
         return np.concatenate(batches)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time, on disks that have locks."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def sample_into_files(

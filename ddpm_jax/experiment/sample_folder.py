@@ -16,7 +16,6 @@ a disk that all of them see.
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import math
@@ -38,9 +37,15 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.sample_sets import ABOUT
 from ddpm_jax.experiment.cache import params_sha256
 from ddpm_jax.experiment.experiment import Experiment
-from ddpm_jax.experiment.run_directory import write_json
 from ddpm_jax.experiment.sampling import Drawer, make_drawer
-from ddpm_jax.files import is_partial, json_digest, read_json, whole_files
+from ddpm_jax.files import (
+    is_partial,
+    json_digest,
+    locked_folder,
+    read_json,
+    whole_files,
+    write_json,
+)
 from ddpm_jax.parallel import hosts
 from ddpm_jax.parallel.shares import own_blocks
 from ddpm_jax.training import SaveError
@@ -270,32 +275,19 @@ def _claimed(folder: Path, draw: Draw, report: Callable[[str], None], name: str)
             if hosts.is_first():
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(_locked(folder, name))
+                    try:
+                        stack.enter_context(locked_folder(folder, wait=False))
+                    except BlockingIOError:
+                        raise UserError(
+                            f"{name} is {str(folder)!r}, into which another process draws; wait for"
+                            " it, or take another folder"
+                        ) from None
                     before = _num_of_same(folder, settings, name)
                     if before > draw.num:
                         report(f"{folder} is for more images, {before:,}")
                     num = max(draw.num, before)
                     write_json(folder / ABOUT, {"num": num, "follows_from": settings})
         yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """The kernel releases the lock when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{name} is {str(folder)!r}, into which another process draws; wait for it, or take"
-                " another folder"
-            ) from None
-        except OSError:  # some disks have no locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _num_of_same(folder: Path, settings: dict[str, Any], name: str) -> int:

@@ -7,7 +7,6 @@ a set of samples. Each is stored under a hash of all that it follows from.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -37,6 +36,7 @@ from ddpm_jax.evaluation import (
     scores_of,
     sums_of,
 )
+from ddpm_jax.evaluation.confidence import standard_error
 from ddpm_jax.experiment.cache import cached_json, move_aside_non_file, settings_digest
 from ddpm_jax.experiment.sample_files import SampleFiles
 from ddpm_jax.npz import arrays_digest
@@ -322,7 +322,7 @@ def _over_seeds(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str
         if len(values) < len(metrics):
             continue
         estimate = mean_of(values, f"covers the choice of the samples, from {len(values)} seeds")
-        error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        error = standard_error(np.array(values))
         joined.append({**metric, **estimate._asdict(), "standard_error": error})
     return joined
 

@@ -38,8 +38,9 @@ from ddpm_jax.experiment.initial import InitialParams, read_initial_params
 from ddpm_jax.experiment.logs import RunLog, open_log
 from ddpm_jax.experiment.metrics_log import MetricsLog, missing_metrics
 from ddpm_jax.experiment.post_hoc import missed_snapshots
-from ddpm_jax.experiment.run_directory import RunDirectory, write_json
+from ddpm_jax.experiment.run_directory import RunDirectory
 from ddpm_jax.experiment.step import lower_step, make_batches, make_form, trained_model
+from ddpm_jax.files import write_json
 from ddpm_jax.parallel import Form, hosts
 from ddpm_jax.terminal import count_text, make_console, say
 from ddpm_jax.training.checkpoints import Restored
@@ -150,11 +151,11 @@ def _final(results: dict[str, Any]) -> dict[str, float]:
 
 def _report_changed_evaluation(run: RunDirectory, config: Config, console: Console) -> None:
     """Says what a finished run was evaluated with, where the config has another value."""
+    during_training = {f"evaluation.{name}" for name in config.evaluation.monitor_fields}
     changed = [
         f"with {change.field} {change.first}, not {change.second}"
         for change in differences(run.read_stored(), to_json(config), config)
-        if change.field.split(".")[0] == "evaluation"
-        and not change.field.startswith("evaluation.monitor_")  # they measure during training
+        if change.field.split(".")[0] == "evaluation" and change.field not in during_training
     ]
     if changed:
         say(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fid_peers import import_peer
 from inceptions import COUNTER, random_state
-from peers import part_of_torch_fidelity, torch
+from peers import torch
 
 from ddpm_jax.evaluation import inception_network
 from ddpm_jax.evaluation.inception import PREPARATIONS, InceptionV3
@@ -19,7 +20,7 @@ from ddpm_jax.weights.torch_files import read_state_dict
 pytestmark = pytest.mark.thorough
 
 
-Peer = part_of_torch_fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+Peer = import_peer("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 
 LAYERS = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),

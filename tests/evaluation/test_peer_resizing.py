@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import part_of_torch_fidelity, torch
+from fid_peers import import_peer
+from peers import torch
 
 from ddpm_jax.evaluation.inception import PREPARATIONS
 from ddpm_jax.evaluation.resizing import (
@@ -22,7 +23,7 @@ SHAPES = [(8, 8), (32, 32), (64, 48), (299, 299), (400, 30)]
 
 
 def by_torch_fidelity(images, side):
-    module = part_of_torch_fidelity("interpolate_compat_tensorflow")
+    module = import_peer("torch_fidelity.interpolate_compat_tensorflow")
     return module.interpolate_bilinear_2d_like_tensorflow1x(
         images, size=(side, side), align_corners=False
     )

@@ -92,10 +92,12 @@ def their_layers(peer, images):
 
 
 def our_layers(network, images):
+    def is_block(module, _):
+        return isinstance(module, Block)
+
     def apply(params, images):
-        of_blocks = lambda module, _: isinstance(module, Block)  # noqa: E731
         out, state = network.module.apply(
-            {"params": params}, images, capture_intermediates=of_blocks
+            {"params": params}, images, capture_intermediates=is_block
         )
         states, _ = state["intermediates"]["blocks"]["__call__"][0]
         return [*states, out]

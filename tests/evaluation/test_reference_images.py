@@ -18,7 +18,6 @@ from ddpm_jax.evaluation import (
     moments_of,
     priorities,
     reference_from_images,
-    with_features,
 )
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (41, 2, 3, 1), dtype=np.uint8)
@@ -78,15 +77,6 @@ def test_statistics_of_images_by_a_network_state_its_name_and_identity(mesh):
     assert made.provenance[4:] == ("256 grey levels", "three pixels", "cc")
     assert made.features.shape == (5, 3)
     assert made.spatial.mean.shape == (5,)
-
-
-def test_features_are_added_to_statistics_and_nothing_else_changes(mesh):
-    made = reference_from_images(NETWORK, [IMAGES], mesh, 16, dataset="noise", keep_features=0)
-    added = with_features(made, NETWORK, iter([IMAGES[:9], IMAGES[9:12]]), mesh, 16)
-    np.testing.assert_array_equal(added.features, FLAT[:12, :3] * 2)
-    assert added._replace(features=None) == made
-    with pytest.raises(EvaluationError, match="there are 0 images"):
-        with_features(made, NETWORK, [], mesh, 16)
 
 
 # ---- The random choice

@@ -1,9 +1,9 @@
 """Scores of samples: each metric by its own function, the floors beside it, and what is missing."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from five_numbers import NETWORK, features_of
 
 from ddpm_jax import parallel
 from ddpm_jax.data import Arrays
@@ -12,8 +12,6 @@ from ddpm_jax.evaluation import (
     Comparison,
     Estimate,
     EvaluationError,
-    FeatureNetwork,
-    Features,
     SourceSamples,
     cmmd,
     density_coverage,
@@ -31,16 +29,6 @@ from ddpm_jax.evaluation import (
 )
 
 MESH = parallel.make_mesh()
-WEIGHTS = np.random.default_rng(5).standard_normal((16, 5)).astype(np.float32)
-
-
-def network_of(pictures):
-    x = pictures.reshape(pictures.shape[0], -1).astype(jnp.float32) / 255.0
-    y = jnp.tanh(x @ WEIGHTS)
-    return Features(y, 3.0 * y, jnp.sin(9.0 * y[:, :3]))
-
-
-NETWORK = FeatureNetwork("five numbers", "aa" * 32, 5, 5, jax.tree_util.Partial(network_of), 3)
 
 
 def noise(n, seed, top=256):
@@ -62,7 +50,7 @@ def scores(samples, reference, network=NETWORK, **how):
 
 
 def features(images):
-    return jax.tree.map(np.asarray, network_of(images))
+    return jax.tree.map(np.asarray, features_of(images))
 
 
 def test_every_number_by_the_functions_that_it_is_named_after(reference):

@@ -3,16 +3,14 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from five_numbers import NETWORK, features_of
 
 from ddpm_jax import parallel
 from ddpm_jax.data import Arrays
 from ddpm_jax.evaluation import (
     EvaluationError,
-    FeatureNetwork,
-    Features,
     SourceSamples,
     load_sums,
     merge_sums,
@@ -24,18 +22,6 @@ from ddpm_jax.evaluation import (
 from ddpm_jax.evaluation import sums as sums_module
 
 MESH = parallel.make_mesh()
-WEIGHTS = np.random.default_rng(5).standard_normal((16, 5)).astype(np.float32)
-
-
-def features_of_images(pictures):
-    x = pictures.reshape(pictures.shape[0], -1).astype(jnp.float32) / 255.0
-    y = jnp.tanh(x @ WEIGHTS)
-    return Features(y, 3.0 * y, jnp.sin(9.0 * y[:, :3]))
-
-
-NETWORK = FeatureNetwork(
-    "five numbers", "aa" * 32, 5, 5, jax.tree_util.Partial(features_of_images), 3
-)
 
 
 def noise(n, seed=0):
@@ -56,7 +42,7 @@ def assert_same(one, other, rel=1e-12):
 @pytest.fixture(scope="module")
 def features():
     """Of 2,000 images, on the host."""
-    return jax.tree.map(np.asarray, features_of_images(noise(2000)))
+    return jax.tree.map(np.asarray, features_of(noise(2000)))
 
 
 def part(features, numbers, keep=100):

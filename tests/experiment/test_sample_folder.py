@@ -29,6 +29,7 @@ from ddpm_jax.experiment.sample_folder import (
     labels_of_images,
 )
 from ddpm_jax.experiment.sampling import labels_of
+from ddpm_jax.files import locked_folder
 from ddpm_jax.training import SaveError
 
 
@@ -208,7 +209,7 @@ class TestRefusals:
 
     def test_a_folder_that_another_process_draws_into(self, draw, tmp_path):
         with (
-            sample_folder._locked(tmp_path, "--out"),
+            locked_folder(tmp_path),
             pytest.raises(UserError, match="another process draws"),
         ):
             draw_into_folder(tmp_path, draw, quiet)

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from paths import MIXED
-from runs import ended, start
+from runs import ended, start, wait_for_file
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import hosts
@@ -82,9 +82,7 @@ def test_two_processes_find_what_one_finds(run, tmp_path, whole):
 def test_a_killed_process_ends_the_others_and_three_go_on(run, tmp_path, whole, victim):
     out = tmp_path / "out"
     processes = evaluate(run, out, count=2)
-    while not list(out.glob("cache/samples/*/*.npy")):
-        assert all(process.poll() is None for process in processes), ended(processes)
-        time.sleep(0.01)
+    wait_for_file(processes, out, "cache/samples/*/*.npy")
     began = time.monotonic()
     processes[victim].send_signal(signal.SIGKILL)
     other = ended(processes)[1 - victim]

@@ -20,7 +20,7 @@ import starter
 from elastic import Leg
 from imagery import examples, prepare, random_images
 from paths import MIXED, ROOT
-from runs import CACHE, contents, ended, finish, free_port, kill_and_resume, start
+from runs import CACHE, contents, ended, finish, free_port, kill_and_resume, start, wait_for_file
 from runs import wait_for_checkpoint as wait_for
 
 from ddpm_jax.training import newest_sound
@@ -70,9 +70,7 @@ def ends(processes, victim, number, *, code=4):
 def wait_for_a_save(processes, run, step):
     """Until one is under way, and `step` is saved."""
     wait_for(processes, run, step)
-    while not list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
-        assert all(process.poll() is None for process in processes), ended(processes)
-        time.sleep(0.001)
+    wait_for_file(processes, run / "checkpoints", "*.orbax-checkpoint-tmp*", every=0.001)
 
 
 @pytest.mark.thorough

@@ -1,11 +1,10 @@
 """Images drawn by several processes: those of one process, and none is lost when one dies."""
 
 import signal
-import time
 
 import pytest
 from paths import MIXED
-from runs import ended, start
+from runs import ended, start, wait_for_file
 
 HEARTBEAT = 5
 NUM = 1200
@@ -65,9 +64,7 @@ def test_two_processes_draw_the_images_of_one(run, tmp_path, whole):
 def test_a_killed_process_ends_the_other_and_three_go_on(run, tmp_path, whole, victim):
     out = tmp_path / "out"
     processes = sample(run, out, count=2)
-    while not list(out.glob("*/*.png")):
-        assert all(process.poll() is None for process in processes), ended(processes)
-        time.sleep(0.01)
+    wait_for_file(processes, out, "*/*.png")
     processes[victim].send_signal(signal.SIGKILL)
     other = ended(processes)[1 - victim]
     assert other.code == 4, other

@@ -39,7 +39,7 @@ def import_peer(name):
     """A module of a peer, imported whole; `sys.modules` is left as it was."""
     package = name.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
+        pytest.skip(f"{package} comes with the extra 'peers'", allow_module_level=True)
     touched = [key for key in sys.modules if key.partition(".")[0] in ("torchvision", package)]
     before = {key: sys.modules.pop(key) for key in touched}
     for key in MISSING:

@@ -1,10 +1,6 @@
 """What the tests beside diffusers share. Importing it skips them where diffusers is missing."""
 
 import functools
-import importlib
-import importlib.util
-import sys
-import types
 import warnings
 
 import jax
@@ -59,19 +55,3 @@ def judge(ours, theirs, exact, *, ours_within, theirs_within):
 def noise_of(key):
     """What a sampler's step draws."""
     return np.asarray(jax.random.normal(key, SHAPE, jnp.float32))
-
-
-def part_of_torch_fidelity(name):
-    """A module of torch-fidelity alone.
-
-    All of it needs torchvision, whose wheels are for CUDA and do not load beside a CPU's torch.
-    Some parts have no need of it.
-    """
-    if "torch_fidelity" not in sys.modules:
-        found = importlib.util.find_spec("torch_fidelity")
-        if found is None:
-            pytest.skip("torch-fidelity comes with the extra 'peers'", allow_module_level=True)
-        package = types.ModuleType("torch_fidelity")
-        package.__path__, package.__spec__ = list(found.submodule_search_locations), found
-        sys.modules["torch_fidelity"] = package
-    return importlib.import_module(f"torch_fidelity.{name}")

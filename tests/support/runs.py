@@ -83,6 +83,13 @@ def wait_for_checkpoint(processes, run, step):
     raise AssertionError(ended(processes))
 
 
+def wait_for_file(processes, folder, pattern, every=0.01):
+    """Until a file of this pattern is in the folder; no process may end before."""
+    while not list(folder.glob(pattern)):
+        assert _all_run(processes), ended(processes)
+        time.sleep(every)
+
+
 def contents(run):
     """Everything that has to agree: the final state, the metrics and the results, as bytes.
 
