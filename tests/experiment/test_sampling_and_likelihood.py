@@ -14,6 +14,7 @@ from networks import make_mixers
 from ddpm_jax.config import Ancestral
 from ddpm_jax.data import read_digits
 from ddpm_jax.evaluation import histogram_bits_per_dim, likelihood
+from ddpm_jax.evaluation.confidence import standard_error
 from ddpm_jax.experiment import build, initial_state, make_drawer, sample_files, trained_model
 
 HOW = Ancestral()
@@ -196,8 +197,8 @@ def test_a_standard_error_of_terms_by_hand():
     np.testing.assert_allclose(per_time.mean, [3.0, 6.0, 0.0, np.nan])
     expected = [np.sqrt(14 / 2 / 3), np.sqrt(2 / 1 / 2), np.nan, np.nan]
     np.testing.assert_allclose(per_time.standard_error, expected)
-    assert likelihood._standard_error(np.array([3.0])) is None
-    assert likelihood._standard_error(np.array([3.0, 5.0])) == 1.0
+    assert standard_error(np.array([3.0])) is None
+    assert standard_error(np.array([3.0, 5.0])) == 1.0
 
 
 @pytest.mark.parametrize("limit", [100, 1437, 5000])
