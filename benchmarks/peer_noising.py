@@ -194,7 +194,7 @@ def _table_errors(scheduler_class: Any) -> list[Row]:
             "alpha_bar": scheduler.alphas_cumprod.numpy(),
             "1 - alpha_bar": (1.0 - scheduler.alphas_cumprod).numpy(),
         }
-        tables = (ours.betas, ours.alpha_bar, ours.one_minus_alpha_bar)
+        tables = (ours.betas, ours.alpha_bar, ours.noise_power)
         for by, of_one in ((OURS, dict(zip(exact, tables, strict=True))), (THEIRS, theirs)):
             for table, values in of_one.items():
                 error = np.max(np.abs(np.asarray(values, np.float64) / exact[table] - 1.0))

@@ -17,8 +17,12 @@ __all__ = [
     "Linear",
     "LinearLogSNR",
     "Quadratic",
+    "RectifiedFlow",
     "Schedule",
     "Sigmoid",
+    "SubVariancePreserving",
+    "VarianceExploding",
+    "VariancePreserving",
     "make_schedule",
 ]
 
@@ -31,8 +35,8 @@ class Schedule(Member):
     num_steps: Annotated[int, Bound(lambda value: value <= 1_000_000, "at most 1,000,000")] = 1000
     """T, the number of steps of the chain."""
     shift_resolution: Annotated[int | None, COUNT] = None
-    """Side of the images in pixels. The schedule is shifted to more noise for images larger than
-    `shift_reference` (Hoogeboom et al. 2023). None: no shift."""
+    """Side of the images in pixels. A schedule that preserves variance is shifted to more noise for
+    images larger than `shift_reference` (Hoogeboom et al. 2023). None: no shift."""
     shift_reference: Annotated[int, COUNT] = 64
     """Side of the images for which the schedule needs no shift, in pixels."""
     zero_terminal_snr: bool = False
@@ -135,6 +139,68 @@ class LinearLogSNR(Schedule):
     def make(self) -> schedules.Schedule:
         """`schedules.linear_log_snr`."""
         return schedules.linear_log_snr(self.num_steps, self.log_snr_max, self.log_snr_min)
+
+
+@dataclasses.dataclass(frozen=True)
+class VariancePreserving(Schedule):
+    """The variance-preserving SDE at T times (Song et al. 2021)."""
+
+    beta_min: float = 0.1
+    """Rate at the data, above 0."""
+    beta_max: float = 20.0
+    """Rate at the prior, at least `beta_min`."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.variance_preserving`."""
+        return schedules.variance_preserving(self.num_steps, self.beta_min, self.beta_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubVariancePreserving(Schedule):
+    """The sub-VP SDE at T times (Song et al. 2021)."""
+
+    beta_min: float = 0.1
+    """Rate at the data, above 0."""
+    beta_max: float = 20.0
+    """Rate at the prior, at least `beta_min`."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.sub_variance_preserving`."""
+        return schedules.sub_variance_preserving(self.num_steps, self.beta_min, self.beta_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceExploding(Schedule):
+    """The signal stays, and noise is added up to `sigma_max` (Karras et al. 2022).
+
+    The network's input grows with the noise; wrap the network in `EDM`, which scales it.
+    """
+
+    sigma_min: float = 0.002
+    """Noise level at t = 0, above 0."""
+    sigma_max: float = 80.0
+    """Noise level at t = T - 1, above `sigma_min`."""
+    rho: float = 7.0
+    """Above 0. The larger it is, the more steps are at low noise; inf is even in log sigma."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.variance_exploding`."""
+        return schedules.variance_exploding(
+            self.num_steps, self.sigma_min, self.sigma_max, self.rho
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """Straight lines from data to noise; no signal is left at T - 1 (Liu et al. 2023)."""
+
+    shift: float = 1.0
+    """Factor of the noise level, above 0. For images of m pixels in place of n, sqrt(m / n) (Esser
+    et al. 2024)."""
+
+    def make(self) -> schedules.Schedule:
+        """`schedules.rectified_flow`."""
+        return schedules.rectified_flow(self.num_steps, self.shift)
 
 
 @dataclasses.dataclass(frozen=True)

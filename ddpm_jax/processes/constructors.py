@@ -1,6 +1,6 @@
 """Modal processes of published papers.
 
-All start from a `Schedule`, whose a^2 = alpha_bar and b^2 = 1 - alpha_bar they change mode by mode:
+All start from a `Schedule`, whose a and b they change mode by mode:
 
 - `isotropic`: nothing is changed; one mode, shared by all.
 - `correlated`: b_k^2 = b^2 lambda_k, noise of covariance Lambda.
@@ -29,7 +29,7 @@ def isotropic(schedule: Schedule) -> Schedule:
     It is here so that every process has a constructor.
 
     Args:
-        schedule: alpha_bar.
+        schedule: a and b at each time.
 
     Returns:
         `schedule`.
@@ -59,18 +59,19 @@ def correlated(
 
     .. math::
 
-        x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \Lambda^{1/2} \epsilon
+        x_t = a_t x_0 + b_t \Lambda^{1/2} \epsilon
 
-    The prior is N(0, Lambda). Each step scales all of x alike and adds noise of one covariance, so
-    the modes of Lambda never mix, and the chain has its closed forms. In white eps the weight of
-    the KL is the same for all modes and the plain squared error stays right; in x0, or in the noise
-    Lambda^(1/2) eps that was added, the error is one in the norm of Lambda^-1.
+    The prior is N(0, Lambda), times the variance of the schedule's prior. Each step scales all of x
+    alike and adds noise of one covariance, so the modes of Lambda never mix, and the chain has its
+    closed forms. In white eps the weight of the KL is the same for all modes and the plain squared
+    error stays right; in x0, or in the noise Lambda^(1/2) eps that was added, the error is one in
+    the norm of Lambda^-1.
 
     A singular covariance gives modes without noise, in which density, score and KL do not exist. It
     raises an error, unless `floor` gives such modes some noise.
 
     Args:
-        schedule: alpha_bar.
+        schedule: a and b at each time.
         covariance: Lambda `[d, d]`, symmetric, of the flattened data; read in float64.
         spectrum: in its place, its eigenvalues `[*modes]` in `basis`. `modes` has as many axes as
             the data, each as long as theirs or 1: `[h, w, 1]` for channels alike.
@@ -114,13 +115,13 @@ def correlated(
         check_even("spectrum", eigenvalues[None], basis)
     eigenvalues = _regular(eigenvalues, floor)
     log_alpha_bar = _column(on_host(schedule.log_alpha_bar_parts), eigenvalues.ndim)
-    log_noise = _column(_log_noise(schedule), eigenvalues.ndim)
+    log_noise = _column(on_host(schedule.log_noise_parts), eigenvalues.ndim)
     log_eigenvalues = np.log(eigenvalues)
     return build(
         log_alpha_bar,
         log_noise + log_eigenvalues[None],
         basis,
-        log_prior_variance=log_eigenvalues,
+        log_prior_variance=log_eigenvalues + np.log(float(schedule.prior_table[0])),
     )
 
 
@@ -144,7 +145,7 @@ def equal_snr(
     spectrum.
 
     Args:
-        schedule: alpha_bar / (1 - alpha_bar) is the ratio.
+        schedule: its signal-to-noise ratio is the ratio.
         spectrum: variance of the data in each mode, `[*modes]`: the mean of
             `basis.to_modes(x0 - mean)^2` over the data.
         basis: of the spectrum.
@@ -185,7 +186,7 @@ def blurring(
 
     .. math::
 
-        a_t(w) = \sqrt{\bar\alpha_t}\, d_t(w), \qquad b_t = \sqrt{1 - \bar\alpha_t}
+        a_t(w) = a_t\, d_t(w), \qquad b_t(w) = b_t
 
     .. math::
 
@@ -196,7 +197,7 @@ def blurring(
     is below 1 but for the mean of the image.
 
     Args:
-        schedule: alpha_bar.
+        schedule: a and b at each time, without the blur.
         shape: of one image; its last axis is the channel and is left alone.
         max_blur: standard deviation of the Gaussian kernel at T - 1, in pixels; 0 is DDPM.
         min_scale: what blur alone leaves of each mode at least, in (0, 1].
@@ -238,21 +239,13 @@ def blurring(
     log_rest = math.log1p(-min_scale) if min_scale < 1.0 else -math.inf
     log_scale = np.where(z < 1.0, early, np.logaddexp(log_rest - z, math.log(min_scale)))
     log_alpha_bar = _column(on_host(schedule.log_alpha_bar_parts), rank)
-    log_noise = _column(_log_noise(schedule), rank)
+    log_noise = _column(on_host(schedule.log_noise_parts), rank)
     return build(
         log_alpha_bar + 2.0 * log_scale,
         log_noise,
         bases.dct(tuple(range(len(sides)))),
-        log_prior_variance=np.zeros((1,) * rank),
+        log_prior_variance=np.full((1,) * rank, np.log(float(schedule.prior_table[0]))),
     )
-
-
-def _log_noise(schedule: Schedule) -> np.ndarray:
-    """log(1 - alpha_bar) `[T]`; 0 where no signal is left, and both other logarithms are -inf."""
-    log_alpha_bar, log_noise = on_host(schedule.log_alpha_bar_parts), np.zeros(schedule.num_steps)
-    loud = np.isfinite(log_alpha_bar)
-    np.subtract(log_alpha_bar, schedule.mean_log_snr(), out=log_noise, where=loud)
-    return log_noise
 
 
 def _column(table: np.ndarray, rank: int) -> np.ndarray:

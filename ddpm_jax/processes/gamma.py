@@ -74,7 +74,7 @@ from ddpm_jax.processes.modal import (
     step_weights,
     transition_weights,
 )
-from ddpm_jax.schedules.tables import Schedule, check_schedule
+from ddpm_jax.schedules.tables import Schedule, check_preserves_variance, check_schedule
 
 __all__ = ["GammaChain", "gamma"]
 
@@ -364,7 +364,8 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
 
     Raises:
         TypeError: `schedule` is not a Schedule.
-        ValueError: `theta_0` is not one number above 0.
+        ValueError: `theta_0` is not one number above 0, or a schedule that does not preserve
+            variance.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -379,6 +380,7 @@ def gamma(schedule: Schedule, theta_0: float | Array) -> GammaChain:
         Nachmani et al. 2021, https://arxiv.org/abs/2110.05948
     """
     check_schedule(schedule)
+    check_preserves_variance("schedule", schedule)
     value = check_scalar("theta_0", theta_0)
     least = float(jnp.finfo(jnp.float32).tiny) ** 0.5  # its square is in every shape
     if value is not None and not least <= value <= 1.0 / least:

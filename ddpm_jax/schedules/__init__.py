@@ -1,7 +1,8 @@
 """Noise schedules: how much signal and how much noise there is at each time.
 
-`tables` has the `Schedule` itself and the equations, `constructors` makes one from a formula or
-from given tables, and `transforms` makes one from another.
+`tables` has the `Schedule` itself and the equations. `constructors` makes one that preserves
+variance, from a formula or from given tables; `signal_noise` makes the others, such as variance
+exploding and rectified flow; `transforms` makes one from another.
 """
 
 from ddpm_jax.schedules.constructors import constant as constant
@@ -13,6 +14,11 @@ from ddpm_jax.schedules.constructors import linear as linear
 from ddpm_jax.schedules.constructors import linear_log_snr as linear_log_snr
 from ddpm_jax.schedules.constructors import quadratic as quadratic
 from ddpm_jax.schedules.constructors import sigmoid as sigmoid
+from ddpm_jax.schedules.signal_noise import from_signal_noise as from_signal_noise
+from ddpm_jax.schedules.signal_noise import rectified_flow as rectified_flow
+from ddpm_jax.schedules.signal_noise import sub_variance_preserving as sub_variance_preserving
+from ddpm_jax.schedules.signal_noise import variance_exploding as variance_exploding
+from ddpm_jax.schedules.signal_noise import variance_preserving as variance_preserving
 from ddpm_jax.schedules.tables import Schedule as Schedule
 from ddpm_jax.schedules.transforms import respaced as respaced
 from ddpm_jax.schedules.transforms import shifted as shifted

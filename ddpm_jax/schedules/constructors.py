@@ -1,4 +1,4 @@
-"""Schedules from a formula, or from given tables.
+"""Schedules that preserve variance, from a formula or from given tables.
 
 Every constructor works in float64 on the host and refuses arguments that make no chain. The symbols
 are those of `ddpm_jax.schedules.tables`; u = (t + 1) / T runs from 1 / T to 1.
@@ -7,9 +7,12 @@ are those of `ddpm_jax.schedules.tables`; u = (t + 1) / T runs from 1 / T to 1.
 import math
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from ddpm_jax.schedules.tables import Schedule, build, check_num_steps
+from ddpm_jax.schedules.tables import Schedule, build, build_traced, check_num_steps
 
 __all__ = [
     "constant",
@@ -339,21 +342,32 @@ def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
         return build(np.log(alpha_bar), betas=(before - alpha_bar) / before)
 
 
-def from_log_snr(log_snr: np.ndarray) -> Schedule:
-    r"""The schedule of given log SNR, natural logarithm, read in float64.
+def from_log_snr(
+    log_snr: np.ndarray | Sequence[float] | Array,
+    *,
+    network_times: np.ndarray | Sequence[float] | Array | None = None,
+) -> Schedule:
+    r"""The schedule of given log SNR, natural logarithm.
 
     .. math::
 
         \bar\alpha_t = \frac{1}{1 + \exp(-\log \mathrm{SNR}_t)}
 
+    It is read in float64 on the host. A table that is being traced, such as one that a network
+    makes, gives a schedule of traced tables, and gradients reach what made it. Those have the
+    precision of float32: neighbouring differences of log SNR keep as many digits as `log_snr` has
+    of them, and values are not checked. Where log SNR rises, what is made of that step is NaN.
+
     Args:
         log_snr: `[T]`, finite and falling. The last may be -inf: a chain that leaves no signal.
+        network_times: the time that a network gets at each t, `[T]`, rising; t by default.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: not one-dimensional, T below 2, not finite or not falling, by index.
+        ValueError: not one-dimensional, T below 2, not finite or not falling, by index; or
+            `network_times` of another length.
 
     Example:
         >>> import numpy as np
@@ -361,6 +375,12 @@ def from_log_snr(log_snr: np.ndarray) -> Schedule:
         >>> schedules.from_log_snr(np.array([0.0, -np.inf])).alpha_bar.tolist()
         [0.5, 0.0]
     """
+    if isinstance(log_snr, jax.core.Tracer):
+        _check_vector("log_snr", log_snr)
+        return build_traced(
+            jnp.stack([log_snr, jnp.zeros_like(log_snr)]),
+            None if network_times is None else jnp.asarray(network_times),
+        )
     log_snr = _vector("log_snr", log_snr)
     finite = np.isfinite(log_snr)
     finite[-1] |= np.isneginf(log_snr[-1])
@@ -371,15 +391,26 @@ def from_log_snr(log_snr: np.ndarray) -> Schedule:
             " -inf"
         )
     _check_falling("log_snr", log_snr)
-    return build(-np.logaddexp(0.0, -log_snr), log_snr=log_snr)
+    if network_times is not None:
+        network_times = np.asarray(network_times)
+        if network_times.shape != log_snr.shape:
+            raise ValueError(
+                f"network_times has shape {network_times.shape}; it has to be that of log_snr,"
+                f" {log_snr.shape}"
+            )
+    return build(-np.logaddexp(0.0, -log_snr), log_snr=log_snr, network_times=network_times)
 
 
-def _vector(name: str, values: np.ndarray | Sequence[float]) -> np.ndarray:
+def _vector(name: str, values: np.ndarray | Sequence[float] | Array) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
+    _check_vector(name, values)
+    return values
+
+
+def _check_vector(name: str, values: np.ndarray | Array) -> None:
     if values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}; it has to be one-dimensional, (T,)")
     check_num_steps(values.shape[0])
-    return values
 
 
 def _check_inside(name: str, value: float) -> None:

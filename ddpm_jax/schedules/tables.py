@@ -1,33 +1,45 @@
 r"""A schedule's tables, and how they are read.
 
-A schedule of T steps is the chain of Ho et al. 2020, eq. 2,
+A schedule of T steps is a Gaussian chain that treats all of x alike, with a factor a_t on the data
+and a factor b_t on the noise:
 
 .. math::
 
-    q(x_t \mid x_{t-1}) = \mathcal{N}\big(\sqrt{1 - \beta_t}\, x_{t-1},\ \beta_t I\big) \tag{1}
+    x_t = a_t x_0 + b_t \epsilon, \qquad
+    q(x_t \mid x_{t-1}) = \mathcal{N}\Big(\frac{a_t}{a_{t-1}}\, x_{t-1},\ \beta_t I\Big),
+    \qquad \beta_t = b_t^2 \Big(1 - \frac{\mathrm{SNR}_t}{\mathrm{SNR}_{t-1}}\Big) \tag{1}
 
-given by its tables. Times run from t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands
-for the data themselves.
-
-.. math::
-
-    \bar\alpha_t = \prod_{i \le t} (1 - \beta_i) \tag{2}
+Times run from t = 0, one step of noise, to t = T - 1, the prior; s = -1 stands for the data
+themselves. The signal-to-noise ratio falls from each time to the next:
 
 .. math::
 
-    \log \mathrm{SNR}_t = \log \frac{\bar\alpha_t}{1 - \bar\alpha_t} \tag{3}
+    \log \mathrm{SNR}_t = \log \frac{a_t^2}{b_t^2} \tag{2}
 
-Tables are built on the host in float64 from log(alpha_bar), which keeps full relative precision at
-both ends, and are stored in float32. Differences of two logarithms, which every posterior and every
-ELBO weight contains, would lose most of their digits in float32 between neighbouring times. The two
-log tables therefore carry a second float32 table, the part that rounding took away, and
-`log_snr_difference` and `log_alpha_bar_difference` use both.
+DDPM's chain (Ho et al. 2020, eq. 2) preserves variance, a^2 + b^2 = 1, and has
+
+.. math::
+
+    a_t^2 = \bar\alpha_t = \prod_{i \le t} (1 - \beta_i), \qquad
+    b_t^2 = 1 - \bar\alpha_t \tag{3}
+
+Two chains of the same SNR differ in the scale of x_t alone, by the factor of their
+sqrt(a^2 + b^2). A denoiser of the one is a denoiser of the other, and all terms of the ELBO agree
+(Kingma et al. 2021, section 3.3). The scale matters to the network, whose input it is.
+
+Tables are built on the host in float64 from the logarithms of a^2 and b^2, which keep full relative
+precision at both ends, and are stored in float32. Differences of two logarithms, which every
+posterior and every ELBO weight contains, would lose most of their digits in float32 between
+neighbouring times. The log tables therefore carry a second float32 table, the part that rounding
+took away, and `log_snr_difference`, `log_alpha_bar_difference` and `log_noise_difference` use both.
 
 References:
-    Ho et al. 2020, https://arxiv.org/abs/2006.11239
+    - Ho et al. 2020, https://arxiv.org/abs/2006.11239
+    - Kingma et al. 2021, https://arxiv.org/abs/2107.00630
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -42,9 +54,12 @@ from ddpm_jax.checks import check_count
 __all__ = [
     "Schedule",
     "build",
+    "build_traced",
     "check_num_steps",
+    "check_preserves_variance",
     "check_schedule",
     "difference",
+    "log_one_minus_exp",
     "look_up",
     "on_host",
     "two_parts",
@@ -79,17 +94,24 @@ class Schedule(Value):
     betas: Float[Array, " T"]
     """Variance added by each step, beta_t."""
     alpha_bar: Float[Array, " T"]
-    """Signal power left at t, prod(1 - beta)."""
-    one_minus_alpha_bar: Float[Array, " T"]
-    """Noise power at t; a table of its own because 1 - alpha_bar cancels near t = 0."""
+    """Signal power left at t, a^2; prod(1 - beta) where variance is preserved."""
+    noise_power: Float[Array, " T"]
+    """Noise power at t, b^2; a table of its own because 1 - alpha_bar cancels near t = 0."""
     log_alpha_bar_parts: Float[Array, "2 T"]
-    """log(alpha_bar): row 0 rounded to float32, row 1 what the rounding left over."""
+    """log(a^2): row 0 rounded to float32, row 1 what the rounding left over."""
+    log_noise_parts: Float[Array, "2 T"]
+    """log(b^2), in the same two parts."""
     log_snr_parts: Float[Array, "2 T"]
-    """log(alpha_bar / (1 - alpha_bar)), in the same two parts."""
-    network_times: Int[Array, " T"]
-    """The time that a network gets at t: t itself, unless the schedule was `respaced`."""
+    """log(a^2 / b^2), in the same two parts."""
+    prior_table: Float[Array, "2"]
+    """The variance of p(x_{T-1}), and the share of it that q(x_{T-1} | x_0) lacks."""
+    network_times: Int[Array, " T"] | Float[Array, " T"]
+    """The time that a network gets at t: t itself, unless the schedule was `respaced` or given
+    others."""
     zero_terminal_snr: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether no signal at all is left at T - 1. A network cannot predict eps then."""
+    preserves_variance: bool = dataclasses.field(default=True, metadata={"static": True})
+    """Whether a^2 + b^2 is 1 at all times."""
 
     @property
     def num_steps(self) -> int:
@@ -98,12 +120,12 @@ class Schedule(Value):
 
     @property
     def log_alpha_bar(self) -> Float[Array, " T"]:
-        """log(alpha_bar), natural logarithm, float32 `[T]`."""
+        """log(a^2), natural logarithm, float32 `[T]`."""
         return self.log_alpha_bar_parts[0]
 
     @property
     def log_snr(self) -> Float[Array, " T"]:
-        """log(alpha_bar / (1 - alpha_bar)), natural logarithm, float32 `[T]`."""
+        """log(a^2 / b^2), natural logarithm, float32 `[T]`."""
         return self.log_snr_parts[0]
 
     @property
@@ -112,7 +134,7 @@ class Schedule(Value):
         return bases.identity()
 
     def signal(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """sqrt(alpha_bar), the factor a on x_0.
+        """The factor a on x_0, sqrt(alpha_bar).
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
@@ -129,18 +151,18 @@ class Schedule(Value):
         return root(self.signal_variance(t))
 
     def signal_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """alpha_bar, a^2.
+        """a^2, alpha_bar.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
 
         Returns:
-            alpha_bar, float32 `[batch]`; 1 at t = -1.
+            a^2, float32 `[batch]`; 1 at t = -1.
         """
         return look_up(self.alpha_bar, t, before=1.0)
 
     def noise(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """sqrt(1 - alpha_bar), the factor b on the noise.
+        """The factor b on the noise.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
@@ -151,15 +173,15 @@ class Schedule(Value):
         return root(self.noise_variance(t))
 
     def noise_variance(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """1 - alpha_bar, b^2.
+        """b^2, which is 1 - alpha_bar where variance is preserved.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
 
         Returns:
-            1 - alpha_bar, float32 `[batch]`; 0 at t = -1.
+            b^2, float32 `[batch]`; 0 at t = -1.
         """
-        return look_up(self.one_minus_alpha_bar, t, before=0.0)
+        return look_up(self.noise_power, t, before=0.0)
 
     def beta(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
         """The variance that the step to `t` adds.
@@ -175,7 +197,13 @@ class Schedule(Value):
     def transition_variance(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        """1 - alpha_bar_t / alpha_bar_s, the variance that the steps from s to t add.
+        r"""The variance that the steps from s to t add.
+
+        .. math::
+
+            b_t^2 \big(1 - \mathrm{SNR}_t / \mathrm{SNR}_s\big)
+
+        It is 1 - alpha_bar_t / alpha_bar_s where variance is preserved.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
@@ -184,19 +212,24 @@ class Schedule(Value):
         Returns:
             The variance, float32 `[batch]`; NaN for s > t.
         """
-        added = -jnp.expm1(self.log_alpha_bar_difference(t, s))
+        if self.preserves_variance:
+            added = -jnp.expm1(self.log_alpha_bar_difference(t, s))
+        else:
+            added = self.noise_variance(t) * -jnp.expm1(self.log_snr_difference(t, s))
         return jnp.where(s <= t, added, jnp.nan)
 
     def power(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """a^2 + b^2, which is 1 for a schedule, without rounding.
+        """a^2 + b^2: 1 without rounding where variance is preserved.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
 
         Returns:
-            1, float32 `[batch]`.
+            a^2 + b^2, float32 `[batch]`.
         """
-        return jnp.ones_like(self.noise_variance(t))
+        if self.preserves_variance:
+            return jnp.ones_like(self.noise_variance(t))
+        return self.signal_variance(t) + self.noise_variance(t)
 
     def prior(self, batch: int) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
         """The variance of p(x_{T-1}), and the share of it that q(x_{T-1} | x_0) lacks.
@@ -205,10 +238,11 @@ class Schedule(Value):
             batch: the number of examples.
 
         Returns:
-            1 and alpha_bar_{T-1}, float32 `[batch]` each.
+            The variance and the share, float32 `[batch]` each: 1 and alpha_bar_{T-1} where variance
+            is preserved.
         """
-        missing = jnp.broadcast_to(self.alpha_bar[-1], batch)
-        return jnp.ones_like(missing), missing
+        variance, missing = self.prior_table
+        return jnp.broadcast_to(variance, batch), jnp.broadcast_to(missing, batch)
 
     def mean_log_snr(self) -> np.ndarray:
         """log SNR on the host, natural logarithm.
@@ -222,7 +256,7 @@ class Schedule(Value):
         return on_host(self.log_snr_parts)
 
     def snr(self, t: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """alpha_bar / (1 - alpha_bar), a^2 / b^2.
+        """a^2 / b^2.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
@@ -235,14 +269,16 @@ class Schedule(Value):
         silent = jnp.isneginf(look_up(self.log_snr, t, before=jnp.inf))
         return jnp.where(silent, ratio, jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
 
-    def network_time(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
+    def network_time(
+        self, t: Int[Array, " batch"]
+    ) -> Int[Array, " batch"] | Float[Array, " batch"]:
         """The time that a network gets at `t`: that of the schedule that it was trained with.
 
         Args:
             t: times in [0, T), int32 `[batch]`.
 
         Returns:
-            `network_times[t]`, int32 `[batch]`; of a time outside [0, T), that of the nearest end.
+            `network_times[t]`, `[batch]`; of a time outside [0, T), that of the nearest end.
         """
         return rows(self.network_times, t, mode="clip")
 
@@ -277,11 +313,7 @@ class Schedule(Value):
     def log_noise_difference(
         self, t: Int[Array, " batch"], s: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
-        r"""log(1 - alpha_bar(t)) - log(1 - alpha_bar(s)), to float32's full precision.
-
-        .. math::
-
-            \frac{b_t^2}{b_s^2} = 1 + \Big(1 - \frac{a_t^2}{a_s^2}\Big)\, \mathrm{SNR}_s
+        """log b(t)^2 - log b(s)^2, to float32's full precision.
 
         Args:
             t: times in [-1, T), int32 `[batch]`.
@@ -290,40 +322,89 @@ class Schedule(Value):
         Returns:
             The difference, float32 `[batch]`; inf where s = -1.
         """
-        return jnp.log1p(self.transition_variance(t, s) * self.snr(s))
+        return difference(self.log_noise_parts, t, s, before=-jnp.inf)
 
 
 def build(
     log_alpha_bar: np.ndarray,
     *,
     betas: np.ndarray | None = None,
+    log_noise: np.ndarray | None = None,
     log_snr: np.ndarray | None = None,
+    prior_variance: float | None = None,
     network_times: np.ndarray | None = None,
 ) -> Schedule:
-    """All tables from log(alpha_bar) in float64; given tables are taken as they are.
+    """All tables from log(a^2) in float64, and log(b^2) unless variance is preserved.
 
-    -inf at the end is a chain that leaves no signal.
+    Given tables are taken as they are. -inf at the end of log(a^2) is a chain that leaves no
+    signal.
 
     Raises:
         ValueError: tables that float32 rounds out of their range.
     """
-    one_minus_alpha_bar = -np.expm1(log_alpha_bar)
-    if betas is None:
-        betas = -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
+    preserves_variance = log_noise is None
+    if log_noise is None:
+        log_noise = log_one_minus_exp(log_alpha_bar)
+        noise_power = -np.expm1(log_alpha_bar)
+        prior_variance, missing = 1.0, math.exp(log_alpha_bar[-1])
+        if betas is None:
+            betas = -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
+    else:
+        noise_power = np.exp(log_noise)
+        if prior_variance is None:
+            prior_variance = math.exp(log_alpha_bar[-1]) + math.exp(log_noise[-1])
+        # Of the number that float32 holds: it is p's, and q lacks a share of that one.
+        prior_variance = float(np.float32(prior_variance))
+        missing = -math.expm1(log_noise[-1] - math.log(prior_variance))
     if log_snr is None:
-        log_snr = log_alpha_bar - np.log(one_minus_alpha_bar)
+        log_snr = log_alpha_bar - log_noise
+    if betas is None:
+        betas = noise_power * -np.expm1(np.diff(log_snr, prepend=np.inf))
     if network_times is None:
         network_times = np.arange(len(log_alpha_bar))
     zero_terminal_snr = bool(np.isneginf(log_alpha_bar[-1]))
-    _check_float32(betas, one_minus_alpha_bar, zero_terminal_snr)
+    _check_float32(betas, noise_power, preserves_variance, zero_terminal_snr)
+    whole = np.issubdtype(network_times.dtype, np.integer)
     return Schedule(
         betas=_float32(betas),
         alpha_bar=_float32(np.exp(log_alpha_bar)),
-        one_minus_alpha_bar=_float32(one_minus_alpha_bar),
+        noise_power=_float32(noise_power),
         log_alpha_bar_parts=two_parts(log_alpha_bar),
+        log_noise_parts=two_parts(log_noise),
         log_snr_parts=two_parts(log_snr),
-        network_times=jnp.asarray(network_times.astype(np.int32)),
+        prior_table=_float32(np.array([prior_variance, missing])),
+        network_times=jnp.asarray(network_times, jnp.int32 if whole else jnp.float32),
         zero_terminal_snr=zero_terminal_snr,
+        preserves_variance=preserves_variance,
+    )
+
+
+def build_traced(log_snr_parts: Float[Array, "2 T"], network_times: Array | None) -> Schedule:
+    """The schedule of a log SNR that JAX computed: it preserves variance, and gradients pass.
+
+    What the rounding of log SNR left over may be 0. The tables have float32's precision: their
+    differences between neighbouring times are as good as those of `log_snr_parts`.
+    """
+    log_snr, left_over = log_snr_parts
+    log_alpha_bar, log_noise = -jax.nn.softplus(-log_snr), -jax.nn.softplus(log_snr)
+    # Not by `sigmoid`, whose slope s (1 - s) cancels near 1.
+    alpha_bar, noise_power = jnp.exp(log_alpha_bar), jnp.exp(log_noise)
+    of_signal = jnp.stack([log_alpha_bar, noise_power * left_over])
+    of_noise = jnp.stack([log_noise, -alpha_bar * left_over])
+    falls = jnp.diff(log_snr) + jnp.diff(left_over)
+    # 1 - alpha_bar_t / alpha_bar_{t-1}, by SNR: b_t^2 (1 - SNR_t / SNR_{t-1}).
+    betas = jnp.concatenate([noise_power[:1], noise_power[1:] * -jnp.expm1(falls)])
+    if network_times is None:
+        network_times = jnp.arange(log_snr.size, dtype=jnp.int32)
+    return Schedule(
+        betas=betas,
+        alpha_bar=alpha_bar,
+        noise_power=noise_power,
+        log_alpha_bar_parts=of_signal,
+        log_noise_parts=of_noise,
+        log_snr_parts=log_snr_parts,
+        prior_table=jnp.stack([jnp.ones_like(alpha_bar[-1]), alpha_bar[-1]]),
+        network_times=network_times,
     )
 
 
@@ -357,18 +438,43 @@ def check_schedule(schedule: Any) -> None:
         )
 
 
+def check_preserves_variance(name: str, schedule: Schedule) -> None:
+    """Raises ValueError unless a^2 + b^2 is 1 at all times."""
+    if not schedule.preserves_variance:
+        raise ValueError(
+            f"{name} does not preserve variance: a^2 + b^2 is not 1 at all times, as it is for"
+            " schedules of betas, alpha_bar or log SNR"
+        )
+
+
+def log_one_minus_exp(x: np.ndarray) -> np.ndarray:
+    """log(1 - e^x) for x < 0, with all digits at both ends; 0 at -inf."""
+    near = x > -math.log(2.0)
+    small, large = np.where(near, x, -1.0), np.where(near, -1.0, x)
+    with np.errstate(divide="ignore"):  # where x rounds to 0
+        return np.where(near, np.log(-np.expm1(small)), np.log1p(-np.exp(large)))
+
+
 def _check_float32(
-    betas: np.ndarray, one_minus_alpha_bar: np.ndarray, zero_terminal_snr: bool
+    betas: np.ndarray,
+    noise_power: np.ndarray,
+    preserves_variance: bool,
+    zero_terminal_snr: bool,
 ) -> None:
-    least = np.finfo(np.float32).tiny  # XLA takes smaller numbers for 0
-    inside = (betas >= least) & (betas.astype(np.float32) < 1.0) & (one_minus_alpha_bar >= least)
+    least, largest = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    below = 1.0 if preserves_variance else largest
+    with np.errstate(over="ignore"):
+        inside = (betas >= least) & (betas.astype(np.float32) < below)  # XLA takes less for 0
+    inside &= (noise_power >= least) & (noise_power < largest)
     if zero_terminal_snr:
-        inside[-1] = True  # the last beta is 1
+        inside[-1] = True  # the last beta is b^2
     if not inside.all():
         t = int(np.argmin(inside))
+        name = "1 - alpha_bar" if preserves_variance else "b^2"
+        limit = "beta below 1" if preserves_variance else "finite"
         raise ValueError(
-            f"at t = {t} beta is {betas[t]:.17g} and 1 - alpha_bar {one_minus_alpha_bar[t]:.17g};"
-            " rounded to float32, both have to be above 0 and beta below 1"
+            f"at t = {t} beta is {betas[t]:.17g} and {name} {noise_power[t]:.17g}; rounded to"
+            f" float32, both have to be above 0 and {limit}"
         )
 
 

@@ -7,7 +7,13 @@ import jax
 import numpy as np
 
 from ddpm_jax.checks import check_count
-from ddpm_jax.schedules.tables import Schedule, build, check_num_steps, on_host
+from ddpm_jax.schedules.tables import (
+    Schedule,
+    build,
+    check_num_steps,
+    check_preserves_variance,
+    on_host,
+)
 
 __all__ = ["respaced", "shifted", "zero_terminal_snr"]
 
@@ -25,13 +31,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     0.
 
     Args:
-        schedule: the schedule to change.
+        schedule: the schedule to change, one that preserves variance.
 
     Returns:
         The new schedule; `schedule` itself if it already leaves no signal.
 
     Raises:
         TypeError: the schedule is traced.
+        ValueError: it does not preserve variance.
 
     Example:
         >>> from ddpm_jax import schedules
@@ -41,6 +48,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     References:
         Lin et al. 2023, https://arxiv.org/abs/2305.08891
     """
+    check_preserves_variance("schedule", schedule)
     log_signal = 0.5 * on_host(schedule.log_alpha_bar_parts)
     first, last = log_signal[0], log_signal[-1]
     if np.isneginf(last):
@@ -71,7 +79,7 @@ def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Sche
     `resolution` pixels then carries the noise that `schedule` gives to an image of `reference`.
 
     Args:
-        schedule: made for images of `reference` pixels a side.
+        schedule: made for images of `reference` pixels a side; one that preserves variance.
         resolution: pixels a side of the images at hand, at least 1.
         reference: pixels a side, at least 1.
 
@@ -79,7 +87,9 @@ def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Sche
         The shifted schedule, of the same network times.
 
     Raises:
-        ValueError: a side below 1.
+        ValueError: a side below 1, or a schedule that does not preserve variance: those are
+            shifted where they are made, by `shift` of `rectified_flow` or the levels of
+            `variance_exploding`.
         TypeError: the schedule is traced, or a side is no whole number.
 
     Example:
@@ -91,6 +101,7 @@ def shifted(schedule: Schedule, *, resolution: int, reference: int = 64) -> Sche
     References:
         Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093
     """
+    check_preserves_variance("schedule", schedule)
     for name, side in (("resolution", resolution), ("reference", reference)):
         check_count(name, side)
         if side < 1:
@@ -114,7 +125,7 @@ def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) 
 
     (Nichol & Dhariwal 2021, eq. 19). `network_times` has the times that the network was trained
     with. Everything that takes a schedule takes this one: its ELBO is that of the shorter chain,
-    for the best denoiser a looser bound.
+    for the best denoiser a looser bound. The prior's variance goes with a^2 + b^2 at the last time.
 
     Args:
         schedule: the chain, itself respaced or not.
@@ -151,8 +162,17 @@ def respaced(schedule: Schedule, times: Sequence[int] | np.ndarray | jax.Array) 
         raise ValueError(
             f"times[{index}] is {times[index]} after {times[index - 1]}; times have to rise"
         )
+    log_alpha_bar = on_host(schedule.log_alpha_bar_parts)[times]
+    log_snr = on_host(schedule.log_snr_parts)[times]
+    network_times = np.asarray(schedule.network_times)[times]
+    if schedule.preserves_variance:
+        return build(log_alpha_bar, log_snr=log_snr, network_times=network_times)
+    log_noise = on_host(schedule.log_noise_parts)
+    power = np.exp(on_host(schedule.log_alpha_bar_parts)) + np.exp(log_noise)
     return build(
-        on_host(schedule.log_alpha_bar_parts)[times],
-        log_snr=on_host(schedule.log_snr_parts)[times],
-        network_times=np.asarray(schedule.network_times)[times],
+        log_alpha_bar,
+        log_noise=log_noise[times],
+        log_snr=log_snr,
+        prior_variance=float(schedule.prior_table[0]) * power[times[-1]] / power[-1],
+        network_times=network_times,
     )

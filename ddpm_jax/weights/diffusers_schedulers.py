@@ -371,6 +371,10 @@ def _chain_out(chain: Recipe | schedules.Schedule) -> dict[str, Any]:
         raise WeightsError(
             "diffusers cannot express a respaced chain: its network is given the steps' own numbers"
         )
+    if not schedule.preserves_variance:
+        raise WeightsError(
+            "diffusers' DDPMScheduler cannot express a chain that does not preserve variance"
+        )
     return _trained(_betas_of(schedule))
 
 

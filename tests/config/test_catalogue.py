@@ -22,6 +22,7 @@ COMPLETE = [
     if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
 ]
 NEEDS_ANOTHER = {
+    "RectifiedFlow": "network.predicts: predicts is 'eps'",
     "Hybrid": "network.variance is 'small'",
 }
 """Members whose defaults do not fit into a small config, and what the refusal says of it."""

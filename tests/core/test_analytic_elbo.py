@@ -50,7 +50,7 @@ def elbo_in_fifty_digits(tables, mean, variances):
     prior = (a2 * power - d * a2 - d * mp.log(1 - a2)) / 2
     left = [
         sum(1 / (1 / v + a2 / b2) for v in variances)
-        for a2, b2 in zip(tables.alpha_bar, tables.one_minus_alpha_bar, strict=True)
+        for a2, b2 in zip(tables.alpha_bar, tables.noise_power, strict=True)
     ]
     kl = []
     for t in range(1, len(left)):
@@ -139,8 +139,7 @@ def test_the_elbo_of_a_chain_that_ends_in_noise():
     schedule = schedules.zero_terminal_snr(schedules.linear(6, 0.1, 0.5))
     terms = elbo_terms(analytic.gaussian(mean, np.diag(variances)), schedule)
     alpha_bar, noise = (
-        np.asarray(table, np.float64)
-        for table in (schedule.alpha_bar, schedule.one_minus_alpha_bar)
+        np.asarray(table, np.float64) for table in (schedule.alpha_bar, schedule.noise_power)
     )
     snr, left = alpha_bar / noise, 0.5 * noise / (0.5 * alpha_bar + noise)
     assert terms.prior == 0.0

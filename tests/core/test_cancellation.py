@@ -32,7 +32,7 @@ PAIRS = NEIGHBOURS + [(t, s) for t, s in FAR if s < t]
 def relative_step(name):
     """1 - SNR_t / SNR_s and b_s^2 / b_t^2 - 1 of PAIRS, in 50 digits."""
     tables = chain(name, T)
-    noise = tables.one_minus_alpha_bar
+    noise = tables.noise_power
     snr = [a / b for a, b in zip(tables.alpha_bar, noise, strict=True)]
     return [(1 - snr[t] / snr[s], noise[s] / noise[t] - 1) for t, s in PAIRS]
 
@@ -97,7 +97,7 @@ def test_the_prior_of_chains_that_add_little_noise_and_much(beta):
 def test_the_noise_of_a_mode_grows_as_that_of_the_schedule(name):
     tables, (t, s) = chain(name, T), (jnp.array(times) for times in zip(*PAIRS, strict=True))
     modes = processes.spectral(
-        float64(tables.alpha_bar)[:, None], float64(tables.one_minus_alpha_bar)[:, None]
+        float64(tables.alpha_bar)[:, None], float64(tables.noise_power)[:, None]
     )
     exact = float64([-mp.log1p(ratio) for _, ratio in relative_step(name)])
     found = build(name, T).log_noise_difference(t, s)

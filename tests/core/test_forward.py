@@ -188,7 +188,7 @@ def test_conversions_follow_the_definitions(source, target):
     converted = convert(schedule, f32[source], f32["x_t"], times, source=source, target=target)
     # x_t in float32 knows eps to 1 / b of its last places (100 at t = 0), x0 to 1 / a (130 at 990).
     # A score is known to that over b once more.
-    b = np.sqrt(float64([tables.one_minus_alpha_bar[i] for i in t]))[:, None]
+    b = np.sqrt(float64([tables.noise_power[i] for i in t]))[:, None]
     tolerance = {"eps": 3e-5, "x0": 3e-5, "v": 3e-5, "score": 3e-5 / b}
     assert (np.abs(converted - f32[target]) <= tolerance[target]).all()
     back = convert(schedule, converted, f32["x_t"], times, source=target, target=source)

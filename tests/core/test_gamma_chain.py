@@ -277,8 +277,8 @@ def test_without_signal_the_noise_is_gaussian():
     x0 = jnp.zeros((DRAWS, 1))
     x_s = posterior_sample(chain, jax.random.key(18), x0, eps, last, at(4))
     # x_t says nothing of x_s: it is drawn as from q(x_s | x_0).
-    k = float(schedule.one_minus_alpha_bar[4] / schedule.alpha_bar[4]) / 0.25
-    assert_law(x_s / np.sqrt(float(schedule.one_minus_alpha_bar[4])), k)
+    k = float(schedule.noise_power[4] / schedule.alpha_bar[4]) / 0.25
+    assert_law(x_s / np.sqrt(float(schedule.noise_power[4])), k)
 
 
 CHAIN = gamma(SCHEDULE, 0.3)

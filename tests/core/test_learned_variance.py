@@ -212,7 +212,7 @@ def test_the_best_interpolation_is_found_by_its_gradient():
     name, t, deviation = "cosine", 500, 0.5
     tables = chain(name, T)
     weight_x0, _, variance_q = tables.posterior(t, t - 1)
-    left = 1 / (1 / mp.mpf(deviation) ** 2 + tables.alpha_bar[t] / tables.one_minus_alpha_bar[t])
+    left = 1 / (1 / mp.mpf(deviation) ** 2 + tables.alpha_bar[t] / tables.noise_power[t])
     best = mp.log(variance_q + weight_x0**2 * left)
     ends = [log_variance_of_p(tables, t, u) for u in (0, 1)]
     best_u = float((best - ends[0]) / (ends[1] - ends[0]))

@@ -27,7 +27,7 @@ def test_kl_of_the_best_denoiser_of_gaussian_data(predicts):
     # errors, at a fixed seed: p < 1e-5.
     mean, deviation, num_steps, examples = 0.3, 0.5, 50, 20_000
     tables = chain("cosine", num_steps)
-    alpha_bar, noise = float64(tables.alpha_bar), float64(tables.one_minus_alpha_bar)
+    alpha_bar, noise = float64(tables.alpha_bar), float64(tables.noise_power)
     snr = alpha_bar / noise
     left = deviation**2 * noise / (alpha_bar * deviation**2 + noise)
     expected = (snr[:-1] - snr[1:]) / 2 * left[1:] / math.log(2)
@@ -328,7 +328,7 @@ def expected_terms(name, num_steps, mean, deviation, x0):
     x0_hat is (x_0 - mean)(1 - gain a) - gain b eps.
     """
     tables = chain(name, num_steps)
-    alpha_bar, noise = float64(tables.alpha_bar), float64(tables.one_minus_alpha_bar)
+    alpha_bar, noise = float64(tables.alpha_bar), float64(tables.noise_power)
     gain = np.sqrt(alpha_bar) * deviation**2 / (alpha_bar * deviation**2 + noise)
     shrunk = np.square(1 - gain * np.sqrt(alpha_bar))[:, None, None]
     error = np.square(x0 - mean)[None] * shrunk + (gain**2 * noise)[:, None, None]
@@ -408,7 +408,7 @@ def test_the_best_proposal_leaves_the_noise_alone():
     name, num_steps = "linear_log_snr", 50
     x0 = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)
     tables = chain(name, num_steps)
-    a, b = np.sqrt(float64(tables.alpha_bar)), np.sqrt(float64(tables.one_minus_alpha_bar))
+    a, b = np.sqrt(float64(tables.alpha_bar)), np.sqrt(float64(tables.noise_power))
     wrong_by = 0.1
     at, bt = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
 

@@ -75,11 +75,11 @@ def test_the_weights_keep_all_digits(name):
     tables, schedule = chain(name, 4000), build(name, 4000)
     if name == "zero_terminal_snr":
         times = times[:-1]  # the last has a test of its own
-    snr = [a / b for a, b in zip(tables.alpha_bar, tables.one_minus_alpha_bar, strict=True)]
+    snr = [a / b for a, b in zip(tables.alpha_bar, tables.noise_power, strict=True)]
     expected = {
         "eps": [(snr[t - 1] / snr[t] - 1) / 2 for t in times],
         "x0": [(snr[t - 1] - snr[t]) / 2 for t in times],
-        "v": [(snr[t - 1] - snr[t]) / 2 * tables.one_minus_alpha_bar[t] for t in times],
+        "v": [(snr[t - 1] - snr[t]) / 2 * tables.noise_power[t] for t in times],
     }
     for predicts in KINDS[schedule.zero_terminal_snr :]:  # without eps
         weights = kl_weight(schedule, jnp.array(times), predicts=predicts)
@@ -88,7 +88,7 @@ def test_the_weights_keep_all_digits(name):
 
 def test_the_weights_where_no_signal_is_left():
     tables, schedule = chain("zero_terminal_snr", 1000), build("zero_terminal_snr", 1000)
-    expected = tables.alpha_bar[998] / tables.one_minus_alpha_bar[998] / 2  # v is -x0 here
+    expected = tables.alpha_bar[998] / tables.noise_power[998] / 2  # v is -x0 here
     for predicts in ("x0", "v"):
         weight = kl_weight(schedule, jnp.array([999]), predicts=predicts)
         assert ulps(weight, [expected]).max() < 4

@@ -86,7 +86,7 @@ def test_tables(name):
     rows = [
         ("betas", schedule.betas, peer.betas, tables.betas),
         ("alpha_bar", schedule.alpha_bar[:live], alpha_bar[:live], tables.alpha_bar[:live]),
-        ("noise", schedule.one_minus_alpha_bar, 1 - alpha_bar, tables.one_minus_alpha_bar),
+        ("noise", schedule.noise_power, 1 - alpha_bar, tables.noise_power),
         ("variance", variance, (1 - before) / (1 - after) * step, [p[2] for p in posteriors]),
         ("weight", weight_x0, before**0.5 * step / (1 - after), [p[0] for p in posteriors]),
     ]

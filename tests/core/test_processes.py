@@ -211,7 +211,7 @@ def test_a_stationary_covariance_by_its_spectrum():
     )
     t, nothing = jnp.full(8, 8), jnp.zeros((8, 8))
     noise = flat(q_sample(process, nothing, t, jnp.eye(8)))
-    b2 = float(chain("cosine", 9).one_minus_alpha_bar[8])
+    b2 = float(chain("cosine", 9).noise_power[8])
     np.testing.assert_allclose(noise @ noise.T, b2 * covariance, atol=1e-6)
 
 

@@ -29,7 +29,7 @@ def test_fixed_variances_of_the_step_onto_the_data():
     schedule, t, s = schedules.linear(10), jnp.array([0, 9]), jnp.array([-1, -1])
     np.testing.assert_array_equal(reverse.fixed_variance(schedule, t, s, variance="small"), 0.0)
     large = reverse.fixed_variance(schedule, t, s, variance="large")
-    assert ulps(large, [chain("linear", 10).one_minus_alpha_bar[i] for i in (0, 9)]).max() < 4
+    assert ulps(large, [chain("linear", 10).noise_power[i] for i in (0, 9)]).max() < 4
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,24 +5,27 @@ import itertools
 import chex
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 from exact import build, chain, float64, ulps
 from marks import thorough_but
 
-from ddpm_jax import schedules
+from ddpm_jax import processes, schedules
 
 NAMES = ("linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr")
 TRANSFORMED = ("zero_terminal_snr", "shifted", "respaced")
-CHAINS = [(name, T) for name in NAMES + TRANSFORMED for T in (2, 10, 1000, 4000)]
+RELATIVES = (
+    *("variance_preserving", "sub_variance_preserving", "variance_exploding"),
+    *("rectified_flow", "shifted_flow"),
+)
+CHAINS = [(name, T) for name in NAMES + TRANSFORMED + RELATIVES for T in (2, 10, 1000, 4000)]
 every_chain = pytest.mark.parametrize(
     ("name", "num_steps"), thorough_but([chain for chain in CHAINS if chain[1] == 1000], CHAINS)
 )
 
 
-@pytest.mark.parametrize(
-    "table", ["betas", "alpha_bar", "one_minus_alpha_bar", "log_alpha_bar", "log_snr"]
-)
+@pytest.mark.parametrize("table", ["betas", "alpha_bar", "noise_power", "log_alpha_bar", "log_snr"])
 @every_chain
 def test_every_entry_is_the_nearest_float32(name, num_steps, table):
     values, expected = getattr(build(name, num_steps), table), chain(name, num_steps)
@@ -36,6 +39,7 @@ def test_two_float32_parts_hold_a_float64_logarithm(name, num_steps):
     schedule, expected = build(name, num_steps), chain(name, num_steps)
     for parts, table in (
         (schedule.log_alpha_bar_parts, expected.log_alpha_bar),
+        (schedule.log_noise_parts, [mp.log(b) for b in expected.noise_power]),
         (schedule.log_snr_parts, expected.log_snr),
     ):
         total = np.asarray(parts, np.float64).sum(axis=0)
@@ -44,7 +48,9 @@ def test_two_float32_parts_hold_a_float64_logarithm(name, num_steps):
         np.testing.assert_allclose(total, float64(table), rtol=1e-13, atol=2e-12)
 
 
-@pytest.mark.parametrize("name", thorough_but(["cosine"], NAMES + TRANSFORMED))
+@pytest.mark.parametrize(
+    "name", thorough_but(["cosine", "variance_exploding"], NAMES + TRANSFORMED + RELATIVES)
+)
 @pytest.mark.parametrize("difference", ["log_snr", "log_alpha_bar"])
 def test_differences_of_neighbours_keep_all_digits(name, difference):
     num_steps = 4000
@@ -100,7 +106,7 @@ def test_look_ups_inside():
 def test_snr_and_signal_variance():
     schedule, expected = schedules.linear(1000), chain("linear", 1000)
     t = [0, 1, 500, 999]
-    snr = [expected.alpha_bar[i] / expected.one_minus_alpha_bar[i] for i in t]
+    snr = [expected.alpha_bar[i] / expected.noise_power[i] for i in t]
     assert ulps(schedule.snr(jnp.array(t)), snr).max() < 2.0
     np.testing.assert_array_equal(schedule.snr(jnp.array([-1, 1000])), [np.inf, np.nan])
     np.testing.assert_array_equal(schedule.signal_variance(jnp.array([-1])), [1.0])
@@ -112,7 +118,7 @@ def test_any_one_table_makes_the_schedule(name, table):
     tables = chain(name, 1000)
     made = getattr(schedules, f"from_{table}")(float64(getattr(tables, table)))
     # What float64 itself keeps of alpha_bar near 1, and of log SNR where it is large, is the limit.
-    for field in ("betas", "alpha_bar", "one_minus_alpha_bar"):
+    for field in ("betas", "alpha_bar", "noise_power"):
         assert ulps(getattr(made, field), getattr(tables, field)).max() < 0.51
 
 
@@ -126,7 +132,7 @@ def test_a_chain_that_leaves_no_signal_says_so():
         assert schedule.zero_terminal_snr
         np.testing.assert_allclose(schedule.alpha_bar, [0.9, 0.45, 0.0], rtol=1e-7)
         np.testing.assert_allclose(schedule.betas, [0.1, 0.5, 1.0], rtol=1e-7)
-        np.testing.assert_array_equal(schedule.one_minus_alpha_bar[-1], 1.0)
+        np.testing.assert_array_equal(schedule.noise_power[-1], 1.0)
         np.testing.assert_array_equal(schedule.log_snr[-1], -np.inf)
         np.testing.assert_array_equal(
             schedule.log_snr_difference(jnp.array([2]), jnp.array([1])), -np.inf
@@ -145,7 +151,7 @@ def test_rescaling_to_zero_terminal_snr_keeps_the_start_and_is_done_once():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", NAMES + TRANSFORMED)
+@pytest.mark.parametrize("name", NAMES + TRANSFORMED + RELATIVES)
 def test_all_times_respace_to_the_same_chain(name):
     schedule = build(name, 100)
     again = schedules.respaced(schedule, np.arange(100))
@@ -331,3 +337,119 @@ def test_subnormal_numbers_are_refused():
 def test_a_respaced_schedule_that_is_bent_tells_the_network_the_same_times(transform):
     schedule = transform(schedules.respaced(schedules.linear(100), [9, 49, 98]))
     assert schedule.network_time(jnp.array([0, 1, 2])).tolist() == [9, 49, 98]
+
+
+def test_signal_and_noise_make_the_named_schedules():
+    u = np.arange(1, 101) / 100
+    for made, named in (
+        (schedules.from_signal_noise(1 - u, u), schedules.rectified_flow(100)),
+        (
+            schedules.from_signal_noise(np.ones(50), np.geomspace(0.1, 20, 50)),
+            schedules.variance_exploding(50, 0.1, 20.0, rho=np.inf),
+        ),
+    ):
+        for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(named), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-7, atol=1e-7)
+        assert not made.preserves_variance
+
+
+def test_the_power_is_that_of_data_of_variance_one():
+    t = jnp.array([-1, 0, 500, 999])
+    for name in ("variance_exploding", "rectified_flow", "sub_variance_preserving"):
+        tables = chain(name, 1000)
+        exact = [tables.alpha_bar[i] + tables.noise_power[i] for i in t.tolist()[1:]]
+        assert ulps(build(name, 1000).power(t), [1.0, *exact]).max() <= 1.0
+    np.testing.assert_array_equal(schedules.variance_preserving(1000).power(t), 1.0)
+
+
+def test_the_prior_lacks_the_signal_that_is_left():
+    for name in ("variance_preserving", "variance_exploding", "rectified_flow"):
+        tables, (variance, missing) = chain(name, 1000), build(name, 1000).prior(1)
+        power = tables.alpha_bar[-1] + tables.noise_power[-1]
+        np.testing.assert_allclose(variance, float(power), rtol=1e-7)
+        lacks = 1 - tables.noise_power[-1] / mp.mpf(float(variance[0]))
+        np.testing.assert_allclose(missing, float(lacks), rtol=1e-6)
+
+
+def test_a_prior_of_another_variance_keeps_its_share_when_respaced():
+    schedule = schedules.from_signal_noise(np.ones(3), [1.0, 2.0, 4.0], prior_variance=34.0)
+    np.testing.assert_allclose(schedule.prior(1)[1], 18 / 34, rtol=1e-6)
+    shorter = schedules.respaced(schedule, [0, 1])
+    np.testing.assert_allclose(shorter.prior(1)[0], 10.0, rtol=1e-6)  # twice 1 + 2^2, as before
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise", "message"),
+    [
+        ([1.0, 0.9, 0.95], [0.1, 0.2, 0.2], "signal / noise is 4.75 at t = 2 after 4.5"),
+        ([1.0, 0.9, 0.8], [0.1, 0.0, 0.2], r"noise\[1\] is 0; it has to be above 0 and finite$"),
+        ([1.0, 0.0, 0.0], [0.1, 0.2, 0.3], r"signal\[1\] is 0; .* only the last may be 0"),
+        ([1.0, 0.9], [0.1, np.inf], r"noise\[1\] is inf"),
+        ([np.nan, 0.9], [0.1, 0.2], r"signal\[0\] is nan"),
+        ([-1.0, 0.9], [0.1, 0.2], r"signal\[0\] is -1"),
+        ([1.0, 0.9], [0.1, 0.2, 0.3], r"signal has shape \(2,\) and noise \(3,\)"),
+        ([1.0], [0.1], "num_steps is 1"),
+        ([1.0, 1.0], [1e-30, 1.0], r"at t = 0 beta is 1\.0*48e-60 and b\^2 .* above 0 and finite"),
+    ],
+)
+def test_signal_and_noise_that_make_no_chain(signal, noise, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.from_signal_noise(signal, noise)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("variance_exploding", {"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min is 2.0"),
+        ("variance_exploding", {"sigma_min": 0.0}, "sigma_min is 0.0"),
+        ("variance_exploding", {"rho": 0.0}, "rho is 0.0"),
+        ("rectified_flow", {"shift": 0.0}, "shift is 0.0"),
+        ("variance_preserving", {"beta_min": 0.0}, "beta_min is 0.0"),
+        ("sub_variance_preserving", {"beta_max": 0.05}, "beta_max is 0.05"),
+    ],
+)
+def test_relatives_that_cannot_be(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(schedules, name)(10, **arguments)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        schedules.zero_terminal_snr,
+        lambda schedule: schedules.shifted(schedule, resolution=128),
+        lambda schedule: processes.gamma(schedule, 0.1),
+    ],
+)
+def test_what_needs_a_preserved_variance_says_so(transform):
+    with pytest.raises(ValueError, match="schedule does not preserve variance"):
+        transform(schedules.variance_exploding(10))
+
+
+def test_a_traced_log_snr_makes_the_same_chain_and_passes_gradients():
+    log_snr = np.linspace(7.0, -8.0, 100)
+    expected = schedules.from_log_snr(log_snr)
+    made = jax.jit(schedules.from_log_snr)(jnp.asarray(log_snr, jnp.float32))
+    assert made.preserves_variance
+    for name in ("alpha_bar", "noise_power"):
+        np.testing.assert_allclose(getattr(made, name), getattr(expected, name), rtol=1e-6)
+    # Neighbours 0.15 apart, of values up to 8 that float32 holds to 5e-7.
+    np.testing.assert_allclose(made.betas, expected.betas, rtol=1e-5)
+
+    @jax.jit
+    @jax.grad
+    def slope(log_snr):
+        return jnp.sum(schedules.from_log_snr(log_snr).signal(jnp.array([3, 3, 50])))
+
+    a, b2 = np.asarray(expected.alpha_bar) ** 0.5, np.asarray(expected.noise_power)
+    slopes = np.zeros(100)
+    slopes[3], slopes[50] = a[3] * b2[3], a[50] * b2[50] / 2  # da / d log SNR = a b^2 / 2
+    np.testing.assert_allclose(slope(jnp.asarray(log_snr, jnp.float32)), slopes, rtol=1e-5)
+
+
+def test_network_times_of_ones_own():
+    times = np.array([0.0, 0.5, 2.0])
+    schedule = schedules.from_log_snr([3.0, 2.0, -1.0], network_times=times)
+    np.testing.assert_array_equal(schedule.network_time(jnp.array([2, 1])), times[[2, 1]])
+    with pytest.raises(ValueError, match=r"network_times has shape \(2,\)"):
+        schedules.from_log_snr([3.0, 2.0, -1.0], network_times=[0, 1])

@@ -51,9 +51,11 @@ def wide_schedule():
     return Schedule(
         betas=jnp.full(T, jnp.nan),
         alpha_bar=jnp.asarray(A**2),
-        one_minus_alpha_bar=jnp.asarray(B**2),
+        noise_power=jnp.asarray(B**2),
         log_alpha_bar_parts=jnp.asarray(np.stack([-np.logaddexp(0.0, -LOG_SNR), nothing])),
+        log_noise_parts=jnp.asarray(np.stack([-np.logaddexp(0.0, LOG_SNR), nothing])),
         log_snr_parts=jnp.asarray(np.stack([LOG_SNR, nothing])),
+        prior_table=jnp.asarray([1.0, A[-1] ** 2]),
         network_times=jnp.arange(T, dtype=jnp.int32),
     )
 
@@ -190,7 +192,7 @@ def test_moments_converge_to_those_of_the_data(name):
 
 UNEVEN = (49, 41, 38, 25, 24, 10, 3, 0)
 TABLES = chain("cosine", 50)
-SIGNAL, NOISE = np.sqrt(float64(TABLES.alpha_bar)), np.sqrt(float64(TABLES.one_minus_alpha_bar))
+SIGNAL, NOISE = np.sqrt(float64(TABLES.alpha_bar)), np.sqrt(float64(TABLES.noise_power))
 START = np.linspace(-2.0, 2.0, 12).reshape(3, 4)
 
 

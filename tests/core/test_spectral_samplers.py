@@ -198,7 +198,7 @@ def test_the_prior_has_the_covariance_of_the_noise():
 def test_one_shared_mode_is_the_schedule(make):
     schedule = schedules.cosine(20)
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[:, None, None, None]
-    one = np.asarray(schedule.one_minus_alpha_bar, np.float64)[:, None, None, None]
+    one = np.asarray(schedule.noise_power, np.float64)[:, None, None, None]
     shared = processes.spectral(alpha_bar, one, bases.dct(), prior_variance=np.ones((1, 1, 1)))
     times = samplers.time_grid(schedule, 10)
     ours, theirs = (

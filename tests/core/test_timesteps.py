@@ -206,7 +206,7 @@ def test_what_is_no_distribution_gives_nan(wrong):
 def elbo_terms():
     """KL_t of Gaussian data, deviation 0.5, under a cosine chain of 1000: float64, t = 1 ..."""
     tables, deviation = chain("cosine", 1000), 0.5
-    alpha_bar, noise = float64(tables.alpha_bar), float64(tables.one_minus_alpha_bar)
+    alpha_bar, noise = float64(tables.alpha_bar), float64(tables.noise_power)
     snr = alpha_bar / noise
     left = deviation**2 * noise / (alpha_bar * deviation**2 + noise)
     return (snr[:-1] - snr[1:]) / 2 * left[1:]

@@ -41,9 +41,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear_log_snr"])
 def test_published_weights(weighting, name):
     tables, t = chain(name, T), jnp.arange(T)
-    snr = float64(
-        [a / b for a, b in zip(tables.alpha_bar, tables.one_minus_alpha_bar, strict=True)]
-    )
+    snr = float64([a / b for a, b in zip(tables.alpha_bar, tables.noise_power, strict=True)])
     kind, formula = PUBLISHED[weighting]
     found = losses.error_weight(build(name, T), t, predicts=kind, weighting=WEIGHTINGS[weighting])
     np.testing.assert_allclose(found, formula(snr), rtol=2e-6)

@@ -28,7 +28,9 @@ PUBLIC = {
     },
     "ddpm_jax.schedules": {
         *("Schedule", "linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr"),
-        *("from_betas", "from_alpha_bar", "from_log_snr"),
+        *("from_betas", "from_alpha_bar", "from_log_snr", "from_signal_noise"),
+        *("variance_exploding", "rectified_flow"),
+        *("variance_preserving", "sub_variance_preserving"),
         *("zero_terminal_snr", "shifted", "respaced"),
     },
     "ddpm_jax.processes": {

@@ -29,6 +29,7 @@ ROOMS = (
 BATCH = 8
 SCHEDULE = schedules.cosine(12)
 BLURRING = processes.blurring(SCHEDULE, (3, 2), max_blur=0.4)
+EXPLODING = schedules.variance_exploding(12, sigma_min=0.1, sigma_max=8.0)
 LEVELS = 17
 DATA = analytic.mixture([0.3, 0.7], [[0.5] * 6, [-0.2] * 6], [np.eye(6), np.diag([0.1, 0.3] * 3)])
 
@@ -302,6 +303,7 @@ def cases_of(process):
 CASES = {
     **cases_of(SCHEDULE),
     **{f"{name}, blurring": case for name, case in cases_of(BLURRING).items()},
+    **{f"{name}, exploding": case for name, case in cases_of(EXPLODING).items()},
     "per_pixel": Case(of_condition, {"condition": image(0)}, "condition"),
     "kl_diagonal": Case(
         gaussians.kl_diagonal,
@@ -395,7 +397,8 @@ CASES = {
 # Those that take no arrays, or make what does.
 STATIC = {
     *("linear", "quadratic", "constant", "cosine", "sigmoid", "linear_log_snr"),
-    *("from_betas", "from_alpha_bar", "from_log_snr"),
+    *("from_betas", "from_alpha_bar", "from_log_snr", "from_signal_noise"),
+    *("variance_exploding", "rectified_flow", "variance_preserving", "sub_variance_preserving"),
     *("zero_terminal_snr", "shifted", "respaced"),
     *("constant", "min_snr", "p2", "truncated_snr"),
     *("time_grid", "ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"),

@@ -15,11 +15,11 @@ mp.mp.dps = 50
 
 
 class Chain(NamedTuple):
-    """The tables of one schedule, lists of mpmath numbers; index t, from 0."""
+    """The tables of one schedule, lists of mpmath numbers; index t, from 0. alpha_bar is a^2."""
 
     betas: list
     alpha_bar: list
-    one_minus_alpha_bar: list
+    noise_power: list
     log_alpha_bar: list
     log_snr: list
 
@@ -31,13 +31,14 @@ class Chain(NamedTuple):
         if s == -1:
             return mp.mpf(1), mp.mpf(0), mp.mpf(0)
         keep = self.alpha_bar[t] / self.alpha_bar[s]
-        precision = 1 / self.one_minus_alpha_bar[s] + keep / (1 - keep)
-        weight_x0 = mp.sqrt(self.alpha_bar[s]) / self.one_minus_alpha_bar[s] / precision
-        weight_x_t = mp.sqrt(keep) / (1 - keep) / precision
+        added = self.noise_power[t] - keep * self.noise_power[s]
+        precision = 1 / self.noise_power[s] + keep / added
+        weight_x0 = mp.sqrt(self.alpha_bar[s]) / self.noise_power[s] / precision
+        weight_x_t = mp.sqrt(keep) / added / precision
         return weight_x0, weight_x_t, 1 / precision
 
     def signal_and_noise(self, t):
-        return mp.sqrt(self.alpha_bar[t]), mp.sqrt(self.one_minus_alpha_bar[t])
+        return mp.sqrt(self.alpha_bar[t]), mp.sqrt(self.noise_power[t])
 
 
 @functools.cache
@@ -88,7 +89,37 @@ def chain(name: str, num_steps: int) -> Chain:
             noise = [1 / (1 + mp.exp(value)) for value in log_snr]
             betas = [1 - b / a for a, b in itertools.pairwise([mp.mpf(1), *alpha_bar])]
             return Chain(betas, alpha_bar, noise, [mp.log(a) for a in alpha_bar], log_snr)
+        case "variance_preserving":
+            return _from_alpha_bar([mp.exp(-rate) for rate in _rates(num_steps)])
+        case "sub_variance_preserving":
+            alpha_bar = [mp.exp(-rate) for rate in _rates(num_steps)]
+            return _from_powers(alpha_bar, [(1 - a) ** 2 for a in alpha_bar])
+        case "variance_exploding":
+            low, high = (mp.mpf(sigma) ** (1 / mp.mpf(7)) for sigma in (0.002, 80))
+            sigma = [(low + (high - low) * t / last) ** 7 for t in range(num_steps)]
+            return _from_powers([mp.mpf(1)] * num_steps, [level**2 for level in sigma])
+        case "rectified_flow":
+            u = [mp.mpf(t + 1) / num_steps for t in range(num_steps)]
+            return _from_powers([(1 - value) ** 2 for value in u], [value**2 for value in u])
+        case "shifted_flow":  # noise levels times 3
+            sigma = [3 * mp.mpf(t + 1) / (last - t) for t in range(last)]
+            a, b = [1 / (1 + s) for s in sigma], [s / (1 + s) for s in sigma]
+            return _from_powers([*(v**2 for v in a), mp.mpf(0)], [*(v**2 for v in b), mp.mpf(1)])
     raise ValueError(name)
+
+
+def _rates(num_steps: int) -> list:
+    u = [mp.mpf(t + 1) / num_steps for t in range(num_steps)]
+    return [mp.mpf(0.1) * value + (20 - mp.mpf(0.1)) / 2 * value**2 for value in u]
+
+
+def _from_powers(signal: list, noise: list) -> Chain:
+    betas = [noise[0]]
+    for t in range(1, len(signal)):
+        betas.append(noise[t] - signal[t] / signal[t - 1] * noise[t - 1])
+    log_signal = [_log(a) for a in signal]
+    log_snr = [a - mp.log(b) for a, b in zip(log_signal, noise, strict=True)]
+    return Chain(betas, signal, noise, log_signal, log_snr)
 
 
 def _from_betas(betas: list) -> Chain:
@@ -118,6 +149,8 @@ def build(name: str, num_steps: int) -> schedules.Schedule:
     match name:
         case "constant":
             return schedules.constant(num_steps, 0.01)
+        case "shifted_flow":
+            return schedules.rectified_flow(num_steps, shift=3.0)
         case "sigmoid_betas":
             return schedules.from_betas(float64(chain(name, num_steps).betas))
         case "zero_terminal_snr":

@@ -51,14 +51,14 @@ def error(found, expected: list) -> Error:
 def exact_quantities(tables: Chain) -> dict[str, list]:
     """What the two libraries compute, in 50 digits; index t, steps from t = 1."""
     steps = range(1, len(tables.betas))
-    snr = [a / b for a, b in zip(tables.alpha_bar, tables.one_minus_alpha_bar, strict=True)]
+    snr = [a / b for a, b in zip(tables.alpha_bar, tables.noise_power, strict=True)]
     posteriors = [tables.posterior(t, t - 1) for t in steps]
     weight_x0, weight_x_t, variance = zip(*posteriors, strict=True)
     kl_x0 = [(snr[t - 1] - snr[t]) / 2 for t in steps]
     return {
         "beta": tables.betas,
         "alpha_bar": tables.alpha_bar,
-        "1 - alpha_bar": tables.one_minus_alpha_bar,
+        "1 - alpha_bar": tables.noise_power,
         "log SNR": tables.log_snr,
         "log SNR(t) - log SNR(t-1)": [tables.log_snr[t] - tables.log_snr[t - 1] for t in steps],
         "posterior variance": variance,
@@ -66,9 +66,7 @@ def exact_quantities(tables: Chain) -> dict[str, list]:
         "posterior mean, weight of x_t": weight_x_t,
         "KL weight of eps": [(snr[t - 1] / snr[t] - 1) / 2 for t in steps if snr[t] > 0],
         "KL weight of x0": kl_x0,
-        "KL weight of v": [
-            w * tables.one_minus_alpha_bar[t] for w, t in zip(kl_x0, steps, strict=True)
-        ],
+        "KL weight of v": [w * tables.noise_power[t] for w, t in zip(kl_x0, steps, strict=True)],
     }
 
 
@@ -81,7 +79,7 @@ def our_quantities(schedule: Schedule) -> dict[str, jnp.ndarray]:
     found = {
         "beta": schedule.betas,
         "alpha_bar": schedule.alpha_bar,
-        "1 - alpha_bar": schedule.one_minus_alpha_bar,
+        "1 - alpha_bar": schedule.noise_power,
         "log SNR": schedule.log_snr,
         "log SNR(t) - log SNR(t-1)": schedule.log_snr_difference(t, t - 1),
         "posterior variance": q_posterior_variance(schedule, t, t - 1),
