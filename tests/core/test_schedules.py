@@ -452,4 +452,4 @@ def test_network_times_of_ones_own():
     schedule = schedules.from_log_snr([3.0, 2.0, -1.0], network_times=times)
     np.testing.assert_array_equal(schedule.network_time(jnp.array([2, 1])), times[[2, 1]])
     with pytest.raises(ValueError, match=r"network_times has shape \(2,\)"):
-        schedules.from_log_snr([3.0, 2.0, -1.0], network_times=[0, 1])
+        schedules.from_log_snr([3.0, 2.0, -1.0], network_times=[0.0, 1.0])
