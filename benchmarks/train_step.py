@@ -122,7 +122,7 @@ def make_objective(config: Config, noising: str) -> training.Objective:
         predicts = config.network.predicts
         return simple_loss(schedule, prediction, x0, t, eps, predicts=predicts)
 
-    return training.Objective(Uniform().make(schedule.num_steps), losses)
+    return training.Objective(Uniform().make(schedule), losses)
 
 
 def _noisings(schedule: Schedule) -> dict[str, Noising]:

@@ -5,6 +5,7 @@ The core, importable without Flax, files or a command line:
 - `bases`: coordinates in which modes do not mix.
 - `schedules`: tables of a chain.
 - `processes`: forward processes beyond isotropy, and what holds for which.
+- `predictions`: what a network predicts, and all that follows from it.
 - `forward`: q, noising in one expression, posteriors, conversions.
 - `reverse`: p, the variance of the way back, fixed or learned.
 - `gaussians`: KL, entropy, log densities, likelihoods of grey levels.
@@ -36,6 +37,7 @@ if typing.TYPE_CHECKING:
     from ddpm_jax import likelihood as likelihood
     from ddpm_jax import litmus as litmus
     from ddpm_jax import losses as losses
+    from ddpm_jax import predictions as predictions
     from ddpm_jax import processes as processes
     from ddpm_jax import reverse as reverse
     from ddpm_jax import samplers as samplers
@@ -64,7 +66,7 @@ __version__ = "0.2.0"
 
 _PACKAGES = (
     *("analytic", "bases", "gaussians", "likelihood", "litmus", "losses"),
-    *("processes", "reverse", "samplers", "schedules", "timesteps"),
+    *("predictions", "processes", "reverse", "samplers", "schedules", "timesteps"),
 )
 _HOMES = {
     "load_run": "experiment",

@@ -127,14 +127,16 @@ def register_with_nnx(cls: type) -> None:
         register(cls)
 
 
-def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+def per_example(values: Any, like: jax.Array) -> Any:
     """`values`, of each example or each of its modes, so that they broadcast over `like`.
 
-    Floats take its dtype.
+    Floats take its dtype. A number of Python is returned as it is.
 
     Raises:
         ValueError: modes that are not those of the data: as many axes, each as long or 1.
     """
+    if isinstance(values, int | float):
+        return values
     modes, data = values.shape[1:], like.shape[1:]
     if modes and not (
         len(modes) == len(data) and all(k in (1, n) for k, n in zip(modes, data, strict=True))

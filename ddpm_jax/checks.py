@@ -21,9 +21,7 @@ __all__ = [
     "check_images",
     "check_key",
     "check_keys",
-    "check_kind",
     "check_level_range",
-    "check_quantity",
     "check_result",
     "check_same_shape",
     "check_scalar",
@@ -177,16 +175,6 @@ def check_result(function: str, value: Any, shape: tuple[int, ...]) -> None:
         raise TypeError(f"{function} returned {value.dtype}; it has to return floating point")
     if value.shape != shape:
         raise ValueError(f"{function} returned the shape {value.shape}; it has to return {shape}")
-
-
-def check_kind(name: str, kind: str) -> None:
-    """Raises ValueError unless `kind` is one of the three things a network can predict."""
-    check_choice(name, kind, ("eps", "x0", "v"))
-
-
-def check_quantity(name: str, quantity: str) -> None:
-    """Raises ValueError unless `quantity` is something that x_t and the data determine."""
-    check_choice(name, quantity, ("eps", "x0", "v", "score"))
 
 
 def check_choice(name: str, choice: str, choices: tuple[str, ...]) -> None:

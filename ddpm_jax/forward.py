@@ -32,18 +32,9 @@ The steps s + 1 to t in one:
 
     q(x_t \mid x_s) = \mathcal{N}\Big(\frac{a_t}{a_s} x_s,\ b_t^2 (1 - r)\Big) \tag{3}
 
-The velocity, and the score of x_t given x_0:
-
-.. math::
-
-    v = a_t \epsilon - b_t x_0 \tag{4}
-
-.. math::
-
-    \nabla_{x_t} \log q(x_t \mid x_0) = -\epsilon / b_t \tag{5}
-
 Eq. (1), and eq. (2) at s = t - 1, are Ho et al. 2020, eq. 4, 6 and 7; any s and eq. (3) are Kingma
-et al. 2021, appendix A; eq. (4) is Salimans & Ho 2022; eq. (5) is Song et al. 2021.
+et al. 2021, appendix A. What a network predicts at x_t, and how one prediction follows from
+another, is in `ddpm_jax.predictions`.
 
 The shortcut holds because each step is linear in x and its noise is Gaussian. Isotropy is not
 required: a linear Gaussian chain that is diagonal in some orthonormal basis is a scalar chain in
@@ -57,11 +48,7 @@ Images are `[batch, ...]`, any float dtype, which the result keeps; times are in
 References:
     - Ho et al. 2020, https://arxiv.org/abs/2006.11239
     - Kingma et al. 2021, https://arxiv.org/abs/2107.00630
-    - Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
-    - Song et al. 2021, https://arxiv.org/abs/2011.13456
 """
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +60,12 @@ from ddpm_jax.checks import (
     check_float,
     check_images,
     check_key,
-    check_quantity,
     check_same_shape,
     check_times,
     check_vector,
 )
 from ddpm_jax.compiled import call_compiled
+from ddpm_jax.predictions import Predicts, conversion, resolve, weights_at
 from ddpm_jax.processes.modal import (
     Modal,
     Process,
@@ -92,8 +79,6 @@ from ddpm_jax.processes.modal import (
 )
 
 __all__ = [
-    "Predicts",
-    "Quantity",
     "convert",
     "q_chain",
     "q_posterior",
@@ -102,12 +87,6 @@ __all__ = [
     "q_step",
     "q_transition",
 ]
-
-Predicts = Literal["eps", "x0", "v"]
-"""What a network predicts: the noise, the data, or Salimans & Ho's v."""
-
-Quantity = Literal["eps", "x0", "v", "score"]
-"""What `convert` takes: these three, and the score, the gradient of log q(x_t | x_0)."""
 
 
 def q_sample(
@@ -404,30 +383,27 @@ def convert(
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     *,
-    source: Quantity,
-    target: Quantity,
+    source: Predicts,
+    target: Predicts,
 ) -> Float[Array, "batch *data"]:
-    r"""Converts a prediction of the kind `source` to the kind `target`: eps, x0, v or score.
+    r"""Converts a prediction of the kind `source` to the kind `target`.
 
-    Eq. (1), (4) and (5) of `ddpm_jax.forward`, solved for each of the four:
+    Eq. (3) of `ddpm_jax.predictions`, which has the factors of each kind:
 
     .. math::
 
-        \hat{x}_0 = \frac{x_t - b_t \hat\epsilon}{a_t}
-        = \frac{a_t x_t - b_t \hat v}{a_t^2 + b_t^2}, \qquad
-        \hat\epsilon = \frac{x_t - a_t \hat{x}_0}{b_t}
-        = \frac{b_t x_t + a_t \hat v}{a_t^2 + b_t^2} = -b_t\, \mathrm{score}
+        y' = \frac{D' y + (\beta' \alpha - \alpha' \beta)\, x_t}{D}
 
-    Nothing is clipped. Where a is 0, eps and score carry no information about the data: x0 and v
-    computed from them are not finite there.
+    From eps to x0, for example, it is (x_t - b eps_hat) / a. Nothing is clipped. Where a is 0, eps
+    and score carry no information about the data: x0 and v computed from them are not finite there.
 
     Args:
         process: a schedule, or another process of modes.
         value: of the kind `source`, `[batch, ...]`.
         x_t: the noised data, shaped as `value`.
         t: times in [0, T), int32 `[batch]`.
-        source: the kind of `value`, "eps", "x0", "v" or "score".
-        target: the kind of the result, one of the same four.
+        source: the kind of `value`, see `ddpm_jax.predictions`.
+        target: the kind of the result.
 
     Returns:
         The `target`, shaped as `x_t`, in its dtype. NaN where t is outside [0, T).
@@ -448,49 +424,12 @@ def convert(
     """
     check_images("value", value, t=t)
     check_same_shape("x_t", x_t, "value", value)
-    check_quantity("source", source)
-    check_quantity("target", target)
+    same = resolve("source", source) == resolve("target", target)
     check_modal("process", process)
     value = value.astype(x_t.dtype)
-    if source == target:
+    if same:
         return value
-    dtype, modes = x_t.dtype, process.basis.to_modes(x_t)
-    converted = _convert(process, process.basis.to_modes(value), modes, t, source, target)
-    return process.basis.to_data(converted).astype(dtype)
-
-
-def _convert(
-    process: Modal,
-    value: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    source: Quantity,
-    target: Quantity,
-) -> jax.Array:
-    """`convert` by modes."""
-    a = per_example(process.signal(t), x_t)
-    b = per_example(process.noise(t), x_t)
-    if source == "score":
-        source, value = "eps", -b * value
-    power = per_example(process.power(t), x_t)  # a^2 + b^2
-    match (source, target):
-        case ("eps", "eps"):
-            return value
-        case ("eps", "x0"):
-            return (x_t - b * value) / a
-        case ("eps", "v"):
-            return (power * value - b * x_t) / a
-        case ("eps", "score"):
-            return -value / b
-        case ("x0", "eps"):
-            return (x_t - a * value) / b
-        case ("x0", "v"):
-            return (a * x_t - power * value) / b
-        case ("x0", "score"):
-            return (a * value - x_t) / per_example(process.noise_variance(t), x_t)
-        case ("v", "eps"):
-            return (b * x_t + a * value) / power
-        case ("v", "x0"):
-            return (a * x_t - b * value) / power
-        case _:  # v to score
-            return (-x_t - (a / b) * value) / power
+    y, x = (process.basis.to_modes(widened(array)) for array in (value, x_t))
+    weights = conversion(weights_at(process, t, source), weights_at(process, t, target))
+    of_y, of_x, divisor = (per_example(weight, x) for weight in weights)
+    return process.basis.to_data((of_y * y + of_x * x) / divisor).astype(x_t.dtype)

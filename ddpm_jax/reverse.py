@@ -37,8 +37,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import per_example, widened
-from ddpm_jax.checks import check_choice, check_images, check_kind, check_times, check_vector
+from ddpm_jax.checks import check_choice, check_images, check_times, check_vector
 from ddpm_jax.forward import q_posterior_variance
+from ddpm_jax.predictions import Predicts, resolve
 from ddpm_jax.processes.modal import Modal, check_modal
 
 __all__ = [
@@ -55,7 +56,7 @@ Variance = Literal["small", "large", "learned_range"]
 """Where the variance of p(x_s | x_t) comes from: eq. (1), (2) or (3) of `ddpm_jax.reverse`."""
 
 
-def check_predicts(process: Modal, predicts: str) -> None:
+def check_predicts(process: Modal, predicts: Predicts) -> None:
     """Raises ValueError for a kind of prediction that the process cannot use.
 
     Args:
@@ -63,15 +64,17 @@ def check_predicts(process: Modal, predicts: str) -> None:
         predicts: what a network predicts.
 
     Raises:
-        ValueError: an unknown kind, or eps with a process that leaves no signal at T - 1.
+        ValueError: an unknown kind, or one that does not determine the data without signal, such as
+            eps, with a process that leaves none at T - 1.
         NoClosedForm: a chain without modes.
     """
     check_modal("process", process)
-    check_kind("predicts", predicts)
-    if predicts == "eps" and process.zero_terminal_snr:
+    prediction = resolve("predicts", predicts)
+    if process.zero_terminal_snr and prediction.needs_signal:
         raise ValueError(
-            "predicts is 'eps', and the schedule leaves no signal at t = T - 1: x_t is the noise"
-            " itself there, and eps does not determine the data; predict 'v' or 'x0'"
+            f"predicts is {prediction.name!r}, and the schedule leaves no signal at t = T - 1: x_t"
+            f" is the noise itself there, and {prediction.name} does not determine the data;"
+            " predict 'v' or 'x0'"
         )
 
 

@@ -26,22 +26,31 @@ and its mean is still that over uniform t. All draws here are unbiased; their va
 `LossHistory` keeps the last losses at each t, and `probabilities` makes p of them. It is a pytree
 of two arrays: part of the train state, in its checkpoints, and the same on every device of a mesh.
 
+`lognormal` is a p that is chosen before training: the noise level b / a is log-normal (Karras et
+al. 2022). Used without the weights of eq. (2), it trains another loss than that of uniform t.
+
 References:
-    Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
+    - Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672
+    - Karras et al. 2022, https://arxiv.org/abs/2206.00364
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from scipy.special import ndtr
 
 from ddpm_jax.arrays import on_every_device
 from ddpm_jax.checks import check_count, check_float, check_key, check_times
+from ddpm_jax.processes.modal import Modal, check_modal
 
 __all__ = [
     "LossHistory",
     "importance",
+    "lognormal",
     "loss_history",
     "probabilities",
     "stratified",
@@ -315,6 +324,80 @@ def probabilities(history: LossHistory, *, uniform_share: float = 1e-3) -> Float
     full = jnp.all(history.counts >= losses.shape[1]) & (largest > 0.0)
     p = jnp.where(full, size / jnp.where(full, jnp.sum(size), 1.0), 1.0 / num_steps)
     return (1.0 - uniform_share) * p + uniform_share / num_steps
+
+
+def lognormal(process: Modal, mean: float = -1.2, std: float = 1.2) -> Float[Array, " T"]:
+    r"""The probability of each t if the noise level sigma = b / a is log-normal.
+
+    .. math::
+
+        p_t = P\big(m_t < z < m_{t+1}\big), \qquad
+        z \sim \mathcal{N}(\mathrm{mean}, \mathrm{std}^2), \qquad
+        m_t = \tfrac12 (\ln \sigma_{t-1} + \ln \sigma_t)
+
+    Each t has the interval of ln sigma around it that ends halfway to its neighbours; the tails
+    belong to the first and the last t. The defaults are those of EDM (Karras et al. 2022, table 1).
+    On rectified flow, where a = 1 - u and b = u, ln sigma is the logit of u: there it is the
+    logit-normal law of Stable Diffusion 3 (Esser et al. 2024, section 3.1), with mean 0 and std 1
+    in most of its runs. It is the law of any chain by its log SNR alone, -2 ln sigma.
+
+    Where the last t has no signal, its sigma is infinite. The interval of the t before it is then
+    symmetric, and the last t has the tail above.
+
+    Args:
+        process: a schedule, or another process of modes, which counts by its mean log SNR.
+        mean: of ln sigma, natural logarithm.
+        std: standard deviation of ln sigma, above 0.
+
+    Returns:
+        p, float32 `[T]`, which sums to 1, the `probabilities` of `importance`. It is computed in
+        float64 on the host; the p of a t far from `mean` can underflow to 0, and that t is never
+        drawn.
+
+    Raises:
+        TypeError: the process is traced.
+        ValueError: `mean` is not finite, `std` is not above 0 and finite, or the chain's noise
+            levels have no mass.
+        NoClosedForm: a chain without modes.
+
+    Example:
+        >>> from ddpm_jax import schedules, timesteps
+        >>> p = timesteps.lognormal(schedules.cosine(1000))
+        >>> p.shape, int(p.argmax())
+        ((1000,), 36)
+
+    References:
+        - Karras et al. 2022, https://arxiv.org/abs/2206.00364
+        - Esser et al. 2024, https://arxiv.org/abs/2403.03206
+    """
+    check_modal("process", process)
+    log_sigma = -0.5 * process.mean_log_snr()
+    finite = log_sigma[np.isfinite(log_sigma)]
+    span = f"ln sigma of the chain runs from {finite[0]:.3g} to {finite[-1]:.3g}"
+    if not math.isfinite(mean):
+        raise ValueError(f"mean is {mean}; it has to be finite, and {span}")
+    if not 0.0 < std < math.inf:
+        raise ValueError(f"std is {std}; it has to be above 0 and finite, and {span}")
+    if not np.float32(_mass(finite[:1], finite[-1:], mean, std)) > 0.0:
+        raise ValueError(
+            f"mean is {mean:g} and std is {std:g}: a law of times with no mass, because {span};"
+            " choose a mean in this range, or a larger std"
+        )
+    ends = np.concatenate([[-np.inf], 0.5 * (log_sigma[:-1] + log_sigma[1:]), [np.inf]])
+    if np.isposinf(log_sigma[-1]):
+        ends[-2] = 2.0 * log_sigma[-2] - ends[-3]
+    p = _mass(ends[:-1], ends[1:], mean, std).astype(np.float32)
+    with jax.ensure_compile_time_eval():  # known, also inside of a function that is traced
+        return jnp.asarray(p)
+
+
+def _mass(low: np.ndarray, high: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """P(low < z < high) for z ~ N(mean, std^2), in the tail where the two parts do not cancel."""
+    low, high = (low - mean) / std, (high - mean) / std
+    above = low > 0.0
+    low, high = np.where(above, -high, low), np.where(above, -low, high)
+    mass: np.ndarray = ndtr(high) - ndtr(low)
+    return mass
 
 
 def _check(key: jax.Array | None, **counts: int) -> None:

@@ -17,8 +17,8 @@ orthonormal columns and L lower triangular, and within the component, w = L^-1 (
     \mathrm{E}[(u, \epsilon) \mid x_t] = Q w, \qquad \mathrm{score} = -L^{-T} w, \qquad
     \mathrm{Cov}[x_t] = L L^T \tag{2}
 
-and x_0 = m_k + R_k u, v = a eps - b x_0: nothing is divided by a or b, so all holds without noise,
-without signal, and for data without variance. L is a Cholesky factor, but that of H H^T, which
+and x_0 = m_k + R_k u: nothing is divided by a or b, so all holds without noise, without signal, and
+for data without variance. L is a Cholesky factor, but that of H H^T, which
 holds signal and noise of every mode at once, would have twice as many digits to lose: it is never
 formed. There is no basis that all times and modes share, and each example has a factorization of
 its own, of order d^3, for each component.
@@ -47,7 +47,6 @@ class ByComponent(NamedTuple):
     """log P(component k) + log q(x_t | component k)."""
     eps: Float[Array, "batch K d"]
     x0: Float[Array, "batch K d"]
-    v: Float[Array, "batch K d"]
     score: Float[Array, "batch K d"]
 
 
@@ -76,7 +75,7 @@ def by_component(data: Mixture, process: Modal, x_t: jax.Array, t: jax.Array) ->
     variances = jnp.square(jnp.diagonal(upper, axis1=-2, axis2=-1))  # of w, each given those before
     exponents = jnp.square(w[..., 0]) + jnp.log(2.0 * math.pi * variances)
     log_joint = data.log_weights[None] - 0.5 * jnp.sum(exponents, axis=-1)
-    return ByComponent(log_joint, eps, x0, a * eps - b * x0, score)
+    return ByComponent(log_joint, eps, x0, score)
 
 
 def unknown_variance(root: Float[Array, "d d"], ratio: Float[Array, "T d"]) -> Float[Array, "T d"]:

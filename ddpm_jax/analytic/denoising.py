@@ -15,22 +15,19 @@ C_k = U_k diag(lambda_k) U_k^T,
     r_k = P(\mathrm{component}\ k \mid x_t)\ \mathrm{by\ Bayes'\ rule} \tag{2}
 
 and within a component everything is linear in x_t. The best prediction in mean squared error is the
-conditional mean, for the mixture that of eq. (3) weighted with r_k:
+conditional mean, for the mixture that of eq. (3) weighted with r_k. A target alpha x_0 + beta eps
+(`ddpm_jax.predictions`) has
 
 .. math::
 
     \mathrm{E}[\mathrm{target} \mid x_t, k]
-    = \mathrm{shift}\cdot m_k + U_k (\mathrm{gain}\cdot y_k) \tag{3}
+    = \alpha\, m_k + U_k (\mathrm{gain}\cdot y_k), \qquad
+    \mathrm{gain} = \frac{\alpha\, a \lambda_k + \beta\, b}{D_k} \tag{3}
 
-- eps: shift 0, gain b / D_k
-- x0: shift 1, gain a lambda_k / D_k
-- v: shift -b, gain a b (1 - lambda_k) / D_k
-- score: shift 0, gain -1 / D_k
-
-The score is the gradient of log q(x_t), and eps = -b score is Tweedie's formula (Efron 2011). Each
-row of eq. (3) is computed as it stands, not from another, so it holds at both ends of the chain, on
-a chain that ends in nothing but noise (a = 0) and for data without variance (lambda = 0), where
-conversions divide by a or b.
+The score is the gradient of log q(x_t), of the gain -1 / D_k, and eps = -b score is Tweedie's
+formula (Efron 2011). Nothing is divided by a or b, so eq. (3) holds at both ends of the chain, on a
+chain that ends in nothing but noise (a = 0) and for data without variance (lambda = 0), where
+conversions divide by them.
 
 A process of many modes has an a and a b for each, and its modes are not the eigenbasis of the data:
 `by_modes` has what takes the place of eq. (1) to (3) there, and its cost.
@@ -51,9 +48,9 @@ from ddpm_jax.analytic.mixtures import (
     in_eigenbases,
     log_joint,
 )
-from ddpm_jax.arrays import einsum
-from ddpm_jax.checks import check_float, check_kind, check_quantity, check_times
-from ddpm_jax.forward import Predicts, Quantity
+from ddpm_jax.arrays import einsum, per_example
+from ddpm_jax.checks import check_float, check_times
+from ddpm_jax.predictions import Predicts, resolve, weights_at
 from ddpm_jax.processes.modal import Modal, check_modal
 from ddpm_jax.samplers import Predict
 
@@ -66,7 +63,7 @@ def denoise(
     x_t: Float[Array, "batch *data"],
     t: Int[Array, " batch"],
     *,
-    target: Quantity,
+    target: Predicts,
 ) -> Float[Array, "batch *data"]:
     r"""E[target | x_t], the prediction with the least mean squared error.
 
@@ -85,7 +82,7 @@ def denoise(
         x_t: noised data, `[batch, ...]` with d values per example.
         t: times in [0, T), int32 `[batch]`, or -1 for the data themselves if no covariance is
             singular.
-        target: "eps", "x0", "v" or "score".
+        target: the kind of prediction, see `ddpm_jax.predictions`.
 
     Returns:
         The prediction, with the shape and dtype of `x_t`; computed in float32.
@@ -95,27 +92,32 @@ def denoise(
         NoClosedForm: a chain without modes.
     """
     _check_noised(data, process, x_t, t)
-    check_quantity("target", target)
+    kind = resolve("target", target)
+    alpha, beta, _ = weights_at(process, t, kind)
+    is_score = kind == resolve("target", "score")  # which, alone, exists without noise: b = 0
     if process.signal(t).ndim > 1:
         x = x_t.astype(jnp.float32)
         components = by_component(data, process, x, t)
         shares = jax.nn.softmax(components.log_joint, axis=-1)
-        modes = einsum("bk,bkd->bd", shares, getattr(components, target))
-        return process.basis.to_data(modes.reshape(x_t.shape)).astype(x_t.dtype)
+
+        def mean(of_component: jax.Array) -> jax.Array:
+            return einsum("bk,bkd->bd", shares, of_component).reshape(x_t.shape)
+
+        if is_score:
+            modes = mean(components.score)
+        else:
+            x0, eps = mean(components.x0), mean(components.eps)
+            modes = per_example(alpha, x0) * x0 + per_example(beta, eps) * eps
+        return process.basis.to_data(modes).astype(x_t.dtype)
     y, total_variance = _noised(data, process, x_t, t)
-    a, b = process.signal(t)[:, None, None], process.noise(t)[:, None, None]
-    variances = data.variances[None]
-    match target:
-        case "eps":
-            shift, gain = jnp.zeros_like(b), b / total_variance
-        case "x0":
-            shift, gain = jnp.ones_like(b), a * variances / total_variance
-        case "v":
-            shift, gain = -b, a * b * (1.0 - variances) / total_variance
-        case "score":
-            shift, gain = jnp.zeros_like(b), -1.0 / total_variance
+    a, b = process.signal(t), process.noise(t)
+    of_x0, of_eps = (per_example(value, y) for value in (alpha * a, beta * b))
+    gain = (of_x0 * data.variances[None] + of_eps) / total_variance
+    if is_score:
+        gain = -1.0 / total_variance
+    shift = jnp.broadcast_to(alpha, a.shape)[:, None].astype(jnp.float32)
     responsibilities = jax.nn.softmax(log_joint(data, y, total_variance), axis=-1)
-    prediction = combine(data, responsibilities, shift[:, :, 0], gain * y)
+    prediction = combine(data, responsibilities, shift, gain * y)
     return prediction.reshape(x_t.shape).astype(x_t.dtype)
 
 
@@ -128,7 +130,7 @@ def predictor(data: Mixture, process: Modal, *, predicts: Predicts) -> Predict:
     Args:
         data: the distribution of x_0, in d dimensions.
         process: a schedule, or another process of modes.
-        predicts: "eps", "x0" or "v".
+        predicts: the kind of prediction, see `ddpm_jax.predictions`.
 
     Returns:
         A function of x_t `[batch, ...]` and t int32 `[batch]`: `denoise` with this target.
@@ -148,8 +150,8 @@ def predictor(data: Mixture, process: Modal, *, predicts: Predicts) -> Predict:
         (4, 3, 2, 1)
     """
     check_modal("process", process)
-    check_kind("predicts", predicts)
-    return lambda x_t, t: denoise(data, process, x_t, t, target=predicts)
+    kind = resolve("predicts", predicts)
+    return lambda x_t, t: denoise(data, process, x_t, t, target=kind)
 
 
 def log_density(

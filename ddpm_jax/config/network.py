@@ -26,8 +26,8 @@ from ddpm_jax.config.base import (
 )
 from ddpm_jax.config.schedule import make_schedule
 from ddpm_jax.data import ImageSpec
-from ddpm_jax.forward import Predicts
 from ddpm_jax.models import AttentionKernel, InterpolationRange, Remat, Resampling, TokenRemat
+from ddpm_jax.predictions import PredictionName
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
 from ddpm_jax.schedules import Schedule
@@ -46,8 +46,10 @@ class Network(Member):
     """
 
     affects: ClassVar[Affects] = Affects.MODEL
-    predicts: Predicts = "eps"
-    """What the network predicts: the noise "eps", the image "x0", or "v"."""
+    predicts: PredictionName = "eps"
+    """What the network predicts: the noise "eps", the image "x0", the velocity "v" of Salimans &
+    Ho, the "score", the velocity "flow" of flow matching, or the F of "edm" with a `sigma_data` of
+    0.5; see `ddpm_jax.predictions`."""
     variance: Variance = "small"
     """Variance of p(x_{t-1} | x_t): fixed to the posterior's, "small", or to beta, "large"; or
     "learned_range", between the two by a second output of the network."""
@@ -120,6 +122,18 @@ class _ImageNetwork(Network):
 
     time_scale: Annotated[float, POSITIVE] = 1.0
     """Factor of t in the time embedding. With 1000 / T the embedded time runs to 1000 for any T."""
+    fourier_features: Annotated[
+        tuple[int, ...],
+        Bound(
+            lambda values: len({*values}) == len(values) and all(0 <= n <= 16 for n in values),
+            "different whole numbers from 0 to 16",
+        ),
+    ] = ()
+    """Exponents n of the sines and cosines of 2^n pi x_t that the network gets beside x_t (Kingma
+    et al. 2021, appendix C.3). They show details as small as a grey level, on which bits/dim
+    depend. Take n and n + 1 with the n nearest to log2((levels - 1) / 2), whose angle grows by pi
+    from one level to the next: 7 8 for 256 levels, 3 4 for 17. Inside an EDM they are of x_t / s,
+    which is x_t / sigma_data where there is little noise: add log2(sigma_data), so 6 7 for 0.5."""
     null_class: bool = True
     """Add an embedding for "no class". Label dropout and guidance need it."""
     interpolation_range: InterpolationRange = "unit"
@@ -351,6 +365,7 @@ class DiT(_ImageNetwork):
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
             time_scale=self.time_scale,
+            fourier_features=self.fourier_features,
             num_classes=self.classes,
             null_class=self.null_class,
             learned_variance=self.variance == "learned_range",
@@ -378,16 +393,19 @@ class EDM(Network):
     member count; leave those of the network inside alone.
     """
 
-    predicts: Predicts = dataclasses.field(default="x0", kw_only=True)
-    """What the output is converted to: "x0", "eps" or "v". The parameters have the same meaning for
-    all three."""
+    predicts: PredictionName = dataclasses.field(default="x0", kw_only=True)
+    """What the output is converted to, such as "x0", "eps" or "v". The parameters have the same
+    meaning for all of them. It is the error of this prediction that `simple` trains with."""
     network: Network = UNet()
-    """The network inside. It gets the time c_noise = ln(sigma) / 4."""
+    """The network inside. It gets the time c_noise = ln(sigma) / 4, or that of `noise_input`."""
     sigma_data: Annotated[float, POSITIVE] = 0.5
     """Standard deviation of the images in [-1, 1]."""
+    noise_input: models.NoiseInput = "log_snr"
+    """What tells the network inside the level of noise: "log_snr" is c_noise, "time" the time t of
+    the chain, which a chain without signal at T - 1 needs."""
 
     def check(self, config: Any) -> None:
-        """Checks that signal is left at T - 1, and that the inner network agrees."""
+        """Checks that c_noise is finite, and that the inner network agrees."""
         if isinstance(self.network, EDM):
             raise ConfigError("network.network is an EDM; it has to be another network")
         defaults = {field.name: default_of(field) for field in dataclasses.fields(self.network)}
@@ -398,10 +416,10 @@ class EDM(Network):
                     f"network.network.{name} is {inner} and network.{name} is {own}; only the"
                     " second counts, so leave the first at its default"
                 )
-        if make_schedule(config.schedule).zero_terminal_snr:
+        if self.noise_input == "log_snr" and make_schedule(config.schedule).zero_terminal_snr:
             raise ConfigError(
                 "network is an EDM and the schedule leaves no signal at T - 1, where c_noise is"
-                " infinite; take another schedule"
+                " infinite; take another schedule, or network.noise_input 'time'"
             )
         with _inner_names():
             self._inner().check(config)
@@ -425,7 +443,11 @@ class EDM(Network):
                 f" {type(inner).__name__}; in an EDM it has to return a Flax module"
             )
         return models.Preconditioned(
-            inner, process, predicts=self.predicts, sigma_data=self.sigma_data
+            inner,
+            process,
+            predicts=self.predicts,
+            sigma_data=self.sigma_data,
+            noise_input=self.noise_input,
         )
 
     @property

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ddpm_jax import losses, timesteps
-from ddpm_jax.config.base import COUNT, FRACTION, Affects, ConfigError, Member
+from ddpm_jax.config.base import COUNT, FRACTION, POSITIVE, Affects, ConfigError, Member
+from ddpm_jax.processes import Modal
 from ddpm_jax.training.objective import LossTerms, TimeLaw
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "P2",
     "Hybrid",
     "Importance",
+    "LogNormal",
     "MinSNR",
     "Objective",
     "Simple",
@@ -172,14 +175,18 @@ class Times(Member):
     affects: ClassVar[Affects] = Affects.TRAINING
 
     @abc.abstractmethod
-    def make(self, num_steps: int) -> TimeLaw:
-        """The distribution for a chain of this length.
+    def make(self, process: Modal) -> TimeLaw:
+        """The distribution for one chain.
 
         Args:
-            num_steps: T.
+            process: the forward process, whose `num_steps` is T.
 
         Returns:
             The functions that draw t and its weight, see `ddpm_jax.training.TimeLaw`.
+
+        Raises:
+            ValueError: the fields make no distribution of this chain. The caller turns it into a
+                ConfigError.
         """
 
     def held_out(self) -> "Times":
@@ -195,9 +202,9 @@ class Times(Member):
 class Uniform(Times):
     """Independent times, each t with the same probability."""
 
-    def make(self, num_steps: int) -> TimeLaw:
+    def make(self, process: Modal) -> TimeLaw:
         """`timesteps.uniform`."""
-        return _without_memory(timesteps.uniform, num_steps)
+        return _without_memory(timesteps.uniform, process.num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +220,9 @@ class Stratified(Times):
                 f" = {2**30 // num_steps} if times are stratified"
             )
 
-    def make(self, num_steps: int) -> TimeLaw:
+    def make(self, process: Modal) -> TimeLaw:
         """`timesteps.stratified`."""
-        return _without_memory(timesteps.stratified, num_steps)
+        return _without_memory(timesteps.stratified, process.num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,19 +237,52 @@ class Importance(Times):
     uniform_share: Annotated[float, FRACTION] = 1e-3
     """Share of the draws that stays uniform, in [0, 1)."""
 
-    def make(self, num_steps: int) -> TimeLaw:
+    def make(self, process: Modal) -> TimeLaw:
         """`timesteps.importance` with a `timesteps.loss_history`."""
         return TimeLaw(
             draw=lambda key, batch, memory: timesteps.importance(
                 key, batch, timesteps.probabilities(memory, uniform_share=self.uniform_share)
             ),
             remember=timesteps.update_history,
-            initial_memory=lambda: timesteps.loss_history(num_steps, self.history),
+            initial_memory=lambda: timesteps.loss_history(process.num_steps, self.history),
         )
 
     def held_out(self) -> Times:
         """Returns `Stratified()`."""
         return Stratified()
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormal(Times):
+    """Times whose noise level b / a is log-normal (Karras et al. 2022).
+
+    On rectified flow it is the logit-normal law of Stable Diffusion 3 (Esser et al. 2024).
+    """
+
+    mean: float = -1.2
+    """Mean of ln(b / a), natural logarithm. EDM has -1.2, most runs of Esser et al. 0."""
+    std: Annotated[float, POSITIVE] = 1.2
+    """Standard deviation of ln(b / a). EDM has 1.2, Esser et al. 1."""
+    reweighted: bool = False
+    """Weight the loss by 1 / (T p(t)), so that its mean stays that of uniform times. False, as in
+    the papers, gives likely times more weight in the loss."""
+
+    def make(self, process: Modal) -> TimeLaw:
+        """`timesteps.importance` with `timesteps.lognormal`."""
+        p = timesteps.lognormal(process, self.mean, self.std)
+        never = np.flatnonzero(np.asarray(p) == 0.0)
+        if self.reweighted and never.size:
+            raise ValueError(
+                f"LogNormal with mean {self.mean:g} and std {self.std:g} never draws"
+                f" t = {never[0]}, which no weight makes up for; choose a larger std, or"
+                " reweighted False"
+            )
+
+        def draw(key: Array, batch: int, memory: Any) -> tuple[Array, Array]:
+            t, weight = timesteps.importance(key, batch, p)
+            return t, weight if self.reweighted else jnp.ones_like(weight)
+
+        return TimeLaw(draw)
 
 
 def _without_memory(draw: Callable[[Array, int, int], Array], num_steps: int) -> TimeLaw:

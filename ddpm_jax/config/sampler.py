@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -10,23 +11,27 @@ from jaxtyping import Array, Int
 
 from ddpm_jax import samplers
 from ddpm_jax.config.base import COUNT, NOT_NEGATIVE, POSITIVE, Affects, Bound, ConfigError, Member
-from ddpm_jax.forward import Predicts
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
-from ddpm_jax.samplers import Predict, Spacing
+from ddpm_jax.samplers import Predict, Spacing, UniPCVariant
 
 __all__ = [
     "DDIM",
     "Ancestral",
     "BoundModel",
     "DPMSolverPP",
+    "DPMSolverPPSingle",
     "DynamicThreshold",
     "Heun",
+    "Midpoint",
     "NoThreshold",
     "ProbabilityFlow",
     "Sampler",
     "StaticThreshold",
+    "StochasticHeun",
     "Threshold",
+    "UniPC",
 ]
 
 
@@ -40,7 +45,7 @@ class BoundModel(NamedTuple):
     predict_pair: Predict
     """The same; `(x_t, t) -> (prediction, interpolation)` if the network learns the variance."""
     predicts: Predicts
-    """What the network predicts: "eps", "x0" or "v"."""
+    """What the network predicts, see `ddpm_jax.predictions`."""
     variance: Variance
     """Variance of p(x_{t-1} | x_t), see `ddpm_jax.reverse`."""
 
@@ -108,10 +113,13 @@ class Sampler(Member):
     steps: Annotated[int | None, COUNT] = None
     """Number of steps, at most T. None: all T. Fewer steps are faster."""
     spacing: Spacing = "linspace"
-    """Rule by which the times are spread over the chain, see `ddpm_jax.samplers.time_grid`."""
+    """Spread of the times, see `samplers.time_grid`."""
+    rho: Annotated[float, POSITIVE] = 7.0
+    """Exponent of the spacing "karras"."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance, for a network with classes. 0 ignores the class, 1 is no
-    guidance; above 1 images follow their class more closely, but vary less."""
+    """Scale of classifier-free guidance, of a network with classes. 0
+    ignores the class, 1 is no guidance; above 1 images follow their class
+    more closely, but vary less."""
     guidance_interval: tuple[int, int] | None = None
     """Smallest and largest network time with guidance. None: all times."""
     guidance_rescale: Annotated[float, Bound(lambda value: 0.0 <= value <= 1.0, "in [0, 1]")] = 0.0
@@ -158,7 +166,8 @@ class Sampler(Member):
         Returns:
             int32 `[steps]`, falling.
         """
-        return samplers.time_grid(process, self.steps or process.num_steps, self.spacing)
+        steps = self.steps or process.num_steps
+        return samplers.time_grid(process, steps, self.spacing, rho=self.rho)
 
     def check(self, config: Any) -> None:
         """Checks that the chain has as many steps, and that a guided network has classes."""
@@ -210,8 +219,8 @@ class DDIM(Sampler):
 class DPMSolverPP(Sampler):
     """DPM-Solver++ (Lu et al. 2022); good at 10 to 50 steps."""
 
-    order: Annotated[int, Bound(lambda value: value in (1, 2), "1 or 2")] = 2
-    """Order of the solver, 1 or 2. Order 1 without noise is DDIM."""
+    order: Annotated[int, Bound(lambda value: 1 <= value <= 3, "1 to 3")] = 2
+    """Order of the solver, 1 to 3. Order 1 without noise is DDIM."""
     stochastic: bool = False
     """Solve the stochastic differential equation, which adds noise at each step."""
 
@@ -222,12 +231,93 @@ class DPMSolverPP(Sampler):
 
 
 @dataclasses.dataclass(frozen=True)
+class DPMSolverPPSingle(Sampler):
+    """Single-step DPM-Solver++ (Lu et al. 2022), in blocks of 2 or 3 steps."""
+
+    order: Annotated[int, Bound(lambda value: value in (2, 3), "2 or 3")] = 2
+    """Order of the solver and length of a block, 2 or 3."""
+
+    def make(self, model: BoundModel) -> samplers.Sampler:
+        """`samplers.dpm_solver_pp_single`."""
+        return _make(samplers.dpm_solver_pp_single, model, self, order=self.order)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniPC(Sampler):
+    """UniPC (Zhao et al. 2023), a predictor and a corrector; good at 5 to 50 steps."""
+
+    order: Annotated[int, Bound(lambda value: 1 <= value <= 3, "1 to 3")] = 3
+    """Order of the predictor, 1 to 3."""
+    variant: UniPCVariant = "bh2"
+    """B(h) of the paper: "bh1" is h, "bh2" is exp(h) - 1."""
+    corrector: bool = True
+    """Correct each step once x0_hat is known at its end, which adds one order."""
+
+    def make(self, model: BoundModel) -> samplers.Sampler:
+        """`samplers.unipc`."""
+        options = {"order": self.order, "variant": self.variant, "corrector": self.corrector}
+        return _make(samplers.unipc, model, self, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Midpoint(Sampler):
+    """The midpoint rule in the clock of rectified flow, in blocks of two steps."""
+
+    def make(self, model: BoundModel) -> samplers.Sampler:
+        """`samplers.midpoint`."""
+        return _make(samplers.midpoint, model, self)
+
+
+@dataclasses.dataclass(frozen=True)
 class Heun(Sampler):
     """Heun's method on the probability flow; two network calls a step (Karras et al. 2022)."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.heun`."""
         return _make(samplers.heun, model, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticHeun(Sampler):
+    """Heun's method with noise added before each step; two network calls a step.
+
+    The defaults are the paper's for ImageNet at 64x64 (Karras et al. 2022, table 5).
+    """
+
+    churn: Annotated[float, NOT_NEGATIVE] = 40.0
+    """S_churn: before each step, the noise level rises by churn / steps of itself, at most to
+    sqrt(2) times. 0 is Heun's method without noise."""
+    sigma_min: Annotated[float, NOT_NEGATIVE] = 0.05
+    """S_min: lowest noise level that is raised. Levels are those of the noise in units of the
+    signal."""
+    sigma_max: Annotated[
+        float | None, Bound(lambda value: value is None or value >= 0.0, "0 or more")
+    ] = 50.0
+    """S_max: highest noise level that is raised. None: no limit."""
+    noise_scale: Annotated[float, POSITIVE] = 1.003
+    """S_noise: factor on the standard deviation of the noise that is added."""
+
+    def check(self, config: Any) -> None:
+        """Checks in addition that the noise levels rise."""
+        super().check(config)
+        if self.sigma_max is not None and self.sigma_max < self.sigma_min:
+            raise ConfigError(
+                f"sampler.sigma_max is {self.sigma_max}; it has to be at least sampler.sigma_min,"
+                f" {self.sigma_min}"
+            )
+
+    def make(self, model: BoundModel) -> samplers.Sampler:
+        """`samplers.stochastic_heun`."""
+        steps = self.steps or model.process.num_steps
+        return _make(
+            samplers.stochastic_heun,
+            model,
+            self,
+            gamma=min(self.churn / steps, math.sqrt(2.0) - 1.0),
+            sigma_min=self.sigma_min,
+            sigma_max=math.inf if self.sigma_max is None else self.sigma_max,
+            noise_scale=self.noise_scale,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,8 +40,8 @@ class Schedule(Member):
     shift_reference: Annotated[int, COUNT] = 64
     """Side of the images for which the schedule needs no shift, in pixels."""
     zero_terminal_snr: bool = False
-    """Change the schedule so that no signal is left at t = T - 1 (Lin et al. 2024). The network has
-    to predict "v" or "x0"."""
+    """Change the schedule so that no signal is left at t = T - 1 (Lin et al. 2024). The network
+    cannot predict "eps" or "score" then."""
 
     @abc.abstractmethod
     def make(self) -> schedules.Schedule:

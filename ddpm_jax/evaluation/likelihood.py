@@ -14,9 +14,9 @@ from jaxtyping import Array
 from ddpm_jax import parallel
 from ddpm_jax.data import Examples, ImageSet, Source, in_batches, to_model_range
 from ddpm_jax.evaluation.confidence import standard_error
-from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood import bits_at_times, spread_times
 from ddpm_jax.parallel import hosts, shares
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
 from ddpm_jax.samplers import Predict
@@ -67,7 +67,7 @@ class TrainedModel(NamedTuple):
     bind: Callable[..., Predict]
     """`(params, labels=None, with_variance=False) -> predict`."""
     predicts: Predicts
-    """What the network predicts: "eps", "x0" or "v"."""
+    """What the network predicts, see `ddpm_jax.predictions`."""
     variance: Variance
     """Variance of p(x_{t-1} | x_t), see `ddpm_jax.reverse`."""
     labelled: bool

@@ -351,9 +351,12 @@ def make_times(times: configs.Times, process: Modal) -> TimeLaw:
     """The law by which t is drawn.
 
     Raises:
-        ConfigError: `make` returned something else.
+        ConfigError: the fields make no law of this process, or `make` returned something else.
     """
-    law: Any = times.make(process.num_steps)
+    try:
+        law: Any = times.make(process)
+    except ValueError as error:
+        raise ConfigError(f"times: {error}") from error
     configs.check_made("times", times, law, TimeLaw)
     return law
 

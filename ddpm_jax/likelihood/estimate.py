@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.checks import check_count, check_float, check_key
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.forward import Predicts
 from ddpm_jax.likelihood.exact import check_chunk, checked_data, in_chunks, terms_at
 from ddpm_jax.losses import prior_term
 from ddpm_jax.losses.elbo import bits_per_nat
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance
 from ddpm_jax.timesteps import importance
@@ -58,7 +58,7 @@ def estimate_bits_per_dim(
         predict: as for `bits_per_dim`.
         key: typed random key; draw i uses fold_in(key, i).
         x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         levels: as for `bits_per_dim`.
         num_times: n, draws for each example, at least 2. The standard error is itself an estimate:
             with few draws it is too small if p is small where the terms are large.

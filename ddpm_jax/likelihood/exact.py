@@ -25,9 +25,10 @@ from ddpm_jax.checks import (
     check_result,
 )
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.forward import Predicts, q_sample
+from ddpm_jax.forward import q_sample
 from ddpm_jax.losses import prior_term, vlb_terms
 from ddpm_jax.losses.elbo import bits_per_nat
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
 
@@ -87,7 +88,7 @@ def bits_per_dim(
             rows. For the learned range, `(prediction, interpolation)`.
         key: typed random key; time t uses fold_in(key, t).
         x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         levels: grey levels of the data, at least 2; 8-bit images have 256. None for continuous
             data: the bits are then those of a density, and can be negative.
         chunk: how many times one call of `predict` is given.
@@ -168,7 +169,7 @@ def bits_at_times(
             at time t uses fold_in(its key, t).
         x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
         times: 0 <= t < T, integers `[times, batch]`.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         levels: as for `bits_per_dim`.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
 

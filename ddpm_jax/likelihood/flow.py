@@ -66,8 +66,9 @@ from ddpm_jax.checks import (
     check_vector,
 )
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.forward import convert
 from ddpm_jax.losses.elbo import bits_per_nat
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import check_predicts
 
@@ -162,7 +163,7 @@ def flow_bits_per_dim(
         times: falling times in [0, T), integers `[steps]`, as for samplers, from T - 1 to 0;
             followed upward. At the first of them x is taken to be a draw of the prior. Where they
             do not fall, the result is NaN.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         levels: grey levels of the data, at least 2; None for continuous data.
         num_probes: sign vectors for each divergence. All of them go through the derivative at once.
 

@@ -1,8 +1,10 @@
 """Training losses and the terms of the evidence lower bound, one value per example.
 
-`weighted` has squared errors and published weights of them, `elbo` the bound.
+`weighted` has squared errors and published weights of them, `elbo` the bound, `distillation` the
+target of a student with half the steps.
 """
 
+from ddpm_jax.losses.distillation import distillation_target as distillation_target
 from ddpm_jax.losses.elbo import elbo_loss as elbo_loss
 from ddpm_jax.losses.elbo import hybrid_loss as hybrid_loss
 from ddpm_jax.losses.elbo import kl_weight as kl_weight

@@ -18,19 +18,20 @@ squared error (the KL shortcut; `kl_weight` is the weight):
 .. math::
 
     \mathrm{KL}_t = w_\epsilon |\epsilon - \hat\epsilon|^2 = w_{x_0} |x_0 - \hat{x}_0|^2
-    = w_v |v - \hat{v}|^2 \tag{2}
+    = w_y |y - \hat{y}|^2 \tag{2}
 
 .. math::
 
     w_\epsilon = \tfrac12 \Big(\frac{\mathrm{SNR}_{t-1}}{\mathrm{SNR}_t} - 1\Big), \qquad
     w_{x_0} = \tfrac12 \big(\mathrm{SNR}_{t-1} - \mathrm{SNR}_t\big), \qquad
-    w_v = w_{x_0} \frac{b_t^2}{(a_t^2 + b_t^2)^2} \tag{3}
+    w_y = w_{x_0} \frac{b_t^2}{D_t^2} \tag{3}
 
-(Kingma et al. 2021, eq. 13 and 14); w_v is w_x0 (1 - alpha_bar_t) for a schedule. Eq. (2) holds
-exactly as long as the two variances are equal. A process of many modes has a weight for each, and
-KL_t is their sum: a squared error in the norm of the posterior's covariance, in O(d). A plain
-squared error in its place is no bound, unless all weights agree. They do for DDPM, and in eps (not
-in x0 or v) for noise of one covariance, whose modes all have the same ratio of SNRs.
+(Kingma et al. 2021, eq. 13 and 14, and eq. (4) of `ddpm_jax.predictions` for any kind y); w_v is
+w_x0 (1 - alpha_bar_t) for a schedule. Eq. (2) holds exactly as long as the two variances are equal.
+A process of many modes has a weight for each, and KL_t is their sum: a squared error in the norm of
+the posterior's covariance, in O(d). A plain squared error in its place is no bound, unless all
+weights agree. They do for DDPM, and in eps (not in x0 or v) for noise of one covariance, whose
+modes all have the same ratio of SNRs.
 
 With another variance (large, or learned) and d = log of the posterior's variance over p's, the
 generic KL of two Gaussians remains, here per mode, of which w ``|error|^2`` is one part:
@@ -57,13 +58,14 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import data_axes, per_example, split_as, widened
 from ddpm_jax.checks import check_choice, check_float, check_images, check_same_shape, check_vector
-from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.forward import convert
 from ddpm_jax.gaussians import (
     discretized_log_likelihood,
     kl_standardized,
     log_density_diagonal,
 )
 from ddpm_jax.losses.weighted import simple_loss
+from ddpm_jax.predictions import Predicts, error_ratio, weights_at
 from ddpm_jax.processes.modal import Modal, check_modal
 from ddpm_jax.reverse import (
     Variance,
@@ -92,7 +94,7 @@ def kl_weight(
 
         w_\epsilon = \tfrac12 \Big(\frac{\mathrm{SNR}_{t-1}}{\mathrm{SNR}_t} - 1\Big), \qquad
         w_{x_0} = \tfrac12 \big(\mathrm{SNR}_{t-1} - \mathrm{SNR}_t\big), \qquad
-        w_v = w_{x_0} \frac{b_t^2}{(a_t^2 + b_t^2)^2}
+        w_y = w_{x_0} \frac{b_t^2}{D_t^2}
 
     Eq. (2) and (3) of `ddpm_jax.losses.elbo`; Kingma et al. 2021, eq. 13 and 14.
 
@@ -100,7 +102,7 @@ def kl_weight(
         process: a schedule, or another process of modes.
         t: times in [1, T), int32 `[batch]`; at t = 0, where the decoder takes the KL's place, the
             weight is inf.
-        predicts: of which error it is the weight: "eps", "x0" or "v".
+        predicts: of which error it is the weight, see `ddpm_jax.predictions`.
 
     Returns:
         Nats per squared error, float32 `[batch]`, or `[batch, *modes]` for a process of many modes.
@@ -123,12 +125,11 @@ def kl_weight(
     check_vector("t", t)
     check_predicts(process, predicts)
     log_ratio = process.log_snr_difference(t, t - 1)  # log(SNR_t / SNR_{t-1}) < 0
-    if predicts == "eps":
-        return 0.5 * jnp.expm1(-log_ratio)
+    weights = weights_at(process, t, predicts)
+    if weights.noise_alone:  # by w_eps, which needs no SNR
+        return 0.5 * jnp.expm1(-log_ratio) / weights.beta**2
     weight_x0 = 0.5 * process.snr(t - 1) * -jnp.expm1(log_ratio)
-    if predicts == "x0":
-        return weight_x0
-    return weight_x0 * process.noise_variance(t) / jnp.square(process.power(t))
+    return weight_x0 / error_ratio(process, t, predicts)
 
 
 def vlb_terms(
@@ -165,7 +166,7 @@ def vlb_terms(
         x_t: its noised version, in float32: rounded to bfloat16 it is not the chain's at early
             times, whose noise is smaller, and the bound does not hold.
         t: times in [0, T), int32 `[batch]`.
-        predicts: what the output stands for, "eps", "x0" or "v".
+        predicts: what the output stands for, see `ddpm_jax.predictions`.
         levels: grey levels of the data, at least 2; None for continuous data, whose decoder is the
             density of that Gaussian.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
@@ -346,7 +347,7 @@ def elbo_loss(
         x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
         x_t: its noised version, in float32.
         t: times in [0, T), int32 `[batch]`.
-        predicts: what the output stands for, "eps", "x0" or "v".
+        predicts: what the output stands for, see `ddpm_jax.predictions`.
         levels: grey levels of the data, at least 2; None for continuous data.
         variance: that of p(x_{t-1} | x_t), see `ddpm_jax.reverse`.
         interpolation: the network's second output, shaped as `x0`, for the learned range only.
@@ -405,7 +406,7 @@ def hybrid_loss(
         x_t: q_sample(process, x0, t, eps).
         t: times in [0, T), int32 `[batch]`.
         eps: the noise, shaped as `x0`.
-        predicts: what the output stands for, "eps", "x0" or "v".
+        predicts: what the output stands for, see `ddpm_jax.predictions`.
         levels: as in `vlb_terms`.
         vlb_weight: lambda of the paper.
 

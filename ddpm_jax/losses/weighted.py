@@ -1,18 +1,17 @@
 r"""Mean squared errors, and weights that are the same whatever the network predicts.
 
-A squared error in one of eps, x0 and v is one in the others, times a factor that depends on the
-levels of signal a and noise b alone (`ddpm_jax.forward`, eq. 1 and 4; a^2 + b^2 = 1 for a
-schedule):
+A squared error of one kind of prediction is one of the data, times a factor that depends on the
+levels of signal and noise alone (`ddpm_jax.predictions`, eq. 4):
 
 .. math::
 
-    |x_0 - \hat{x}_0|^2 = \frac{|\epsilon - \hat\epsilon|^2}{\mathrm{SNR}_t}
-    = \frac{b_t^2}{(a_t^2 + b_t^2)^2} |v - \hat{v}|^2 \tag{1}
+    |y - \hat{y}|^2 = \frac{D_t^2}{b_t^2}\, |x_0 - \hat{x}_0|^2 \tag{1}
 
 So a weighting is one function, the factor w(t) on the squared error of x0, and `error_weight`
 converts it for each kind of prediction. Published ones, in these terms:
 
-- `constant`: SNR, 1, or SNR + 1 for a schedule; weight one on the error of eps, of x0 or of v
+- `constant`: (D / b)^2, weight one on the error of some kind: SNR for eps, 1 for x0, SNR + 1 for v
+  and a chain that preserves variance
 - `min_snr`: min(SNR, gamma), Hang et al. 2023
 - `p2`: SNR / (k + SNR)^gamma, Choi et al. 2022
 - `truncated_snr`: max(SNR, 1), Salimans & Ho 2022
@@ -29,8 +28,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import data_axes, per_example, widened
-from ddpm_jax.checks import check_images, check_kind, check_result, check_same_shape, check_vector
-from ddpm_jax.forward import Predicts
+from ddpm_jax.checks import check_images, check_result, check_same_shape, check_vector
+from ddpm_jax.predictions import Predicts, error_ratio, resolve, weights_at
 from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 
@@ -73,7 +72,7 @@ def simple_loss(
         x0: data, `[batch, ...]`.
         t: times in [0, T), int32 `[batch]`.
         eps: the noise that input was made of, shaped as `x0`.
-        predicts: what the output stands for, "eps", "x0" or "v"; the error is taken in that
+        predicts: what the output stands for, see `ddpm_jax.predictions`; the error is taken in that
             quantity.
 
     Returns:
@@ -124,7 +123,7 @@ def weighted_loss(
         x0: data, `[batch, ...]`.
         t: times in [0, T), int32 `[batch]`.
         eps: the noise that input was made of, shaped as `x0`.
-        predicts: what the output stands for, "eps", "x0" or "v".
+        predicts: what the output stands for, see `ddpm_jax.predictions`.
         weighting: w, such as `min_snr` makes it, or a function of your own.
 
     Returns:
@@ -155,16 +154,20 @@ def target(
     *,
     predicts: Predicts,
 ) -> Float[Array, "batch *data"]:
-    """What a network should predict at q_sample(process, x0, t, eps): eps, x0, or v.
+    r"""What a network should predict at q_sample(process, x0, t, eps).
 
-    v = a eps - b x0, eq. (4) of `ddpm_jax.forward`.
+    .. math::
+
+        y = \alpha_t x_0 + \beta_t \epsilon
+
+    Eq. (1) of `ddpm_jax.predictions`, which has the factors of each kind.
 
     Args:
         process: a schedule, or another process of modes.
         x0: data, `[batch, ...]`.
         t: times in [0, T), int32 `[batch]`.
         eps: the noise that was added, shaped as `x0`.
-        predicts: which of the three.
+        predicts: the kind, see `ddpm_jax.predictions`.
 
     Returns:
         The target, shaped as `x0`.
@@ -184,13 +187,8 @@ def target(
     check_images("x0", x0, t=t)
     check_same_shape("eps", eps, "x0", x0)
     check_predicts(process, predicts)
-    match predicts:
-        case "eps":
-            return eps
-        case "x0":
-            return x0
-        case "v":
-            return mix(process, (process.signal(t), eps), (-process.noise(t), x0))
+    alpha, beta, _ = weights_at(process, t, predicts)
+    return mix(process, (alpha, x0), (beta, eps))
 
 
 def error_weight(
@@ -200,15 +198,14 @@ def error_weight(
 
     .. math::
 
-        w_\epsilon = \frac{w}{\mathrm{SNR}_t}, \qquad w_{x_0} = w, \qquad
-        w_v = w\, \frac{b_t^2}{(a_t^2 + b_t^2)^2}
+        w_y = w\, \frac{b_t^2}{D_t^2}
 
-    By eq. (1) of `ddpm_jax.losses.weighted`.
+    It is w / SNR for eps and w for x0. By eq. (1) of `ddpm_jax.losses.weighted`.
 
     Args:
         process: a schedule, or another process of modes.
         t: times in [0, T), int32 `[batch]`.
-        predicts: "eps", "x0" or "v".
+        predicts: what the network predicts, see `ddpm_jax.predictions`.
         weighting: w, the factor on the squared error of x0.
 
     Returns:
@@ -232,13 +229,7 @@ def error_weight(
     check_predicts(process, predicts)
     weight = weighting(process, t)
     check_result("weighting", weight, process.noise_variance(t).shape)
-    match predicts:
-        case "eps":
-            return weight / process.snr(t)
-        case "x0":
-            return weight
-        case "v":
-            return weight * process.noise_variance(t) / jnp.square(process.power(t))
+    return weight / error_ratio(process, t, predicts)
 
 
 def constant(of: Predicts) -> Weighting:
@@ -246,13 +237,13 @@ def constant(of: Predicts) -> Weighting:
 
     .. math::
 
-        w = \mathrm{SNR}_t\ (\epsilon), \qquad w = 1\ (x_0), \qquad
-        w = \frac{(a_t^2 + b_t^2)^2}{b_t^2}\ (v)
+        w = \frac{D_t^2}{b_t^2}
 
-    on the squared error of x0; for v it is SNR + 1 for a schedule.
+    on the squared error of x0: SNR for eps, 1 for x0, SNR + 1 for v and a chain that preserves
+    variance, and SNR + 1 / sigma_data^2 for edm (lambda of Karras et al. 2022, table 1).
 
     Args:
-        of: "eps", "x0" or "v".
+        of: the kind, see `ddpm_jax.predictions`.
 
     Returns:
         The weighting.
@@ -265,19 +256,12 @@ def constant(of: Predicts) -> Weighting:
         >>> from ddpm_jax import losses, schedules
         >>> losses.constant("x0")(schedules.cosine(10), jnp.array([3])).tolist()
         [1.0]
+
+    References:
+        Karras et al. 2022, https://arxiv.org/abs/2206.00364
     """
-    check_kind("of", of)
-
-    def weighting(process: Modal, t: Array) -> Array:
-        match of:
-            case "eps":
-                return process.snr(t)
-            case "x0":
-                return jnp.ones_like(process.snr(t))
-            case "v":
-                return jnp.square(process.power(t)) / process.noise_variance(t)
-
-    return weighting
+    prediction = resolve("of", of)
+    return lambda process, t: error_ratio(process, t, prediction)
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:

@@ -11,6 +11,7 @@ from ddpm_jax.models.dit import DiT as DiT
 from ddpm_jax.models.dit import TokenRemat as TokenRemat
 from ddpm_jax.models.interface import init_params as init_params
 from ddpm_jax.models.interface import network_function as network_function
+from ddpm_jax.models.preconditioned import NoiseInput as NoiseInput
 from ddpm_jax.models.preconditioned import Preconditioned as Preconditioned
 from ddpm_jax.models.summary import Layer as Layer
 from ddpm_jax.models.summary import layer_table as layer_table

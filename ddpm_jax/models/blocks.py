@@ -3,6 +3,7 @@
 The last layer of each block starts at zero, and its output is added to the block's input.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from ddpm_jax.models.layers import (
     halved,
     rows,
     split_like,
+    wide_dtype,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "class_vectors",
     "conv",
     "dense",
+    "fourier_features",
     "of_each_example",
     "remat_blocks",
     "sinusoidal_embedding",
@@ -76,6 +79,21 @@ def sinusoidal_embedding(
     angles = t.astype(dtype)[:, None] * jnp.asarray(frequencies, dtype)[None, :]
     waves = [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
+
+
+def fourier_features(
+    x: Float[Array, "batch height width channel"], exponents: Sequence[int]
+) -> Float[Array, "batch height width features"]:
+    """x, and sin(2^n pi x) and cos(2^n pi x) for each n of `exponents`, as channels.
+
+    Kingma et al. 2021, appendix C.3. In float32 at least, whatever dtype the network computes in:
+    bfloat16 has 8 bits, of which 2^8 pi x leaves none for the angle. Whole turns are taken off
+    first, which is exact because 2^n is a power of two: the angle has all digits that x has.
+    """
+    wide = x.astype(wide_dtype(x.dtype))
+    half_turns = [2.0**n * wide for n in exponents]
+    angles = [jnp.pi * (turned - 2.0 * jnp.round(0.5 * turned)) for turned in half_turns]
+    return jnp.concatenate([wide, *map(jnp.sin, angles), *map(jnp.cos, angles)], axis=-1)
 
 
 def of_each_example(

@@ -13,6 +13,7 @@ because it holds the table of positions, 256 * 1152 numbers, as a parameter that
 
 import math
 import typing
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ from ddpm_jax.checks import check_choice
 from ddpm_jax.models.blocks import (
     InterpolationRange,
     class_vectors,
+    fourier_features,
     of_each_example,
     sinusoidal_embedding,
     split_outputs,
@@ -79,6 +81,8 @@ class DiT(nn.Module):
             is one step higher. The paper's networks have 0, and diffusers' `DiTTransformer2DModel`
             has 1.
         time_scale: factor of t before the sinusoids.
+        fourier_features: exponents n of the sines and cosines of 2^n pi x_t that the first layer
+            gets beside x_t, see `ddpm_jax.models.UNet`.
         num_classes: number of classes; 0 for a network without classes.
         null_class: whether there is a vector for "no class". Without it each example needs a label,
             and the output for the label -1 is NaN.
@@ -108,6 +112,7 @@ class DiT(nn.Module):
     dropout: float = 0.0
     frequency_shift: float = 0.0
     time_scale: float = 1.0
+    fourier_features: Sequence[int] = ()
     num_classes: int = 0
     null_class: bool = True
     learned_variance: bool = False
@@ -136,7 +141,8 @@ class DiT(nn.Module):
 
         batch, height, width, channels = x_t.shape
         grid = height // self.patch, width // self.patch
-        h = self._dense(self.width, "input")(_patches(x_t, self.patch))
+        features = fourier_features(x_t, self.fourier_features)
+        h = self._dense(self.width, "input")(_patches(features, self.patch))
         h = h + _positions(*grid, self.width).astype(self.dtype)
 
         wide = wide_dtype(self.dtype)

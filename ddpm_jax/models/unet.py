@@ -32,6 +32,7 @@ from ddpm_jax.models.blocks import (
     class_vectors,
     conv,
     dense,
+    fourier_features,
     of_each_example,
     remat_blocks,
     sinusoidal_embedding,
@@ -113,6 +114,9 @@ class UNet(nn.Module):
             is one step higher.
         max_period: period of the slowest sinusoid, in units of 2 pi.
         time_scale: factor of t before the sinusoids.
+        fourier_features: exponents n of the sines and cosines of 2^n pi x_t that the first layer
+            gets beside x_t, in float32 for any `dtype`; `ddpm_jax.config.UNet` says how to choose
+            them.
         num_classes: number of classes; 0 for a network without classes.
         null_class: whether there is a vector for "no class". Without it each example needs a label,
             and the output for the label -1 is NaN.
@@ -159,6 +163,7 @@ class UNet(nn.Module):
     frequency_shift: float = 1.0
     max_period: float = 10_000.0
     time_scale: float = 1.0
+    fourier_features: Sequence[int] = ()
     num_classes: int = 0
     null_class: bool = True
     learned_variance: bool = False
@@ -239,7 +244,7 @@ class UNet(nn.Module):
             return conv(widths[level], self.dtype, name, doubled=True)(h)
 
         time = self._time_vectors(t, labels)
-        h = conv(widths[0], self.dtype, "input")(x_t)
+        h = conv(widths[0], self.dtype, "input")(fourier_features(x_t, self.fourier_features))
         skips = [h]
         for level, width in enumerate(widths):
             for index in range(self.num_blocks):

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax import bases
 from ddpm_jax.arrays import per_example
-from ddpm_jax.bases import Basis
 from ddpm_jax.processes.chain import Chain, NoClosedForm
 
 __all__ = [
@@ -58,7 +58,7 @@ class Modal(Protocol):
         """T, the number of steps."""
 
     @property
-    def basis(self) -> Basis:
+    def basis(self) -> bases.Basis:
         """Where the modes are."""
 
     @property
@@ -248,16 +248,19 @@ def _missing(process: Any, contract: type) -> str | None:
 
 
 def mix(
-    process: Modal, *terms: tuple[Float[Array, "batch *modes"], Float[Array, "batch *data"]]
+    process: Modal,
+    *terms: tuple[Float[Array, "batch *modes"] | float, Float[Array, "batch *data"]],
 ) -> Float[Array, "batch *data"]:
     """sum_i w_i x_i for pairs (w_i, x_i): weights of each mode, arrays of the data.
 
-    B^T (sum_i w_i * B x_i), in the dtype of the first array.
+    B^T (sum_i w_i * B x_i), in the dtype of the first array. A number weighs all modes alike.
     """
-    dtype = jax.dtypes.canonicalize_dtype(terms[0][1].dtype)
-    by_mode = [(weights, process.basis.to_modes(x)) for weights, x in terms]
+    dtype, basis = jax.dtypes.canonicalize_dtype(terms[0][1].dtype), process.basis
+    if all(isinstance(weight, int | float) for weight, _ in terms):  # the same in every basis
+        basis = bases.identity()
+    by_mode = [(weights, basis.to_modes(x)) for weights, x in terms]
     weighted = [per_example(weights, modes) * modes for weights, modes in by_mode]
-    return process.basis.to_data(functools.reduce(operator.add, weighted)).astype(dtype)
+    return basis.to_data(functools.reduce(operator.add, weighted)).astype(dtype)
 
 
 def step_weights(process: Modal, t: Times) -> tuple[Weights, Weights]:

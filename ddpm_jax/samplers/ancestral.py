@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_choice
-from ddpm_jax.forward import Predicts, q_posterior
+from ddpm_jax.forward import q_posterior
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import (
     Variance,
@@ -51,7 +52,7 @@ def ancestral(
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`, or the pair (prediction, interpolation) for
             "learned_range".
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         variance: where the variance of p comes from; see `ddpm_jax.reverse`.
         threshold: keeps x0_hat in the range of images at each step. None for no threshold.
 

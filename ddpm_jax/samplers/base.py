@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax.arrays import fold_in, normal, root, split
 from ddpm_jax.checks import check_float, check_keys, check_result
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.forward import convert
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix, one_minus_snr_ratio
 from ddpm_jax.samplers.thresholds import Threshold
 

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, Int
 from ddpm_jax.arrays import normal, per_example, root
 from ddpm_jax.checks import check_float, check_scalar
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.forward import convert
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (
@@ -58,7 +59,7 @@ def ddim(
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         eta: share of the posterior's standard deviation that is drawn afresh, in [0, 1]. May be
             traced, and is then not checked.
         threshold: keeps x0_hat in the range of images. None for no threshold.
@@ -146,7 +147,7 @@ def ddim_inversion(
         x0: data, `[batch, ...]`.
         times: the falling times that the sampler will visit, integers `[steps]`. Where they do not
             fall, the result is NaN.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         iterations: at least 1; each calls `predict` once.
 
     Returns:

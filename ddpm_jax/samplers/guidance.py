@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.arrays import data_axes, per_example
 from ddpm_jax.checks import check_images, check_result, check_scalar
-from ddpm_jax.forward import Predicts
+from ddpm_jax.predictions import Predicts, conversion, weights_at
 from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import Predict
@@ -37,7 +37,7 @@ def classifier_free(
         + \mathrm{scale}\, (\mathrm{conditional} - \mathrm{unconditional})
 
     (Ho & Salimans 2022, eq. 6, whose w is scale - 1): 0 is unconditional, 1 conditional, and more
-    than 1 is guided. x0 and v are eps scaled and shifted alike for both, so that it does not matter
+    than 1 is guided. Other kinds are eps scaled and shifted alike for both, so it does not matter
     which of them is guided. With `rescale`, phi, it does: the prediction
 
     .. math::
@@ -121,10 +121,10 @@ def classifier(
     .. math::
 
         \hat\epsilon - b\, g, \qquad \hat{x}_0 + \frac{b^2}{a}\, g, \qquad
-        \hat{v} - (a^2 + b^2) \frac{b}{a}\, g
+        \hat{y} + D \frac{b}{a}\, g
 
-    in each mode; a^2 + b^2 = 1 for a schedule. Where no signal is left, a = 0, x_t is independent
-    of y, and nothing is added.
+    in each mode, with the D of `ddpm_jax.predictions` for any kind. Where no signal is left, a = 0,
+    x_t is independent of the condition, and nothing is added.
 
     Args:
         process: what the times of `predict` are times of: the process of the network, or one
@@ -132,7 +132,7 @@ def classifier(
         predict: `(x_t, t) -> prediction`.
         log_prob: `(x_t, t) -> log p(y | x_t)`, `[batch]`, in nats, with its y bound: a classifier
             of noised images. t is the network's time.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         scale: 1 is Bayes' rule; more makes x_t more typical of y. May be traced, and is then not
             checked.
 
@@ -175,10 +175,10 @@ def classifier(
 
         slope = jax.grad(total)(x_t)
         index = _index_of_network_time(process, t)
-        a, b = process.signal(index), process.noise(index)
-        b_over_a = jnp.where(a == 0.0, 0.0, b / jnp.where(a == 0.0, 1.0, a))
-        of_v = -process.power(index) * b_over_a
-        weight = {"eps": -b, "x0": b * b_over_a, "v": of_v}[predicts]
+        kinds: tuple[Predicts, Predicts] = ("score", predicts)
+        of_score, _, divisor = conversion(*(weights_at(process, index, kind) for kind in kinds))
+        silent = divisor == 0.0
+        weight = jnp.where(silent, 0.0, of_score / jnp.where(silent, 1.0, divisor))
         prediction = prediction + scale * mix(process, (weight, slope))
         return prediction if rest is None else (prediction, rest)
 

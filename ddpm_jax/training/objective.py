@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from ddpm_jax.forward import Predicts, q_sample
+from ddpm_jax.forward import q_sample
 from ddpm_jax.losses import target
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal
 from ddpm_jax.reverse import Variance, check_predicts, split_output
 
@@ -80,7 +81,7 @@ class LossTerms(NamedTuple):
     weight: Float[Array, " batch"]
     """Weight of t, for objectives that need it. The caller multiplies the loss by it."""
     predicts: Predicts
-    """What the network predicts: "eps", "x0" or "v"."""
+    """What the network predicts, see `ddpm_jax.predictions`."""
     variance: Variance
     """Variance of p(x_{t-1} | x_t), see `ddpm_jax.reverse`."""
     levels: int
@@ -135,7 +136,7 @@ def make_losses(
             `ddpm_jax.models.network_function`.
         process: the forward process.
         loss: `terms -> loss [batch]`.
-        predicts: what the network predicts: "eps", "x0" or "v".
+        predicts: what the network predicts, see `ddpm_jax.predictions`.
         levels: number of grey levels of the images.
         variance: of p(x_{t-1} | x_t).
         label_dropout: probability, in [0, 1), with which an example's label is hidden in training,

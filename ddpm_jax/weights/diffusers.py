@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.files import JsonFileError, file_sha256, read_json
-from ddpm_jax.forward import Predicts
 from ddpm_jax.models import UNet
+from ddpm_jax.predictions import PredictionName
 from ddpm_jax.reverse import Variance
 from ddpm_jax.weights.diffusers_names import our_arrays
 from ddpm_jax.weights.diffusers_networks import network_of_config
@@ -62,7 +62,7 @@ def from_diffusers(
     folder: str | Path,
     *,
     chain: Recipe | None = None,
-    predicts: Predicts | None = None,
+    predicts: PredictionName | None = None,
     variance: Variance | None = None,
     sampler: Recipe | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -184,7 +184,7 @@ def _network(folder: Path, image_size: Any) -> tuple[UNet, tuple[int, int, int]]
 
 
 def _scheduler(
-    where: _Folders, chain: Recipe | None, predicts: Predicts | None, sampler: Recipe | None
+    where: _Folders, chain: Recipe | None, predicts: PredictionName | None, sampler: Recipe | None
 ) -> Scheduler:
     """What the folder says of it; an argument goes before that."""
     if where.scheduler is None or (chain is not None and predicts is not None):

@@ -309,6 +309,7 @@ def config_of_network(network: Any, image_shape: tuple[int, int, int]) -> dict[s
     check(widths[0] == network.channels, "multipliers", "the first has to be 1")
     check(network.time_scale == 1.0, "time_scale", "it has to be 1")
     check(network.max_period == 10_000.0, "max_period", "it has to be 10000")
+    check(not network.fourier_features, "fourier_features", "its input is x_t alone")
     check(not network.num_classes or not network.null_class, "null_class", "it has to be False")
     check(
         not network.learned_variance or network.interpolation_range == "symmetric",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.forward import Predicts
+from ddpm_jax.predictions import PredictionName, Predicts
 from ddpm_jax.reverse import Variance
 from ddpm_jax.schedules.tables import on_host
 from ddpm_jax.weights.weights import Recipe, WeightsError
@@ -18,7 +18,7 @@ class Scheduler(NamedTuple):
     """What a `scheduler_config.json` says."""
 
     chain: Recipe
-    predicts: Predicts
+    predicts: PredictionName
     variance: Variance | None
     """None where the scheduler has none of its own, as DDIM's."""
     sampler: Recipe
@@ -26,7 +26,7 @@ class Scheduler(NamedTuple):
     """Sentences about what is drawn otherwise than by diffusers."""
 
 
-_PREDICTS: dict[str, Predicts] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_PREDICTS: dict[str, PredictionName] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _VARIANCES: dict[str, Variance] = {
     "fixed_small": "small",
     "fixed_small_log": "small",
@@ -318,11 +318,17 @@ def config_of_scheduler(
         sampler: its threshold and spacing; by default what `DDPMScheduler` does by default.
 
     Raises:
-        WeightsError: a chain, spacing or threshold that diffusers does not have.
+        WeightsError: a chain, prediction, spacing or threshold that diffusers does not have.
     """
+    of_predicts: dict[Predicts, str] = {ours: theirs for theirs, ours in _PREDICTS.items()}
+    if predicts not in of_predicts:
+        raise WeightsError(
+            f"diffusers cannot express predicts={predicts!r} on such a chain: it has"
+            f" {', '.join(map(repr, of_predicts))}"
+        )
     values = _DEFAULTS["DDPMScheduler"] | _chain_out(chain)
     values |= {
-        "prediction_type": {ours: theirs for theirs, ours in _PREDICTS.items()}[predicts],
+        "prediction_type": of_predicts[predicts],
         "variance_type": {
             "small": "fixed_small",
             "large": "fixed_large",

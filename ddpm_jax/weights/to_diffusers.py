@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.files import whole_file, whole_folder
-from ddpm_jax.forward import Predicts
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.reverse import Variance
 from ddpm_jax.weights.diffusers_names import their_array, their_name
 from ddpm_jax.weights.diffusers_networks import config_of_network
@@ -44,14 +44,14 @@ def to_diffusers(
         image_shape: (height, width, channel).
         arrays: parameters by the flat names of this library.
         chain: the schedule.
-        predicts: what the network predicts: "eps", "x0" or "v".
+        predicts: what the network predicts, see `ddpm_jax.predictions`.
         variance: of the reverse process.
         sampler: its threshold and spacing are written to the scheduler. The scheduler's class is
             always DDPMScheduler, from which diffusers makes its other schedulers.
 
     Raises:
-        WeightsError: diffusers has no such network or chain; `arrays` do not fit the network;
-            `folder` exists or cannot be written.
+        WeightsError: diffusers has no such network, chain or prediction; `arrays` do not fit the
+            network; `folder` exists or cannot be written.
     """
     folder = Path(folder)
     if os.path.lexists(folder):

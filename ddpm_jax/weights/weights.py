@@ -18,8 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
-from ddpm_jax.forward import Predicts
 from ddpm_jax.models import init_params
+from ddpm_jax.predictions import PredictionName
 from ddpm_jax.reverse import Variance
 
 __all__ = [
@@ -72,8 +72,8 @@ class Weights:
     """(height, width, channel) of the images that it was trained on."""
     chain: Recipe
     """The schedule as a function of `ddpm_jax.schedules` and its arguments."""
-    predicts: Predicts
-    """What the network predicts: "eps", "x0" or "v"."""
+    predicts: PredictionName
+    """What the network predicts, see `ddpm_jax.predictions`."""
     variance: Variance
     """Variance of the reverse process, see `ddpm_jax.reverse`."""
     sampler: Recipe

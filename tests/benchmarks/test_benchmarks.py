@@ -364,7 +364,7 @@ def test_the_step_is_that_of_training():
     ours = train_step.make_objective(config, "closed form")
     schedule = configs.make_schedule(config.schedule)
     theirs = training.Objective(
-        configs.Uniform().make(schedule.num_steps),
+        configs.Uniform().make(schedule),
         training.make_losses(
             make_network(config, image_spec_of(config)).apply,
             schedule,

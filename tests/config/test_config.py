@@ -33,6 +33,7 @@ from ddpm_jax.config import (
     NoLogger,
     Pmap,
     PostHocEMA,
+    StochasticHeun,
     Stratified,
     Train,
     UNet,
@@ -166,7 +167,12 @@ def test_networks_of_papers_have_the_size_that_their_configs_say(name, size, par
         ),
         (Config(sampler=Ancestral(steps=0)), "sampler.steps is 0"),
         (Config(sampler=DDIM(guidance=2.0)), "sampler.guidance is 2.0; it has to be 1 if"),
-        (Config(sampler=DPMSolverPP(order=3)), "sampler.order is 3; it has to be 1 or 2"),
+        (Config(sampler=DPMSolverPP(order=4)), "sampler.order is 4; it has to be 1 to 3"),
+        (
+            Config(sampler=StochasticHeun(sigma_min=2.0, sigma_max=1.0)),
+            "sampler.sigma_max is 1.0; it has to be at least sampler.sigma_min, 2.0",
+        ),
+        (Config(sampler=Ancestral(rho=0.0)), "sampler.rho is 0.0; it has to be positive"),
         (Config(seed=-1), "seed is -1"),
         (
             Config(schedule=Linear(zero_terminal_snr=True)),

@@ -111,6 +111,9 @@ def test_a_chain_that_ends_without_signal_is_refused():
     bent = configs.Cosine(num_steps=8, zero_terminal_snr=True)
     with pytest.raises(ConfigError, match="network is an EDM and the schedule leaves no signal"):
         configs.validate(config_with(EDM(network=SMALL), schedule=bent))
+    by_time = config_with(EDM(network=SMALL, predicts="flow", noise_input="time"), schedule=bent)
+    configs.validate(by_time)
+    assert make_network(by_time, image_spec_of(by_time)).noise_input == "time"
 
 
 @pytest.mark.parametrize("process", [configs.Blurring(), configs.EqualSNR()])

@@ -150,7 +150,7 @@ WRONG = {
         ["objective: Zero.make returned a float; it has to return a function"],
     ),
     "make returns no law": (
-        "@frozen\nclass First(config.Times):\n    def make(self, num_steps):\n        return 0\n",
+        "@frozen\nclass First(config.Times):\n    def make(self, process):\n        return 0\n",
         "times=First()",
         ["times: First.make returned an int; it has to return a TimeLaw"],
     ),

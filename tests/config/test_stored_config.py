@@ -42,7 +42,7 @@ class TestFormat1:
         assert "executing" in executing
         assert lacking == (
             "the stored config lacks fields, which take their defaults:"
-            " averages.warmup = True, sampler.threshold.maximum = None,"
+            " averages.warmup = True, sampler.rho = 7.0, sampler.threshold.maximum = None,"
             " evaluation.held_out_images = 10000, train.eval_every = 1000"
         )
 
@@ -88,7 +88,8 @@ def test_missing_fields_take_their_defaults_and_one_line_names_them(stored):
     assert config.logger == Config().logger
     assert [line for line in lines if "executing" not in line] == [
         "the stored config lacks fields, which take their defaults: network.width = 8,"
-        " optimizer.b1 = 0.9, averages.warmup = True, sampler.threshold.maximum = None,"
+        " optimizer.b1 = 0.9, averages.warmup = True, sampler.rho = 7.0,"
+        " sampler.threshold.maximum = None,"
         " evaluation.held_out_images = 10000, logger = TensorBoard, train.eval_every = 1000"
     ]
 

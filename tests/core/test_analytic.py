@@ -480,8 +480,8 @@ def test_arguments_that_cannot_be(without_annotation_checks):
         analytic.sample(several, jax.random.key(0), (2, 4))
     with pytest.raises(ValueError, match="target is 'noise'; it is one of 'eps', 'x0', 'v', 'sco"):
         denoise(several, schedule, x_t, at, target="noise")
-    with pytest.raises(ValueError, match="predicts is 'score'"):
-        analytic.predictor(several, schedule, predicts="score")
+    with pytest.raises(ValueError, match="predicts is 'noise'"):
+        analytic.predictor(several, schedule, predicts="noise")
     with pytest.raises(ValueError, match="num is 1;"):
         entropy_estimate(several, jax.random.key(0), 1)
     with pytest.raises(ValueError, match=r"data have 3 components; .*entropy_estimate"):

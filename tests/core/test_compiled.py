@@ -38,7 +38,11 @@ CALLS = {
     "ddim": lambda predict: draw(samplers.ddim(SCHEDULE, predict, eta=jnp.float32(0.3))),
     "another schedule alike": lambda predict: draw(samplers.ddim(schedules.cosine(8), predict)),
     "dpm_solver_pp": lambda predict: draw(samplers.dpm_solver_pp(SCHEDULE, predict)),
+    "dpm_solver_pp_single": lambda predict: draw(samplers.dpm_solver_pp_single(SCHEDULE, predict)),
+    "unipc": lambda predict: draw(samplers.unipc(SCHEDULE, predict)),
+    "midpoint": lambda predict: draw(samplers.midpoint(SCHEDULE, predict)),
     "heun": lambda predict: draw(samplers.heun(SCHEDULE, predict)),
+    "stochastic_heun": lambda predict: draw(samplers.stochastic_heun(SCHEDULE, predict, gamma=0.4)),
     "probability_flow": lambda predict: draw(samplers.probability_flow(SCHEDULE, predict)),
     "threshold": lambda predict: draw(
         samplers.ddim(SCHEDULE, predict, threshold=samplers.dynamic_threshold(0.9))

@@ -24,6 +24,8 @@ SHAPE = (2, 3)
 CHAINS = {
     "eps": schedules.cosine(T),
     "v": schedules.zero_terminal_snr(schedules.linear(T)),
+    "flow": schedules.rectified_flow(T),
+    "edm": schedules.rectified_flow(T, shift=3.0),
 }
 X0 = jnp.array([[-0.6, 0.0, 0.4], [1.0, 0.2, -1.0]])
 KEY = jax.random.key(0)
@@ -37,7 +39,7 @@ def tables(schedule):
     }
 
 
-def check(function, arguments):
+def check(function, arguments, rtol=1e-3):
     """Of the sum of `function`: finite in forward and in reverse mode, which agree."""
 
     def total(arguments):
@@ -69,7 +71,7 @@ def check(function, arguments):
     assert np.isfinite(forward)
     along = jax.tree.map(lambda d, g: np.sum(np.asarray(d, np.float64) * g), direction, backward)
     parts = np.array(jax.tree.leaves(along))
-    np.testing.assert_allclose(parts.sum(), forward, rtol=1e-3, atol=1e-4 * np.abs(parts).max())
+    np.testing.assert_allclose(parts.sum(), forward, rtol=rtol, atol=1e-4 * np.abs(parts).max())
 
 
 def network(arguments):
@@ -102,7 +104,12 @@ SAMPLERS = {
     "ddim": samplers.ddim,
     "dpm_solver_pp 2M": samplers.dpm_solver_pp,
     "dpm_solver_pp 2M, stochastic": functools.partial(samplers.dpm_solver_pp, stochastic=True),
+    "dpm_solver_pp 3M": functools.partial(samplers.dpm_solver_pp, order=3),
+    "dpm_solver_pp_single 3": functools.partial(samplers.dpm_solver_pp_single, order=3),
+    "unipc, bh1": functools.partial(samplers.unipc, variant="bh1"),
+    "midpoint": samplers.midpoint,
     "heun": samplers.heun,
+    "stochastic_heun": functools.partial(samplers.stochastic_heun, gamma=0.4),
     "probability_flow": samplers.probability_flow,
     "dynamic threshold": functools.partial(
         samplers.ddim, threshold=samplers.dynamic_threshold(0.9)
@@ -121,7 +128,9 @@ def test_of_every_sampler(name):
         sampler = SAMPLERS[name](chain, network(arguments), predicts=predicts)
         return samplers.sample(sampler, KEY, SHAPE, times, start=arguments["start"]).x0
 
-    check(draw, arguments_of(predicts) | {"start": 1.3 * X0})
+    # Near the data the velocity of the midpoint rule is a difference of large numbers.
+    rtol = 5e-3 if name == "midpoint" else 1e-3
+    check(draw, arguments_of(predicts) | {"start": 1.3 * X0}, rtol)
 
 
 @pytest.mark.thorough

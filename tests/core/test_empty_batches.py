@@ -34,7 +34,11 @@ SAMPLERS = {
     "ancestral": samplers.ancestral(SCHEDULE, pair, variance="learned_range"),
     "ddim": samplers.ddim(SCHEDULE, GUIDED, eta=0.5, threshold=samplers.dynamic_threshold()),
     "dpm_solver_pp": samplers.dpm_solver_pp(SCHEDULE, predict, stochastic=True),
+    "dpm_solver_pp_single": samplers.dpm_solver_pp_single(SCHEDULE, predict, order=3),
+    "unipc": samplers.unipc(SCHEDULE, predict),
+    "midpoint": samplers.midpoint(SCHEDULE, predict),
     "heun": samplers.heun(SCHEDULE, predict),
+    "stochastic_heun": samplers.stochastic_heun(SCHEDULE, predict, gamma=0.4),
     "probability_flow": samplers.probability_flow(SCHEDULE, predict),
     "inpaint": samplers.inpaint(
         samplers.ddim(SCHEDULE, predict), SCHEDULE, NONE, NONE > 0.0, resamplings=2

@@ -14,11 +14,14 @@ from ddpm_jax.samplers import (
     ancestral,
     ddim,
     dpm_solver_pp,
+    dpm_solver_pp_single,
     heun,
     inpaint,
+    midpoint,
     probability_flow,
     sample,
     time_grid,
+    unipc,
 )
 
 T = 100
@@ -29,6 +32,9 @@ SAMPLERS = {
     "ddim": ddim,
     "dpm_solver_pp": dpm_solver_pp,
     "dpm_solver_pp, stochastic": lambda *args, **kw: dpm_solver_pp(*args, stochastic=True, **kw),
+    "dpm_solver_pp_single": dpm_solver_pp_single,
+    "unipc": unipc,
+    "midpoint": midpoint,
     "heun": heun,
     "probability_flow": probability_flow,
 }
@@ -48,7 +54,9 @@ def correlated(x_t, t):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver_pp", "probability_flow"])
+@pytest.mark.parametrize(
+    "name", ["ancestral", "ddim", "dpm_solver_pp", "probability_flow", "unipc"]
+)
 def test_more_resamplings_come_closer_to_the_conditional(name):
     # 4,000 samples: the standard error of the mean is below 0.007, and what is asked of it is
     # further away than 3 of these. Mean and variance together are judged by their KL in nats.
@@ -93,7 +101,7 @@ def test_known_pixels_come_out_exactly(name, resamplings):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["ddim", "dpm_solver_pp", "heun", "probability_flow"])
+@pytest.mark.parametrize("name", sorted({*SAMPLERS} - {"ancestral", "dpm_solver_pp, stochastic"}))
 def test_with_nothing_known_it_is_the_sampler(name):
     # Memory and all: nothing is drawn that would tell them apart.
     sampler = SAMPLERS[name](SCHEDULE, lambda x_t, t: jnp.sin(x_t))

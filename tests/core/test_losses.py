@@ -218,7 +218,7 @@ def test_values_and_gradients_are_finite_at_every_time(schedule, predicts):
 
 def test_an_unknown_kind_is_named(without_annotation_checks):
     x, t = jnp.zeros((1, 1)), jnp.array([1])
-    with pytest.raises(ValueError, match="'score'"):
-        kl_weight(schedules.linear(10), t, predicts="score")
-    with pytest.raises(ValueError, match="'score'"):
-        simple_loss(schedules.linear(10), x, x, t, x, predicts="score")
+    with pytest.raises(ValueError, match="'noise'"):
+        kl_weight(schedules.linear(10), t, predicts="noise")
+    with pytest.raises(ValueError, match="'noise'"):
+        simple_loss(schedules.linear(10), x, x, t, x, predicts="noise")

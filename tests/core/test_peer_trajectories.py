@@ -5,6 +5,7 @@ The network is the best denoiser of Gaussian data, the same function for both.
 
 import functools
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,14 @@ from peers import (
 
 from ddpm_jax import schedules
 from ddpm_jax.samplers import (
+    ddim,
     ddim_inversion,
     dpm_solver_pp,
     dynamic_threshold,
     guidance,
+    heun,
+    probability_flow,
+    sample,
     static_threshold,
     time_grid,
 )
@@ -161,6 +166,40 @@ def test_dpm_solver_out_of_pure_noise():
     theirs = their_dpm_solver(name, "v", times, None).numpy()
     assert np.abs(ours - exact).max() < 2e-6
     assert 1e-4 < np.abs(theirs - exact).max() < 1e-3
+
+
+IN_SIGMA = {
+    "EulerDiscreteScheduler": (ddim, {}),
+    "EulerAncestralDiscreteScheduler": (ddim, {"eta": 1.0}),
+    "HeunDiscreteScheduler": (heun, {}),
+    "LMSDiscreteScheduler": (probability_flow, {}),
+}
+"""Schedulers that step y = x / a, and ours, which are the same in x."""
+
+
+@pytest.mark.parametrize("name", IN_SIGMA)
+def test_schedulers_in_sigma(name, monkeypatch):
+    make, options = IN_SIGMA[name]
+    schedule, times = schedule_of("linear", T), time_grid(schedule_of("linear", T), 20, "trailing")
+    steps = jax.random.split(KEY)[1]
+    noises = iter([to_torch(noise_of(jax.random.fold_in(steps, t))) for t in times])
+    module = getattr(diffusers, name).__module__
+    if options:
+        monkeypatch.setattr(sys.modules[module], "randn_tensor", lambda *_, **__: next(noises))
+    peer = getattr(diffusers, name)(
+        T, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing"
+    )
+    peer.set_timesteps(20)
+    a, _ = map(float, chain("linear", T).signal_and_noise(T - 1))
+    y = to_torch(start() / a)
+    for t in peer.timesteps:
+        output = their_output("linear", "eps", peer.scale_model_input(y, t), t)
+        y = peer.step(output, t, y).prev_sample
+    sampler = make(schedule, denoiser("linear", "eps"), threshold=None, **options)
+    ours = sample(sampler, KEY, SHAPE, times, start=jnp.asarray(start())).x0
+    difference = np.abs(ours - y.numpy()).max() / np.abs(y.numpy()).max()
+    print(f"{name}: largest relative difference {difference:.1e}")
+    assert difference < 1e-5
 
 
 @pytest.mark.parametrize("steps", [10, 40])

@@ -73,5 +73,5 @@ def test_unknown_names(without_annotation_checks):
         reverse.fixed_variance(
             schedules.linear(10), jnp.array([1]), jnp.array([0]), variance="medium"
         )
-    with pytest.raises(ValueError, match="predicts is 'score'; it is one of 'eps', 'x0', 'v'"):
-        reverse.check_predicts(schedules.linear(10), "score")
+    with pytest.raises(ValueError, match="predicts is 'noise'; it is one of 'eps', 'x0', 'v'"):
+        reverse.check_predicts(schedules.linear(10), "noise")

@@ -166,7 +166,7 @@ def make(request):
 @pytest.fixture(
     params=[
         *("ancestral learned range", "ddim with noise", "dpm_solver_pp 2M, stochastic"),
-        *("heun", "probability_flow 4"),
+        *("heun", "probability_flow 4", "unipc 3", "dpm_solver_pp_single 3", "midpoint"),
     ],
     scope="module",
 )

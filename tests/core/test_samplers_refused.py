@@ -7,7 +7,15 @@ import pytest
 from gaussian_samplers import SAMPLERS, denoiser
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import ancestral, ddim, dpm_solver_pp, probability_flow, sample
+from ddpm_jax.samplers import (
+    ancestral,
+    ddim,
+    dpm_solver_pp,
+    dpm_solver_pp_single,
+    probability_flow,
+    sample,
+    unipc,
+)
 
 
 def test_arguments_that_cannot_be(without_annotation_checks):
@@ -22,9 +30,12 @@ def test_arguments_that_cannot_be(without_annotation_checks):
     for variance, network in (("small", pair), ("large", pair), ("learned_range", predict)):
         with pytest.raises(TypeError, match=f"and variance is '{variance}'; a pair"):
             sample(ancestral(schedule, network, variance=variance), key, (1, 1), times)
-    for order in (0, 3):
-        with pytest.raises(ValueError, match=f"order is {order}"):
-            dpm_solver_pp(schedule, predict, order=order)
+    for make, orders in ((dpm_solver_pp, (0, 4)), (dpm_solver_pp_single, (1, 4)), (unipc, (0, 4))):
+        for order in orders:
+            with pytest.raises(ValueError, match=f"order is {order}"):
+                make(schedule, predict, order=order)
+    with pytest.raises(ValueError, match="variant is 'bh3'"):
+        unipc(schedule, predict, variant="bh3")
     for order in (0, 5):
         with pytest.raises(ValueError, match=f"order is {order}"):
             probability_flow(schedule, predict, order=order)

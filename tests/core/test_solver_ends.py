@@ -14,10 +14,13 @@ from ddpm_jax.samplers import (
     ancestral,
     ddim,
     dpm_solver_pp,
+    dpm_solver_pp_single,
     heun,
+    midpoint,
     probability_flow,
     sample,
     time_grid,
+    unipc,
 )
 
 pytestmark = pytest.mark.thorough
@@ -113,6 +116,14 @@ SAMPLERS = {
     "ddim, eta 1": functools.partial(ddim, eta=1.0),
     "dpm_solver_pp 2M": dpm_solver_pp,
     "dpm_solver_pp 2M, stochastic": functools.partial(dpm_solver_pp, stochastic=True),
+    "dpm_solver_pp 3M": functools.partial(dpm_solver_pp, order=3),
+    "dpm_solver_pp 3M, stochastic": functools.partial(dpm_solver_pp, order=3, stochastic=True),
+    "dpm_solver_pp_single 2": dpm_solver_pp_single,
+    "dpm_solver_pp_single 3": functools.partial(dpm_solver_pp_single, order=3),
+    "unipc 2": functools.partial(unipc, order=2),
+    "unipc 3": unipc,
+    "unipc 3, predictor": functools.partial(unipc, corrector=False),
+    "midpoint": midpoint,
     "heun": heun,
     **{f"probability_flow {k}": functools.partial(probability_flow, order=k) for k in (2, 3, 4)},
 }

@@ -6,6 +6,7 @@ float64, a straight line in log SNR whose grids divide evenly, written without t
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,10 @@ def test_order_of_the_flow(name):
     for data, of_data in zip(("Gaussian", "mixture"), np.transpose(errors), strict=True):
         measured = slope(of_data)
         print(f"order of {name}, {data}: published {published}, measured {measured:.2f}")
-        assert abs(measured - published) < 0.25
+        assert measured > published - 0.25
+        # Of Gaussian data the leading errors of midpoint and 3M cancel over the whole flow.
+        lent = name in ("midpoint", "dpm_solver_pp 3M", "unipc 3, predictor")
+        assert measured < published + (1.25 if lent and data == "Gaussian" else 0.25)
 
 
 @functools.cache
@@ -180,17 +184,17 @@ def test_moments_converge_to_those_of_the_data(name):
     # the prior's mismatch are of the order of exp(-7) and exp(-8), whatever the solver.
     _, (mean,), deviation = GAUSSIAN
     errors = []
-    for num_steps in (16, 256):
+    for num_steps in (4, 6, 256):
         slope_, shift, noise = law(name, num_steps)[1]
         errors.append(abs(slope_**2 + np.sum(noise**2) - deviation**2))
         assert abs(shift - mean) < 0.01
-    assert errors[1] < 0.01
-    assert errors[1] < errors[0]
+    assert errors[-1] < 0.01
+    assert errors[-1] < max(errors)
 
 
 # Steps against the formulas of the papers, in float64 and in the papers' own variables.
 
-UNEVEN = (49, 41, 38, 25, 24, 10, 3, 0)
+UNEVEN = (49, 41, 38, 27, 23, 10, 3, 0)
 TABLES = chain("cosine", 50)
 SIGNAL, NOISE = np.sqrt(float64(TABLES.alpha_bar)), np.sqrt(float64(TABLES.noise_power))
 START = np.linspace(-2.0, 2.0, 12).reshape(3, 4)
@@ -251,17 +255,136 @@ def adams_bashforth(key, *, order):
     return path
 
 
+def mean_of_polynomial(nodes, values, h, pace=1.0):
+    """The mean over z in [0, h] of the polynomial through the values, by Gauss's quadrature."""
+    z, w = np.polynomial.legendre.leggauss(20)
+    z, w = (z + 1) * h / 2, w * np.exp(pace * h * (z - 1) / 2)
+    mean = 0.0
+    for node, value in zip(nodes, values, strict=True):
+        others = np.poly1d([other for other in nodes if other != node], r=True)
+        mean = mean + np.sum(w * others(z)) / others(node) / np.sum(w) * value
+    return mean
+
+
+def exponential_adams(key, *, order, stochastic=False):
+    """3M: the flow, or the reverse diffusion, of the parabola through the last x0_hat; after 2M."""
+    lam, x, path, seen = np.log(SIGNAL / NOISE), START, [], []
+    for t, s in itertools.pairwise(UNEVEN):
+        h = lam[s] - lam[t]
+        seen = [(lam[t], bent(x, t)), *seen][:order]
+        nodes, values = [place - lam[t] for place, _ in seen], [value for _, value in seen]
+        if len(seen) == 2:
+            d = values[0] - h / 2 / nodes[1] * (values[0] - values[1])
+        else:
+            d = mean_of_polynomial(nodes, values, h, 2.0 if stochastic else 1.0)
+        if stochastic:
+            x = NOISE[s] / NOISE[t] * np.exp(-h) * x + SIGNAL[s] * (1 - np.exp(-2 * h)) * d
+            x = x + NOISE[s] * np.sqrt(1 - np.exp(-2 * h)) * noises(key, t)
+        else:
+            x = NOISE[s] / NOISE[t] * x + SIGNAL[s] * (1 - np.exp(-h)) * d
+        path.append(x)
+    return [*path, bent(x, 0)]
+
+
+def lu_single(key, *, order):
+    """Lu et al. 2022, algorithm 1 (2S), and 3S with its mean over the step in every stage."""
+    lam, path, x = np.log(SIGNAL / NOISE), [], START
+    for first in range(0, len(UNEVEN) - 1, order):
+        block, start, seen = UNEVEN[first : first + order + 1], x, []
+        for t, s in itertools.pairwise(block):
+            seen.append((lam[t] - lam[block[0]], bent(x, t)))
+            h = lam[s] - lam[block[0]]
+            if order == 2 and len(seen) == 2:
+                r = seen[1][0] / h
+                d = (1 - 1 / (2 * r)) * seen[0][1] + 1 / (2 * r) * seen[1][1]
+            else:
+                d = mean_of_polynomial(*zip(*seen, strict=True), h)
+            x = NOISE[s] / NOISE[block[0]] * start - SIGNAL[s] * (np.exp(-h) - 1) * d
+            path.append(x)
+    return [*path, bent(x, 0)]
+
+
+def zhao_unipc(key, *, order, variant):
+    """Zhao et al. 2023, algorithms 5 and 7 and their system of equations, in data prediction."""
+    lam = np.log(SIGNAL / NOISE)
+
+    def update(x, t, s, seen, x0_hat_s=None):
+        h, (_, m_0) = lam[s] - lam[t], seen[0]
+        base = NOISE[s] / NOISE[t] * x - SIGNAL[s] * np.expm1(-h) * m_0
+        r = [(place - lam[t]) / h for place, _ in seen[1:]]
+        d = [value - m_0 for _, value in seen[1:]]
+        if x0_hat_s is not None:
+            r, d = [*r, 1.0], [*d, x0_hat_s - m_0]
+        big = -h if variant == "bh1" else np.expm1(-h)
+        phi = [np.expm1(-h) / -h]  # phi_1, and phi_{k+1} = (phi_k - 1 / k!) / -h
+        for k in range(1, len(r) + 1):
+            phi.append((phi[-1] - 1 / math.factorial(k)) / -h)
+        g = [-h * phi[k] * math.factorial(k) for k in range(1, len(r) + 1)]
+        if len(r) == 1:
+            rho = [0.5]
+        else:
+            rho = np.linalg.solve(np.vander(r, increasing=True).T, np.array(g) / big)
+        bend = sum(p * d_k / r_k for p, d_k, r_k in zip(rho, d, r, strict=True))
+        return base - SIGNAL[s] * big * bend
+
+    x, path, seen, before = START, [], [], None
+    for t, s in itertools.pairwise([*UNEVEN, None]):
+        x0_hat = bent(x, t)
+        if before is not None:
+            x = update(*before, x0_hat)
+        if s is None:
+            return [*path, x0_hat]
+        seen = [(lam[t], x0_hat), *seen][:order]
+        before = x, t, s, seen
+        x = update(*before)
+        path.append(x)
+
+
+def flow_midpoint(key):
+    """The midpoint rule for dy = (eps_hat - x0_hat) du, by its Butcher table (0, 1 / 2r)."""
+    u, scale = NOISE / (SIGNAL + NOISE), SIGNAL + NOISE
+    u, scale = np.append(u, 0.0), np.append(scale, 1.0)  # the data are at s = -1
+
+    def velocity(y, t):
+        x0_hat = bent(scale[t] * y, t)
+        return (scale[t] * y - SIGNAL[t] * x0_hat) / NOISE[t] - x0_hat
+
+    y, path, times = START / scale[UNEVEN[0]], [], [*UNEVEN, -1]
+    for first in range(0, len(UNEVEN), 2):
+        t, middle, *end = times[first : first + 3]
+        v = velocity(y, t)
+        half = y + (u[middle] - u[t]) * v
+        path.append(scale[middle] * half)
+        for s in end:
+            r = (u[middle] - u[t]) / (u[s] - u[t])
+            v = (1 - 1 / (2 * r)) * v + 1 / (2 * r) * velocity(half, middle)
+            y = y + (u[s] - u[t]) * v
+            path.append(scale[s] * y)
+    return path
+
+
 PUBLISHED = {
     "dpm_solver_pp 2M": bound(lu_2m, stochastic=False),
     "dpm_solver_pp 2M, stochastic": bound(lu_2m, stochastic=True),
+    "dpm_solver_pp 3M": bound(exponential_adams, order=3),
+    "dpm_solver_pp 3M, stochastic": bound(exponential_adams, order=3, stochastic=True),
+    "dpm_solver_pp_single 2": bound(lu_single, order=2),
+    "dpm_solver_pp_single 3": bound(lu_single, order=3),
+    **{
+        f"unipc {k}, {variant}": bound(zhao_unipc, order=k, variant=variant)
+        for k in (1, 2, 3)
+        for variant in ("bh1", "bh2")
+    },
+    "midpoint": flow_midpoint,
     "heun": karras_heun,
     **{f"probability_flow {k}": bound(adams_bashforth, order=k) for k in (1, 2, 3, 4)},
 }
 
 
-@pytest.mark.parametrize(
-    "name", thorough_but(["dpm_solver_pp 2M", "heun", "probability_flow 4"], PUBLISHED)
-)
+QUICK = ("dpm_solver_pp 2M", "heun", "probability_flow 4", "unipc 3, bh1", "midpoint")
+
+
+@pytest.mark.parametrize("name", thorough_but(QUICK, PUBLISHED))
 def test_every_step_is_the_published_one(name):
     sampler = (FLOWS | DIFFUSIONS)[name][1](
         schedules.cosine(50),
@@ -302,6 +425,23 @@ def test_first_order_solvers_are_ddim(t, s):
             np.testing.assert_allclose(actual, expected, atol=3e-5)
     for order in (1, 4):
         np.testing.assert_allclose(step(probability_flow, order=order), step(ddim), atol=3e-5)
+
+
+def test_euler_of_flow_matching_is_ddim():
+    # dx/du = eps - x0 = (x - x0) / u on x = (1 - u) x0 + u eps, in the clock u of the chain.
+    schedule, times = schedules.rectified_flow(40), [39, 30, 18, 4, 1]
+    sampler = ddim(
+        schedule,
+        lambda x_t, t: bent(x_t, t.astype(jnp.float32)[:, None], jnp),
+        predicts="x0",
+        threshold=None,
+    )
+    start = jnp.asarray(START, jnp.float32)
+    x0 = sample(sampler, jax.random.key(0), START.shape, jnp.array(times), start=start).x0
+    x = START
+    for t, s in itertools.pairwise([*times, -1]):
+        x = x + (s - t) / 40 * (x - bent(x, t)) / ((t + 1) / 40)
+    np.testing.assert_allclose(x0, x, atol=2e-6)
 
 
 @pytest.mark.thorough

@@ -1,16 +1,18 @@
 """How times fall: their range, their marginals, and what spreading and weighting them buys."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 from exact import chain, float64
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import timesteps
+from ddpm_jax import processes, schedules, timesteps
 
 DRAWS = {"uniform": timesteps.uniform, "stratified": timesteps.stratified}
 
@@ -404,3 +406,71 @@ def test_arguments_that_cannot_be(without_annotation_checks):
     ):
         with pytest.raises((TypeError, ValueError), match=r"history\.(losses|counts) has"):
             timesteps.probabilities(wrong)
+
+
+# Log-normal noise levels
+
+
+def chain_of(log_sigma):
+    return schedules.from_log_snr(-2.0 * np.asarray(log_sigma))
+
+
+def test_noise_levels_of_edm_are_lognormal():
+    # EDM's own grid, 80 down to 0.002 with rho 7, from little noise to much.
+    grid = np.linspace(0.002 ** (1 / 7), 80.0 ** (1 / 7), 40) ** 7
+    law = scipy.stats.norm(-1.2, 1.2)
+    up_to = np.append(law.cdf(0.5 * (np.log(grid[1:]) + np.log(grid[:-1]))), 1.0)
+    p = timesteps.lognormal(chain_of(np.log(grid)))
+    assert p.dtype == jnp.float32
+    np.testing.assert_allclose(p, np.diff(up_to, prepend=0.0), rtol=2e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.6)])
+def test_on_rectified_flow_it_is_the_logit_normal_of_u(mean, std):
+    # The density of Esser et al. 2024, section 3.1, integrated over u; the last t has no signal.
+    num_steps = 20
+    u = (np.arange(num_steps) + 1) / num_steps
+    with np.errstate(divide="ignore"):
+        p = timesteps.lognormal(schedules.from_log_snr(2.0 * np.log((1 - u) / u)), mean, std)
+
+    def density(u):
+        logit = np.log(u / (1 - u))
+        return np.exp(-0.5 * ((logit - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi) * u * (1 - u))
+
+    odds = u[:-1] / (1 - u[:-1])
+    middle = np.sqrt(odds[1:] * odds[:-1])  # of the logits
+    last = odds[-1] ** 2 / middle[-1]  # as far above the last finite logit as the middle is below
+    ends = np.concatenate([[0.0], middle / (1 + middle), [last / (1 + last)], [1.0]])
+    expected = [
+        scipy.integrate.quad(density, low, high)[0] for low, high in itertools.pairwise(ends)
+    ]
+    np.testing.assert_allclose(p, expected, rtol=1e-5)
+    assert p[-1] > 0.0
+
+
+def test_a_tail_keeps_its_digits():
+    grid = np.linspace(-8.0, 8.0, 17)
+    p = np.asarray(timesteps.lognormal(chain_of(grid), 0.0, 1.0))
+    np.testing.assert_allclose(p, p[::-1], rtol=1e-6)
+    np.testing.assert_allclose(p[-1], scipy.stats.norm.sf(7.5), rtol=1e-5)
+
+
+def test_many_modes_count_by_their_mean_log_snr():
+    log_snr = np.linspace(6.0, -6.0, 9)[:, None] + np.array([1.0, -1.0])
+    p = timesteps.lognormal(processes.per_pixel(log_snr))
+    np.testing.assert_allclose(p, timesteps.lognormal(chain_of(-0.5 * log_snr.mean(1))), rtol=1e-5)
+
+
+def test_laws_that_cannot_be():
+    chain = chain_of(np.linspace(-3.0, 4.0, 8))
+    for mean, std, message in (
+        (100.0, 1.0, "mean is 100 and std is 1: a law of times with no mass, .* from -3 to 4"),
+        (float("nan"), 1.0, "mean is nan"),
+        (0.0, 0.0, "std is 0.0; .* ln sigma of the chain runs from -3 to 4"),
+        (0.0, -1.0, "std is -1.0"),
+        (0.0, float("inf"), "std is inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            timesteps.lognormal(chain, mean, std)
+    with pytest.raises(TypeError, match="outside of jit"):
+        jax.jit(timesteps.lognormal)(chain)

@@ -132,7 +132,7 @@ def test_bfloat16_errors_are_summed_in_float32():
         (lambda: losses.p2(k=-1.0), "k is -1.0"),
         (lambda: losses.p2(gamma=-1.0), "gamma is -1.0"),
         (lambda: losses.truncated_snr(0.0), "minimum is 0.0"),
-        (lambda: losses.constant("score"), "of is 'score'"),
+        (lambda: losses.constant("noise"), "of is 'noise'"),
     ],
 )
 def test_arguments_that_cannot_be(make, message, without_annotation_checks):

@@ -140,7 +140,7 @@ def objective_of(apply, *, rate, train=True, predicts="x0"):
         label_dropout=rate,
         train=train,
     )
-    return Objective(times=configs.Stratified().make(8), losses=losses)
+    return Objective(times=configs.Stratified().make(linear_log_snr(8)), losses=losses)
 
 
 def shows_labels(params, x_t, t, *, train, keys, labels):

@@ -229,6 +229,7 @@ CASES = {
     "stochastic": (config.DDIM(steps=4, eta=0.7, threshold=config.DynamicThreshold()), {}),
     "second order": (config.DPMSolverPP(steps=4, stochastic=True), {}),
     "heun": (config.Heun(steps=3, threshold=config.NoThreshold()), {}),
+    "churn": (config.StochasticHeun(steps=3, churn=1.2, spacing="karras"), {}),
     "multistep": (config.ProbabilityFlow(steps=5), {}),
     "learned variance": (config.Ancestral(steps=4), {"variance": "learned_range"}),
     "guided": (

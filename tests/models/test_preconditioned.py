@@ -7,6 +7,7 @@ denoiser is known; and beside the same function written by hand.
 import dataclasses
 import functools
 import math
+import typing
 
 import flax.linen as nn
 import jax
@@ -17,10 +18,11 @@ import pytest
 from exact import chain
 from flax.core import meta
 
-from ddpm_jax import analytic, likelihood, schedules
+from ddpm_jax import analytic, likelihood, predictions, schedules
 from ddpm_jax.forward import q_sample
 from ddpm_jax.models import DiT, Preconditioned, init_params, layer_table, network_function
 from ddpm_jax.models.preconditioned import coefficients
+from ddpm_jax.predictions import PredictionName
 
 T, SD = 100, 0.6
 SCHEDULE = schedules.cosine(T)
@@ -64,6 +66,78 @@ def test_target_and_input_of_the_network_have_unit_variance(predicts):
     target = (((of_x0 - skip * a) * SD) ** 2 + (of_eps - skip * b) ** 2) / out**2
     np.testing.assert_allclose(target, 1.0, rtol=1e-6)
     np.testing.assert_allclose(scale**2 * (alpha_bar * SD**2 + b**2), 1.0, rtol=1e-12)
+
+
+OTHERS = {
+    "variance_exploding": schedules.variance_exploding(T),
+    "rectified_flow": schedules.rectified_flow(T),
+}
+ALL_KINDS = (*typing.get_args(PredictionName), predictions.edm(1.3))
+
+
+@pytest.mark.parametrize("name", ["variance_exploding", "rectified_flow"])
+@pytest.mark.parametrize("predicts", ALL_KINDS, ids=str)
+def test_the_coefficients_on_chains_of_other_power(name, predicts):
+    """What the kind makes of the paper's x0_hat and of the eps that belongs to it."""
+    tables, table = chain(name, T), coefficients(OTHERS[name], predicts, SD)
+    for t in range(0, T - 1, 7):
+        a, b = tables.signal_and_noise(t)
+        sigma, sd = b / a, mp.mpf(SD)
+        total = mp.sqrt(sigma**2 + sd**2)
+        expected = []
+        for x, f in ((1, 0), (0, 1)):
+            x0 = sd**2 / total**2 * (x / a) + sigma * sd / total * f
+            expected.append(float(of_kind(predicts, a, b, x0, (x - a * x0) / b)))
+        expected += [float(1 / (total * a)), float(mp.log(sigma) / 4)]
+        np.testing.assert_allclose(table[t], expected, rtol=1e-10, atol=1e-12)
+
+
+def of_kind(predicts, a, b, x0, eps):
+    if predicts not in ("eps", "x0", "v", "score", "flow"):
+        sd, s = (mp.mpf(0.5 if predicts == "edm" else 1.3)), b / a
+        skip, out = sd**2 / (s**2 + sd**2), s * sd / mp.sqrt(s**2 + sd**2)
+        return (x0 - skip * (x0 + s * eps)) / out
+    kinds = {"eps": eps, "x0": x0, "v": a * eps - b * x0, "score": -eps / b, "flow": eps - x0}
+    return kinds[predicts]
+
+
+def test_f_itself_is_not_touched():
+    """Skip is exactly 0 and out exactly 1 for the kind of the same sigma_data, at all times."""
+    for schedule in (SCHEDULE, *OTHERS.values()):
+        skip, out, _, _ = coefficients(schedule, predictions.edm(SD), SD).T
+        np.testing.assert_array_equal(skip, 0.0)
+        np.testing.assert_array_equal(out, 1.0)
+    own = coefficients(SCHEDULE, "edm", 0.5)
+    np.testing.assert_array_equal(own[:, :2], np.tile([0.0, 1.0], (T, 1)))
+
+
+def test_with_unit_variance_it_is_minus_v_of_an_input_of_unit_variance():
+    skip, out, scale, _ = coefficients(OTHERS["rectified_flow"], "v", 1.0).T
+    u = np.arange(1, T + 1) / T
+    r = np.sqrt((1.0 - u) ** 2 + u**2)
+    np.testing.assert_allclose(skip, 0.0, atol=1e-15)
+    np.testing.assert_allclose(out, -r, rtol=1e-12)
+    np.testing.assert_allclose(scale, 1.0 / r, rtol=1e-12)
+
+
+class Told(nn.Module):
+    """Returns the time that it gets, in every pixel."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return jnp.broadcast_to(jnp.asarray(t, x.dtype)[:, None, None, None], x.shape)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "v", "flow", "edm"])
+def test_the_time_in_place_of_c_noise_goes_to_the_end_of_a_chain_without_signal(predicts):
+    schedule, x_t, t = OTHERS["rectified_flow"], jnp.ones((3, *SHAPE)), jnp.array([0, 50, 99])
+    model = Preconditioned(Told(), schedule, predicts, 0.5, noise_input="time")
+    short = schedules.respaced(schedule, [0, 50, 99])
+    of_short = Preconditioned(Told(), short, predicts, 0.5, noise_input="time")
+    table = coefficients(schedule, predicts, 0.5)[np.array(t)]
+    expected = table[:, 0] + table[:, 1] * np.array(t)
+    for apply in (model.apply, of_short.apply):
+        np.testing.assert_allclose(apply({}, x_t, t)[:, 0, 0, 0], expected, rtol=1e-6)
 
 
 class Zero(nn.Module):
@@ -236,6 +310,11 @@ def test_what_has_no_single_level_of_noise_is_refused():
     bent = schedules.zero_terminal_snr(SCHEDULE)
     with pytest.raises(ValueError, match="leaves no signal at t = T - 1"):
         Preconditioned(Zero(), bent).apply({}, x_t, t)
+    with pytest.raises(ValueError, match="noise_input is 'sigma'; it is one of 'log_snr', 'time'"):
+        Preconditioned(Zero(), SCHEDULE, noise_input="sigma").apply({}, x_t, t)
+    between = schedules.from_log_snr(np.array([2.0, 0.0, -2.0]), network_times=[0.0, 0.5, 2.0])
+    with pytest.raises(TypeError, match="network times of dtype float32; they have to be integers"):
+        coefficients(between, "x0", 0.5)
     with pytest.raises(TypeError, match="schedule is a str; it has to be a Schedule"):
         coefficients("cosine", "x0", 0.5)
 

@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
     "ddpm_jax": {
-        *("analytic", "bases", "gaussians", "likelihood", "litmus", "losses", "processes"),
-        *("reverse", "samplers", "schedules", "timesteps"),
+        *("analytic", "bases", "gaussians", "likelihood", "litmus", "losses", "predictions"),
+        *("processes", "reverse", "samplers", "schedules", "timesteps"),
         *("Schedule", "convert", "q_chain", "q_posterior", "q_sample", "q_step", "q_transition"),
         *("simple_loss", "weighted_loss", "elbo_loss", "hybrid_loss", "kl_weight", "vlb_terms"),
         *("bits_per_dim", "estimate_bits_per_dim", "flow_bits_per_dim"),
@@ -48,15 +48,19 @@ PUBLIC = {
         *("simple_loss", "weighted_loss", "elbo_loss", "hybrid_loss"),
         *("kl_weight", "prior_term", "vlb_terms", "error_weight"),
         *("Weighting", "constant", "min_snr", "p2", "target", "truncated_snr"),
+        "distillation_target",
     },
     "ddpm_jax.likelihood": {
         *("bits_per_dim", "estimate_bits_per_dim", "flow_bits_per_dim", "dequantize"),
         *("BitsPerDim", "BitsEstimate", "FlowLikelihood"),
         *("BitsAtTimes", "bits_at_times", "spread_times"),
+        *("ContinuousBits", "continuous_bits_per_dim"),
     },
     "ddpm_jax.samplers": {
         *("ancestral", "ddim", "ddim_inversion", "dpm_solver_pp", "heun", "probability_flow"),
-        *("guidance", "inpaint", "sample", "time_grid", "dynamic_threshold", "static_threshold"),
+        *("dpm_solver_pp_single", "midpoint", "unipc", "UniPCVariant"),
+        *("stochastic_heun", "time_grid", "density_grid", "level_grid"),
+        *("guidance", "inpaint", "sample", "dynamic_threshold", "static_threshold"),
         *("Predict", "Sampler", "SamplerState", "Samples", "Spacing", "StepInfo", "Threshold"),
     },
     "ddpm_jax.analytic": {

@@ -24,6 +24,7 @@ ROOMS = [
     "models",
     "parallel",
     "plan",
+    "predictions",
     "processes",
     "reverse",
     "samplers",

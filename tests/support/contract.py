@@ -15,6 +15,7 @@ from ddpm_jax import (
     likelihood,
     litmus,
     losses,
+    predictions,
     processes,
     reverse,
     samplers,
@@ -23,7 +24,7 @@ from ddpm_jax import (
 )
 
 ROOMS = (
-    *(bases, schedules, gaussians, processes, forward, reverse, timesteps),
+    *(bases, schedules, gaussians, processes, predictions, forward, reverse, timesteps),
     *(losses, likelihood, samplers, samplers.guidance, analytic, litmus),
 )
 BATCH = 8
@@ -129,6 +130,13 @@ def cases_of(process):
             {"value": image(0), "x_t": image(1), "t": t},
             "value",
         ),
+        "convert, flow": Case(
+            bind(forward.convert, source="flow", target="edm"),
+            {"value": image(0), "x_t": image(1), "t": t},
+            "value",
+        ),
+        "weights_at": Case(bind(predictions.weights_at, predicts="edm"), {"t": t}, "t"),
+        "error_ratio": Case(bind(predictions.error_ratio, predicts="flow"), {"t": t}, "t"),
         "fixed_variance": Case(
             bind(reverse.fixed_variance, variance="large"), {"t": t, "s": s}, "t"
         ),
@@ -150,6 +158,11 @@ def cases_of(process):
         ),
         "error_weight": Case(
             bind(losses.error_weight, predicts="eps", weighting=losses.p2()), {"t": t}, "t"
+        ),
+        "distillation_target": Case(
+            bind(losses.distillation_target, predict=bent, predicts="v"),
+            {"x_t": image(0), "t": t, "m": t - 1, "s": s},
+            "x_t",
         ),
         "kl_weight": Case(bind(losses.kl_weight, predicts="eps"), {"t": t}, "t"),
         "vlb_terms": Case(
@@ -250,7 +263,15 @@ def cases_of(process):
         "sample, dpm_solver_pp": Case(
             draw_images(samplers.dpm_solver_pp(process, bent, stochastic=True)), {"key": key}
         ),
+        "sample, dpm_solver_pp_single": Case(
+            draw_images(samplers.dpm_solver_pp_single(process, bent, order=3)), {"key": key}
+        ),
+        "sample, unipc": Case(draw_images(samplers.unipc(process, bent)), {"key": key}),
+        "sample, midpoint": Case(draw_images(samplers.midpoint(process, bent)), {"key": key}),
         "sample, heun": Case(draw_images(samplers.heun(process, bent)), {"key": key}),
+        "sample, stochastic_heun": Case(
+            draw_images(samplers.stochastic_heun(process, bent, gamma=0.4)), {"key": key}
+        ),
         "sample, from a start": Case(
             draw_images(samplers.probability_flow(process, bent, threshold=None)),
             {"key": key, "start": image(0)},
@@ -360,6 +381,22 @@ CASES = {
         {"key": key, "x0": grey},
         "x0",
     ),
+    "continuous_bits_per_dim": Case(
+        lambda **arrays: (
+            likelihood.continuous_bits_per_dim(
+                lambda x, log_snr: bent(x, log_snr) + 0.01 * log_snr[:, None, None],
+                **arrays,
+                log_snr_max=6.0,
+                log_snr_min=-7.0,
+                predicts="v",
+                levels=LEVELS,
+                num_times=4,
+                chunk=3,
+            ).total
+        ),
+        {"key": key, "x0": grey},
+        "x0",
+    ),
     "update_history": Case(
         lambda t, losses: timesteps.update_history(
             timesteps.LossHistory(image(0)[..., 0], jnp.arange(BATCH, dtype=jnp.int32)), t, losses
@@ -401,12 +438,15 @@ STATIC = {
     *("variance_exploding", "rectified_flow", "variance_preserving", "sub_variance_preserving"),
     *("zero_terminal_snr", "shifted", "respaced"),
     *("constant", "min_snr", "p2", "truncated_snr"),
-    *("time_grid", "ancestral", "ddim", "dpm_solver_pp", "heun", "probability_flow"),
-    *("loss_history", "spread_times"),
+    *("lognormal", "loss_history", "spread_times"),
+    *("dpm_solver_pp_single", "midpoint", "unipc"),
+    *("time_grid", "density_grid", "level_grid"),
+    *("ancestral", "ddim", "dpm_solver_pp", "heun", "stochastic_heun", "probability_flow"),
     *("gaussian", "mixture"),
     *("mean", "covariance", "entropy", "entropy_estimate", "elbo_terms"),  # nothing has a batch
     *("identity", "dct", "fourier", "orthonormal"),
     *("isotropic", "spectral", "correlated", "equal_snr", "blurring"),
     *("affine_chain", "gamma", "custom_chain", "check_step", "litmus"),
+    *("conversion", "resolve", "weights_of"),
     *("check_predicts", "split_output", "variance_range", "interpolate"),
 }

@@ -1,4 +1,6 @@
-"""Programs that compute FID: torch-fidelity, clean-fid, pytorch-fid. Tests skip without them.
+"""Programs that compute FID: torch-fidelity, clean-fid, pytorch-fid; and k-diffusion's samplers.
+
+Tests skip without them.
 
 They import torchvision, whose wheels are for CUDA and do not load beside a CPU's torch. What is
 used here has no need of it, so an empty module stands in its place while they are imported.
@@ -35,10 +37,14 @@ MISSING = (*MISSING, "torchvision.transforms.functional")
 
 
 @functools.cache
-def import_peer(name):
-    """A module of a peer, imported whole; `sys.modules` is left as it was."""
+def import_peer(name, *, whole=True):
+    """A module of a peer; `sys.modules` is left as it was.
+
+    Unless `whole`, the package's own `__init__` is not run, which may import all of the package.
+    """
     package = name.partition(".")[0]
-    if importlib.util.find_spec(package) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None:
         pytest.skip(f"{package} comes with the extra 'peers'", allow_module_level=True)
     touched = [key for key in sys.modules if key.partition(".")[0] in ("torchvision", package)]
     before = {key: sys.modules.pop(key) for key in touched}
@@ -47,6 +53,8 @@ def import_peer(name):
         parent, _, last = key.rpartition(".")
         if parent:
             setattr(sys.modules[parent], last, module)
+    if not whole:
+        sys.modules[package] = importlib.util.module_from_spec(spec)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,7 +3,17 @@
 import jax.numpy as jnp
 from exact import chain, float64, gaussian_denoiser
 
-from ddpm_jax.samplers import ancestral, ddim, dpm_solver_pp, heun, probability_flow
+from ddpm_jax.samplers import (
+    ancestral,
+    ddim,
+    dpm_solver_pp,
+    dpm_solver_pp_single,
+    heun,
+    midpoint,
+    probability_flow,
+    stochastic_heun,
+    unipc,
+)
 
 MEAN, DEVIATION = 0.3, 0.5
 
@@ -31,7 +41,14 @@ SAMPLERS = {
     "dpm_solver_pp 1": lambda *args, **kw: dpm_solver_pp(*args, order=1, **kw),
     "dpm_solver_pp 2M": dpm_solver_pp,
     "dpm_solver_pp 2M, stochastic": lambda *args, **kw: dpm_solver_pp(*args, stochastic=True, **kw),
+    "dpm_solver_pp 3M": lambda *args, **kw: dpm_solver_pp(*args, order=3, **kw),
+    "dpm_solver_pp_single 2": dpm_solver_pp_single,
+    "dpm_solver_pp_single 3": lambda *args, **kw: dpm_solver_pp_single(*args, order=3, **kw),
+    "unipc 2, bh1": lambda *args, **kw: unipc(*args, order=2, variant="bh1", **kw),
+    "unipc 3": unipc,
+    "midpoint": midpoint,
     "heun": heun,
+    "stochastic_heun": lambda *args, **kw: stochastic_heun(*args, gamma=0.2, **kw),
     "probability_flow 2": lambda *args, **kw: probability_flow(*args, order=2, **kw),
     "probability_flow 4": probability_flow,
 }

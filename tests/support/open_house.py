@@ -98,10 +98,10 @@ class Absolute(config.Objective):
 class Rising(config.Times):
     """One t after the other, with a count of the batches as its memory."""
 
-    def make(self, num_steps):
+    def make(self, process):
         return config.TimeLaw(
             draw=lambda key, batch, count: (
-                (count + jnp.arange(batch, dtype=jnp.int32)) % num_steps,
+                (count + jnp.arange(batch, dtype=jnp.int32)) % process.num_steps,
                 jnp.ones(batch),
             ),
             remember=lambda count, t, losses: count + 1,

@@ -7,10 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.samplers import ancestral, ddim, dpm_solver_pp, heun, probability_flow
+from ddpm_jax.samplers import (
+    ancestral,
+    ddim,
+    dpm_solver_pp,
+    dpm_solver_pp_single,
+    heun,
+    midpoint,
+    probability_flow,
+    unipc,
+)
 
-T = 4097
-STEPS = (64, 256)
+T = 3073
+STEPS = (96, 384)  # whole blocks of two and of three
 
 
 @contextlib.contextmanager
@@ -34,11 +43,22 @@ def bound(function, **options):
     return functools.partial(function, **options)
 
 
-# Published orders, and the samplers: of the flow, and in law.
+# Published orders, and the samplers: of the flow, and in law. None is published of 3M with noise:
+# it is 2, because the noise between the values of x0_hat is no parabola.
 FLOWS = {
     "ddim": (1, ddim),
     "dpm_solver_pp 1": (1, bound(dpm_solver_pp, order=1)),
     "dpm_solver_pp 2M": (2, dpm_solver_pp),
+    "dpm_solver_pp 3M": (3, bound(dpm_solver_pp, order=3)),
+    "dpm_solver_pp_single 2": (2, dpm_solver_pp_single),
+    "dpm_solver_pp_single 3": (3, bound(dpm_solver_pp_single, order=3)),
+    **{
+        f"unipc {k}, {variant}": (k + 1, bound(unipc, order=k, variant=variant))
+        for k in (1, 2, 3)
+        for variant in ("bh1", "bh2")
+    },
+    **{f"unipc {k}, predictor": (k, bound(unipc, order=k, corrector=False)) for k in (1, 2, 3)},
+    "midpoint": (2, midpoint),
     "heun": (2, heun),
     **{f"probability_flow {k}": (k, bound(probability_flow, order=k)) for k in (1, 2, 3, 4)},
 }
@@ -49,4 +69,5 @@ DIFFUSIONS = {
     "ddim with noise": (1, bound(ddim, eta=0.5)),
     "dpm_solver_pp 1, stochastic": (1, bound(dpm_solver_pp, order=1, stochastic=True)),
     "dpm_solver_pp 2M, stochastic": (2, bound(dpm_solver_pp, stochastic=True)),
+    "dpm_solver_pp 3M, stochastic": (2, bound(dpm_solver_pp, order=3, stochastic=True)),
 }

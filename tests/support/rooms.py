@@ -9,6 +9,7 @@ CORE = (
     "schedules",
     "gaussians",
     "processes",
+    "predictions",
     "forward",
     "reverse",
     "timesteps",

@@ -34,14 +34,15 @@ class Network(nn.Module):
 
 
 def make_objective(dtype=jnp.float32, times=None):
+    schedule = linear_log_snr(8)
     losses = training.make_losses(
         Network(dtype).apply,
-        linear_log_snr(8),
+        schedule,
         config.Simple().make(),
         predicts="eps",
         levels=17,
     )
-    return training.Objective((times or config.Stratified()).make(8), losses)
+    return training.Objective((times or config.Stratified()).make(schedule), losses)
 
 
 def born(objective, dtype):

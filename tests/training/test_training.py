@@ -131,7 +131,7 @@ def test_every_objective_is_a_loss_of_the_core(kind):
     of_images = training.make_losses(
         apply, schedule, kind().make(), predicts="v", levels=17, variance=variance
     )
-    made = training.Objective(config.Stratified().make(8), of_images)
+    made = training.Objective(config.Stratified().make(schedule), of_images)
     key, x0 = jax.random.key(0), jnp.linspace(-1.0, 1.0, 17)[jnp.arange(32) % 17].reshape(8, 4)
     drawn = draw(made, key, 8, ())
     loss = made.losses(jnp.float32(0.5), x0, drawn)

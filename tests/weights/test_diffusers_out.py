@@ -18,6 +18,7 @@ from ddpm_jax.weights.diffusers_networks import config_of_network
         ({"multipliers": (2, 2)}, r"multipliers=\(2, 2\)"),
         ({"time_scale": 0.5}, r"time_scale=0\.5: it has to be 1"),
         ({"max_period": 100.0}, r"max_period=100\.0"),
+        ({"fourier_features": (7, 8)}, r"fourier_features=\(7, 8\): its input is x_t alone"),
         ({"num_classes": 3}, "null_class=True: it has to be False"),
         ({"learned_variance": True}, "interpolation_range='unit': it has to be 'symmetric'"),
         ({"dropout": 0.1, "dropout_resolutions": (4,)}, r"dropout_resolutions=\(4,\)"),

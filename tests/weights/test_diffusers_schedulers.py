@@ -102,6 +102,7 @@ def test_the_solver_of_stochastic_differential_equations():
     [
         (DDPM | {"beta_schedule": "laplace"}, "beta_schedule is 'laplace'"),
         (DDPM | {"prediction_type": "flow"}, "prediction_type is 'flow'; it has to be one of"),
+        (DDPM | {"prediction_type": "flow_prediction"}, "is 'flow_prediction'; it has to be one"),
         (DDPM | {"variance_type": "learned"}, "variance_type is 'learned'"),
         (DDPM | {"variance_type": "fixed_large_log"}, "variance_type is 'fixed_large_log'"),
         (DDPM | {"timestep_spacing": "karras"}, "timestep_spacing is 'karras'"),
@@ -194,6 +195,9 @@ def test_what_diffusers_does_not_have_is_named():
     respaced = schedules.respaced(schedules.linear(100), [0, 50, 99])
     with pytest.raises(WeightsError, match="a respaced chain"):
         config_of_scheduler(respaced, "eps", "small")
+    for kind in ("flow", "score", "edm"):
+        with pytest.raises(WeightsError, match=f"predicts='{kind}' on such a chain: it has 'eps',"):
+            config_of_scheduler(Recipe("linear", {"num_steps": 9}), kind, "small")
     with pytest.raises(WeightsError, match="spacing='log_snr'"):
         config_of_scheduler(
             Recipe("linear", {"num_steps": 9}),
