@@ -28,6 +28,10 @@ SUITES = {
         "9 minutes",
     ),
     "scaling": ("a step on 8 to 1024 chips (extra 'plan'); the machinery's own cost", "6 minutes"),
+    "relatives": (
+        "DDPM beside variance exploding, rectified flow and others, trained alike",
+        "1 hour",
+    ),
     "accelerator": ("exactness, speed and kernels on the device that JAX finds", "3 minutes"),
 }
 """What each is about, and how long it takes on 2 CPU cores with its defaults."""

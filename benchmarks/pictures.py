@@ -102,6 +102,29 @@ def _peers(figure: Any, rows: list[Row]) -> None:
         axes.set(title=title, xlabel="seconds")
 
 
+def _relatives(figure: Any, rows: list[Row]) -> None:
+    likelihoods = [row for row in rows if "bits" in row.numbers]
+    bits, distances = _panels(figure, 2)
+    names = [row.case["relative"] for row in likelihoods]
+    bits.errorbar(
+        [row.numbers["bits"] for row in likelihoods],
+        names,
+        xerr=[1.96 * row.numbers["standard_error"] for row in likelihoods],
+        fmt="o",
+        markersize=3,
+    )
+    bits.set(title="held-out images, 95 % intervals", xlabel="bits/dim")
+    bits.invert_yaxis()
+    for index, name in enumerate(names):
+        for row in find(rows, relative=name, sampler="ddim"):
+            steps = [int(count) for count in row.numbers["distances"]]
+            values = [value for value, *_ in row.numbers["distances"].values()]
+            distances.plot(steps, values, "o-", color=f"C{index}", markersize=3, label=name)
+    distances.set(title="DDIM", xlabel="steps", ylabel="Frechet distance")
+    distances.set(xscale="log", yscale="log")
+    _legend(figure, [distances])
+
+
 def _peer_title(case: dict[str, Any]) -> str:
     return f"{case.get('network') or case['size']}, batch {case['batch']}"
 
@@ -174,6 +197,7 @@ _PICTURES: dict[str, Callable[[Any, list[Row]], None]] = {
     "train_step": _train_step,
     "peers": _peers,
     "scaling": _scaling,
+    "relatives": _relatives,
     "accelerator": _accelerator,
 }
 

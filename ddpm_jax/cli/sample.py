@@ -96,12 +96,13 @@ def _draw(options: Arguments, kind: Kind, config: Config, console: Console) -> N
         sigma_rel=options.sigma_rel,
         skip_missing_snapshots=options.skip_missing_snapshots,
     )
-    experiment = restored.experiment
+    params = restored.params.get(options.params) or restored.params["sigma_rel"]
+    experiment = restored.experiment.at(params)
     label = class_of(experiment, options.label, "--label")
     say(console, f"drawing {options.num} images of step {restored.step}")
     draw = Draw(
         experiment,
-        restored.params.get(options.params) or restored.params["sigma_rel"],
+        params,
         options.num,
         options.sampler,
         options.seed,

@@ -114,7 +114,7 @@ def measure(evaluation: Evaluation, model: likelihood.TrainedModel, params: Any)
     Raises:
         ConfigError: the member returned something else.
     """
-    measurements = evaluation.make(model)(params)
+    measurements = evaluation.make(model.at(params))(params)
     check_made("evaluation", evaluation, measurements, Measurements)
     return measurements
 

@@ -46,6 +46,8 @@ class Network(Member):
     """
 
     affects: ClassVar[Affects] = Affects.MODEL
+    takes_any_time: ClassVar[bool] = True
+    """Whether the network takes times between whole numbers, as a learned schedule has them."""
     predicts: PredictionName = "eps"
     """What the network predicts: the noise "eps", the image "x0", the velocity "v" of Salimans &
     Ho, the "score", the velocity "flow" of flow matching, or the F of "edm" with a `sigma_data` of
@@ -393,6 +395,7 @@ class EDM(Network):
     member count; leave those of the network inside alone.
     """
 
+    takes_any_time: ClassVar[bool] = False
     predicts: PredictionName = dataclasses.field(default="x0", kw_only=True)
     """What the output is converted to, such as "x0", "eps" or "v". The parameters have the same
     meaning for all of them. It is the error of this prediction that `simple` trains with."""

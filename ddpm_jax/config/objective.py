@@ -40,6 +40,8 @@ class Objective(Member):
     """Whether the loss trains the variance of a network with `variance` "learned_range"."""
     needs_variance: ClassVar[bool] = False
     """Whether the loss works only with such a network."""
+    is_bound: ClassVar[bool] = False
+    """Whether the mean of the loss is minus the ELBO, which a learned schedule needs."""
 
     @abc.abstractmethod
     def make(self) -> Callable[[LossTerms], Array]:
@@ -78,6 +80,7 @@ class ELBO(Objective):
     """The negative ELBO in bits per dimension."""
 
     teaches_variance: ClassVar[bool] = True
+    is_bound: ClassVar[bool] = True
 
     def make(self) -> Callable[[LossTerms], Array]:
         """`losses.elbo_loss`."""
@@ -173,6 +176,8 @@ class Times(Member):
     """The distribution from which training draws t; see `ddpm_jax.timesteps`."""
 
     affects: ClassVar[Affects] = Affects.TRAINING
+    reads_noise_levels: ClassVar[bool] = False
+    """Whether the law follows from the noise levels of the chain, not from their number alone."""
 
     @abc.abstractmethod
     def make(self, process: Modal) -> TimeLaw:
@@ -259,6 +264,7 @@ class LogNormal(Times):
     On rectified flow it is the logit-normal law of Stable Diffusion 3 (Esser et al. 2024).
     """
 
+    reads_noise_levels: ClassVar[bool] = True
     mean: float = -1.2
     """Mean of ln(b / a), natural logarithm. EDM has -1.2, most runs of Esser et al. 0."""
     std: Annotated[float, POSITIVE] = 1.2

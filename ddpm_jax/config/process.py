@@ -49,6 +49,8 @@ class Process(Member):
     """The forward process q(x_t | x_0) of images; see `ddpm_jax.processes`."""
 
     affects: ClassVar[Affects] = Affects.MODEL
+    takes_traced_schedule: ClassVar[bool] = False
+    """Whether `make` works while JAX traces the schedule, as it does one that is learned."""
 
     @abc.abstractmethod
     def make(
@@ -96,6 +98,8 @@ class Process(Member):
 @dataclasses.dataclass(frozen=True)
 class Isotropic(Process):
     """White noise, the same at all frequencies, as in DDPM."""
+
+    takes_traced_schedule: ClassVar[bool] = True
 
     def make(
         self, schedule: Chain, shape: tuple[int, int, int], measured: np.ndarray | None

@@ -2,18 +2,19 @@
 
 import abc
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import tyro
 
-from ddpm_jax import schedules
+from ddpm_jax import schedules, training
 from ddpm_jax.config.base import COUNT, Affects, Bound, ConfigError, Member, check_made
 
 __all__ = [
     "ConstantBeta",
     "Cosine",
     "FromBetas",
+    "LearnedLogSNR",
     "Linear",
     "LinearLogSNR",
     "Quadratic",
@@ -53,6 +54,14 @@ class Schedule(Member):
         Raises:
             ValueError: the fields make no schedule. The caller turns it into a ConfigError.
         """
+
+    def learned(self) -> training.LearnedSchedule | None:
+        """The schedule as a function of parameters that are trained with the network.
+
+        Returns:
+            The functions; None (the default) for a schedule that stays as `make` returns it.
+        """
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +148,67 @@ class LinearLogSNR(Schedule):
     def make(self) -> schedules.Schedule:
         """`schedules.linear_log_snr`."""
         return schedules.linear_log_snr(self.num_steps, self.log_snr_max, self.log_snr_min)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedLogSNR(Schedule):
+    """log SNR begins linear and is trained with the network (Kingma et al. 2021).
+
+    What lies between the ends minimizes the variance of the loss, learned ends the loss itself. The
+    network gets times that are no whole numbers: t if log SNR were still linear.
+    """
+
+    log_snr_max: float = 7.0
+    """log SNR at t = 0; before the first step, if the ends are learned."""
+    log_snr_min: float = -8.0
+    """log SNR at t = T - 1; before the first step, if the ends are learned."""
+    width: Annotated[int, Bound(lambda value: value >= 8, "8 or more")] = 32
+    """Number of sigmoids that log SNR is made of, beside a straight line."""
+    endpoints: Literal["fixed", "learned"] = "fixed"
+    """Whether `log_snr_max` and `log_snr_min` stay or are learned."""
+
+    def check(self, config: Any) -> None:
+        """Checks that the loss is the bound, and that the rest takes a schedule that moves."""
+        if self.shift_resolution is not None or self.zero_terminal_snr:
+            name = "zero_terminal_snr" if self.zero_terminal_snr else "shift_resolution"
+            raise ConfigError(
+                f"schedule.{name} is {getattr(self, name)}; a learned schedule has its ends from"
+                " log_snr_max and log_snr_min, so leave it out"
+            )
+        refused = {
+            "objective": (not config.objective.is_bound, "whose loss is not the bound; take ELBO"),
+            "times": (
+                config.times.reads_noise_levels,
+                "which is made of noise levels before training; take Stratified",
+            ),
+            "process": (
+                not config.process.takes_traced_schedule,
+                "whose tables are made before training; take Isotropic",
+            ),
+            "network": (
+                not config.network.takes_any_time,
+                "which takes the times of a fixed schedule alone; take the network inside it",
+            ),
+        }
+        for field, (refuses, why) in refused.items():
+            if refuses:
+                name = type(getattr(config, field)).__name__
+                raise ConfigError(f"schedule is learned, and {field} is {name}, {why}")
+
+    def make(self) -> schedules.Schedule:
+        """The schedule before the first step: `schedules.from_monotone` of `monotone`."""
+        ends = schedules.Endpoints(self.log_snr_max, self.log_snr_min)
+        return schedules.from_monotone(schedules.monotone(self.width), ends, self.num_steps)
+
+    def learned(self) -> training.LearnedSchedule:
+        """`training.learned_log_snr`."""
+        return training.learned_log_snr(
+            self.num_steps,
+            self.log_snr_max,
+            self.log_snr_min,
+            width=self.width,
+            endpoints=self.endpoints,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ class TrainedModel(NamedTuple):
     """A network as a function of its parameters, with the process and the images to measure on."""
 
     process: Modal
-    """The forward process."""
+    """The forward process; while a learned schedule is trained, the one before the first step."""
     bind: Callable[..., Predict]
     """`(params, labels=None, with_variance=False) -> predict`."""
     predicts: Predicts
@@ -86,6 +86,21 @@ class TrainedModel(NamedTuple):
     memo: Memo = no_memo
     """Stores what was measured of each batch, so that an interrupted measurement continues. It is
     for one set of parameters."""
+    process_of: Callable[[Any], Modal] | None = None
+    """`params -> process`; None if the process does not depend on the parameters."""
+
+    def at(self, params: Any) -> "TrainedModel":
+        """The model with the process of these parameters, which may be traced.
+
+        Args:
+            params: of the network.
+
+        Returns:
+            A model whose `process` does not depend on parameters.
+        """
+        if self.process_of is None:
+            return self
+        return self._replace(process=self.process_of(params), process_of=None)
 
 
 class PerTime(NamedTuple):
@@ -253,7 +268,7 @@ def terms_program(model: TrainedModel) -> Callable[..., jax.Array]:
         params: Any, key: jax.Array, numbers: jax.Array, batch: Examples, times: jax.Array
     ) -> jax.Array:
         bits = bits_at_times(
-            model.process,
+            model.at(params).process,
             model.bind(params, labels=batch.labels, with_variance=True),
             jax.vmap(jax.random.fold_in, (None, 0))(key, numbers),
             to_model_range(batch.images, model.images.levels),

@@ -23,6 +23,8 @@ from ddpm_jax.models import init_params, network_function
 from ddpm_jax.models.interface import innermost
 from ddpm_jax.processes import Modal
 from ddpm_jax.samplers import Predict
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.training.learned_schedule import COLLECTION, with_schedule_apart
 from ddpm_jax.training.objective import TimeLaw
 
 __all__ = [
@@ -51,7 +53,9 @@ class Experiment:
     loaded: ImageSet | None
     """The images, or None if the data set was not opened."""
     process: Modal
-    """The forward process."""
+    """The forward process; if the schedule is learned, the one before the first step."""
+    learned: training.LearnedSchedule | None
+    """The functions of a learned schedule; None if the schedule stays."""
     model: nn.Module
     """The network."""
     learning_rate: optax.Schedule
@@ -72,9 +76,53 @@ class Experiment:
             raise ValueError(f"the images of {self.spec.name!r} are not loaded; build loads them")
         return self.loaded
 
+    def process_of(self, params: Any) -> Modal:
+        """The forward process with these parameters: `process`, unless the schedule is learned.
+
+        Args:
+            params: variables of the network. If they are traced, so are the tables of a learned
+                schedule; otherwise these are exact.
+
+        Returns:
+            The process.
+        """
+        if self.learned is None:
+            return self.process
+        return self.process_with(self.learned.schedule(params[COLLECTION]))
+
+    def process_with(self, schedule: Schedule) -> Modal:
+        """The forward process with another schedule.
+
+        Args:
+            schedule: the tables of the chain, which may be traced.
+
+        Returns:
+            The process.
+        """
+        process: Modal = self.config.process.make(schedule, self.spec.shape, self.measured)
+        return process
+
+    def at(self, params: Any) -> "Experiment":
+        """The experiment with the process of these parameters, for use after training.
+
+        Args:
+            params: variables of the network, on the host or on devices.
+
+        Returns:
+            The same experiment, unless the schedule is learned; then `process` is the one that
+            these parameters have, with exact tables, also for parameters that are traced later.
+        """
+        if self.learned is None:
+            return self
+        schedule = self.learned.schedule(params[COLLECTION])
+        learned = self.learned._replace(schedule=lambda params: schedule)
+        return dataclasses.replace(self, process=self.process_with(schedule), learned=learned)
+
     @functools.cached_property
     def apply(self) -> Callable[..., Any]:
         """The network as a function of its parameters, see `models.network_function`.
+
+        A learned schedule among them is not for the network.
 
         Raises:
             ConfigError: when the function is traced, if the output does not have the shape of x_t.
@@ -83,6 +131,8 @@ class Experiment:
         function, pair = network_function(self.model), network.variance == "learned_range"
 
         def apply(params: Any, x_t: Array, t: Array, **kwargs: Any) -> Any:
+            if self.learned is not None:
+                params = {name: leaf for name, leaf in params.items() if name != COLLECTION}
             output = function(params, x_t, t, **kwargs)
             shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(output)]
             if shapes != [x_t.shape] * (2 if pair else 1):
@@ -119,7 +169,9 @@ class Experiment:
         null_class = getattr(innermost(self.model), "null_class", True)
         hides_class = self.config.network.classes > 0 and null_class
 
-        def predict(x_t: Float[Array, "rows *data"], t: Int[Array, " rows"]) -> Any:
+        def predict(
+            x_t: Float[Array, "rows *data"], t: Int[Array, " rows"] | Float[Array, " rows"]
+        ) -> Any:
             classes: dict[str, Any] = {}
             if labels is not None:
                 classes["labels"] = jnp.repeat(labels, x_t.shape[0] // labels.shape[0])
@@ -152,7 +204,11 @@ class Experiment:
 
         network = self.config.network
         return BoundModel(
-            self.process, predict(False), predict(True), network.predicts, network.variance
+            self.process_of(params),
+            predict(False),
+            predict(True),
+            network.predicts,
+            network.variance,
         )
 
     def key(self, purpose: str) -> Array:
@@ -243,15 +299,18 @@ def build(
     _check_classes(config, spec)
     learning_rate = configs.make_learning_rate(config.optimizer, config.train.steps)
     process = configs.make_process(config.schedule, config.process, spec.shape, measured)
+    learned = config.schedule.learned()
+    optimizer = configs.make_optimizer(config.optimizer, learning_rate)
     return Experiment(
         config=config,
         spec=spec,
         measured=measured,
         loaded=images,
         process=process,
+        learned=learned,
         model=make_network(config, spec, process),
         learning_rate=learning_rate,
-        optimizer=configs.make_optimizer(config.optimizer, learning_rate),
+        optimizer=optimizer if learned is None else with_schedule_apart(optimizer),
         mesh=mesh,
     )
 
@@ -419,7 +478,10 @@ def _boxed_state(experiment: Experiment) -> training.TrainState:
     key, shape = experiment.key("parameters"), experiment.spec.shape
     labelled = experiment.config.network.classes > 0
     params = init_params(experiment.model, key, shape, labelled=labelled)
-    return state_of(experiment, parallel.with_largest(params, experiment.mesh))
+    params = parallel.with_largest(params, experiment.mesh)
+    if experiment.learned is not None:
+        params = {**params, COLLECTION: experiment.learned.initial()}
+    return state_of(experiment, params)
 
 
 def _multiples_near(value: int, factor: int) -> str:

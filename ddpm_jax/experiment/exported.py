@@ -88,6 +88,11 @@ def export_diffusers(
     process, known = type(config.process).__name__, type(Config().process).__name__
     if process != known:
         raise WeightsError(f"process is {process}; diffusers has {known} alone")
+    if experiment.learned is not None:
+        raise WeightsError(
+            f"schedule is {type(config.schedule).__name__}, which is learned; diffusers has"
+            " schedules of whole times alone"
+        )
     to_diffusers(
         out,
         experiment.model,

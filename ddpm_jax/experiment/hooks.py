@@ -38,6 +38,8 @@ class RunHooks:
     missed_snapshots: set[int] = dataclasses.field(default_factory=set)
     """Steps whose snapshots could not be saved. A resumed run does not repeat them, and averages
     report that they are missing."""
+    schedule_warned: bool = False
+    """Whether the last log had a warning about a learned schedule."""
     refusal: str | None = None
     """Why the last line of metrics.jsonl could not be written."""
     skipped_images: set[str] = dataclasses.field(default_factory=set)
@@ -66,12 +68,23 @@ class RunHooks:
         }
         if skipped := int(metrics.bad.skipped):
             values |= {"skipped_steps": skipped, "last_skipped_step": int(metrics.bad.last)}
+        watched = {name: float(value) for name, value in metrics.watched.items()}
+        values |= watched
+        self._report_schedule(step, watched)
         speed = self.display.log(step, values["loss"], skipped=skipped)
         if self.metrics_log is not None:
             self.metrics_log.write(step, values)
             self.logger.scalars(step, {**values, **speed})
             self._report_refusal(self.metrics_log)
         self._report_skipped_images()
+
+    def _report_schedule(self, step: int, watched: dict[str, float]) -> None:
+        """Reports when a learned schedule becomes useless; once, until it has recovered."""
+        learned = self.experiment.learned
+        sentences = [] if learned is None else learned.warnings(watched)
+        for sentence in sentences if not self.schedule_warned else []:
+            self.display.say(f"step {step}: {sentence}")
+        self.schedule_warned = bool(sentences)
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         """Writes numbers on held-out images to metrics.jsonl, and the floats to the logger."""

@@ -59,7 +59,7 @@ class Run:
 
     @property
     def process(self) -> Modal:
-        """The forward process, for the functions of the library."""
+        """The forward process, for the functions of the library; a learned one as it is now."""
         return self.experiment.process
 
     @property
@@ -80,14 +80,15 @@ class Run:
     def predict(
         self,
         x_t: Float[Array, "batch height width channel"],
-        t: Int[Array, " batch"],
+        t: Int[Array, " batch"] | Float[Array, " batch"],
         labels: Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channel"]:
         """The network's prediction of `config.network.predicts`; a pure function, without dropout.
 
         Args:
             x_t: noised images; without the noise they are in [-1, 1].
-            t: network times, as samplers and likelihoods pass them: int32 in [0, T).
+            t: network times, as samplers and likelihoods pass them: `process.network_time`, which
+                is int32 in [0, T) unless the schedule is learned.
             labels: class of each example, for a network with classes; -1, or None for all, is "no
                 class".
 
@@ -222,7 +223,8 @@ def load_run(
         devices=devices,
         report=report,
     )
-    return Run(directory.path, restored.experiment, restored.params[name], restored.step)
+    values = restored.params[name]
+    return Run(directory.path, restored.experiment.at(values), values, restored.step)
 
 
 class RestoredRun(NamedTuple):

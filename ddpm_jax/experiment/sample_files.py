@@ -133,7 +133,7 @@ def sample_into_files(
     files = SampleFiles(own, json.dumps(settings, sort_keys=True), count, shape)
     key = jax.random.fold_in(experiment.key("evaluation samples"), seed)
     size = min(batch_size, shares.BLOCK, count)
-    drawer = make_drawer(experiment, num=size, sampler=sampler)
+    drawer = make_drawer(experiment.at(params), num=size, sampler=sampler)
     with hosts.together():
         move_aside_non_file(own / "settings.json", report)
         write_json(own / "settings.json", settings)

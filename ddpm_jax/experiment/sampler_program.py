@@ -83,7 +83,7 @@ def sampler_program(
     """
     check_choice("parameters", parameters, typing.get_args(Placement))
     check_platforms(platforms)
-    experiment = _portable(experiment, sampler)
+    experiment = _portable(experiment.at(params), sampler)
     flat = named_params(params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in flat.values())
     if parameters == "inside" and size > _MOST_INSIDE:

@@ -16,6 +16,7 @@ from ddpm_jax.data import BatchIterator, Examples, make_iterator, to_model_range
 from ddpm_jax.evaluation.likelihood import TrainedModel, placed_batches, round_up
 from ddpm_jax.experiment.experiment import Experiment, make_times
 from ddpm_jax.parallel import Form
+from ddpm_jax.training.learned_schedule import COLLECTION
 from ddpm_jax.training.objective import Labelled, Objective
 
 __all__ = [
@@ -45,16 +46,29 @@ def make_objective(experiment: Experiment, *, train: bool) -> Objective:
         The losses and the law of times. A batch is `data.Examples`.
     """
     config, levels = experiment.config, experiment.spec.levels
-    of_images = training.make_losses(
+    losses_of = functools.partial(
+        training.make_losses,
         experiment.apply,
-        experiment.process,
-        _checked_loss(config.objective),
+        loss=_checked_loss(config.objective),
         predicts=config.network.predicts,
         levels=levels,
         variance=config.network.variance,
         label_dropout=config.train.label_dropout,
         train=train,
     )
+    learned = experiment.learned
+
+    def of_process(params: Any, batch: Any, drawn: training.Drawn) -> Array:
+        return losses_of(experiment.process_of(params))(params, batch, drawn)
+
+    if learned is None:
+        of_images = losses_of(experiment.process)  # checked here, before anything is traced
+    elif train:
+        of_images = training.learned_schedule_losses(
+            lambda schedule: losses_of(experiment.process_with(schedule)), learned
+        )
+    else:
+        of_images = of_process
 
     def losses(params: Any, batch: Examples, drawn: training.Drawn) -> Array:
         x0 = to_model_range(batch.images, levels)
@@ -123,8 +137,17 @@ def make_step(experiment: Experiment, form: Form) -> training.TrainStep:
         window_steps=train.log_every,
         accumulate=train.accumulate,
         skips=train.skip_bad_steps,
+        watch=_watch(experiment),
         form=form,
     )
+
+
+def _watch(experiment: Experiment) -> Callable[[Any], dict[str, Array]]:
+    """The metrics of a learned schedule, of the parameters."""
+    learned = experiment.learned
+    if learned is None:
+        return lambda params: {}
+    return lambda params: learned.metrics(params[COLLECTION])
 
 
 def lower_step(experiment: Experiment, form: Form) -> jax.stages.Lowered:
@@ -222,6 +245,7 @@ def trained_model(experiment: Experiment) -> TrainedModel:
     network = experiment.config.network
     return TrainedModel(
         process=experiment.process,
+        process_of=experiment.process_of,
         bind=experiment.bind,
         predicts=network.predicts,
         variance=network.variance,

@@ -77,7 +77,7 @@ def network_function(model: nn.Module) -> Callable[..., Any]:
     def apply(
         params: Any,
         x_t: Float[Array, "batch *data"],
-        t: Int[Array, " batch"],
+        t: Int[Array, " batch"] | Float[Array, " batch"],
         *,
         train: bool = False,
         keys: Key[Array, " batch"] | None = None,

@@ -2,7 +2,8 @@
 
 `tables` has the `Schedule` itself and the equations. `constructors` makes one that preserves
 variance, from a formula or from given tables; `signal_noise` makes the others, such as variance
-exploding and rectified flow; `transforms` makes one from another.
+exploding and rectified flow; `learned` makes one from parameters; `transforms` makes one from
+another.
 """
 
 from ddpm_jax.schedules.constructors import constant as constant
@@ -14,6 +15,11 @@ from ddpm_jax.schedules.constructors import linear as linear
 from ddpm_jax.schedules.constructors import linear_log_snr as linear_log_snr
 from ddpm_jax.schedules.constructors import quadratic as quadratic
 from ddpm_jax.schedules.constructors import sigmoid as sigmoid
+from ddpm_jax.schedules.learned import Endpoints as Endpoints
+from ddpm_jax.schedules.learned import Monotone as Monotone
+from ddpm_jax.schedules.learned import from_monotone as from_monotone
+from ddpm_jax.schedules.learned import monotone as monotone
+from ddpm_jax.schedules.learned import monotone_steps as monotone_steps
 from ddpm_jax.schedules.signal_noise import from_signal_noise as from_signal_noise
 from ddpm_jax.schedules.signal_noise import rectified_flow as rectified_flow
 from ddpm_jax.schedules.signal_noise import sub_variance_preserving as sub_variance_preserving

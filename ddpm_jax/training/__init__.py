@@ -10,6 +10,11 @@ from ddpm_jax.training.checkpoints import newest_manifest as newest_manifest
 from ddpm_jax.training.checkpoints import newest_sound as newest_sound
 from ddpm_jax.training.interrupts import InterruptedTraining as InterruptedTraining
 from ddpm_jax.training.interrupts import Interrupts as Interrupts
+from ddpm_jax.training.learned_schedule import LearnedSchedule as LearnedSchedule
+from ddpm_jax.training.learned_schedule import learned_log_snr as learned_log_snr
+from ddpm_jax.training.learned_schedule import (
+    learned_schedule_losses as learned_schedule_losses,
+)
 from ddpm_jax.training.loop import DivergenceError as DivergenceError
 from ddpm_jax.training.loop import Hooks as Hooks
 from ddpm_jax.training.loop import fit as fit

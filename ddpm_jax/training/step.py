@@ -25,6 +25,8 @@ class StepMetrics(NamedTuple):
     """Global norm of the gradient before clipping, mean over the same window."""
     bad: Bad
     """Counts of bad steps, as in `TrainState`."""
+    watched: dict[str, Float[Array, ""]]
+    """Scalars of the parameters after the step by name, such as the ends of a learned schedule."""
 
 
 Decay = Callable[[Array], Array]
@@ -41,6 +43,7 @@ def make_train_step(
     window_steps: int,
     accumulate: int = 1,
     skips: int = 0,
+    watch: Callable[[Any], dict[str, Array]] = lambda params: {},
     form: Form | None = None,
 ) -> TrainStep:
     """Makes the training step, a pure function.
@@ -56,6 +59,7 @@ def make_train_step(
         window_steps: number of steps that a log line averages; then a new window begins.
         accumulate: number of parts of the batch that are computed one after the other.
         skips: number of consecutive bad steps that are skipped.
+        watch: `params -> scalars by name`, which the metrics have; by default none.
         form: how the step runs on a mesh; by default on one device.
 
     Returns:
@@ -91,7 +95,12 @@ def make_train_step(
         window = _added(
             state.window, loss, gradient_norm, is_bad, fresh=state.step % window_steps == 0
         )
-        metrics = StepMetrics(window.loss / window.steps, window.gradient_norm / window.steps, bad)
+        metrics = StepMetrics(
+            window.loss / window.steps,
+            window.gradient_norm / window.steps,
+            bad,
+            watched=watch(after[0]),
+        )
         return TrainState(state.step + 1, *after, state.key, window, bad), metrics
 
     return train_step

@@ -22,6 +22,7 @@ COMPLETE = [
     if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
 ]
 NEEDS_ANOTHER = {
+    "LearnedLogSNR": "objective is Simple",
     "RectifiedFlow": "network.predicts: predicts is 'eps'",
     "Hybrid": "network.variance is 'small'",
 }

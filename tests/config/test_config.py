@@ -201,7 +201,12 @@ def test_log_snr_has_to_fall():
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in configs.members(configs.Schedule) if kind is not configs.FromBetas]
+    "kind",
+    [
+        kind
+        for kind in configs.members(configs.Schedule)
+        if kind not in (configs.FromBetas, configs.LearnedLogSNR)
+    ],
 )
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_every_schedule_is_the_function_with_its_defaults(kind, zero_terminal_snr):

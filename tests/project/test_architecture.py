@@ -32,6 +32,7 @@ PUBLIC = {
         *("variance_exploding", "rectified_flow"),
         *("variance_preserving", "sub_variance_preserving"),
         *("zero_terminal_snr", "shifted", "respaced"),
+        *("Endpoints", "Monotone", "from_monotone", "monotone", "monotone_steps"),
     },
     "ddpm_jax.processes": {
         *("Chain", "Modal", "NoClosedForm", "Process"),
