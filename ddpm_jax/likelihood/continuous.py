@@ -118,7 +118,7 @@ def continuous_bits_per_dim(
         x0: data, `[batch, ...]`, on the grid of `levels` values in [-1, 1].
         log_snr_max: log SNR at which the chain starts, natural logarithm.
         log_snr_min: log SNR of the prior, below `log_snr_max`.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         levels: grey levels of the data, at least 2; None for continuous data.
         num_times: draws for each example, an even number.
         log_snr: the schedule lambda(u), a function of a scalar in [0, 1] that JAX can

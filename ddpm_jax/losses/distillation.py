@@ -77,7 +77,7 @@ def distillation_target(
         t: times in [0, T), int32 `[batch]`.
         m: the times between, s < m < t, int32 `[batch]`.
         s: earlier times, -1 <= s, int32 `[batch]`.
-        predicts: what the teacher returns, "eps", "x0" or "v".
+        predicts: what the teacher returns, see `ddpm_jax.predictions`.
 
     Returns:
         The target, shaped as `x_t`, in its dtype. NaN where the times do not fall. In a mode whose

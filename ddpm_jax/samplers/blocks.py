@@ -89,7 +89,7 @@ def dpm_solver_pp_single(
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         order: 2 (2S) or 3 (3S), the length of a block.
         threshold: keeps x0_hat in the range of images, before it is extrapolated. None for no
             threshold.
@@ -185,7 +185,7 @@ def midpoint(
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         threshold: keeps x0_hat in the range of images; eps_hat is then the noise that agrees with
             it. It is applied to the finished images, too. None for no threshold.
 
@@ -208,7 +208,7 @@ def midpoint(
     check_predicts(process, predicts)
 
     def velocity(x0_hat: Array, x_t: Array, t: Array) -> Array:
-        return convert(process, x0_hat, x_t, t, source="x0", target="eps") - x0_hat
+        return convert(process, x0_hat, x_t, t, source="x0", target="flow")
 
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array

@@ -69,7 +69,7 @@ def stochastic_heun(
         sigma_max: the highest level that is raised.
         noise_scale: the standard deviation of z times this is added, above 0; slightly more than 1
             makes up for networks that remove too much noise.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         threshold: keeps x0_hat in the range of images; eps_hat is then the noise that agrees with
             it. None for no threshold.
 

@@ -99,7 +99,7 @@ def unipc(
     Args:
         process: a schedule, or another process of modes.
         predict: `(x_t, t) -> prediction`.
-        predicts: what `predict` returns, "eps", "x0" or "v".
+        predicts: what `predict` returns, see `ddpm_jax.predictions`.
         order: how many values of x0_hat the predictor uses, 1 to 3.
         variant: B(h), "bh1" or "bh2"; the paper prefers "bh1" for unconditional sampling in few
             steps, and "bh2" with guidance.
