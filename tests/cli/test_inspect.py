@@ -43,7 +43,7 @@ def test_list_shows_one_family_with_fields_and_defaults(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     assert main(["list", "sampler"]) == 0
     out = capsys.readouterr().out
-    assert "All have steps=None, spacing='linspace', guidance=1.0" in out
+    assert "All have steps=None, spacing='linspace', rho=7.0, guidance=1.0" in out
     (ddim,) = (line for line in out.splitlines() if " ddim " in line)
     assert "eta=0.0" in ddim
     assert "cosine" not in out

@@ -24,8 +24,8 @@ def test_arguments_that_cannot_be(without_annotation_checks):
     with pytest.raises(ValueError, match="variance is 'medium'"):
         ancestral(schedule, predict, variance="medium")
     for make in SAMPLERS.values():
-        with pytest.raises(ValueError, match="predicts is 'score'"):
-            make(schedule, predict, predicts="score")
+        with pytest.raises(ValueError, match="predicts is 'noise'"):
+            make(schedule, predict, predicts="noise")
     times, pair = jnp.array([3]), lambda x_t, t: (x_t, x_t)
     for variance, network in (("small", pair), ("large", pair), ("learned_range", predict)):
         with pytest.raises(TypeError, match=f"and variance is '{variance}'; a pair"):

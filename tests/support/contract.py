@@ -437,7 +437,7 @@ STATIC = {
     *("from_betas", "from_alpha_bar", "from_log_snr", "from_signal_noise"),
     *("variance_exploding", "rectified_flow", "variance_preserving", "sub_variance_preserving"),
     *("zero_terminal_snr", "shifted", "respaced"),
-    *("Endpoints", "Monotone", "from_monotone", "monotone", "monotone_steps"),
+    *("from_monotone", "monotone", "monotone_steps"),
     *("constant", "min_snr", "p2", "truncated_snr"),
     *("lognormal", "loss_history", "spread_times"),
     *("dpm_solver_pp_single", "midpoint", "unipc"),
