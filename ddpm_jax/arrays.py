@@ -20,6 +20,7 @@ __all__ = [
     "einsum",
     "flat",
     "fold_in",
+    "is_traced",
     "normal",
     "on_every_device",
     "per_example",
@@ -93,7 +94,7 @@ def _short(value: Any) -> str:
 def _bits(value: Any) -> list[Any]:
     """Structure, and of each array dtype, shape and bytes; what is no array stands for itself."""
     leaves, treedef = jax.tree.flatten(value)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if is_traced(leaves):
         raise TypeError(
             f"a {type(value).__name__} is compared or hashed while it is traced; do that outside of"
             " the function that JAX transforms, or pass it as a static argument"
@@ -205,6 +206,11 @@ def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
         return x
     spec = PartitionSpec(sharding.spec[0], *(None,) * (x.ndim - 1))
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf of the tree stands for an array in a function that JAX is tracing."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def on_every_device(x: jax.Array) -> jax.Array:

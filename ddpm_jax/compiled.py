@@ -31,6 +31,8 @@ import jax
 import jaxtyping
 import numpy as np
 
+from ddpm_jax.arrays import is_traced
+
 __all__ = ["call_compiled"]
 
 _SMALL = 2**16
@@ -70,7 +72,7 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Inside `jit` and other transformations it is a call like another.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+    if is_traced(arguments):
         return function(*arguments)
     try:
         key, parts = _describe(function)

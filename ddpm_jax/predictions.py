@@ -125,7 +125,7 @@ class Prediction:
         """Checks the functions at one pair of levels."""
         with jax.ensure_compile_time_eval():  # `weights` may call JAX
             try:
-                alpha, beta, found = map(float, weights_of(self, *map(np.float64, _PROBE)))
+                alpha, beta, determinant = map(float, weights_of(self, *map(np.float64, _PROBE)))
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"weights of the prediction {self.name!r} has to return two factors,"
@@ -138,10 +138,10 @@ class Prediction:
                 f"the prediction {self.name!r} is {alpha:g} x0 + {beta:g} eps at a = {a}, b = {b},"
                 " which does not determine the data: alpha b - beta a must not be 0"
             )
-        if not abs(found - exact) <= 1e-5 * size:
+        if not abs(determinant - exact) <= 1e-5 * size:
             raise ValueError(
-                f"determinant of the prediction {self.name!r} is {found:g} at a = {a}, b = {b}; it"
-                f" has to be alpha b - beta a = {exact:g}"
+                f"determinant of the prediction {self.name!r} is {determinant:g} at a = {a},"
+                f" b = {b}; it has to be alpha b - beta a = {exact:g}"
             )
 
     @property

@@ -46,12 +46,20 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddpm_jax.arrays import rows, split_as
-from ddpm_jax.checks import check_count, check_float, check_key, check_result, check_scalar
+from ddpm_jax.checks import check_float, check_key, check_result, check_scalar
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.forward import Predicts, q_sample
-from ddpm_jax.likelihood.exact import check_chunk, checked_data, in_chunks, terms_at
+from ddpm_jax.forward import q_sample
+from ddpm_jax.likelihood.exact import (
+    as_rows,
+    check_chunk,
+    check_draws,
+    checked_data,
+    in_chunks,
+    terms_at,
+)
 from ddpm_jax.losses import prior_term, weighted_loss
 from ddpm_jax.losses.elbo import bits_per_nat
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes import Modal, per_pixel
 from ddpm_jax.schedules import linear_log_snr
 
@@ -156,10 +164,10 @@ def continuous_bits_per_dim(
     ends = linear_log_snr(2, log_snr_max, log_snr_min)  # has the exact prior and decoder
     x0 = checked_data(ends, x0, predicts=predicts, levels=levels)
     check_key("key", key)
-    _check_draws("num_times", num_times)
+    check_draws("num_times", num_times)
     if num_times % 2:
         raise ValueError(f"num_times is {num_times}; it has to be even, two in each stratum")
-    _check_draws("decoder_draws", decoder_draws)
+    check_draws("decoder_draws", decoder_draws)
     check_chunk(chunk)
     if log_snr is not None:
         if density is not None:
@@ -227,10 +235,6 @@ def nats_per_log_snr(
     """
     times, batch = log_snr.shape
 
-    def as_rows(values: Array) -> Array:
-        values = jnp.swapaxes(values, 0, 1)
-        return values.reshape(batch * times, *values.shape[2:])
-
     x0 = as_rows(jnp.broadcast_to(x0[None], (times, *x0.shape)))
     log_snr, eps = split_as(as_rows(log_snr), x0), as_rows(eps)
     process = _ending_at(log_snr, x0.ndim - 1)
@@ -270,12 +274,6 @@ def _quantile(
         return log_snr_max + (index.astype(jnp.float32) + inside) * cell, cell / share[index]
 
     return at
-
-
-def _check_draws(name: str, count: int) -> None:
-    check_count(name, count)
-    if count < 2:
-        raise ValueError(f"{name} is {count}; a standard error takes at least 2 draws")
 
 
 def _check_ends(log_snr: LogSNR, log_snr_max: float, log_snr_min: float) -> None:

@@ -8,9 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.checks import check_count, check_float, check_key
+from ddpm_jax.checks import check_float, check_key
 from ddpm_jax.compiled import call_compiled
-from ddpm_jax.likelihood.exact import check_chunk, checked_data, in_chunks, terms_at
+from ddpm_jax.likelihood.exact import (
+    check_chunk,
+    check_draws,
+    checked_data,
+    in_chunks,
+    terms_at,
+)
 from ddpm_jax.losses import prior_term
 from ddpm_jax.losses.elbo import bits_per_nat
 from ddpm_jax.predictions import Predicts
@@ -79,9 +85,7 @@ def estimate_bits_per_dim(
     """
     x0 = checked_data(process, x0, predicts=predicts, levels=levels)
     check_key("key", key)
-    check_count("num_times", num_times)
-    if num_times < 2:
-        raise ValueError(f"num_times is {num_times}; a standard error takes at least 2 draws")
+    check_draws("num_times", num_times)
     num_steps = process.num_steps
     if probabilities is None:
         probabilities = jnp.full(num_steps, 1.0 / num_steps, jnp.float32)

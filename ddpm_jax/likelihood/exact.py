@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ddpm_jax.arrays import normal, split_as, widened
 from ddpm_jax.checks import (
@@ -35,9 +35,11 @@ from ddpm_jax.reverse import Variance, check_predicts, split_output
 __all__ = [
     "BitsAtTimes",
     "BitsPerDim",
+    "as_rows",
     "bits_at_times",
     "bits_per_dim",
     "check_chunk",
+    "check_draws",
     "checked_data",
     "in_chunks",
     "spread_times",
@@ -330,6 +332,13 @@ def check_chunk(chunk: int) -> None:
         raise ValueError(f"chunk is {chunk}; it has to be at least 1")
 
 
+def check_draws(name: str, count: int) -> None:
+    """Raises TypeError or ValueError unless `count` draws have a spread: a whole number from 2."""
+    check_count(name, count)
+    if count < 2:
+        raise ValueError(f"{name} is {count}; a standard error takes at least 2 draws")
+
+
 def in_chunks(function: Callable[[Array], Array], count: int, chunk: int) -> Array:
     """`function` of the indices 0 ... count - 1, given as vectors of `chunk`, stacked.
 
@@ -343,6 +352,12 @@ def in_chunks(function: Callable[[Array], Array], count: int, chunk: int) -> Arr
         lambda _, group: (None, function(group)), None, indices.reshape(calls, chunk)
     )
     return stacked.reshape(calls * chunk, *stacked.shape[2:])[:count]
+
+
+def as_rows(values: Shaped[Array, "times batch *data"]) -> Shaped[Array, "rows *data"]:
+    """Values of every example at each of its times as one batch, neighbours of one example."""
+    times, batch = values.shape[:2]
+    return jnp.swapaxes(values, 0, 1).reshape(batch * times, *values.shape[2:])
 
 
 def terms_at(
@@ -362,10 +377,6 @@ def terms_at(
     rows of one example are neighbours: on a mesh each of them stays where the example is.
     """
     times, batch = t.shape
-
-    def as_rows(values: Array) -> Array:
-        values = jnp.swapaxes(values, 0, 1)
-        return values.reshape(batch * times, *values.shape[2:])
 
     x0 = as_rows(jnp.broadcast_to(x0[None], (times, *x0.shape)))
     t, eps = as_rows(t), as_rows(eps)

@@ -15,7 +15,7 @@ from ddpm_jax.litmus.modes import TOLERANCE, Probe, probe
 from ddpm_jax.litmus.rows import Classification, classify
 from ddpm_jax.litmus.verdict import Evidence, Verdict
 from ddpm_jax.processes.custom import Step, check_step, custom_chain
-from ddpm_jax.schedules.tables import check_num_steps
+from ddpm_jax.schedules.build import check_num_steps
 
 __all__ = ["litmus"]
 

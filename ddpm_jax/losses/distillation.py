@@ -37,7 +37,8 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import per_example
 from ddpm_jax.checks import check_images, check_result
-from ddpm_jax.forward import Predicts, convert, q_sample
+from ddpm_jax.forward import convert, q_sample
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 

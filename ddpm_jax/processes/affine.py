@@ -57,7 +57,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
-from ddpm_jax.arrays import Value, einsum, flat, register_with_nnx, rows, split_as, widened
+from ddpm_jax.arrays import (
+    Value,
+    einsum,
+    flat,
+    is_traced,
+    register_with_nnx,
+    rows,
+    split_as,
+    widened,
+)
 from ddpm_jax.checks import (
     check_covariance,
     check_draw,
@@ -403,7 +412,7 @@ def affine_chain(
     """
     register_with_nnx(AffineChain)
     given = {"A": A, "b": b, "Q": Q}
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+    if is_traced(given):
         traced = {name: _widest(name, value) for name, value in given.items()}
         _check_shapes(traced)
         tables = build(*_same_dtype(traced), transitions=transitions)

@@ -26,7 +26,7 @@ from ddpm_jax import bases
 from ddpm_jax.arrays import widened
 from ddpm_jax.checks import check_float
 from ddpm_jax.processes.spectral import Spectral, build, check_values, common_shape
-from ddpm_jax.schedules.tables import check_num_steps
+from ddpm_jax.schedules.build import check_num_steps
 
 __all__ = ["per_pixel"]
 

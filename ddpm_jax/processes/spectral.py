@@ -31,13 +31,8 @@ from numpy.typing import ArrayLike
 
 from ddpm_jax import bases
 from ddpm_jax.arrays import Value, rows
-from ddpm_jax.schedules.tables import (
-    check_num_steps,
-    difference,
-    look_up,
-    on_host,
-    two_parts,
-)
+from ddpm_jax.schedules.build import check_num_steps, two_parts
+from ddpm_jax.schedules.tables import difference, look_up, on_host
 
 __all__ = ["Spectral", "build", "check_even", "check_values", "common_shape", "spectral"]
 

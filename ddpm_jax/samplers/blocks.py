@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import per_example
-from ddpm_jax.forward import Predicts, convert
+from ddpm_jax.forward import convert
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (

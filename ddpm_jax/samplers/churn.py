@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.arrays import normal, per_example
-from ddpm_jax.forward import Predicts, q_transition
+from ddpm_jax.forward import q_transition
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal
 from ddpm_jax.samplers.base import Predict, Sampler, SamplerState, StepInfo, both_times
 from ddpm_jax.samplers.flow import heun

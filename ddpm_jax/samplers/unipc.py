@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddpm_jax.forward import Predicts
+from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal
 from ddpm_jax.reverse import check_predicts
 from ddpm_jax.samplers.base import (

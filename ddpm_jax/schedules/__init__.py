@@ -1,9 +1,9 @@
 """Noise schedules: how much signal and how much noise there is at each time.
 
-`tables` has the `Schedule` itself and the equations. `constructors` makes one that preserves
-variance, from a formula or from given tables; `signal_noise` makes the others, such as variance
-exploding and rectified flow; `learned` makes one from parameters; `transforms` makes one from
-another.
+`tables` has the `Schedule` itself and the equations, and `build` makes its tables. `constructors`
+makes one that preserves variance, from a formula or from given tables; `signal_noise` makes the
+others, such as variance exploding and rectified flow; `learned` makes one from parameters;
+`transforms` makes one from another.
 """
 
 from ddpm_jax.schedules.constructors import constant as constant

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ddpm_jax.schedules.tables import Schedule, build, build_traced, check_num_steps
+from ddpm_jax.schedules.build import build, build_traced, check_num_steps
+from ddpm_jax.schedules.tables import Schedule
 
 __all__ = [
     "constant",

@@ -38,9 +38,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddpm_jax.arrays import is_traced
 from ddpm_jax.checks import check_count
+from ddpm_jax.schedules.build import build_traced, check_num_steps
 from ddpm_jax.schedules.constructors import from_log_snr
-from ddpm_jax.schedules.tables import Schedule, build_traced, check_num_steps
+from ddpm_jax.schedules.tables import Schedule
 
 __all__ = ["Endpoints", "Monotone", "from_monotone", "monotone", "monotone_steps"]
 
@@ -130,7 +132,7 @@ def monotone_steps(params: Monotone, num_steps: int) -> Array | np.ndarray:
         [0.5, 0.5]
     """
     check_num_steps(num_steps)
-    traced = _is_traced(params)
+    traced = is_traced(params)
     xp: Any = jnp if traced else np
     line, heights, slopes, centres = (
         xp.asarray(leaf, np.float32 if traced else np.float64) for leaf in params
@@ -195,7 +197,7 @@ def from_monotone(
     steps = monotone_steps(params, num_steps)
     (first, last), trained_steps = network_positions or (endpoints, num_steps)
     per_log_snr = (trained_steps - 1) / (first - last)
-    if not _is_traced((params, endpoints)):
+    if not is_traced((params, endpoints)):
         high, low = (float(end) for end in endpoints)
         if not (np.isfinite(high) and np.isfinite(low) and high > low):
             raise ValueError(
@@ -225,14 +227,10 @@ def _summed(values: Float[Array, " T"]) -> tuple[Array, Array]:
         (a, a_rest), (b, b_rest) = left, right
         total = a + b
         of_b = total - a
-        lost = (a - (total - of_b)) + (b - of_b)  # exact: Knuth's two-sum
-        rest = jax.lax.stop_gradient(lost + a_rest + b_rest)
+        rounding = (a - (total - of_b)) + (b - of_b)  # exact: Knuth's two-sum
+        rest = jax.lax.stop_gradient(rounding + a_rest + b_rest)
         whole = total + rest
         return whole, jax.lax.stop_gradient(rest - (whole - total))
 
     whole, rest = jax.lax.associative_scan(add, (values, jnp.zeros_like(values)))
     return whole, rest
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm_jax.schedules.tables import Schedule, build, check_num_steps
+from ddpm_jax.schedules.build import build, check_num_steps
+from ddpm_jax.schedules.tables import Schedule
 
 __all__ = [
     "from_signal_noise",

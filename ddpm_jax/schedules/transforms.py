@@ -7,13 +7,8 @@ import jax
 import numpy as np
 
 from ddpm_jax.checks import check_count
-from ddpm_jax.schedules.tables import (
-    Schedule,
-    build,
-    check_num_steps,
-    check_preserves_variance,
-    on_host,
-)
+from ddpm_jax.schedules.build import build, check_num_steps
+from ddpm_jax.schedules.tables import Schedule, check_preserves_variance, on_host
 
 __all__ = ["respaced", "shifted", "zero_terminal_snr"]
 

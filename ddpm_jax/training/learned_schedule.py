@@ -30,6 +30,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from ddpm_jax.arrays import is_traced
 from ddpm_jax.schedules import Endpoints, Monotone, Schedule, from_monotone, monotone
 from ddpm_jax.training.objective import Drawn, Losses
 
@@ -103,13 +104,13 @@ def learned_log_snr(
     def ends_of(offsets: Any) -> Endpoints:
         if endpoints == "fixed":
             return ends
-        xp: Any = jnp if _is_traced(offsets) else np
+        xp: Any = jnp if is_traced(offsets) else np
         high = log_snr_max + offsets["log_snr_max"]
         return Endpoints(high, high - (log_snr_max - log_snr_min) * xp.exp(offsets["log_range"]))
 
     def schedule(collection: Any) -> Schedule:
         offsets = collection
-        if not _is_traced(collection):
+        if not is_traced(collection):
             offsets = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), collection)
         params = Monotone(
             *(
@@ -246,7 +247,3 @@ def _warnings(metrics: dict[str, float], *, num_steps: int) -> list[str]:
 
 def _stopped(leaf: Array) -> Array:
     return jax.lax.stop_gradient(leaf)
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

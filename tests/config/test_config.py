@@ -200,25 +200,35 @@ def test_log_snr_has_to_fall():
         configs.validate(Config(schedule=LinearLogSNR(log_snr_max=-9.0)))
 
 
+NAMED_SCHEDULES = [
+    kind
+    for kind in configs.members(configs.Schedule)
+    if kind not in (configs.FromBetas, configs.LearnedLogSNR)
+]
+OWN_ENDS = (configs.SubVariancePreserving, configs.VarianceExploding, configs.RectifiedFlow)
+"""Schedules that do not preserve variance, and whose end is chosen where they are made."""
+
+
 @pytest.mark.parametrize(
-    "kind",
-    [
-        kind
-        for kind in configs.members(configs.Schedule)
-        if kind not in (configs.FromBetas, configs.LearnedLogSNR)
-    ],
+    ("kind", "zero_terminal_snr"),
+    [(kind, False) for kind in NAMED_SCHEDULES]
+    + [(kind, True) for kind in NAMED_SCHEDULES if kind not in OWN_ENDS],
 )
-@pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_every_schedule_is_the_function_with_its_defaults(kind, zero_terminal_snr):
     member = kind(num_steps=20, zero_terminal_snr=zero_terminal_snr)
-    if zero_terminal_snr and not member.make().preserves_variance:
-        pytest.skip("its end is where it is made")
     made = configs.make_schedule(member)
     name = configs.member_name(kind).replace("-", "_").removesuffix("_beta")
     plain = getattr(schedules, name)(20, *((0.02,) if name == "constant" else ()))
     chex.assert_trees_all_equal(
         made, schedules.zero_terminal_snr(plain) if zero_terminal_snr else plain
     )
+
+
+@pytest.mark.parametrize("kind", OWN_ENDS)
+@pytest.mark.parametrize("change", [{"zero_terminal_snr": True}, {"shift_resolution": 128}])
+def test_what_does_not_preserve_variance_is_not_bent_afterwards(kind, change):
+    with pytest.raises(ConfigError, match="schedule does not preserve variance"):
+        configs.make_schedule(kind(num_steps=20, **change))
 
 
 def test_betas_of_somebody_else_are_a_schedule_of_as_many_steps():
