@@ -20,7 +20,7 @@ better than those of the config.
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ from ddpm_jax.comparison.image_bits import (
     pair,
     read_bits_per_image,
 )
-from ddpm_jax.data import ImageSet, in_batches, to_bytes
+from ddpm_jax.data import ImageSet, to_bytes
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import (
     Estimate,
@@ -55,6 +55,7 @@ from ddpm_jax.evaluation import (
 from ddpm_jax.evaluation.classifier import accuracy, classifier_network, train_classifier
 from ddpm_jax.experiment.run import Run, load_run
 from ddpm_jax.experiment.sampling import make_drawer
+from ddpm_jax.experiment.scoring import samples_of
 
 __all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run", "tables"]
 
@@ -143,24 +144,22 @@ def _space(images: ImageSet, seed: int, say: Say) -> Space:
     params = train_classifier(images, jax.random.key(seed))
     network = classifier_network(images, params)
     say(f"the classifier is right for {accuracy(network, images):.1%} of the held-out images")
-    batches = in_batches(images.train_centred, _BATCH)
-    rows = _features(network, [to_bytes(batch, images.levels) for batch, _ in batches])
+    rows = _features(network, samples_of(images, "train").batches())
     return Space(network, gaussian_of(moments_of(rows)), images.levels)
 
 
-def _features(network: FeatureNetwork, batches: Sequence[np.ndarray]) -> np.ndarray:
+def _features(network: FeatureNetwork, batches: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(network.apply(jnp.asarray(b)).pooled) for b in batches])
 
 
-def _distance(space: Space, batches: Sequence[np.ndarray]) -> Estimate:
+def _distance(space: Space, batches: Iterable[np.ndarray]) -> Estimate:
     rows = _features(space.network, batches)
     return frechet_interval(rows, gaussian_of(moments_of(rows)), space.training, len(rows))
 
 
 def _held_out_row(space: Space, images: ImageSet) -> Row:
     """What a perfect model would reach with as many samples as there are held-out images."""
-    batches = in_batches(images.held_out, _BATCH)
-    distance = _distance(space, [to_bytes(batch, images.levels) for batch, _ in batches])
+    distance = _distance(space, samples_of(images, "held_out").batches())
     return Row(case={"relative": "held-out images"}, numbers={"distance": _plain(distance)})
 
 
@@ -230,7 +229,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def reached(row: Row, rows: Sequence[Row]) -> int | None:
+def _steps_to_reach(row: Row, rows: Sequence[Row]) -> int | None:
     """The fewest steps with which a sampler is as close as the longest ancestral chain."""
     (ancestral,) = find(rows, relative=row.case["relative"], sampler="ancestral")
     *_, (_, _, limit) = ancestral.numbers["distances"].values()
@@ -243,7 +242,7 @@ def _distance_cell(steps: int) -> Any:
 
 
 def _reached_cell(row: Row, rows: Sequence[Row]) -> str:
-    steps = reached(row, rows)
+    steps = _steps_to_reach(row, rows)
     return "more" if steps is None else str(steps)
 
 

@@ -1,0 +1,45 @@
+"""The relatives of DDPM that are compared: their configs, and what the tables say."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks import relatives
+from benchmarks.relatives_cases import cases_of
+from benchmarks.results import Row
+from ddpm_jax import config as configs
+from ddpm_jax.errors import UserError
+
+BASE = configs.load("digits")
+CASES = cases_of(BASE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_relative_is_a_config_that_works(name):
+    assert configs.validate(CASES[name]) == CASES[name]
+
+
+def test_relatives_share_data_training_and_the_network_inside():
+    for config in CASES.values():
+        inner = getattr(config.network, "network", config.network)
+        assert dataclasses.replace(inner, predicts="eps") == BASE.network
+        for field in ("data", "optimizer", "averages", "train", "evaluation", "seed"):
+            assert getattr(config, field) == getattr(BASE, field)
+
+
+def test_another_schedule_has_no_ends_to_share():
+    with pytest.raises(UserError, match=r"schedule is Cosine; .* LinearLogSNR"):
+        cases_of(dataclasses.replace(BASE, schedule=configs.Cosine()))
+
+
+def test_a_sampler_reaches_the_longest_ancestral_chain_within_its_interval():
+    def row(sampler, *values):
+        distances = {
+            steps: [value, value - 1.0, value + 1.0]
+            for steps, value in zip((8, 16, 32), values, strict=True)
+        }
+        return Row({"relative": "a", "sampler": sampler}, numbers={"distances": distances})
+
+    rows = [row("ancestral", 9.0, 5.0, 3.0), row("ddim", 4.5, 3.9, 3.5), row("heun", 9.0, 8.0, 7.0)]
+    column = relatives.tables(rows)[1][1]["to reach"]
+    assert [column(each) for each in rows] == ["32", "16", "more"]
