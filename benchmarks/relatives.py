@@ -11,6 +11,7 @@ rows that say otherwise, the loss (the ELBO) are the same, too. Measured are
                  classifier that is trained once; by several samplers and numbers of steps
     steps        the smallest of these numbers with which a sampler comes within the 95 % interval
                  of the ancestral sampler with the most steps
+    seconds      of training, compilation included, and of drawing 500 samples with the most steps
 
 Runs are in the folder `--out`. A suite that was interrupted goes on where it was.
 
@@ -52,7 +53,12 @@ from ddpm_jax.evaluation import (
     gaussian_of,
     moments_of,
 )
-from ddpm_jax.evaluation.classifier import accuracy, classifier_network, train_classifier
+from ddpm_jax.evaluation.classifier import (
+    FEATURES,
+    accuracy,
+    classifier_network,
+    train_classifier,
+)
 from ddpm_jax.experiment.run import Run, load_run
 from ddpm_jax.experiment.sampling import make_drawer
 from ddpm_jax.experiment.scoring import samples_of
@@ -99,6 +105,11 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
     check_values(settings, distinct=("names", "steps"))
     if list(settings.steps) != sorted(settings.steps):
         raise UserError(f"--steps is {' '.join(map(str, settings.steps))}; it has to rise")
+    if settings.samples <= FEATURES:
+        raise UserError(
+            f"--samples is {settings.samples}; with {FEATURES} features, a distance has an interval"
+            f" from {FEATURES + 1} samples on"
+        )
     base = configs.load(settings.config)
     if not isinstance(base.evaluation, configs.BitsPerDim):
         raise UserError(
@@ -181,17 +192,23 @@ def _parts(trained: Run) -> dict[str, float]:
 
 def _sampler_row(name: str, sampler: str, trained: Run, space: Space, settings: Settings) -> Row:
     kind: Any = configs.find_member(configs.Sampler, sampler, "sampler")
-    distances = {}
+    distances, key = {}, jax.random.key(settings.seed)
+    seconds: list[float] = []
     for steps in settings.steps:
-        member = kind(steps=steps)
+        member, drawn, seconds = kind(steps=steps), [], []
         draw = make_drawer(trained.experiment, num=min(settings.samples, _BATCH), sampler=member)
-        key = jax.random.key(settings.seed)
-        firsts = range(0, settings.samples, _BATCH)
-        drawn = [
-            to_bytes(draw(trained.params, key, first).images, space.levels) for first in firsts
-        ]
+        for first in range(0, settings.samples, _BATCH):
+            start = time.perf_counter()
+            drawn.append(to_bytes(draw(trained.params, key, first).images, space.levels))
+            seconds.append(time.perf_counter() - start)
         distances[steps] = _plain(_distance(space, drawn))
-    return Row(case={"relative": name, "sampler": sampler}, numbers={"distances": distances})
+    compiling, *runs = seconds  # of the most steps
+    return Row(
+        case={"relative": name, "sampler": sampler},
+        seconds=runs,
+        compile_seconds=compiling - (float(np.median(runs)) if runs else 0.0),
+        numbers={"distances": distances},
+    )
 
 
 def _plain(estimate: Estimate) -> list[float | None]:
@@ -212,6 +229,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[list[Row], columns.Columns]]:
                 "sampler": columns.case("sampler"),
                 **{f"{steps} steps": _distance_cell(steps) for steps in ladder},
                 "to reach": lambda row: _reached_cell(row, rows),
+                "500 samples": columns.time,
             },
         ),
     ]

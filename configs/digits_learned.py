@@ -4,7 +4,7 @@
 
 https://arxiv.org/abs/2107.00630. Only the schedule differs from configs/digits.py: log SNR begins
 as there, from 7 to -8 on a straight line, and is trained with the network, its ends included. A
-step takes as long.
+step takes as long. There are 176,948 parameters, of which 99 are the schedule's.
 
 Bits/dim with the same seed, and the mean difference to digits.py over the images, with its 95%
 interval:

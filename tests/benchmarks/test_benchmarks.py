@@ -30,6 +30,7 @@ from benchmarks.results import Report, Row
 from ddpm_jax import config as configs
 from ddpm_jax import schedules, training
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import classifier
 from ddpm_jax.experiment import image_spec_of, make_network
 
 FEW = ["--repeats", "4", "--seconds", "0.1"]
@@ -80,6 +81,10 @@ ARGUMENTS = {
         *("--config", TINY, "--batch", "2", "--dtypes", "float32", "--compile", "none"),
         *("--sample-steps", "2", "--chain-steps", "4"),
     ],
+    "relatives": [
+        *("--config", TINY, "--names", "linear in log SNR", "rectified flow", "--times", "2"),
+        *("--train-steps", "2", "--samples", "80", "--steps", "2"),
+    ],
     "scaling": [
         *("--topologies", "v5e:2x2", "--config", SCALED, "--channels", "4"),
         *("--batch", "2", "--fsdp", "2"),
@@ -106,6 +111,7 @@ def reports(tmp_path_factory):
             out = tmp_path_factory.mktemp(suite)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(overhead, "ask", here)
+                patch.setattr(classifier, "_STEPS", 20)
                 assert main([suite, *ARGUMENTS[suite], *FEW, "--out", str(out)]) == 0
             found[suite] = out / f"{suite}.json"
         return found[suite]
@@ -190,6 +196,9 @@ def test_a_suite_draws(suite, reports):
         (["forward", "--size", "8x8x1"], "--sizes"),
         (["forward", "--batches", "many"], "many"),
         (["kl", "--samples", "12345"], "--samples has 12345"),
+        (["relatives", "--samples", "64"], "--samples is 64; with 64 features"),
+        (["relatives", "--names", "variance"], "--names has 'variance'; there are linear in"),
+        (["relatives", "--steps", "8", "4"], "--steps is 8 4; it has to rise"),
         (["kl", "--keys", "1"], "at least 2"),
         (["kl", "--config", "absent.py"], "'absent.py' does not exist"),
         (
