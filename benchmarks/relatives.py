@@ -76,8 +76,8 @@ class Settings(Common):
 
     config: Path = Path("configs/digits.py")
     """Images, network and training. Its schedule is "linear in log SNR"."""
-    names: tuple[str, ...] = ()
-    """Relatives to compare; none for all. The first is the one that others are compared with."""
+    names: tuple[str, ...] | None = None
+    """Relatives to compare; all by default. The first is the one that others are compared with."""
     train_steps: int | None = None
     """Training steps; those of the config by default."""
     times: int | None = None
@@ -122,14 +122,15 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
         base, evaluation=evaluation, train=dataclasses.replace(base.train, steps=length)
     )
     cases = cases_of(base)
-    unknown = [name for name in settings.names if name not in cases]
+    names = tuple(cases) if settings.names is None else settings.names
+    unknown = [name for name in names if name not in cases]
     if unknown:
         raise UserError(f"--names has {unknown[0]!r}; there are {', '.join(cases)}")
     images = configs.load_images(base.data, base.preparation)
     space = _space(images, settings.seed, say)
     yield _held_out_row(space, images)
     first: BitsPerImage | None = None
-    for name in settings.names or tuple(cases):
+    for name in names:
         workdir = settings.out / "relatives" / name.replace(" ", "_").replace(",", "")
         config = dataclasses.replace(cases[name], workdir=str(workdir), seed=settings.seed)
         say(f"{name}: training for {length} steps")

@@ -43,7 +43,7 @@ def check_values(settings: Common, *, distinct: tuple[str, ...] = ()) -> None:
         option = "--" + name.replace("_", "-")
         if isinstance(value, tuple) and not value:
             raise UserError(f"{option} is empty; give at least one value")
-        if name in distinct and len(set(value)) < len(value):
+        if name in distinct and isinstance(value, tuple) and len(set(value)) < len(value):
             raise UserError(f"{option} is {' '.join(map(str, value))}; give each value once")
         for number in value if isinstance(value, tuple) else (value,):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
