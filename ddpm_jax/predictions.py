@@ -110,8 +110,9 @@ class Prediction:
         >>> minus_v = predictions.Prediction("minus_v", lambda a, b: (b, -a))
         >>> x0, eps, t = jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.array([1])
         >>> schedule = schedules.constant(3, beta=0.2)
-        >>> losses.target(schedule, x0, t, eps, predicts=minus_v).round(3).tolist()  # b = 0.6
-        [[0.6, 0.6]]
+        >>> y = losses.target(schedule, x0, t, eps, predicts=minus_v)
+        >>> [f"{value:.2f}" for value in y[0].tolist()]  # b = 0.6
+        ['0.60', '0.60']
     """
 
     name: str
