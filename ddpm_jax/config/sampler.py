@@ -261,7 +261,7 @@ class UniPC(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class Midpoint(Sampler):
-    """The midpoint rule in the clock of rectified flow, in blocks of two steps."""
+    """The midpoint rule in the time of rectified flow, in blocks of two steps."""
 
     def make(self, model: BoundModel) -> samplers.Sampler:
         """`samplers.midpoint`."""

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 _LEVELS = 256
-_OTHER_NAMES = {"constant": "constant_beta"}
+_OTHER_NAMES = {"constant": "constant_beta", "unipc": "uni_pc"}
 """Functions whose members have other names."""
 _NO_THRESHOLD = "no_threshold"
 """Name of the member for no threshold."""

@@ -5,7 +5,7 @@
 - `dpm_solver_pp`: second or third order at the cost of first, with noise or without.
 - `dpm_solver_pp_single`: the same orders in blocks of two or three steps, without a memory.
 - `unipc`: up to third order, and a corrector that adds one more at no call of the network.
-- `midpoint`: second order in the clock of rectified flow, in blocks of two steps.
+- `midpoint`: second order in the time of rectified flow, in blocks of two steps.
 - `heun`: second order, two calls of the network a step;  `stochastic_heun` adds noise before each.
 - `probability_flow`: up to fourth order, one call a step.
 

@@ -162,7 +162,7 @@ def midpoint(
     predicts: Predicts = "eps",
     threshold: Threshold | None = static_threshold,
 ) -> Sampler:
-    r"""The midpoint rule in the clock of rectified flow, of second order, one call a step.
+    r"""The midpoint rule in the time of rectified flow, of second order, one call a step.
 
     In y = x / (a + b) and u = b / (a + b), every chain is a rectified flow (Liu et al. 2022):
 
@@ -179,8 +179,8 @@ def midpoint(
         y_s = y_r + H\, v_r + \frac{H^2}{2 (u_t - u_r)} \big(v_t - v_r\big)
 
     which is the midpoint rule where u_t is in the middle, and of second order wherever it is. It is
-    the same onto the data, at u = 0, and out of pure noise, at u = 1: both are ordinary points of
-    this clock. With an odd number of steps, the last one is Euler's; so is a block that would
+    the same onto the data, at u = 0, and out of pure noise, at u = 1: both are ordinary values of
+    u. With an odd number of steps, the last one is Euler's; so is a block that would
     enlarge errors of x0_hat more than 32 times.
 
     Args:

@@ -1,6 +1,6 @@
 """diffusers' `scheduler_config.json`: its chain, prediction, variance and sampler, in and out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ _VARIANCES: dict[str, Variance] = {
     "learned_range": "learned_range",
 }
 _SPACINGS = ("leading", "trailing", "linspace")
+_UNIPC_VARIANTS = {"bh1": "bh1", **dict.fromkeys(("bh2", "midpoint", "heun", "logrho"), "bh2")}
+"""diffusers takes "bh2" for the types of other solvers."""
 
 _CHAIN = {
     "num_train_timesteps": 1000,
@@ -55,29 +57,43 @@ _SAMPLER = {
     "steps_offset": 0,
 }
 _CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_SOLVER = _SAMPLER | {
+    "timestep_spacing": "linspace",
+    "solver_order": 2,
+    "lower_order_final": True,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "final_sigmas_type": "zero",
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
+_DPM_SOLVER = {
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "lambda_min_clipped": -np.inf,
+    "variance_type": None,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "DDPMScheduler": _CHAIN | _SAMPLER | _CLIP | {"variance_type": "fixed_small"},
     "DDIMScheduler": _CHAIN | _SAMPLER | _CLIP | {"set_alpha_to_one": True},
     "DPMSolverMultistepScheduler": _CHAIN
-    | _SAMPLER
+    | _SOLVER
+    | _DPM_SOLVER
+    | {"euler_at_final": False, "use_lu_lambdas": False},
+    "DPMSolverSinglestepScheduler": _CHAIN | _SOLVER | _DPM_SOLVER,
+    "UniPCMultistepScheduler": _CHAIN
+    | _SOLVER
     | {
-        "timestep_spacing": "linspace",
-        "solver_order": 2,
-        "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "use_lu_lambdas": False,
-        "use_flow_sigmas": False,
-        "flow_shift": 1.0,
-        "final_sigmas_type": "zero",
-        "lambda_min_clipped": -np.inf,
-        "variance_type": None,
-        "use_dynamic_shifting": False,
-        "time_shift_type": "exponential",
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "disable_corrector": [],
+        "solver_p": None,
+        "sigma_min": None,
+        "sigma_max": None,
+        "shift_terminal": None,
     },
 }
 """Every key of the schedulers that are known here, with its default, as of 0.42.1."""
@@ -86,17 +102,18 @@ _FREE = {
     *("prediction_type", "rescale_betas_zero_snr", "predict_epsilon", "tensor_format"),
     *("thresholding", "dynamic_thresholding_ratio", "sample_max_value", "timestep_spacing"),
     *("clip_sample", "clip_sample_range", "variance_type", "solver_order", "algorithm_type"),
-    *("steps_offset", "flow_shift", "time_shift_type", "lower_order_final", "euler_at_final"),
+    *("solver_type", "steps_offset", "flow_shift", "time_shift_type"),
+    *("lower_order_final", "euler_at_final"),
 }
 """Keys that may have other values than their default, because they are read, or because they change
 nothing: the last four of them where all else is as it has to be."""
 _SAME_CHAIN = {
-    *("PNDMScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "LMSDiscreteScheduler"),
+    *("PNDMScheduler", "DEISMultistepScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
-    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"),
-    *("DPMSolverSinglestepScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("DDIMParallelScheduler", "DDPMParallelScheduler"),
 }
-"""Schedulers for networks of the same kind, whose way to draw images is not among ours."""
+"""Schedulers for networks of the same kind, of which the chain alone is read."""
 
 _PIPELINE_STEPS = {"DDPMScheduler": 1000}
 """`num_inference_steps` of diffusers' pipelines, where it is not 50."""
@@ -121,7 +138,7 @@ def scheduler_of_config(
     notes: tuple[str, ...] = ()
     if kind in _SAME_CHAIN:
         if sampler is None:
-            notes = (f"{kind} has no counterpart here; images are drawn by DDIM in its place",)
+            notes = (f"the sampler of {kind} is not read; images are drawn by DDIM in its place",)
         given = {key: value for key, value in given.items() if key in _CHAIN}
         values = _DEFAULTS["DDIMScheduler"] | given
     elif kind in _DEFAULTS:
@@ -150,11 +167,7 @@ def scheduler_of_config(
         )
     if sampler is None:
         sampler = _sampler(values, kind, where)
-        if sampler.name == "ddim" and sampler.arguments["spacing"] == "linspace":
-            notes += (
-                "diffusers' DDIM goes down by T // steps from each time, where the times of the"
-                " spacing 'linspace' are further apart; here each step goes to the next time",
-            )
+        notes += tuple(_differences(sampler))
     return Scheduler(chain, predicts, variance, sampler, notes)
 
 
@@ -248,7 +261,10 @@ def _betas_of(schedule: schedules.Schedule) -> tuple[float, ...]:
 
 def _sampler(values: Mapping[str, Any], kind: str, where: str) -> Recipe:
     num_steps = values["num_train_timesteps"]
-    spacing = _choice(values, "timestep_spacing", {name: name for name in _SPACINGS}, where)
+    if kind == "DPMSolverSinglestepScheduler":
+        spacing = "linspace"  # it has no other
+    else:
+        spacing = _choice(values, "timestep_spacing", {name: name for name in _SPACINGS}, where)
     if spacing == "leading" and values["steps_offset"] != 0:
         raise WeightsError(
             f"{where}: steps_offset is {values['steps_offset']!r}; it has to be 0 for the spacing"
@@ -264,16 +280,55 @@ def _sampler(values: Mapping[str, Any], kind: str, where: str) -> Recipe:
         case "DDPMScheduler":
             return Recipe("ancestral", arguments)
         case "DPMSolverMultistepScheduler":
-            stochastic = _choice(
-                values, "algorithm_type", {"dpmsolver++": False, "sde-dpmsolver++": True}, where
-            )
-            if values["solver_order"] not in (1, 2):
+            order = _order(values, (1, 2, 3), where)
+            _choice(values, "solver_type", {"midpoint": None}, where)
+            kinds = {"dpmsolver++": False, "sde-dpmsolver++": True}
+            stochastic = _choice(values, "algorithm_type", kinds, where)
+            return Recipe("dpm_solver_pp", arguments | {"order": order, "stochastic": stochastic})
+        case "DPMSolverSinglestepScheduler":
+            order = _order(values, (2, 3), where)
+            _choice(values, "solver_type", {"midpoint" if order == 2 else "heun": None}, where)
+            _choice(values, "algorithm_type", {"dpmsolver++": None}, where)
+            return Recipe("dpm_solver_pp_single", arguments | {"order": order})
+        case "UniPCMultistepScheduler":
+            order = _order(values, (1, 2, 3), where)
+            variant = _choice(values, "solver_type", _UNIPC_VARIANTS, where)
+            if values["lower_order_final"] is not True:
                 raise WeightsError(
-                    f"{where}: solver_order is {values['solver_order']!r}; it has to be 1 or 2"
+                    f"{where}: lower_order_final is {values['lower_order_final']!r}; only True has"
+                    " a counterpart here"
                 )
-            order = {"order": values["solver_order"], "stochastic": stochastic}
-            return Recipe("dpm_solver_pp", arguments | order)
+            return Recipe("unipc", arguments | {"order": order, "variant": variant})
     return Recipe("ddim", arguments | {"eta": 0.0, "noise_after_threshold": False})
+
+
+def _order(values: Mapping[str, Any], orders: tuple[int, ...], where: str) -> int:
+    order = values["solver_order"]
+    if type(order) is not int or order not in orders:
+        *most, last = map(str, orders)
+        raise WeightsError(
+            f"{where}: solver_order is {order!r}; it has to be {', '.join(most)} or {last}"
+        )
+    return order
+
+
+def _differences(sampler: Recipe) -> Iterator[str]:
+    """What diffusers does otherwise than the sampler that stands for its scheduler."""
+    name, order = sampler.name, sampler.arguments.get("order")
+    if name == "ddim" and sampler.arguments["spacing"] == "linspace":
+        yield (
+            "diffusers' DDIM goes down by T // steps from each time, where the times of the"
+            " spacing 'linspace' are further apart; here each step goes to the next time"
+        )
+    if name not in ("ddim", "ancestral") and sampler.arguments["spacing"] != "trailing":
+        yield (
+            "diffusers' solvers make a grid of one time more, and leave out the last; here the"
+            " grid has as many times as there are steps"
+        )
+    if name == "dpm_solver_pp" and order == 3:
+        yield "diffusers' DPM-Solver++ of order 3 takes half of the quadratic term; here all of it"
+    if name == "unipc" and order == 3:
+        yield "diffusers' UniPC of order 3 is of order 2 in its last step but one; here it is not"
 
 
 def _threshold(values: Mapping[str, Any], where: str) -> Recipe | None:

@@ -105,14 +105,14 @@ def largest_difference(name):
                 y, x, wanted = exact[source][i][j], x_t[i][j], exact[target][i][j]
                 scale = (abs(d_ * y) + cross * abs(x)) / abs(d) + abs(wanted)
                 ratios.append(abs(mp.mpf(float(value)) - wanted) / scale / U)
-        worst[source, target] = float(max(ratios))
+        worst[source, target] = np.max(np.array(ratios, np.float64))
     return worst
 
 
 @pytest.mark.parametrize("name", thorough_but(["rectified_flow"], CHAINS))
 def test_conversions_of_every_kind_to_every_other_one(name):
     worst = largest_difference(name)
-    assert max(worst.values()) < 4, max(worst, key=worst.get)
+    assert np.max([*worst.values()]) < 4, max(worst, key=worst.get)
 
 
 @pytest.mark.parametrize("name", CHAINS)

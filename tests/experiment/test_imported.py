@@ -13,13 +13,14 @@ from rich.console import Console
 
 import ddpm_jax
 from ddpm_jax import config as configs
+from ddpm_jax import samplers
 from ddpm_jax.cli import main
 from ddpm_jax.config import ConfigError, FromBetas
 from ddpm_jax.data import ImageSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.experiment import RunDirectory, RunDirectoryError, build, initial_state
 from ddpm_jax.experiment.exported import export_file
-from ddpm_jax.experiment.imported import config_of, write_imported_run
+from ddpm_jax.experiment.imported import config_of, recipe_of, write_imported_run
 from ddpm_jax.experiment.initial import read_initial_params
 from ddpm_jax.weights import LazyArray, Recipe, WeightsError
 
@@ -95,6 +96,15 @@ def test_a_schedule_becomes_its_member(recipe, member, tmp_path):
     config = config_of(weights, tmp_path)
     assert config.schedule == member
     assert configs.make_schedule(config.schedule) == weights.schedule
+
+
+@pytest.mark.parametrize("kind", configs.members(configs.Sampler), ids=configs.member_name)
+def test_a_sampler_becomes_a_recipe_of_its_function_and_back(kind, tmp_path):
+    recipe = recipe_of(kind(steps=4))
+    assert callable(getattr(samplers, recipe.name))
+    arguments = {key: value for key, value in recipe.arguments.items() if value is not None}
+    again = Recipe(recipe.name, arguments | {"threshold": recipe.arguments["threshold"]})
+    assert config_of(foreign(sampler=again), tmp_path).sampler == kind(steps=4)
 
 
 def test_a_threshold_and_a_learned_variance_become_members(tmp_path):

@@ -86,7 +86,7 @@ def difference(one, other):
         (one.state.params, one.state.averages),
         (other.state.params, other.state.averages),
     )
-    return max(jax.tree.leaves(pairs))
+    return np.max(jax.tree.leaves(pairs))
 
 
 MESHES = [

@@ -9,6 +9,8 @@ from ddpm_jax.weights.diffusers_schedulers import config_of_scheduler, scheduler
 
 DDPM, DDIM = {"_class_name": "DDPMScheduler"}, {"_class_name": "DDIMScheduler"}
 SOLVER = {"_class_name": "DPMSolverMultistepScheduler"}
+SINGLE = {"_class_name": "DPMSolverSinglestepScheduler"}
+UNIPC = {"_class_name": "UniPCMultistepScheduler"}
 
 
 def read(config, **kwargs):
@@ -26,6 +28,9 @@ def test_defaults():
     assert read(DDIM).sampler == ("ddim", arguments | more)
     more = {"steps": 50, "spacing": "linspace", "threshold": None, "order": 2, "stochastic": False}
     assert read(SOLVER).sampler == ("dpm_solver_pp", more)
+    more = {"steps": 50, "spacing": "linspace", "threshold": None, "order": 2}
+    assert read(SINGLE).sampler == ("dpm_solver_pp_single", more)
+    assert read(UNIPC).sampler == ("unipc", more | {"variant": "bh2"})
 
 
 @pytest.mark.parametrize(
@@ -97,6 +102,29 @@ def test_the_solver_of_stochastic_differential_equations():
     assert (arguments["order"], arguments["stochastic"]) == (1, True)
 
 
+def test_the_third_order_of_each_solver():
+    for config, difference in [
+        (SOLVER, "takes half of the quadratic term"),
+        (SINGLE | {"solver_type": "heun"}, None),
+        (UNIPC | {"solver_type": "bh1"}, "is of order 2 in its last step but one"),
+    ]:
+        found = read(config | {"solver_order": 3})
+        assert found.sampler.arguments["order"] == 3
+        grid, *others = found.notes
+        assert "a grid of one time more" in grid
+        assert len(others) == (difference is not None)
+        assert all(difference in note for note in others)
+
+
+def test_a_solver_of_the_same_grid_has_no_note():
+    config = UNIPC | {"timestep_spacing": "trailing", "solver_type": "midpoint"}
+    assert (read(config).sampler.arguments["variant"], read(config).notes) == ("bh2", ())
+    # It has the spacing "linspace" alone; another one in its file is of the class before it.
+    assert (
+        read(SINGLE | {"timestep_spacing": "trailing"}).sampler.arguments["spacing"] == "linspace"
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
@@ -124,7 +152,16 @@ def test_the_solver_of_stochastic_differential_equations():
         (DDPM | {"clip_sample_range": 0}, "clip_sample_range is 0"),
         (DDPM | {"future": 1}, "future is 1; DDPMScheduler has no such option"),
         (DDIM | {"set_alpha_to_one": False}, "set_alpha_to_one is False; only True"),
-        (SOLVER | {"solver_order": 3}, "solver_order is 3"),
+        (SOLVER | {"solver_order": 4}, "solver_order is 4; it has to be 1, 2 or 3"),
+        (SOLVER | {"solver_type": "heun"}, "solver_type is 'heun'; it has to be one of midpoint"),
+        (SINGLE | {"solver_order": 1}, "solver_order is 1; it has to be 2 or 3"),
+        (SINGLE | {"solver_order": 3}, "solver_type is 'midpoint'; it has to be one of heun"),
+        (SINGLE | {"algorithm_type": "sde-dpmsolver++"}, "is 'sde-dpmsolver\\+\\+'"),
+        (UNIPC | {"solver_order": 2.0}, "solver_order is 2.0; it has to be 1, 2 or 3"),
+        (UNIPC | {"solver_type": "bh3"}, "solver_type is 'bh3'"),
+        (UNIPC | {"predict_x0": False}, "predict_x0 is False"),
+        (UNIPC | {"lower_order_final": False}, "lower_order_final is False; only True"),
+        (UNIPC | {"disable_corrector": [0]}, r"disable_corrector is \[0\]; only \[\]"),
         (SOLVER | {"algorithm_type": "dpmsolver"}, "algorithm_type is 'dpmsolver'"),
         (SOLVER | {"use_karras_sigmas": True}, "use_karras_sigmas is True"),
         (SOLVER | {"final_sigmas_type": "sigma_min"}, "final_sigmas_type is 'sigma_min'"),
@@ -142,7 +179,7 @@ def test_other_schedulers_of_the_same_chain_are_noted():
     assert found.chain.arguments["beta_max"] == 0.01
     assert found.sampler.name == "ddim"
     assert found.notes == (
-        "PNDMScheduler has no counterpart here; images are drawn by DDIM in its place",
+        "the sampler of PNDMScheduler is not read; images are drawn by DDIM in its place",
     )
 
 

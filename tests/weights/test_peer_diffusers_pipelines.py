@@ -121,6 +121,35 @@ def drawn(pipeline, steps, batch=2):
 
 
 @pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
+        ("UniPCMultistepScheduler", {"solver_order": 1}),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+        ("DPMSolverSinglestepScheduler", {}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun"}),
+    ],
+)
+def test_a_solver_at_their_times(network, kind, options, tmp_path):
+    steps = 9
+    scheduler = getattr(diffusers, kind)(prediction_type="v_prediction", **options)
+    weights = from_diffusers(folders.save(network, tmp_path / "pipeline", scheduler))
+    scheduler.set_timesteps(steps)
+    x = start(network)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t).sample, t, x).prev_sample
+    sampler, times = sampler_of(weights)
+    if options.get("timestep_spacing") == "trailing":
+        times = samplers.time_grid(weights.schedule, steps, "trailing")
+        np.testing.assert_array_equal(times, scheduler.timesteps)
+    times = jnp.asarray(scheduler.timesteps.numpy().astype(np.int32))
+    shape = (2, *weights.image_shape)
+    ours = samplers.sample(sampler, KEY, shape, times, start=our_layout(start(network))).x0
+    check_pixels(to_pixels(ours), to_pixels(our_layout(x)))
+
+
+@pytest.mark.parametrize(
     ("name", "options"),
     [
         pytest.param("cifar10", {"variance_type": "fixed_large"}, marks=pytest.mark.thorough),
