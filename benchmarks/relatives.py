@@ -1,9 +1,10 @@
 r"""Trains DDPM's relatives on the same images, and compares them on one footing.
 
-Each relative is a forward process, and where its paper has them a loss and a law of times. All have
-the same network, which gets x_t / r and predicts v / r, with r^2 = a^2 + b^2: for a process that
-preserves variance that is x_t and v. The number of steps, the batches, the seed and, but for the
-rows that say otherwise, the loss (the ELBO) are the same, too. Measured are
+Each relative is a forward process. All have the same network, which predicts v from x_t, or where a
+schedule does not preserve variance, v / r from x_t / r, with r^2 = a^2 + b^2. All have the same
+training steps, batches, seed and loss, the ELBO. Two rows name the loss of a paper: they have its
+loss, its distribution of times and its prediction instead (EDM's F, the velocity). The schedules of
+DDPM have T = 1000, the others the T of the config. Measured are
 
     bits/dim     the bound on the likelihood of all held-out images, and its difference from the
                  first relative image by image, with standard errors over the choice of images
@@ -11,7 +12,8 @@ rows that say otherwise, the loss (the ELBO) are the same, too. Measured are
                  classifier that is trained once; by several samplers and numbers of steps
     steps        the smallest of these numbers with which a sampler comes within the 95 % interval
                  of the ancestral sampler with the most steps
-    seconds      of training, compilation included, and of drawing 500 samples with the most steps
+    seconds      of training, compilation included, and of drawing a batch of samples, 500 at most,
+                 with the most steps
 
 Runs are in the folder `--out`. A suite that was interrupted goes on where it was.
 
@@ -126,6 +128,13 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
     unknown = [name for name in names if name not in cases]
     if unknown:
         raise UserError(f"--names has {unknown[0]!r}; there are {', '.join(cases)}")
+    for name in names:
+        configs.validate(cases[name])
+    shortest = min(cases[name].schedule.num_steps for name in names)
+    if settings.steps[-1] > shortest:
+        raise UserError(
+            f"--steps has {settings.steps[-1]}; the shortest of these chains has {shortest} steps"
+        )
     images = configs.load_images(base.data, base.preparation)
     space = _space(images, settings.seed, say)
     yield _held_out_row(space, images)
@@ -172,7 +181,10 @@ def _distance(space: Space, batches: Iterable[np.ndarray]) -> Estimate:
 def _held_out_row(space: Space, images: ImageSet) -> Row:
     """What a perfect model would reach with as many samples as there are held-out images."""
     distance = _distance(space, samples_of(images, "held_out").batches())
-    return Row(case={"relative": "held-out images"}, numbers={"distance": _plain(distance)})
+    return Row(
+        case={"relative": "held-out images"},
+        numbers={"distance": _plain(distance), "images": len(images.held_out)},
+    )
 
 
 def _bits_numbers(bits: BitsPerImage, first: BitsPerImage) -> dict[str, Any]:
@@ -202,13 +214,14 @@ def _sampler_row(name: str, sampler: str, trained: Run, space: Space, settings: 
             start = time.perf_counter()
             drawn.append(to_bytes(draw(trained.params, key, first).images, space.levels))
             seconds.append(time.perf_counter() - start)
-        distances[steps] = _plain(_distance(space, drawn))
+        kept = np.concatenate(drawn)[: settings.samples]
+        distances[steps] = _plain(_distance(space, [kept]))
     compiling, *runs = seconds  # of the most steps
     return Row(
         case={"relative": name, "sampler": sampler},
         seconds=runs,
         compile_seconds=compiling - (float(np.median(runs)) if runs else 0.0),
-        numbers={"distances": distances},
+        numbers={"distances": distances, "samples": settings.samples},
     )
 
 
@@ -230,7 +243,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[list[Row], columns.Columns]]:
                 "sampler": columns.case("sampler"),
                 **{f"{steps} steps": _distance_cell(steps) for steps in ladder},
                 "to reach": lambda row: _reached_cell(row, rows),
-                "500 samples": columns.time,
+                "a batch": columns.time,
             },
         ),
     ]
@@ -240,10 +253,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a difference has to exceed, and the distance of real images."""
     (floor,) = find(rows, relative="held-out images")
     value, low, high = floor.numbers["distance"]
+    first, *_ = find(rows, sampler=SAMPLERS[0])
     return [
         "+- is one standard error over the choice of held-out images; two runs of one relative"
         " with other seeds differ, too, by an amount that is not measured here.",
-        f"The held-out images themselves have a distance of {value:.2f} ({low:.2f} to {high:.2f}).",
+        f"The {floor.numbers['images']} held-out images themselves have a distance of {value:.2f}"
+        f" ({low:.2f} to {high:.2f}); the distances above are of {first.numbers['samples']} samples."
+        " With fewer images a distance is larger on average.",
         "To reach: the fewest steps within the 95 % interval of ancestral sampling with the most.",
     ]
 

@@ -197,7 +197,6 @@ def weights_of(prediction: Prediction, a: Any, b: Any, power: Any) -> Weights:
     return Weights(alpha, beta, prediction.determinant(a, b, power))
 
 
-@functools.cache
 def edm(sigma_data: float = 0.5) -> Prediction:
     r"""The network F of Karras et al. 2022, for data of a given standard deviation.
 
@@ -228,7 +227,11 @@ def edm(sigma_data: float = 0.5) -> Prediction:
     """
     if not 0.0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data is {sigma_data}; it has to be positive and finite")
+    return _edm(float(sigma_data))
 
+
+@functools.cache
+def _edm(sigma_data: float) -> Prediction:
     def scale(a: Any, b: Any) -> Any:
         square = b**2 + (sigma_data * a) ** 2
         return jnp.sqrt(square) if isinstance(square, jax.Array) else np.sqrt(square)

@@ -20,7 +20,7 @@ the place of x_0. There are three choices for its variance. "small" is the poste
     \log \sigma^2_{\mathrm{learned}}
     = u \log \sigma^2_{\mathrm{large}} + (1 - u) \log \sigma^2_{\mathrm{small}} \tag{3}
 
-Each is read in each mode of the process; a^2 = alpha_bar and b^2 = 1 - alpha_bar for a schedule.
+Each is read in each mode of the process; b^2 is 1 - alpha_bar if variance is preserved.
 
 Eq. (1) is the best for data of no variance and eq. (2) for data of unit variance; what is best for
 other data lies between (Ho et al. 2020, section 3.2). Eq. (3) is Nichol & Dhariwal 2021, eq. 15.

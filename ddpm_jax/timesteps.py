@@ -339,7 +339,7 @@ def lognormal(process: Modal, mean: float = -1.2, std: float = 1.2) -> Float[Arr
     belong to the first and the last t. The defaults are those of EDM (Karras et al. 2022, table 1).
     On rectified flow, where a = 1 - u and b = u, ln sigma is the logit of u: there it is the
     logit-normal law of Stable Diffusion 3 (Esser et al. 2024, section 3.1), with mean 0 and std 1
-    in most of its runs. It is the law of any chain by its log SNR alone, -2 ln sigma.
+    in most of its runs. The law depends on the chain through its log SNR, -2 ln sigma, alone.
 
     Where the last t has no signal, its sigma is infinite. The interval of the t before it is then
     symmetric, and the last t has the tail above.

@@ -264,7 +264,8 @@ def _quantile(
 ) -> Callable[[Array], tuple[Array, Array]]:
     """u -> the log SNR above which there is the share u of the density, and its derivative."""
     cell = (log_snr_min - log_snr_max) / density.size
-    share = density.astype(jnp.float32) / jnp.sum(density)
+    density = density.astype(jnp.float32)
+    share = density / jnp.sum(density)
     share = jnp.where(jnp.all(share > 0.0), share, jnp.nan)
     ends = jnp.cumsum(share)
 

@@ -53,7 +53,7 @@ class BitsPerDim(NamedTuple):
     total: Float[Array, " batch"]
     """prior + kl + decoder, `[batch]`."""
     prior: Float[Array, " batch"]
-    """KL of what the chain leaves to the prior, the standard normal for a schedule, `[batch]`."""
+    """KL of what the chain leaves to the prior, `process.prior`, `[batch]`."""
     kl: Float[Array, " batch"]
     """Sum of the T - 1 KL terms, t = 1 ... T - 1, `[batch]`."""
     decoder: Float[Array, " batch"]

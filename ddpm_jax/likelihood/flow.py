@@ -19,9 +19,9 @@ eq. 39) the density along it obeys
 
     \log p(x_0) = \log p(y_T) + \int \mathrm{div}_y\, \frac{\hat{v}}{r}\ d\phi \tag{3}
 
-r^2 = a^2 + b^2 is 1 for a schedule, and log p(y_T) that of a standard normal. A process of many
-modes has an angle and an r for each, and turns them at once: the divergence is then a sum over
-modes, each with the turn that its own angle makes.
+If variance is preserved, r^2 = a^2 + b^2 is 1, and log p(y_T) that of a standard normal. A process
+of many modes has an angle and an r for each, and turns them at once: the divergence is then a sum
+over modes, each with the turn that its own angle makes.
 
 This is the flow of DDIM (`samplers.ddim`) in other coordinates. In sigma = b / a and x / a, the
 usual ones, the last steps of a chain span decades of sigma and the divergence falls as 1 / sigma
@@ -30,8 +30,9 @@ way, and a schedule that leaves no signal at all is no exception.
 
 A network takes integer times only, so the grid is fixed and Heun's method, of second order, is the
 solver. The first piece, from the data at phi = 0, where no network was trained, to the first time
-has a rule of its own. v_hat = -tan(phi) (score + x), for a schedule, is odd in phi, so the integral
-is half of phi times the slope at its end, up to phi^4 for a density that is smooth on that scale.
+has a rule of its own. There v_hat, which is -tan(phi) (score + x) if variance is preserved, is odd
+in phi, so the integral is half of phi times the slope at its end, up to phi^4 for a density that is
+smooth on that scale.
 
 The divergence is Hutchinson's estimate (Grathwohl et al. 2019), for independent signs z:
 

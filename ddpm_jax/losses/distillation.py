@@ -67,9 +67,9 @@ def distillation_target(
     Any loss trains the student for it. Give the loss the target in the place of `x0`, and in the
     place of `eps` the noise that agrees with it, `convert(process, target, x_t, t, source="x0",
     target="eps")`; the paper's loss is then `weighted_loss` with `truncated_snr()`. A student that
-    has learned its steps is the teacher of the next, with every second time. It must not
-    predict "eps" or "score": few steps begin where x_t is almost noise, and these hardly determine
-    the data there.
+    has learned its steps is the teacher of the next, with every second time. A student
+    must not predict "eps" or "score": few steps begin where x_t is almost noise, and these hardly
+    determine the data there.
 
     Args:
         process: a schedule, or another process of modes.

@@ -27,7 +27,7 @@ squared error (the KL shortcut; `kl_weight` is the weight):
     w_y = w_{x_0} \frac{b_t^2}{D_t^2} \tag{3}
 
 (Kingma et al. 2021, eq. 13 and 14, and eq. (4) of `ddpm_jax.predictions` for any kind y); w_v is
-w_x0 (1 - alpha_bar_t) for a schedule. Eq. (2) holds exactly as long as the two variances are equal.
+w_x0 b_t^2 if variance is preserved. Eq. (2) holds exactly as long as the two variances are equal.
 A process of many modes has a weight for each, and KL_t is their sum: a squared error in the norm of
 the posterior's covariance, in O(d). A plain squared error in its place is no bound, unless all
 weights agree. They do for DDPM, and in eps (not in x0 or v) for noise of one covariance, whose

@@ -81,8 +81,8 @@ def dpm_solver_pp_single(
     at order 3 its mean over h, and the third step that of the parabola through all three values,
     eq. (2) of `ddpm_jax.samplers.polynomials`. Order 3 needs blocks whose steps are equally long in
     lambda, as on the "log_snr" grid and, the more steps the better, on every smooth grid. Otherwise
-    the error of the block's first step leaves order 2: when it is taken, nobody knows yet where the
-    block ends.
+    the error of the block's first step leaves order 2: the end of the block is not known when that
+    step is taken.
 
     The step onto the data is x0_hat itself, whatever its place in a block, and after a step out of
     pure noise a new block begins.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ddpm_jax.arrays import widened
 from ddpm_jax.schedules.build import build, build_traced, check_num_steps
 from ddpm_jax.schedules.tables import Schedule
 
@@ -357,7 +358,8 @@ def from_log_snr(
     It is read in float64 on the host. A table that is being traced, such as one that a network
     makes, gives a schedule of traced tables, and gradients reach what made it. Those have the
     precision of float32: neighbouring differences of log SNR keep as many digits as `log_snr` has
-    of them, and values are not checked. Where log SNR rises, what is made of that step is NaN.
+    of them. Values are not checked: where log SNR rises, the KL term of that step is negative, and
+    there is no bound.
 
     Args:
         log_snr: `[T]`, finite and falling. The last may be -inf: a chain that leaves no signal.
@@ -376,8 +378,14 @@ def from_log_snr(
         >>> schedules.from_log_snr(np.array([0.0, -np.inf])).alpha_bar.tolist()
         [0.5, 0.0]
     """
+    if network_times is not None and np.shape(network_times) != np.shape(log_snr):
+        raise ValueError(
+            f"network_times has shape {np.shape(network_times)}; it has to be that of log_snr,"
+            f" {np.shape(log_snr)}"
+        )
     if isinstance(log_snr, jax.core.Tracer):
         _check_vector("log_snr", log_snr)
+        log_snr = widened(log_snr)
         return build_traced(
             jnp.stack([log_snr, jnp.zeros_like(log_snr)]),
             None if network_times is None else jnp.asarray(network_times),
@@ -394,11 +402,6 @@ def from_log_snr(
     _check_falling("log_snr", log_snr)
     if network_times is not None:
         network_times = np.asarray(network_times)
-        if network_times.shape != log_snr.shape:
-            raise ValueError(
-                f"network_times has shape {network_times.shape}; it has to be that of log_snr,"
-                f" {log_snr.shape}"
-            )
     return build(-np.logaddexp(0.0, -log_snr), log_snr=log_snr, network_times=network_times)
 
 

@@ -181,8 +181,8 @@ def from_monotone(
         The schedule.
 
     Raises:
-        TypeError, ValueError: T below 2 or no whole number; on the host also ends that are not
-            finite and falling, or steps so small that log SNR does not fall.
+        TypeError, ValueError: T below 2 or no whole number; ends that are not traced, and not
+            finite and falling; on the host also steps so small that log SNR does not fall.
 
     Example:
         >>> from ddpm_jax import schedules
@@ -195,20 +195,30 @@ def from_monotone(
         Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     steps = monotone_steps(params, num_steps)
-    (first, last), trained_steps = network_positions or (endpoints, num_steps)
+    trained_ends, trained_steps = network_positions or (endpoints, num_steps)
+    for name, ends in (("endpoints", endpoints), ("network_positions", trained_ends)):
+        _check_ends(name, ends)
+    first, last = trained_ends
     per_log_snr = (trained_steps - 1) / (first - last)
     if not is_traced((params, endpoints)):
         high, low = (float(end) for end in endpoints)
-        if not (np.isfinite(high) and np.isfinite(low) and high > low):
-            raise ValueError(
-                f"endpoints is ({high}, {low}); the first has to be the larger, and both finite"
-            )
         log_snr = high - (high - low) * np.cumsum(np.concatenate([[0.0], np.asarray(steps)]))
         log_snr[-1] = low
         positions = (first - log_snr) * per_log_snr
         return from_log_snr(log_snr, network_times=positions.astype(np.float32))
     parts = _parts(jnp.asarray(steps), *(jnp.asarray(end, jnp.float32) for end in endpoints))
     return build_traced(parts, (first - parts[0]) * per_log_snr)
+
+
+def _check_ends(name: str, ends: Endpoints) -> None:
+    """Raises ValueError unless the ends fall and are finite, if they are known."""
+    if is_traced(ends):
+        return
+    high, low = (float(end) for end in ends)
+    if not (np.isfinite(high) and np.isfinite(low) and high > low):
+        raise ValueError(
+            f"{name} is ({high}, {low}); the first has to be the larger, and both finite"
+        )
 
 
 def _parts(steps: Array, high: Array, low: Array) -> Float[Array, "2 T"]:

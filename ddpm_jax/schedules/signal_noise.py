@@ -2,7 +2,7 @@ r"""Schedules whose a^2 + b^2 is not 1: variance exploding, rectified flow, and 
 
 Each is a pair of functions a(u) and b(u), read at T times in float64 on the host. What they add to
 the schedules that preserve variance is a scale of x_t, see `ddpm_jax.schedules.tables`: with
-sigma = b / a, the noise level, chains with the same sigma at each t have the same ELBO.
+sigma = b / a, the noise level, chains with the same sigma at each t have the same KL terms.
 """
 
 import math
@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 
+_TINY, _LARGEST = float(np.finfo(np.float32).tiny), math.sqrt(np.finfo(np.float32).max)
+
+
 def from_signal_noise(
     signal: np.ndarray | Sequence[float],
     noise: np.ndarray | Sequence[float],
@@ -36,7 +39,7 @@ def from_signal_noise(
 
     Args:
         signal: a, `[T]`, above 0; the last may be exactly 0: a chain that leaves no signal.
-        noise: b, `[T]`, above 0 and finite.
+        noise: b, `[T]`, above 0. Of both, float32 has to hold the squares.
         prior_variance: of p(x_{T-1}); by default a^2 + b^2 at T - 1, the variance that data of
             variance 1 have there.
 
@@ -60,20 +63,23 @@ def from_signal_noise(
             f"signal has shape {a.shape} and noise {b.shape}; both have to be one-dimensional, (T,)"
         )
     check_num_steps(len(a))
-    inside = (a > 0.0) & np.isfinite(a)
+    inside = (a > 0.0) & (a < _LARGEST)
     inside[-1] |= a[-1] == 0.0
     for name, table, good in (
         ("signal", a, inside),
-        ("noise", b, (b > 0.0) & np.isfinite(b)),
+        ("noise", b, (b > 0.0) & (b < _LARGEST)),
     ):
         if not good.all():
             index = int(np.argmin(good))
             only = ", and only the last may be 0" if name == "signal" else ""
             raise ValueError(
-                f"{name}[{index}] is {table[index]:g}; it has to be above 0 and finite{only}"
+                f"{name}[{index}] is {table[index]:g}; it has to be above 0 and below"
+                f" {_LARGEST:g}, whose square float32 holds{only}"
             )
-    if prior_variance is not None and not (prior_variance > 0.0 and math.isfinite(prior_variance)):
-        raise ValueError(f"prior_variance is {prior_variance}; it has to be above 0 and finite")
+    if prior_variance is not None and not _TINY <= prior_variance < _LARGEST**2:
+        raise ValueError(
+            f"prior_variance is {prior_variance}; it has to be above 0 and finite in float32"
+        )
     with np.errstate(divide="ignore"):
         log_signal, log_noise = 2.0 * np.log(a), 2.0 * np.log(b)
     falls = np.diff(log_signal - log_noise) < 0.0

@@ -24,8 +24,9 @@ DDPM's chain (Ho et al. 2020, eq. 2) preserves variance, a^2 + b^2 = 1, and has
     b_t^2 = 1 - \bar\alpha_t \tag{3}
 
 Two chains of the same SNR differ in the scale of x_t alone, by the factor of their
-sqrt(a^2 + b^2). A denoiser of the one is a denoiser of the other, and all terms of the ELBO agree
-(Kingma et al. 2021, section 3.3). The scale matters to the network, whose input it is.
+sqrt(a^2 + b^2). A denoiser of the one is a denoiser of the other, and the prior and KL terms agree
+(Kingma et al. 2021, section 3.3). The decoder at t = 0 has the variance b_0^2, and differs a little
+where a_0 does. The scale matters to the network, whose input it is.
 
 `ddpm_jax.schedules.build` makes the tables. Differences of two logarithms, which every posterior
 and every ELBO weight contains, would lose most of their digits in float32 between neighbouring

@@ -4,8 +4,9 @@ The parameters are a collection of their own among a network's variables, `COLLE
 optimizer, averages and checkpoints treat them as they treat the others. They are offsets from the
 schedule that training begins with, and begin at 0.
 
-The ends of log SNR decide the bound, and descend it. What lies between hardly changes the bound
-(Kingma et al. 2021, section 5.2); it descends the second moment of the loss instead (appendix I):
+The ends of log SNR are trained to minimize the bound. The path between them hardly changes the
+bound (Kingma et al. 2021, section 5.2), so it is trained to minimize the second moment of the loss
+(appendix I):
 
 .. math::
 
@@ -13,8 +14,8 @@ The ends of log SNR decide the bound, and descend it. What lies between hardly c
 
 with w the weight of an example's time. The backward pass has the gradient of each w L. If each
 example has its own copy of the schedule's tables, (1) multiplies the gradient of that copy by
-2 w L, and no second pass is needed. For that the losses are a function of two arguments, variables
-with ends and the copies, whose derivative is written here.
+2 w L, and no second pass is needed. So the losses are written as a function of two arguments, the
+shared variables (with the ends) and the copies of the tables, with a derivative of their own.
 
 References:
     Kingma et al. 2021, https://arxiv.org/abs/2107.00630
@@ -31,6 +32,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ddpm_jax.arrays import is_traced
+from ddpm_jax.checks import check_choice
 from ddpm_jax.schedules import Endpoints, Monotone, Schedule, from_monotone, monotone
 from ddpm_jax.training.objective import Drawn, Losses
 
@@ -91,9 +93,12 @@ def learned_log_snr(
         The functions.
 
     Raises:
-        TypeError, ValueError: a width below 8.
+        TypeError, ValueError: a width below 8, ends that are not finite and falling, T below 2, or
+            another word for `endpoints`.
     """
+    check_choice("endpoints", endpoints, ("fixed", "learned"))
     begin, ends = monotone(width), Endpoints(log_snr_max, log_snr_min)
+    from_monotone(begin, ends, num_steps)  # refuses what makes no schedule
     shapes = {name: leaf.shape for name, leaf in begin._asdict().items()}
     if endpoints == "learned":
         shapes |= dict.fromkeys(_ENDS, ())

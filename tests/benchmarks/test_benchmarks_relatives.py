@@ -32,6 +32,27 @@ def test_another_schedule_has_no_ends_to_share():
         cases_of(dataclasses.replace(BASE, schedule=configs.Cosine()))
 
 
+def test_more_steps_than_a_chain_has_are_refused_before_training(tmp_path):
+    settings = relatives.Settings(steps=(8, 300), out=tmp_path)
+    with pytest.raises(UserError, match="--steps has 300; the shortest of these chains has 250"):
+        next(relatives.run(settings, print))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_config_that_one_relative_cannot_use_is_refused_before_training(tmp_path):
+    config = tmp_path / "classes.py"
+    config.write_text(
+        "import dataclasses\n"
+        "from ddpm_jax import config\n"
+        "def get_config():\n"
+        "    base = config.load('digits_conditional')\n"
+        "    return dataclasses.replace(base, sampler=config.Ancestral())\n"
+    )
+    settings = relatives.Settings(config=config, out=tmp_path / "out")
+    with pytest.raises(UserError, match="classes"):
+        next(relatives.run(settings, print))
+
+
 def test_a_sampler_reaches_the_longest_ancestral_chain_within_its_interval():
     def row(sampler, *values):
         distances = {

@@ -140,6 +140,16 @@ def test_the_bound_of_more_steps_falls_to_that_of_infinitely_many():
             lambda: schedules.from_monotone(random_params(0), schedules.Endpoints(1.0, 2.0), 9),
             r"endpoints is \(1.0, 2.0\); the first has to be the larger",
         ),
+        (
+            lambda: schedules.from_monotone(random_params(0), schedules.Endpoints(5.0, 5.0), 9),
+            r"endpoints is \(5.0, 5.0\); the first has to be the larger",
+        ),
+        (
+            lambda: schedules.from_monotone(
+                random_params(0), ENDS, 9, network_positions=(schedules.Endpoints(5.0, 5.0), 9)
+            ),
+            r"network_positions is \(5.0, 5.0\); the first has to be the larger",
+        ),
         (lambda: schedules.monotone_steps(random_params(0), 1), "num_steps is 1"),
     ],
 )

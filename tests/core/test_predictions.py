@@ -267,7 +267,7 @@ def test_velocities_need_no_signal_and_the_noise_does():
 
 
 def test_kinds_are_values():
-    assert edm(0.5) == predictions.resolve("predicts", "edm")
+    assert edm() == edm(0.5) == edm(sigma_data=0.5) == predictions.resolve("predicts", "edm")
     assert hash(edm(0.3)) == hash(edm(0.3))
     assert edm(0.3) != edm(0.4)
 

@@ -371,6 +371,12 @@ def test_the_prior_lacks_the_signal_that_is_left():
         np.testing.assert_allclose(missing, float(lacks), rtol=1e-6)
 
 
+@pytest.mark.parametrize("variance", [0.0, 1e-50, 1e39, np.nan])
+def test_a_prior_has_a_variance_that_float32_holds(variance):
+    with pytest.raises(ValueError, match=r"prior_variance is .* above 0 and finite in float32"):
+        schedules.from_signal_noise(np.ones(2), [1.0, 2.0], prior_variance=variance)
+
+
 def test_a_prior_of_another_variance_keeps_its_share_when_respaced():
     schedule = schedules.from_signal_noise(np.ones(3), [1.0, 2.0, 4.0], prior_variance=34.0)
     np.testing.assert_allclose(schedule.prior(1)[1], 18 / 34, rtol=1e-6)
@@ -382,9 +388,11 @@ def test_a_prior_of_another_variance_keeps_its_share_when_respaced():
     ("signal", "noise", "message"),
     [
         ([1.0, 0.9, 0.95], [0.1, 0.2, 0.2], "signal / noise is 4.75 at t = 2 after 4.5"),
-        ([1.0, 0.9, 0.8], [0.1, 0.0, 0.2], r"noise\[1\] is 0; it has to be above 0 and finite$"),
+        ([1.0, 0.9, 0.8], [0.1, 0.0, 0.2], r"noise\[1\] is 0; it .* float32 holds$"),
         ([1.0, 0.0, 0.0], [0.1, 0.2, 0.3], r"signal\[1\] is 0; .* only the last may be 0"),
         ([1.0, 0.9], [0.1, np.inf], r"noise\[1\] is inf"),
+        ([1e20, 1e19], [1.0, 1.0], r"signal\[0\] is 1e\+20; .* below 1.84467e\+19"),
+        ([1.0, 0.0], [1.0, 1e30], r"noise\[1\] is 1e\+30"),
         ([np.nan, 0.9], [0.1, 0.2], r"signal\[0\] is nan"),
         ([-1.0, 0.9], [0.1, 0.2], r"signal\[0\] is -1"),
         ([1.0, 0.9], [0.1, 0.2, 0.3], r"signal has shape \(2,\) and noise \(3,\)"),
@@ -453,3 +461,12 @@ def test_network_times_of_ones_own():
     np.testing.assert_array_equal(schedule.network_time(jnp.array([2, 1])), times[[2, 1]])
     with pytest.raises(ValueError, match=r"network_times has shape \(2,\)"):
         schedules.from_log_snr([3.0, 2.0, -1.0], network_times=[0.0, 1.0])
+    with pytest.raises(ValueError, match=r"network_times has shape \(2,\)"):
+        jax.eval_shape(
+            lambda x: schedules.from_log_snr(x, network_times=jnp.arange(2)), jnp.ones(3)
+        )
+
+
+def test_traced_tables_are_float32_whatever_log_snr_is():
+    made = jax.jit(schedules.from_log_snr)(jnp.array([3.0, 2.0, -1.0], jnp.bfloat16))
+    assert {table.dtype.name for table in jax.tree.leaves(made)} == {"float32", "int32"}
