@@ -258,8 +258,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "+- is one standard error over the choice of held-out images; two runs of one relative"
         " with other seeds differ, too, by an amount that is not measured here.",
         f"The {floor.numbers['images']} held-out images themselves have a distance of {value:.2f}"
-        f" ({low:.2f} to {high:.2f}); the distances above are of {first.numbers['samples']} samples."
-        " With fewer images a distance is larger on average.",
+        f" ({low:.2f} to {high:.2f}); those above are of {first.numbers['samples']} samples. With"
+        " fewer images a distance is larger on average.",
         "To reach: the fewest steps within the 95 % interval of ancestral sampling with the most.",
     ]
 
