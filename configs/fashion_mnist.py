@@ -6,8 +6,8 @@
 
 The images have 28x28 pixels with 256 grey levels, and get a black border of two pixels; 60,000 are
 for training and 10,000 held out. The network has 686,769 parameters. Measured by this project:
-2.349 +- 0.007 bits/dim of 32x32 pixels (KL 2.243, decoder 0.106; a histogram of each pixel: 3.514),
-after 75 minutes on two CPU cores; docs/fashion_mnist/ has the run's record.
+2.350 +- 0.007 bits/dim of 32x32 pixels (KL 2.245, decoder 0.105; a histogram of each pixel: 3.514),
+after 75 to 100 minutes on two CPU cores; docs/fashion_mnist/ has the run's record.
 
 Why these numbers: as in configs/digits.py, noise begins at a quarter of the spacing of the grey
 levels, which is 2/255 here: log SNR 12.5. Its fall to -8 is divided into T = 1000 steps, because
@@ -16,8 +16,7 @@ times would take long; therefore 16 terms of each image are computed, spread so 
 or more images.
 
 Samples come from 25 ancestral steps. They look better and have higher precision than those of
-DPM-Solver++ and DDIM, a third of which are speckled, but lower recall and a larger Frechet
-distance; the run's record has both.
+DPM-Solver++ and DDIM, many of which are speckled, but lower recall; the run's record has both.
 """
 
 from ddpm_jax import config
