@@ -448,6 +448,6 @@ STATIC = {
     *("identity", "dct", "fourier", "orthonormal"),
     *("isotropic", "spectral", "correlated", "equal_snr", "blurring"),
     *("affine_chain", "gamma", "custom_chain", "check_step", "litmus"),
-    *("conversion", "resolve", "weights_of"),
+    *("conversion", "edm", "resolve", "weights_of"),
     *("check_predicts", "split_output", "variance_range", "interpolate"),
 }
