@@ -214,8 +214,8 @@ def _sampler_row(name: str, sampler: str, trained: Run, space: Space, settings: 
             start = time.perf_counter()
             drawn.append(to_bytes(draw(trained.params, key, first).images, space.levels))
             seconds.append(time.perf_counter() - start)
-        kept = np.concatenate(drawn)[: settings.samples]
-        distances[steps] = _plain(_distance(space, [kept]))
+        images = np.concatenate(drawn)[: settings.samples]
+        distances[steps] = _plain(_distance(space, [images]))
     compiling, *runs = seconds  # of the most steps
     return Row(
         case={"relative": name, "sampler": sampler},

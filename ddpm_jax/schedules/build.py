@@ -38,16 +38,10 @@ def build(
     if log_noise is None:
         log_noise = log_one_minus_exp(log_alpha_bar)
         noise_power = -np.expm1(log_alpha_bar)
-        prior_variance, missing = 1.0, math.exp(log_alpha_bar[-1])
         if betas is None:
             betas = -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
     else:
         noise_power = np.exp(log_noise)
-        if prior_variance is None:
-            prior_variance = math.exp(log_alpha_bar[-1]) + math.exp(log_noise[-1])
-        # Of the number that float32 holds: it is p's, and q lacks a share of that one.
-        prior_variance = float(np.float32(prior_variance))
-        missing = -math.expm1(log_noise[-1] - math.log(prior_variance))
     if log_snr is None:
         log_snr = log_alpha_bar - log_noise
     if betas is None:
@@ -55,11 +49,20 @@ def build(
     if network_times is None:
         network_times = np.arange(len(log_alpha_bar))
     zero_terminal_snr = bool(np.isneginf(log_alpha_bar[-1]))
-    _check_float32(betas, noise_power, preserves_variance, zero_terminal_snr)
+    alpha_bar = np.exp(log_alpha_bar)
+    _check_float32(betas, alpha_bar, noise_power, preserves_variance, zero_terminal_snr)
+    if preserves_variance:
+        prior_variance, missing = 1.0, alpha_bar[-1]
+    else:
+        if prior_variance is None:
+            prior_variance = alpha_bar[-1] + noise_power[-1]
+        # Of the number that float32 holds: it is p's, and q lacks a share of that one.
+        prior_variance = float(np.float32(prior_variance))
+        missing = -math.expm1(log_noise[-1] - math.log(prior_variance))
     whole = np.issubdtype(network_times.dtype, np.integer)
     return Schedule(
         betas=_float32(betas),
-        alpha_bar=_float32(np.exp(log_alpha_bar)),
+        alpha_bar=_float32(alpha_bar),
         noise_power=_float32(noise_power),
         log_alpha_bar_parts=two_parts(log_alpha_bar),
         log_noise_parts=two_parts(log_noise),
@@ -125,6 +128,7 @@ def log_one_minus_exp(x: np.ndarray) -> np.ndarray:
 
 def _check_float32(
     betas: np.ndarray,
+    alpha_bar: np.ndarray,
     noise_power: np.ndarray,
     preserves_variance: bool,
     zero_terminal_snr: bool,
@@ -133,9 +137,12 @@ def _check_float32(
     below = 1.0 if preserves_variance else largest
     with np.errstate(over="ignore"):
         inside = (betas >= least) & (betas.astype(np.float32) < below)  # XLA takes less for 0
-    inside &= (noise_power >= least) & (noise_power < largest)
     if zero_terminal_snr:
         inside[-1] = True  # the last beta is b^2
+    inside &= (noise_power >= least) & (noise_power < largest)
+    if not (alpha_bar < largest).all():
+        t = int(np.argmax(alpha_bar >= largest))
+        raise ValueError(f"at t = {t} a^2 is {alpha_bar[t]:g}; it has to be finite in float32")
     if not inside.all():
         t = int(np.argmin(inside))
         name = "1 - alpha_bar" if preserves_variance else "b^2"

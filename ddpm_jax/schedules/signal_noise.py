@@ -22,9 +22,6 @@ __all__ = [
 ]
 
 
-_TINY, _LARGEST = float(np.finfo(np.float32).tiny), math.sqrt(np.finfo(np.float32).max)
-
-
 def from_signal_noise(
     signal: np.ndarray | Sequence[float],
     noise: np.ndarray | Sequence[float],
@@ -63,20 +60,22 @@ def from_signal_noise(
             f"signal has shape {a.shape} and noise {b.shape}; both have to be one-dimensional, (T,)"
         )
     check_num_steps(len(a))
-    inside = (a > 0.0) & (a < _LARGEST)
+    inside = (a > 0.0) & np.isfinite(a)
     inside[-1] |= a[-1] == 0.0
     for name, table, good in (
         ("signal", a, inside),
-        ("noise", b, (b > 0.0) & (b < _LARGEST)),
+        ("noise", b, (b > 0.0) & np.isfinite(b)),
     ):
         if not good.all():
             index = int(np.argmin(good))
             only = ", and only the last may be 0" if name == "signal" else ""
             raise ValueError(
-                f"{name}[{index}] is {table[index]:g}; it has to be above 0 and below"
-                f" {_LARGEST:g}, whose square float32 holds{only}"
+                f"{name}[{index}] is {table[index]:g}; it has to be above 0 and finite{only}"
             )
-    if prior_variance is not None and not _TINY <= prior_variance < _LARGEST**2:
+    limits = np.finfo(np.float32)
+    if prior_variance is not None and not (
+        float(limits.tiny) <= prior_variance <= float(limits.max)
+    ):
         raise ValueError(
             f"prior_variance is {prior_variance}; it has to be above 0 and finite in float32"
         )

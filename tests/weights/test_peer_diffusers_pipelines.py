@@ -139,10 +139,10 @@ def test_a_solver_at_their_times(network, kind, options, tmp_path):
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t).sample, t, x).prev_sample
-    sampler, times = sampler_of(weights)
+    sampler, _ = sampler_of(weights)
     if options.get("timestep_spacing") == "trailing":
-        times = samplers.time_grid(weights.schedule, steps, "trailing")
-        np.testing.assert_array_equal(times, scheduler.timesteps)
+        grid = samplers.time_grid(weights.schedule, steps, "trailing")
+        np.testing.assert_array_equal(grid, scheduler.timesteps)
     times = jnp.asarray(scheduler.timesteps.numpy().astype(np.int32))
     shape = (2, *weights.image_shape)
     ours = samplers.sample(sampler, KEY, shape, times, start=our_layout(start(network))).x0
