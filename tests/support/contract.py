@@ -104,7 +104,8 @@ def cases_of(process):
         return lambda **arrays: function(process, **arrays, **static)
 
     def draw_images(sampler):
-        times = samplers.time_grid(process, 4)
+        # Not from T - 1: x0_hat = (x - b eps_hat) / a has lost hundreds of roundings there.
+        times = jnp.asarray([8, 5, 2, 0])
         return lambda key, **start: samplers.sample(sampler, key, (BATCH, 3, 2), times, **start).x0
 
     return {
