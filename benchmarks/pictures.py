@@ -116,10 +116,11 @@ def _relatives(figure: Any, rows: list[Row]) -> None:
     bits.set(title="held-out images, 95 % intervals", xlabel="bits/dim")
     bits.invert_yaxis()
     for index, name in enumerate(names):
+        line = "o-" if index < 10 else "s--"  # the colours begin again
         for row in find(rows, relative=name, sampler="ddim"):
             steps = [int(count) for count in row.numbers["distances"]]
             values = [value for value, *_ in row.numbers["distances"].values()]
-            distances.plot(steps, values, "o-", color=f"C{index}", markersize=3, label=name)
+            distances.plot(steps, values, line, color=f"C{index}", markersize=3, label=name)
     distances.set(title="DDIM", xlabel="steps", ylabel="Frechet distance")
     distances.set(xscale="log", yscale="log")
     _legend(figure, [distances])

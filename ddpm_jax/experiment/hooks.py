@@ -38,8 +38,8 @@ class RunHooks:
     missed_snapshots: set[int] = dataclasses.field(default_factory=set)
     """Steps whose snapshots could not be saved. A resumed run does not repeat them, and averages
     report that they are missing."""
-    schedule_warned: bool = False
-    """Whether the last log had a warning about a learned schedule."""
+    schedule_faults: frozenset[str] = frozenset()
+    """What was wrong with a learned schedule at the last log."""
     refusal: str | None = None
     """Why the last line of metrics.jsonl could not be written."""
     skipped_images: set[str] = dataclasses.field(default_factory=set)
@@ -79,12 +79,13 @@ class RunHooks:
         self._report_skipped_images()
 
     def _report_schedule(self, step: int, watched: dict[str, float]) -> None:
-        """Reports when a learned schedule becomes useless; once, until it has recovered."""
+        """Reports each fault of a learned schedule once, until the schedule has recovered."""
         learned = self.experiment.learned
-        sentences = [] if learned is None else learned.warnings(watched)
-        for sentence in sentences if not self.schedule_warned else []:
-            self.display.say(f"step {step}: {sentence}")
-        self.schedule_warned = bool(sentences)
+        sentences = {} if learned is None else learned.warnings(watched)
+        for fault, sentence in sentences.items():
+            if fault not in self.schedule_faults:
+                self.display.say(f"step {step}: {sentence}")
+        self.schedule_faults = frozenset(sentences)
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         """Writes numbers on held-out images to metrics.jsonl, and the floats to the logger."""

@@ -9,7 +9,7 @@ Of an incomplete block at the end, the steps that were taken are of their lower 
 
 References:
     - Lu et al. 2022, https://arxiv.org/abs/2206.00927 and https://arxiv.org/abs/2211.01095
-    - Liu et al. 2022, https://arxiv.org/abs/2209.03003
+    - Liu et al. 2023, https://arxiv.org/abs/2209.03003
 """
 
 from collections.abc import Callable
@@ -164,7 +164,7 @@ def midpoint(
 ) -> Sampler:
     r"""The midpoint rule in the time of rectified flow, of second order, one call a step.
 
-    In y = x / (a + b) and u = b / (a + b), every chain is a rectified flow (Liu et al. 2022):
+    In y = x / (a + b) and u = b / (a + b), every chain is a rectified flow (Liu et al. 2023):
 
     .. math::
 
@@ -204,7 +204,7 @@ def midpoint(
         >>> sampler = samplers.midpoint(schedules.cosine(1000), predict, predicts="v")
 
     References:
-        Liu et al. 2022, https://arxiv.org/abs/2209.03003
+        Liu et al. 2023, https://arxiv.org/abs/2209.03003
     """
     check_predicts(process, predicts)
 

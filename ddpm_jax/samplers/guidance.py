@@ -46,7 +46,7 @@ def classifier_free(
         \mathrm{guided} + (1 - \phi)\, \mathrm{guided}
 
     with the standard deviation of each example, takes back the contrast that a large scale adds
-    (Lin et al. 2023, eq. 15 and 16).
+    (Lin et al. 2024, eq. 15 and 16).
 
     Args:
         conditional: `(x_t, t) -> prediction`, its condition bound.
@@ -73,7 +73,7 @@ def classifier_free(
 
     References:
         - Ho & Salimans 2022, https://arxiv.org/abs/2207.12598
-        - Lin et al. 2023, https://arxiv.org/abs/2305.08891
+        - Lin et al. 2024, https://arxiv.org/abs/2305.08891
         - Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724
     """
     _check_scale(scale)

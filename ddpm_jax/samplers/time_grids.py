@@ -41,7 +41,7 @@ def time_grid(
         \sigma_\mathrm{min}^{1/\rho} - \sigma_\mathrm{max}^{1/\rho}\big)\Big)^\rho
 
     (Karras et al. 2022, eq. 5). The first three are what diffusers calls `timestep_spacing` (its
-    leading grid may add a `steps_offset`, which is 0 here) and are compared in Lin et al. 2023,
+    leading grid may add a `steps_offset`, which is 0 here) and are compared in Lin et al. 2024,
     table 2: a grid that begins below T - 1 takes pure noise for images with some signal left.
     "log_snr" is the grid of Lu et al. 2022. If no signal is left at T - 1, sigma is infinite there:
     that time comes first, and the last two spacings spread the others over the rest.
@@ -73,7 +73,7 @@ def time_grid(
         [9, 7, 5, 3, 1]
 
     References:
-        - Lin et al. 2023, https://arxiv.org/abs/2305.08891
+        - Lin et al. 2024, https://arxiv.org/abs/2305.08891
         - Lu et al. 2022, https://arxiv.org/abs/2206.00927
         - Karras et al. 2022, https://arxiv.org/abs/2206.00364
     """

@@ -21,19 +21,19 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         \sqrt{\bar\alpha_t'} = \big(\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_{T-1}}\big)
         \frac{\sqrt{\bar\alpha_0}}{\sqrt{\bar\alpha_0} - \sqrt{\bar\alpha_{T-1}}}
 
-    so that the first stays and the last becomes 0 (Lin et al. 2023, algorithm 1). A network for it
+    so that the first stays and the last becomes 0 (Lin et al. 2024, algorithm 1). A network for it
     predicts x0 or v: at T - 1 x_t is pure noise, so eps would be x_t itself there and x0_hat = 0 /
     0.
 
     Args:
-        schedule: the schedule to change, one that preserves variance.
+        schedule: the schedule to change, one that preserves variance or already leaves no signal.
 
     Returns:
         The new schedule; `schedule` itself if it already leaves no signal.
 
     Raises:
         TypeError: the schedule is traced.
-        ValueError: it does not preserve variance.
+        ValueError: it leaves signal, and does not preserve variance.
 
     Example:
         >>> from ddpm_jax import schedules
@@ -41,13 +41,13 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         0.0
 
     References:
-        Lin et al. 2023, https://arxiv.org/abs/2305.08891
+        Lin et al. 2024, https://arxiv.org/abs/2305.08891
     """
-    check_preserves_variance("schedule", schedule)
     log_signal = 0.5 * on_host(schedule.log_alpha_bar_parts)
     first, last = log_signal[0], log_signal[-1]
     if np.isneginf(last):
         return schedule
+    check_preserves_variance("schedule", schedule)
     # With s = sqrt(alpha_bar): s'_t = (s_t - s_last) s_0 / (s_0 - s_last). Every difference is
     # taken by expm1 of a difference of logs, and 1 - s' is a sum of two that are not negative.
     stretch = -1.0 / math.expm1(last - first)

@@ -65,8 +65,8 @@ class LearnedSchedule(NamedTuple):
     """Names of the parameters that descend the loss; the others descend its second moment."""
     metrics: Callable[[Any], dict[str, Array]]
     """`collection -> scalars by name`, which a run logs."""
-    warnings: Callable[[dict[str, float]], list[str]]
-    """`metrics -> sentences` about a schedule that has become useless."""
+    warnings: Callable[[dict[str, float]], dict[str, str]]
+    """`metrics -> sentences`, by what is wrong, about a schedule that has become useless."""
 
 
 def learned_log_snr(
@@ -233,17 +233,17 @@ def _by_second_moment(
     return function
 
 
-def _warnings(metrics: dict[str, float], *, num_steps: int) -> list[str]:
+def _warnings(metrics: dict[str, float], *, num_steps: int) -> dict[str, str]:
     high, low = metrics["log_snr_max"], metrics["log_snr_min"]
     largest, even = metrics["largest_log_snr_step"], 1.0 / (num_steps - 1)
-    sentences = []
+    sentences = {}
     if largest > max(_LARGEST_STEP, _TIMES_EVEN * even):
-        sentences.append(
+        sentences["collapse"] = (
             f"the learned schedule collapses: one of {num_steps - 1} steps has {largest:.0%} of the"
             " range of log SNR; a lower learning rate or a narrower range may help"
         )
     if high > _LIMIT or low < -_LIMIT or high - low < 1.0:
-        sentences.append(
+        sentences["range"] = (
             f"log SNR now goes from {high:.1f} to {low:.1f}; learned endpoints should stay between"
             f" {_LIMIT:g} and {-_LIMIT:g} and at least 1 apart, or be fixed"
         )

@@ -38,7 +38,7 @@ def test_linspace_falls_evenly_and_never_repeats(T):
 
 @pytest.mark.parametrize(
     ("spacing", "num_steps", "grid"),
-    [  # Lin et al. 2023, table 2, counts from 1
+    [  # Lin et al. 2024, table 2, counts from 1
         ("linspace", 10, [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
         ("leading", 10, [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),
         ("trailing", 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),

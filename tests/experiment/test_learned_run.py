@@ -30,23 +30,28 @@ ARGUMENTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def run(mixers, tmp_path_factory):
-    """With a learning rate at which the schedule moves far within 24 steps."""
-    path = tmp_path_factory.mktemp("learned") / "run"
+def trained(path, **schedule):
+    """What is printed by a run in which the schedule moves far within 24 steps."""
     tiny = config.load(TINY)
     printed = io.StringIO()
     ddpm_jax.train(
         dataclasses.replace(
             tiny,
-            schedule=config.LearnedLogSNR(num_steps=8, endpoints="learned"),
+            schedule=config.LearnedLogSNR(num_steps=8, endpoints="learned", **schedule),
             optimizer=config.Adam(learning_rate=0.1, warmup_steps=2),
             evaluation=dataclasses.replace(tiny.evaluation, batch_size=64),
             mesh=config.Jit(data=1),
             workdir=str(path),
         ),
-        console=Console(file=printed),
+        console=Console(file=printed, width=300),
     )
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(mixers, tmp_path_factory):
+    path = tmp_path_factory.mktemp("learned") / "run"
+    trained(path)
     return path
 
 
@@ -68,6 +73,13 @@ def test_the_schedule_moves_and_its_numbers_are_metrics(run, loaded):
     largest = np.max(-np.diff(raw.mean_log_snr())) / np.ptp(raw.mean_log_snr())
     np.testing.assert_allclose(last["largest_log_snr_step"], largest, rtol=1e-5)
     assert loaded.process != raw  # the average moves more slowly
+
+
+@pytest.mark.thorough
+def test_a_schedule_out_of_its_range_is_reported_once(tmp_path):
+    printed = trained(tmp_path / "run", log_snr_max=21.0)
+    assert printed.count("step 5: log SNR now goes from") == 1
+    assert printed.count("log SNR now goes from") == 1
 
 
 def test_tables_of_parameters_at_hand_are_exact(loaded):
