@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.arrays import fold_in, normal, root, split
+from ddpm_jax.arrays import fold_in, normal, per_example, root, split
 from ddpm_jax.checks import check_float, check_keys, check_result
 from ddpm_jax.compiled import call_compiled
 from ddpm_jax.forward import convert
@@ -180,18 +180,26 @@ def following(times: Array) -> Array:
 
 
 def prior_init(
-    process: Modal,
+    process: Modal, memory: Callable[[Array], Any] = lambda x_t: ()
 ) -> Callable[[Array, tuple[int, ...], Array | None], SamplerState]:
-    """A Sampler's init: `start`, or the prior, noise of independent modes."""
+    """A Sampler's init: `start`, or the prior, noise of independent modes; and `memory` of them."""
 
     def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
-        if start is not None:
-            return SamplerState(start)
-        variance, _ = process.prior(shape[0])
-        noise = normal(key, shape, jnp.float32)
-        return SamplerState(mix(process, (jnp.sqrt(variance), noise)))
+        x_t = start
+        if x_t is None:
+            variance, _ = process.prior(shape[0])
+            x_t = mix(process, (jnp.sqrt(variance), normal(key, shape, jnp.float32)))
+        return SamplerState(x_t, memory(x_t))
 
     return init
+
+
+def finish(x_s: Array, x0_hat: Array, s: Array, threshold: Threshold | None) -> tuple[Array, Array]:
+    """Both as they are; on the step onto the data, x_s after `threshold`, which is x0_hat, too."""
+    onto_data = per_example(s < 0, x_s)
+    if threshold is not None:
+        x_s = jnp.where(onto_data, threshold(x_s), x_s)
+    return x_s, jnp.where(onto_data, x_s, x0_hat)
 
 
 def everywhere(process: Modal, batch: int, value: float) -> Array:

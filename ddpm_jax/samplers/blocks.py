@@ -12,14 +12,12 @@ References:
     - Liu et al. 2023, https://arxiv.org/abs/2209.03003
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.arrays import per_example
 from ddpm_jax.forward import convert
 from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix
@@ -31,6 +29,7 @@ from ddpm_jax.samplers.base import (
     StepInfo,
     both_times,
     exponential_step,
+    finish,
     half_log_snr_step,
     predict_x0,
     prior_init,
@@ -152,7 +151,7 @@ def dpm_solver_pp_single(
         taken = jnp.where(silent, 0, (block.taken + 1) % order)
         return SamplerState(x_s, block._replace(taken=taken)), StepInfo(x_s, x0_hat)
 
-    return Sampler(_block_init(process, order), step)
+    return Sampler(prior_init(process, lambda x_t: _no_block(x_t, order)), step)
 
 
 def midpoint(
@@ -233,28 +232,17 @@ def midpoint(
         bend = velocity(x0_hat, x_t, t_each) - velocity(block.x0_hats[0], block.x_t, first)
         x_s = exponential_step(process, block.x0_hats[0], block.x_t, first, s_each)
         x_s -= mix(process, ((process.signal(s_each) + process.noise(s_each)) * weight, bend))
-        onto_data = per_example(s_each < 0, x_s)
-        if threshold is not None:
-            x_s = jnp.where(onto_data, threshold(x_s), x_s)
-        x0_hat = jnp.where(onto_data, x_s, x0_hat)
+        x_s, x0_hat = finish(x_s, x0_hat, s_each, threshold)
         block = block._replace(taken=(block.taken + 1) % 2)
         return SamplerState(x_s, block), StepInfo(x_s, x0_hat)
 
-    return Sampler(_block_init(process, 2), step)
+    return Sampler(prior_init(process, lambda x_t: _no_block(x_t, 2)), step)
 
 
-def _block_init(
-    process: Modal, order: int
-) -> Callable[[Array, tuple[int, ...], Array | None], SamplerState]:
-    """A Sampler's init, before the first block of `order` steps."""
-
-    def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
-        state = prior_init(process)(key, shape, start)
-        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(state.x_t)
-        past = order - 1
-        return state._replace(memory=Block(zero, nothing, (zero,) * past, (nothing,) * past))
-
-    return init
+def _no_block(x_t: Array, order: int) -> Block:
+    """Before the first block of `order` steps."""
+    zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros_like(x_t)
+    return Block(zero, nothing, (zero,) * (order - 1), (nothing,) * (order - 1))
 
 
 def _enter(block: Block, begins: Array, x_t: Array, t: Array, x0_hat: Array) -> Block:

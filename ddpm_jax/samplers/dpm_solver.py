@@ -112,10 +112,6 @@ def dpm_solver_pp(
     # The drift of the reverse diffusion forgets twice as fast: eq. (2) with 2 h in the place of h.
     pace = 2.0 if stochastic else 1.0
 
-    def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
-        state = prior_init(process)(key, shape, start)
-        return state._replace(memory=no_past(process, state.x_t, order - 1))
-
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
     ) -> tuple[SamplerState, StepInfo]:
@@ -134,7 +130,7 @@ def dpm_solver_pp(
             x_s = exponential_step(process, ahead, x_t, t, s)
         return SamplerState(x_s, remember(past, value, h)), StepInfo(x_s, x0_hat)
 
-    return Sampler(init, step)
+    return Sampler(prior_init(process, lambda x_t: no_past(process, x_t, order - 1)), step)
 
 
 def _past_weights(distances: tuple[Array, ...], h: Array, pace: float) -> list[Array]:

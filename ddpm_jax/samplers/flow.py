@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ddpm_jax.arrays import per_example
 from ddpm_jax.forward import convert
 from ddpm_jax.predictions import Predicts
 from ddpm_jax.processes.modal import Modal, mix
@@ -40,6 +39,7 @@ from ddpm_jax.samplers.base import (
     StepInfo,
     both_times,
     exponential_step,
+    finish,
     half_log_snr_step,
     predict_x0,
     prior_init,
@@ -172,10 +172,6 @@ def probability_flow(
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order is {order}; it has to be 1, 2, 3 or 4")
 
-    def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
-        state = prior_init(process)(key, shape, start)
-        return state._replace(memory=no_past(process, state.x_t, order - 1))
-
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
     ) -> tuple[SamplerState, StepInfo]:
@@ -192,13 +188,10 @@ def probability_flow(
         scale = process.noise(t) * jnp.exp(-0.5 * jnp.where(jnp.isinf(log_ratio), 0.0, log_ratio))
         weights = [scale * weight for weight in _past_weights(past.distances, -jnp.expm1(-h))]
         x_s -= differences(process, weights, past.values, eps_hat).astype(x_t.dtype)
-        onto_data = per_example(s < 0, x_s)
-        if threshold is not None:
-            x_s = jnp.where(onto_data, threshold(x_s), x_s)
-        x0_hat = jnp.where(onto_data, x_s, x0_hat)
+        x_s, x0_hat = finish(x_s, x0_hat, s, threshold)
         return SamplerState(x_s, remember(past, eps_hat, h)), StepInfo(x_s, x0_hat)
 
-    return Sampler(init, step)
+    return Sampler(prior_init(process, lambda x_t: no_past(process, x_t, order - 1)), step)
 
 
 def _finite_step(process: Modal, t: Array, s: Array) -> Array:

@@ -131,11 +131,9 @@ def unipc(
         raise ValueError(f"variant is {variant!r}; it has to be 'bh1' or 'bh2'")
     length = order if corrector else order - 1  # the corrector also needs f_0 of its own step
 
-    def init(key: Array, shape: tuple[int, ...], start: Array | None = None) -> SamplerState:
-        state = prior_init(process)(key, shape, start)
-        nothing = everywhere(process, shape[0], 0.0)
-        memory = Memory(no_past(process, state.x_t, length), (nothing,) * length)
-        return state._replace(memory=memory)
+    def begin(x_t: Array) -> Memory:
+        nothing = everywhere(process, x_t.shape[0], 0.0)
+        return Memory(no_past(process, x_t, length), (nothing,) * length)
 
     def step(
         key: jax.Array, state: SamplerState, t: jax.Array, s: jax.Array
@@ -157,7 +155,7 @@ def unipc(
         memory = Memory(remember(past, value, h), tuple(gain * w for w in correction[:length]))
         return SamplerState(x_s, memory), StepInfo(x_s, x0_hat)
 
-    return Sampler(init, step)
+    return Sampler(prior_init(process, begin), step)
 
 
 def _weights(
