@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,8 +43,8 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one suite, or compares two files; returns the exit code.
 
-    0 done, 2 something that a person can mend, 130 interrupted with ctrl-C. After the last two the
-    file has the rows that were finished.
+    0 done, 2 something that a person can mend, 130 interrupted with ctrl-C. The file has the rows
+    that are finished, also after a process was killed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -84,50 +84,47 @@ def _run(name: str, arguments: Sequence[str]) -> None:
         args=arguments,
     )
     settings.out.mkdir(parents=True, exist_ok=True)  # before the minutes, not after them
-    machine, started, start = results.machine(), results.now(), time.perf_counter()
-    rows, stop = _measured(
-        suite.run(settings, lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True))
-    )
-    if stop is not None and not rows:
-        raise KeyboardInterrupt if isinstance(stop, InterruptedRunError) else stop
-    report = results.Report(
-        suite=name,
-        arguments=as_json(settings),
-        seeds={"seed": settings.seed},
-        machine=machine,
-        versions=results.versions(*suite.PACKAGES),
-        started=started,
-        took_seconds=time.perf_counter() - start,
-        rows=rows,
-        notes=suite.notes(rows) if stop is None else [f"This run did not end: {stop}."],
-        finished=stop is None,
-    )
     path = settings.out / f"{name}.json"
     picture = path.with_suffix(".png")
-    results.save(report, path)
-    if stop is not None:
-        picture.unlink(missing_ok=True)  # that of an earlier run would not be of these rows
+    machine, started, start = results.machine(), results.now(), time.perf_counter()
+    rows: list[results.Row] = []
+
+    def save(notes: list[str], *, finished: bool = False) -> results.Report:
+        report = results.Report(
+            suite=name,
+            arguments=as_json(settings),
+            seeds={"seed": settings.seed},
+            machine=machine,
+            versions=results.versions(*suite.PACKAGES),
+            started=started,
+            took_seconds=time.perf_counter() - start,
+            rows=rows,
+            notes=notes,
+            finished=finished,
+        )
+        results.save(report, path)
+        return report
+
+    try:
+        for row in suite.run(
+            settings, lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True)
+        ):
+            rows.append(row)
+            save(["This run did not end."])  # yet; it may be killed
+            picture.unlink(missing_ok=True)  # that of an earlier run is not of these rows
+    except (UserError, KeyboardInterrupt) as stop:
+        if not rows:
+            raise
+        why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
+        save([f"This run did not end: {why}."])
         count = "1 finished row is" if len(rows) == 1 else f"{len(rows)} finished rows are"
-        raise type(stop)(f"{stop}; {count} in {path}")
+        kind = InterruptedRunError if isinstance(stop, KeyboardInterrupt) else UserError
+        raise kind(f"{why}; {count} in {path}") from None
+    report = save(suite.notes(rows), finished=True)
     print(_as_text(report, suite))
     print(f"\nnumbers   {path}")
     pictures.draw(report, picture)
     print(f"picture   {picture}")
-
-
-def _measured(
-    rows: Iterator[results.Row],
-) -> tuple[list[results.Row], UserError | InterruptedRunError | None]:
-    """All rows, or those that were finished when ctrl-C or an error came, and what came."""
-    finished: list[results.Row] = []
-    try:
-        for row in rows:
-            finished.append(row)
-    except UserError as error:
-        return finished, UserError(str(error))
-    except KeyboardInterrupt:
-        return finished, InterruptedRunError("interrupted")
-    return finished, None
 
 
 def _as_text(report: results.Report, suite: ModuleType) -> str:

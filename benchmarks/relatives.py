@@ -64,6 +64,7 @@ from ddpm_jax.evaluation.classifier import (
 from ddpm_jax.experiment.run import Run, load_run
 from ddpm_jax.experiment.sampling import make_drawer
 from ddpm_jax.experiment.scoring import samples_of
+from ddpm_jax.training import InterruptedTraining
 
 __all__ = ["COLUMNS", "PACKAGES", "Settings", "notes", "run", "tables"]
 
@@ -144,7 +145,10 @@ def run(settings: Settings, say: Say) -> Iterator[Row]:
         config = dataclasses.replace(cases[name], workdir=str(workdir), seed=settings.seed)
         say(f"{name}: training for {length} steps")
         start, fresh = time.perf_counter(), not workdir.exists()
-        train(config, console=Console(quiet=True))
+        try:
+            train(config, console=Console(quiet=True))
+        except InterruptedTraining as stop:
+            raise KeyboardInterrupt from stop
         seconds = time.perf_counter() - start
         say(f"{name}: bits/dim of all held-out images")
         bits = read_bits_per_image(measure_bits_per_image(workdir, "ema", say))

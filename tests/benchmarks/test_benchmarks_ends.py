@@ -65,6 +65,18 @@ def test_the_rows_that_were_finished_are_in_the_file(
     assert "The first run did not end: some of its rows are missing." in said
 
 
+def test_a_killed_process_leaves_the_rows_that_were_finished(monkeypatch, capsys, tmp_path):
+    def kill():
+        report = results.load(tmp_path / "train_step.json")  # what would be left now
+        assert report.rows == ROWS
+        assert not report.finished
+        raise MemoryError
+
+    ends_with(monkeypatch, kill)
+    with pytest.raises(MemoryError):
+        run(capsys, "train_step", "--out", tmp_path)
+
+
 def test_without_a_finished_row_nothing_is_written(monkeypatch, capsys, tmp_path):
     def rows(settings, say):
         interrupt()

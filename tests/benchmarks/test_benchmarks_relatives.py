@@ -1,6 +1,7 @@
 """The relatives of DDPM that are compared: their configs, and what the tables say."""
 
 import dataclasses
+import signal
 
 import pytest
 
@@ -9,6 +10,7 @@ from benchmarks.relatives_cases import cases_of
 from benchmarks.results import Row
 from ddpm_jax import config as configs
 from ddpm_jax.errors import UserError
+from ddpm_jax.training import InterruptedTraining
 
 BASE = configs.load("digits")
 CASES = cases_of(BASE)
@@ -51,6 +53,19 @@ def test_a_config_that_one_relative_cannot_use_is_refused_before_training(tmp_pa
     settings = relatives.Settings(config=config, out=tmp_path / "out")
     with pytest.raises(UserError, match="classes"):
         next(relatives.run(settings, print))
+
+
+def test_ctrl_c_while_a_relative_trains_ends_the_suite_as_elsewhere(monkeypatch, tmp_path):
+    def stopped(config, console):
+        raise InterruptedTraining(3, signal.SIGINT)
+
+    monkeypatch.setattr(relatives, "train", stopped)
+    monkeypatch.setattr(relatives, "_space", lambda *given: None)
+    monkeypatch.setattr(relatives, "_held_out_row", lambda *given: Row({}))
+    rows = relatives.run(relatives.Settings(out=tmp_path, steps=(8,)), print)
+    next(rows)
+    with pytest.raises(KeyboardInterrupt):
+        next(rows)
 
 
 def test_a_sampler_reaches_the_longest_ancestral_chain_within_its_interval():
