@@ -26,14 +26,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     0.
 
     Args:
-        schedule: the schedule to change, one that preserves variance or already leaves no signal.
+        schedule: the schedule to change, one that preserves variance.
 
     Returns:
         The new schedule; `schedule` itself if it already leaves no signal.
 
     Raises:
         TypeError: the schedule is traced.
-        ValueError: it leaves signal, and does not preserve variance.
+        ValueError: it does not preserve variance, also if it leaves no signal, as rectified flow.
 
     Example:
         >>> from ddpm_jax import schedules
@@ -43,11 +43,11 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     References:
         Lin et al. 2024, https://arxiv.org/abs/2305.08891
     """
+    check_preserves_variance("schedule", schedule)
     log_signal = 0.5 * on_host(schedule.log_alpha_bar_parts)
     first, last = log_signal[0], log_signal[-1]
     if np.isneginf(last):
         return schedule
-    check_preserves_variance("schedule", schedule)
     # With s = sqrt(alpha_bar): s'_t = (s_t - s_last) s_0 / (s_0 - s_last). Every difference is
     # taken by expm1 of a difference of logs, and 1 - s' is a sum of two that are not negative.
     stretch = -1.0 / math.expm1(last - first)

@@ -434,14 +434,6 @@ def test_what_needs_a_preserved_variance_says_so(transform):
         transform(schedules.variance_exploding(10))
 
 
-def test_a_chain_without_signal_at_its_end_stays_as_it_is():
-    for schedule in (
-        schedules.rectified_flow(10),
-        schedules.zero_terminal_snr(schedules.linear(10)),
-    ):
-        assert schedules.zero_terminal_snr(schedule) is schedule
-
-
 def test_a_traced_log_snr_makes_the_same_chain_and_passes_gradients():
     log_snr = np.linspace(7.0, -8.0, 100)
     expected = schedules.from_log_snr(log_snr)
