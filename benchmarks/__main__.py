@@ -1,5 +1,6 @@
 """The command: finds the suite or the comparison, prints, and writes files."""
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -86,22 +87,24 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)  # before the minutes, not after them
     path = settings.out / f"{name}.json"
     picture = path.with_suffix(".png")
-    machine, started, start = results.machine(), results.now(), time.perf_counter()
+    start = time.perf_counter()
     rows: list[results.Row] = []
+    begun = results.Report(
+        suite=name,
+        arguments=as_json(settings),
+        seeds={"seed": settings.seed},
+        machine=results.machine(),
+        versions=results.versions(*suite.PACKAGES),
+        started=results.now(),
+        took_seconds=0.0,
+        rows=rows,
+        notes=[],
+        finished=False,
+    )
 
     def save(notes: list[str], *, finished: bool = False) -> results.Report:
-        report = results.Report(
-            suite=name,
-            arguments=as_json(settings),
-            seeds={"seed": settings.seed},
-            machine=machine,
-            versions=results.versions(*suite.PACKAGES),
-            started=started,
-            took_seconds=time.perf_counter() - start,
-            rows=rows,
-            notes=notes,
-            finished=finished,
-        )
+        took = time.perf_counter() - start
+        report = dataclasses.replace(begun, took_seconds=took, notes=notes, finished=finished)
         results.save(report, path)
         return report
 
@@ -115,10 +118,12 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     except (UserError, KeyboardInterrupt) as stop:
         if not rows:
             raise
-        why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
+        kind: type[Exception] = InterruptedRunError
+        why = "interrupted"
+        if isinstance(stop, UserError):
+            kind, why = UserError, str(stop)
         save([f"This run did not end: {why}."])
         count = "1 finished row is" if len(rows) == 1 else f"{len(rows)} finished rows are"
-        kind = InterruptedRunError if isinstance(stop, KeyboardInterrupt) else UserError
         raise kind(f"{why}; {count} in {path}") from None
     report = save(suite.notes(rows), finished=True)
     print(_as_text(report, suite))

@@ -224,8 +224,14 @@ def test_a_learned_schedule_is_importance_sampling_of_a_fixed_one():
     [
         ((7.0, -8.0, 0.02), {}),
         ((7.0, -8.0, 0.6), {"collapse": "collapses: one of 99 steps has 60% of the range"}),
-        ((21.0, -8.0, 0.02), {"range": "log SNR now goes from 21.0 to -8.0; learned endpoints"}),
-        ((0.5, 0.0, 0.02), {"range": "log SNR now goes from 0.5 to 0.0; learned endpoints should"}),
+        (
+            (21.0, -8.0, 0.02),
+            {"range": "log SNR now goes from 21.0 to -8.0; learned endpoints should stay"},
+        ),
+        (
+            (0.5, 0.0, 0.02),
+            {"range": "log SNR now goes from 0.5 to 0.0; learned endpoints should stay"},
+        ),
         ((21.0, -8.0, 0.6), {"collapse": "has 60% of the range", "range": "from 21.0 to -8.0"}),
     ],
 )
