@@ -31,7 +31,14 @@ def eager(name):
 FEW = ("q_sample", "vlb_terms", "bits_per_dim", "sample, ancestral", "kl_full", "update_history")
 """A case of each kind, for what is as it is in all of them."""
 
-few_functions = pytest.mark.parametrize("name", thorough_but(FEW, CASES))
+few_functions = pytest.mark.parametrize(
+    "name",
+    thorough_but(
+        FEW,
+        # A schedule that is exploding has the programs of any other: their values differ.
+        [n for n in CASES if n.removesuffix(", exploding") in (n, *FEW)],
+    ),
+)
 every_function = pytest.mark.parametrize(
     "name", thorough_but([n for n in CASES if not n.endswith((", blurring", ", exploding"))], CASES)
 )

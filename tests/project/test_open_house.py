@@ -11,6 +11,7 @@ from paths import ROOT, SUPPORT
 
 from ddpm_jax import config
 from ddpm_jax.cli.main import main
+from ddpm_jax.evaluation import classifier
 
 HOUSE = SUPPORT / "open_house.py"
 PACKAGE = ROOT / "ddpm_jax"
@@ -71,7 +72,8 @@ def test_it_is_sampled(run, tmp_path):
     "num",
     ["0", pytest.param("8", marks=pytest.mark.thorough)],  # which trains a classifier
 )
-def test_it_is_evaluated(run, tmp_path, num):
+def test_it_is_evaluated(run, tmp_path, num, monkeypatch):
+    monkeypatch.setattr(classifier, "_STEPS", 20)
     assert main(["evaluate", str(run), "--num", num, "--out", str(tmp_path / "e")]) == 0
     results = json.loads((tmp_path / "e" / "results.json").read_text())
     assert results["params"]["ema"]["results"] == {"parameters": 37 * 36 + 36}
