@@ -32,16 +32,12 @@ FEW = ("q_sample", "vlb_terms", "bits_per_dim", "sample, ancestral", "kl_full", 
 """A case of each kind, for what is as it is in all of them."""
 
 PLAIN = [name for name in CASES if not name.endswith((", blurring", ", exploding"))]
-# A schedule that is exploding has the programs of any other: their values differ.
-DIFFERENT = [name for name in CASES if name.removesuffix(", exploding") in (name, *FEW)]
 
-
-def rounded(quick, cases):
-    """`cases`, those that are `quick` with XLA's optimizations, too; these compile for longer."""
-    marks = pytest.mark.optimized, pytest.mark.thorough
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=marks[name not in quick]) for name in cases]
-    )
+few_functions = pytest.mark.parametrize("name", thorough_but(FEW, CASES))
+every_function = pytest.mark.parametrize("name", thorough_but(PLAIN, CASES))
+# The quick ones with all of XLA's optimizations, too: the others would compile for minutes.
+few_optimized = pytest.mark.parametrize("name", thorough_but(FEW, CASES, pytest.mark.optimized))
+every_optimized = pytest.mark.parametrize("name", thorough_but(PLAIN, CASES, pytest.mark.optimized))
 
 
 def is_key(array):
@@ -105,7 +101,7 @@ def differentiated(name):
     return arrays, sorted(floats)
 
 
-@rounded(FEW, DIFFERENT)
+@few_optimized
 def test_vmap_and_grad(name):
     """In one program: values beside another call's, and slopes, which are central differences."""
     case, (arrays, floats), step = CASES[name], differentiated(name), 2e-3
@@ -165,7 +161,7 @@ def on_a_mesh(name, axis_type):
     return mesh, jax.jit(counted, out_shardings=split), place
 
 
-@rounded(PLAIN, CASES)
+@every_optimized
 def test_jit_over_eight_devices_in_one_trace(name):
     arrays = CASES[name].arrays
     mesh, function, place = on_a_mesh(name, AxisType.Auto)
@@ -179,7 +175,7 @@ def test_jit_over_eight_devices_in_one_trace(name):
     assert_close(result, eager(name))
 
 
-@pytest.mark.parametrize("name", thorough_but(FEW, DIFFERENT))
+@few_functions
 def test_explicit_axes_are_understood(name):
     """What cannot be sharded so is refused while tracing; the program is that of other axes."""
     if name == "kl_full" and jax.__version_info__ < (0, 10):
@@ -226,7 +222,7 @@ def test_keys_are_typed_and_single(without_annotation_checks, name, array):
     refuses(name, array, jax.random.split(jax.random.key(0), 2), ValueError)
 
 
-@pytest.mark.parametrize("name", thorough_but(PLAIN, CASES))
+@every_function
 def test_python_numbers_are_no_arrays(without_annotation_checks, name):
     case = CASES[name]
     for array in case.arrays:

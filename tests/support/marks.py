@@ -3,11 +3,11 @@
 import pytest
 
 
-def thorough_but(quick, cases):
-    """`cases` for `parametrize`, each marked thorough unless it is one of the `quick`."""
-    return [case if case in quick else _thorough(case) for case in cases]
+def thorough_but(quick, cases, marks=()):
+    """`cases` for `parametrize`: the `quick` ones with `marks`, each other one marked thorough."""
+    return [_marked(case, marks if case in quick else pytest.mark.thorough) for case in cases]
 
 
-def _thorough(case):
+def _marked(case, marks):
     values = case if isinstance(case, tuple) else (case,)
-    return pytest.param(*values, marks=pytest.mark.thorough)
+    return pytest.param(*values, marks=marks)
